@@ -1,0 +1,1 @@
+"""The commands: `python -m jobs.prepare`, `train`, `evaluate`, `score`."""
