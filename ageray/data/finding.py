@@ -1,0 +1,173 @@
+"""First stage of scoring, on CPUs: photos are read and decoded, their faces found, and a canvas cut out around each.
+
+No photo is lost: one that gives no face is one row with face -1 and `error`. The text up to a colon is the kind of
+failure: `cannot read`, `cannot decode`, `cannot crop`, `no landmarks`, `no face found`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ageray import schema, storage
+from ageray.data.batches import canvas_side, face_canvases
+from ageray.data.images import ImageError, Photo, decode
+from ageray.data.inspection import MOST_BYTES, READERS, subject_of
+from ageray.errors import UserError
+from ageray.experiment import Align, Detect
+from ageray.faces.detect import Face, YuNet
+
+Search = Literal["auto", "always", "never"]
+"""Where the detector runs: where the input has no landmarks of its own, everywhere, nowhere."""
+
+FOUND = pa.schema(
+    [
+        *(field for field in schema.SCORES if not field.name.startswith("age")),
+        pa.field("canvas", pa.binary()),
+        pa.field("canvas_points", schema.POINTS),
+        pa.field("canvas_box", schema.BOX),
+    ]
+)
+"""A row of scores without its ages, and the face's canvas (uint8, C x C x 3) with points and box in it; null where
+`error` is set."""
+
+
+_DEATHS = 2
+_FATAL = "cannot decode: the process died on it twice"
+
+
+class Item(NamedTuple):
+    """A photo's bytes, or why there are none. A face shard's row also has its key, maybe landmarks (10) and box (4)."""
+
+    uri: str
+    content: bytes | UserError
+    key: str | None = None
+    landmarks: list[float] | None = None
+    box: list[float] | None = None
+
+
+def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str, store: str = "") -> pa.Table:
+    """The faces of a batch of photos: rows of FOUND.
+
+    photos: column `image` (uri), or rows of face shards: `path`, `key`, `image` (bytes) and maybe `landmarks`, `box`.
+    run: names the run; a photo on which the process died twice in this run (a fault of a decoder, or too little memory)
+    is not tried again. Ray repeats a task whose process died, without end.
+    store: what Ray leaves out at the start of `path`, such as `s3://`.
+    """
+    cv2.setNumThreads(1)  # as many of these run at once as there are CPUs
+    items = list(_items(photos, store))
+    digest = hashlib.sha256("\n".join(f"{item.uri}#{item.key}" for item in items).encode()).hexdigest()
+    diary = Path(tempfile.gettempdir(), f"ageray-{run}-{digest[:16]}")
+    # A line for each attempt at this batch, with the numbers of the photos it came to.
+    lines = diary.read_text().splitlines() if diary.exists() else []
+    died = Counter(line.split()[-1] for line in lines if line)
+    rows = []
+    with diary.open("a") as attempt:
+        attempt.write("\n")
+        for number, item in enumerate(items):
+            attempt.write(f" {number}")
+            attempt.flush()
+            fatal = died[str(number)] >= _DEATHS
+            rows += [_failed(item, _FATAL)] if fatal else rows_of(item, align, detect, search)
+    diary.unlink(missing_ok=True)
+    return pa.Table.from_pylist(rows, schema=FOUND)
+
+
+def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
+    """Rows of FOUND for one photo: its faces numbered from left to right, or the one that says why there is none.
+
+    A face shard's row is a photo of one subject: of several faces found, the one that `jobs.prepare` would take.
+    """
+    if isinstance(item.content, UserError):
+        return [_failed(item, f"cannot read: {item.content}")]
+    known = _known(item, align)
+    looking = align.mode != "none" and (search == "always" or (search == "auto" and known is None))
+    try:
+        photo = decode(item.content, detect.max_side if looking else canvas_side(align))
+    except ImageError as error:
+        return [_failed(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
+    if not looking and known is None:
+        return [_failed(item, "no landmarks")]
+    faces = _look(item, photo, detect) if looking else [known] if known else []
+    if not faces:
+        return [_failed(item, schema.NO_FACE)]
+    points, boxes = np.stack([face.points for face in faces]), np.stack([face.box for face in faces])
+    try:
+        canvases = face_canvases(item.content, points, boxes, align, photo)
+    except ImageError as error:
+        return [_failed(item, f"cannot crop: {error}")]
+    return [
+        {
+            "key": item.key or f"{item.uri}#{number}",
+            "image": item.uri,
+            "face": number,
+            "box": _values(face.box),
+            "landmarks": _values(face.points),
+            "detection": None if math.isnan(face.score) else face.score,
+            "canvas": canvases.pixels[number].tobytes(),
+            "canvas_points": canvases.points[number].ravel().tolist(),
+            "canvas_box": canvases.box[number].tolist(),
+        }
+        for number, face in enumerate(faces)
+    ]
+
+
+def _failed(item: Item, error: str) -> dict[str, Any]:
+    return {"key": item.key or f"{item.uri}#-1", "image": item.uri, "face": -1, "error": error}
+
+
+def _items(photos: pa.Table, store: str) -> Iterator[Item]:
+    if "path" in photos.column_names:
+        for row in photos.to_pylist():
+            yield Item(store + row["path"], row["image"], row["key"], row.get("landmarks"), row.get("box"))
+        return
+    uris = photos.column("image").to_pylist()
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from map(Item, uris, pool.map(_fetch, uris))
+
+
+def _fetch(uri: str) -> bytes | UserError:
+    try:
+        if not uri:
+            return UserError("no path is given")
+        content = storage.read_bytes(uri, MOST_BYTES + 1)
+    except UserError as error:
+        return UserError(str(error).removeprefix(f"{uri}: "))
+    return content if len(content) <= MOST_BYTES else UserError(f"over {MOST_BYTES >> 20} MiB")
+
+
+def _known(item: Item, align: Align) -> Face | None:
+    """The face that the input itself describes well enough for this alignment."""
+    needed = {"none": (), "box": item.box}.get(align.mode, item.landmarks)
+    if needed is None:
+        return None
+    points = np.array(item.landmarks or [math.nan] * 10, np.float32).reshape(5, 2)
+    return Face(np.array(item.box or [math.nan] * 4, np.float32), points, math.nan)
+
+
+def _look(item: Item, photo: Photo, detect: Detect) -> list[Face]:
+    faces = _detector(detect).detect(photo)
+    if item.key is not None and faces:
+        return [subject_of(faces, photo.width, photo.height)]
+    return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
+
+
+@cache
+def _detector(settings: Detect) -> YuNet:
+    return YuNet(settings)
+
+
+def _values(array: NDArray[np.float32]) -> list[float] | None:
+    return None if np.isnan(array).any() else [float(value) for value in array.ravel()]

@@ -1,0 +1,106 @@
+"""A look at each photo before anything is decided: can it be read, what is its hash, where are its five points."""
+
+from __future__ import annotations
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from ageray import schema, storage
+from ageray.data import images
+from ageray.errors import UserError
+from ageray.experiment import Detect
+from ageray.faces.detect import Face, YuNet
+
+MOST_BYTES = 256 * 2**20
+"""Larger files are taken for something else than photos."""
+
+READERS = 16
+"""Threads of a task that fetch files: on an object store they take long to come and nothing to compute."""
+
+SEEN = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("landmarks", schema.POINTS),
+        pa.field("box", schema.BOX),
+        pa.field("faces", pa.int32()),
+        pa.field("kind", pa.string()),
+        pa.field("reason", pa.string()),
+    ]
+)
+"""One row a photo: `faces` is how many the detector found (null if it did not run), `kind` what is wrong with the photo
+(null: nothing)."""
+
+
+def look(photos: pa.Table, landmarks: str, detect: Detect) -> pa.Table:
+    """Reads each photo (columns `key`, `uri`, `landmarks`) and returns its row of SEEN.
+
+    `landmarks` is `data.landmarks`. A photo that cannot be used gets a `kind` (unreadable, undecodable, no face, no
+    points) and a reason; nothing is raised for it.
+    """
+    cv2.setNumThreads(1)  # one task a core already; more threads would only take turns
+    keys, uris, points = (photos.column(name).to_pylist() for name in ("key", "uri", "landmarks"))
+    with ThreadPoolExecutor(READERS) as pool:
+        contents = pool.map(_fetch, uris)
+        rows = [{"key": key, **_seen(content, own, landmarks, detect)} for key, content, own in zip(keys, contents, points, strict=True)]
+    return pa.Table.from_pylist(rows, schema=SEEN)
+
+
+def subject_of(faces: list[Face], width: int, height: int) -> Face:
+    """The face that a photo's label is about: the one with the largest product of score, size and nearness to the
+    centre.
+
+    `width` and `height` are those of the photo, in the pixels of the boxes.
+    """
+
+    def prominence(face: Face) -> float:
+        x0, y0, x1, y1 = face.box.tolist()
+        offset = np.hypot((x0 + x1 + 1) / width - 1, (y0 + y1 + 1) / height - 1) / np.sqrt(2)
+        return float(face.score * np.sqrt(max(x1 - x0, 0) * max(y1 - y0, 0)) * max(1 - offset, 0))
+
+    return max(faces, key=prominence)
+
+
+def _fetch(uri: str) -> bytes | UserError:
+    try:
+        return storage.read_bytes(uri, MOST_BYTES + 1)
+    except UserError as error:
+        return error
+
+
+def _seen(content: bytes | UserError, points: list[float] | None, landmarks: str, detect: Detect) -> dict[str, Any]:
+    if isinstance(content, UserError):
+        return {"kind": "unreadable", "reason": str(content)}
+    if len(content) > MOST_BYTES:
+        return {"kind": "undecodable", "reason": f"over {MOST_BYTES >> 20} MiB"}
+    search = landmarks == "detect" or (landmarks == "auto" and points is None)
+    try:
+        photo = images.decode(content, detect.max_side if search else None)
+    except images.ImageError as error:
+        return {"kind": "undecodable", "reason": str(error)}
+    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if not search:
+        missing = {"kind": "no points", "reason": "the source gives none and data.landmarks=source"}
+        return {**known, **({"landmarks": points} if points else missing)}
+    faces = _detector(detect).detect(photo)
+    if not faces:
+        return {
+            **known,
+            "faces": 0,
+            "kind": "no face",
+            "reason": f"no face found at data.detect.threshold={detect.threshold:g}",
+        }
+    face = subject_of(faces, photo.width, photo.height)
+    return {**known, "faces": len(faces), "landmarks": face.points.ravel().tolist(), "box": face.box.tolist()}
+
+
+@cache
+def _detector(settings: Detect) -> YuNet:
+    return YuNet(settings)

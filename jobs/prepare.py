@@ -1,0 +1,83 @@
+"""Photos to face shards: reads a set, finds the faces, drops what would spoil training, and says what it dropped."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from ageray import cluster, config, storage
+from ageray.data import shards
+from jobs import cli
+
+_EPILOG = """\
+layouts (data.layout; auto, the default, recognises them):
+  utkface   files named age_gender_race_datetime.jpg.chip.jpg
+  fgnet     images/001A02.JPG with points/001a02.pts
+  manifest  a .csv or .parquet file with a column 'image' or 'uri' (relative paths start at its folder); optional: key,
+            age, age_std, subject, gender, group, landmarks or x0,y0 ... x4,y4 (viewer's left eye, right eye, nose, left
+            and right mouth corner)
+  folder    any photos, without labels
+
+what is dropped, each listed with its reason in prepare.json beside the shards:
+  malformed name, bad row    the name or row does not say what it should
+  unreadable, undecodable    the file is missing, damaged, or no photo
+  no face, no points         nothing to align by
+  duplicate copy             the same bytes as another file with the same age (one is kept)
+  conflicting ages           the same bytes as another file with another age (none is kept)
+
+examples:
+  python -m jobs.prepare configs/data/utkface.yaml data.source=DIR data.shards=shards/utkface
+  python -m jobs.prepare data.source=s3://bucket/faces.csv data.name=mine data.shards=s3://bucket/shards
+  python -m jobs.prepare configs/data/fgnet.yaml data.source=DIR data.shards=shards/fgnet data.landmarks=detect --fresh
+
+Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command or the data, told in
+one line; 1: anything else.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m jobs.prepare",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "words",
+        nargs="*",
+        metavar="FILE.yaml | key=value",
+        help="settings; later ones win. Needs data.source, data.shards",
+    )
+    made.add_argument("--fresh", action="store_true", help="rewrite shards that an earlier run finished")
+    return made
+
+
+def main(words: Sequence[str]) -> None:
+    """Prepares and prints a summary. Raises UserError for mistakes in the settings or the source."""
+    arguments = parser().parse_args(words)
+    experiment = config.load(*config.parse_arguments(arguments.words))
+    source = shards.check(experiment, arguments.fresh)  # starting Ray takes seconds; mistakes are told before
+    cluster.connect(experiment.scale)
+    report = shards.prepare(experiment, arguments.fresh, source)
+    print(summary(report, str(experiment.data.shards)))
+
+
+def summary(report: dict[str, Any], target: str) -> str:
+    """What `shards.prepare` returned, for the terminal."""
+    counts = dict(report["counts"])
+    photos, kept = counts.pop("photos"), counts.pop("kept")
+    files, seconds, rate = report["shards"], report["seconds"], report["photos_per_second"]
+    mib = sum(file["bytes"] for file in files) / 2**20
+    lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {kept} faces kept"]
+    lines += [f"  {number:>7} dropped: {kind}" for kind, number in counts.items()]
+    lines += [f"  {number:>7} kept, but: {kind}" for kind, number in Counter(note["kind"] for note in report["notes"]).items()]
+    lines.append(f"{len(files)} shards, {mib:.0f} MiB, {seconds:.0f} s, {rate:.0f} photos/s: {target}")
+    lines.append(f"every dropped photo and why: {storage.join(target, shards.REPORT)}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)
