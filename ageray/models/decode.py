@@ -1,0 +1,37 @@
+"""From a posterior over age bins to an age in years, and to quantiles. Shape letters: B faces, K bins, Q quantiles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ageray.experiment import ModelBase
+
+
+def bins(config: ModelBase) -> Tensor:
+    """The age in years that each bin stands for: (K,)."""
+    first, last = config.ages
+    return torch.arange(first, last + 1, dtype=torch.float32)
+
+
+def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
+    """Age in years (B,), not rounded: the posterior's expectation (DEX), median or mode, as `config.decode.method` says."""
+    bins_K = bins(config).to(posterior_BK)
+    if config.decode.method == "expectation":
+        return posterior_BK @ bins_K
+    if config.decode.method == "argmax":
+        return bins_K[posterior_BK.argmax(-1)]
+    return quantiles(posterior_BK, bins_K, torch.tensor([0.5]).to(posterior_BK)).squeeze(-1)
+
+
+def quantiles(posterior_BK: Tensor, bins_K: Tensor, levels_Q: Tensor) -> Tensor:
+    """Ages below which the given shares of the posterior lie: (B, Q). A bin's probability is spread evenly over its year, bin y covering
+    y - 0.5 to y + 0.5."""
+    cumulative_BK = posterior_BK.cumsum(-1)
+    total_B1 = cumulative_BK[:, -1:]
+    wanted_BQ = levels_Q.expand(len(posterior_BK), -1) * total_B1
+    index_BQ = torch.searchsorted(cumulative_BK, wanted_BQ.contiguous()).clamp_max(len(bins_K) - 1)
+    mass_BQ = posterior_BK.gather(-1, index_BQ)
+    below_BQ = cumulative_BK.gather(-1, index_BQ) - mass_BQ
+    share_BQ = ((wanted_BQ - below_BQ) / mass_BQ.clamp_min(torch.finfo(mass_BQ.dtype).tiny)).clamp(0, 1)
+    return bins_K[index_BQ] - 0.5 + share_BQ

@@ -1,0 +1,126 @@
+"""The original GoogLeNet (Szegedy et al., CVPR 2015; BVLC's Caffe training), the network the Cluster-CNN paper builds on.
+
+No batch normalisation, real 5x5 branches, local response normalisation, ceil-mode pooling: torchvision's `googlenet` is another network.
+Parameter names are Caffe's layer names with '/' written '_'.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Output channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection (Table 1 of the paper).
+_INCEPTION = {
+    "3a": (64, 96, 128, 16, 32, 32),
+    "3b": (128, 128, 192, 32, 96, 64),
+    "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64),
+    "4c": (128, 128, 256, 24, 64, 64),
+    "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128),
+    "5a": (256, 160, 320, 32, 128, 128),
+    "5b": (384, 192, 384, 48, 128, 128),
+}
+_POOL_BEFORE = ("4a", "5a")
+_MEAN_RGB = (123.0, 117.0, 104.0)
+
+
+class _Normalise(torch.autograd.Function):
+    """y = x s^-3/4 with s = 1 + band * x^2 (* a 1x1 convolution); its gradient g s^-3/4 - 3/2 x band * (g x s^-7/4), written out because
+    autograd's own chain of products takes 1.7 times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, band: Tensor) -> Tensor:
+        s = F.conv2d(x.square(), band).add_(1.0)
+        root = s.rsqrt()
+        power = root * root.sqrt()
+        ctx.save_for_backward(x, s, power, band)
+        return x * power
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, s, power, band = ctx.saved_tensors
+        scaled = gradients[0] * power
+        # band is symmetric, so the transposed convolution is the convolution itself
+        return scaled.addcmul(F.conv2d((scaled * x).div_(s), band), x, value=-1.5), None
+
+
+class ResponseNorm(nn.Module):
+    """Local response normalisation across channels, x / (1 + alpha/5 sum_5 x^2)^0.75, as a banded 1x1 convolution over squared channels
+    (several times as fast in training as torch's own)."""
+
+    def __init__(self, channels: int, size: int = 5, alpha: float = 1e-4) -> None:
+        super().__init__()
+        index = torch.arange(channels)
+        band = ((index[:, None] - index[None, :]).abs() <= size // 2).float() * (alpha / size)
+        self.register_buffer("band", band[:, :, None, None], persistent=False)
+        self.band: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, H, W) to the same shape."""
+        normalised: Tensor = _Normalise.apply(x, self.band.to(x.dtype))
+        return normalised
+
+
+class GoogLeNet(nn.Module):
+    """RGB faces in 0..255 to pooled features (B, 1024); any input side from 32 pixels."""
+
+    features = 1024
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN_RGB).view(1, 3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.layers = nn.ModuleDict()
+        self._conv("conv1_7x7_s2", 3, 64, 7, stride=2)
+        self._conv("conv2_3x3_reduce", 64, 64, 1)
+        self._conv("conv2_3x3", 64, 192, 3)
+        channels = 192
+        for name, (one, three_in, three, five_in, five, pool) in _INCEPTION.items():
+            self._conv(f"inception_{name}_1x1", channels, one, 1)
+            self._conv(f"inception_{name}_3x3_reduce", channels, three_in, 1)
+            self._conv(f"inception_{name}_3x3", three_in, three, 3)
+            self._conv(f"inception_{name}_5x5_reduce", channels, five_in, 1)
+            self._conv(f"inception_{name}_5x5", five_in, five, 5)
+            self._conv(f"inception_{name}_pool_proj", channels, pool, 1)
+            channels = one + three + five + pool
+        self.norm1, self.norm2 = ResponseNorm(64), ResponseNorm(192)
+
+    def _conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+        layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+        self.layers[name] = layer
+
+    def _relu(self, name: str, x: Tensor) -> Tensor:
+        return F.relu(self.layers[name](x), inplace=True)
+
+    def _inception(self, name: str, x: Tensor) -> Tensor:
+        layer = f"inception_{name}_"
+        one = self._relu(layer + "1x1", x)
+        three = self._relu(layer + "3x3", self._relu(layer + "3x3_reduce", x))
+        five = self._relu(layer + "5x5", self._relu(layer + "5x5_reduce", x))
+        pool = self._relu(layer + "pool_proj", F.max_pool2d(x, 3, 1, 1))
+        return torch.cat([one, three, five, pool], 1)
+
+    def forward(self, face_B3SS: Tensor) -> Tensor:
+        """Float RGB in 0..255, (B, 3, S, S), to (B, 1024)."""
+        x = self.layers["conv1_7x7_s2"](face_B3SS - self.mean)
+        x = self.norm1(F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))  # the maximum first: the same, with a quarter of the work
+        x = self._relu("conv2_3x3", self._relu("conv2_3x3_reduce", x))
+        x = F.max_pool2d(self.norm2(x), 3, 2, ceil_mode=True)
+        for name in _INCEPTION:
+            if name in _POOL_BEFORE:
+                x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+            x = self._inception(name, x)
+        return x.mean((2, 3))
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out. Raises KeyError, RuntimeError if they differ."""
+        own = {f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith("loss3_classifier")}
+        own["layers.conv1_7x7_s2.weight"] = own["layers.conv1_7x7_s2.weight"].flip(1)  # BGR to RGB
+        self.load_state_dict(own)

@@ -1,0 +1,1 @@
+"""Training: the plain loop (no Ray), optimisers and schedules, and the Ray Train worker around them."""

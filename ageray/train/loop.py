@@ -1,0 +1,200 @@
+"""The training loop in plain torch: what a run carries from step to step, one epoch, one validation. Ray is not needed here.
+
+Batches are dicts of numpy columns `canvas` (B, C, C, 3) uint8, `points`, `box`, `age`; see `ageray.data.batches`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ageray.data.batches import to_tensors
+from ageray.experiment import Experiment
+from ageray.faces.align import align_faces, standardize
+from ageray.faces.augment import geometric_map, photometric
+from ageray.losses.criterion import Criterion, check_finite
+from ageray.models.decode import bins, decode
+from ageray.models.model import Classifier, build
+from ageray.models.posterior import posterior
+from ageray.train.optim import make_optimizer, make_schedule
+
+_CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
+
+Columns = dict[str, Any]
+
+
+@dataclass
+class EpochResult:
+    """Means over an epoch's steps: the weighted `loss`, each unweighted term; images seen, seconds."""
+
+    loss: float
+    terms: dict[str, float]
+    images: int
+    seconds: float
+
+
+@dataclass
+class State:
+    """All that a run carries from step to step. `state_dict` and `load_state_dict` make a resumed run equal an uninterrupted one."""
+
+    config: Experiment
+    device: torch.device
+    network: Classifier
+    criterion: Criterion
+    bins: Tensor
+    generator: torch.Generator
+    average: Classifier | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    stage: int = -1
+    epoch: int = 0  # finished epochs over all stages
+    step: int = 0  # finished steps over all stages
+    best: float = float("inf")
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def judged(self) -> Classifier:
+        """The network that is validated and kept: the moving average where there is one."""
+        return self.average or self.network
+
+    def start_stage(self, index: int, steps: int) -> None:
+        """A new optimiser and schedule for stage `index`, which will take `steps` steps, on the weights so far."""
+        stage = self.config.train.stages[index]
+        self.optimizer = make_optimizer(self.network, self.network.head_parameters(), stage.optimizer)
+        self.schedule = make_schedule(self.optimizer, stage.schedule, steps)
+        self.stage = index
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, fit for `torch.load(weights_only=True)`."""
+        assert self.optimizer is not None
+        assert self.schedule is not None
+        return {
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "generator": self.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "progress": {"stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best},
+            "log": self.log,
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], steps: int) -> None:
+        """Continues from `saved`; `steps` is the length of the stage it was in."""
+        progress = saved["progress"]
+        self.network.load_state_dict(saved["network"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])
+        self.start_stage(progress["stage"], steps)
+        assert self.optimizer is not None
+        assert self.schedule is not None
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.generator.set_state(saved["generator"].cpu())
+        torch.set_rng_state(saved["torch"].cpu())
+        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
+        self.log = saved["log"]
+
+
+def new_state(config: Experiment, device: torch.device) -> State:
+    """A run at its start: the network on the device, the criterion bound to it. Raises UserError for combinations that cannot work."""
+    torch.manual_seed(config.train.seed)  # of dropout
+    network = build(config.model, seed=config.train.seed)
+    criterion = Criterion(config.loss, network.outputs, config.model.name)
+    network = network.to(device)
+    average = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
+    generator = torch.Generator().manual_seed(config.train.seed)
+    return State(config, device, network, criterion, bins(config.model).to(device), generator, average)
+
+
+def train_one_epoch(state: State, batches: Iterable[Columns], on_step: Callable[[int, int], None] | None = None) -> EpochResult:
+    """One pass over `batches`; `on_step(step, images)` is called after each, both counted in this epoch.
+
+    Raises FloatingPointError naming term and step when a loss is not finite.
+    """
+    state.network.train()
+    started, images, steps = time.perf_counter(), 0, 0
+    pending: list[dict[str, Tensor]] = []
+    sums: dict[str, float] = {}
+    for columns in batches:
+        pending.append(_train_step(state, columns))
+        steps, images = steps + 1, images + len(columns["age"])
+        if len(pending) == _CHECK_EVERY:
+            _collect(pending, sums, state.step)
+        if on_step is not None:
+            on_step(steps, images)
+    _collect(pending, sums, state.step)
+    means = {name: total / max(1, steps) for name, total in sums.items()}
+    return EpochResult(means.pop("loss", float("nan")), means, images, time.perf_counter() - started)
+
+
+def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
+    assert state.optimizer is not None
+    assert state.schedule is not None
+    config = state.config
+    batch = to_tensors({name: columns[name] for name in ("canvas", "points", "box", "age")}, state.device)
+    batch["face"], batch["points"] = augmented_faces(state, batch)
+    with torch.autocast(state.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+        outputs = state.network(batch)
+    loss, terms = state.criterion({**outputs, "age": batch["age"], "bins": state.bins})
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if config.train.clip:
+        nn.utils.clip_grad_norm_(state.network.parameters(), config.train.clip)
+    state.optimizer.step()
+    state.schedule.step()
+    state.step += 1
+    if state.average is not None:
+        _update_average(state.average, state.network, min(config.train.ema, (1 + state.step) / (10 + state.step)))
+    return {"loss": loss.detach(), **terms}
+
+
+def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Training faces (B, 3, S, S; channels last) and their points: alignment and random map in one warp, then random
+    colours, then the same standardisation as in use."""
+    align, augment = state.config.align, state.config.train.augment
+    random_map = geometric_map(len(batch["canvas"]), align.size, augment, state.generator).to(state.device)
+    faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, random_map)
+    faces = standardize(photometric(faces, augment, state.generator), align)
+    return faces.contiguous(memory_format=torch.channels_last), points
+
+
+@torch.no_grad()
+def _update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """The decay climbs with the first steps, so that the random start is forgotten."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for kept, current in zip(average.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def _collect(pending: list[dict[str, Tensor]], sums: dict[str, float], last_step: int) -> None:
+    """Adds the waiting losses to the sums, in one transfer, and empties the list."""
+    if not pending:
+        return
+    table = torch.stack([torch.stack([value.float() for value in terms.values()]) for terms in pending]).cpu()
+    for row, terms in enumerate(pending):
+        check_finite(dict(zip(terms, table[row], strict=True)), last_step - len(pending) + 1 + row)
+    for name, total in zip(pending[0], table.double().sum(0).tolist(), strict=True):
+        sums[name] = sums.get(name, 0.0) + total
+    pending.clear()
+
+
+@torch.inference_mode()
+def validate(state: State, batches: Iterable[Columns]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """True and predicted age (N,) of every face of `batches`, without augmentation or calibration, as the predictor would decode them."""
+    network, config = state.judged.eval(), state.config
+    true, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    for columns in batches:
+        batch = to_tensors({name: columns[name] for name in ("canvas", "points", "box")}, state.device)
+        ages = decode(posterior(network, batch, config, config.train.precision == "bf16"), config.model)
+        predicted.append(ages.cpu().numpy())
+        true.append(np.asarray(columns["age"], np.float32))
+    return np.concatenate(true), np.concatenate(predicted)

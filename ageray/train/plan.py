@@ -1,0 +1,113 @@
+"""What is decided before training starts: which faces, how many steps, where the run lives. No Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ageray import bundle, config, storage
+from ageray.data import splits
+from ageray.errors import UserError
+from ageray.experiment import Experiment
+from ageray.losses.criterion import Criterion
+from ageray.models.model import build
+
+CONFIG, SPLIT, LOG, BEST = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start: its folder, the faces of each part, the steps of an epoch of each stage, and facts for the card."""
+
+    folder: str
+    parts: dict[str, int]
+    steps: list[int]
+    facts: dict[str, Any]
+
+
+def labelled_faces(shards: str) -> pa.Table:
+    """Key, subject and age of every face with a known age, from the light columns alone. Raises UserError if there are no shards."""
+    files = storage.list_files(shards, (".parquet",))
+    if not files:
+        raise UserError(f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare")
+    tables = []
+    for file in files:
+        filesystem, path = storage.filesystem(file)
+        tables.append(pq.read_table(path, filesystem=filesystem, columns=["key", "subject", "age"], partitioning=None))
+    table = pa.concat_tables(tables)
+    return table.filter(table.column("age").is_valid())
+
+
+def run_folder(experiment: Experiment) -> str:
+    """`<runs>/<model>-<data>-<hash of everything but the machine>`: the same experiment has the same folder and continues there."""
+    name = f"{experiment.model.name}-{experiment.data.name}-{config.digest(experiment)}"
+    return storage.join(storage.absolute(experiment.scale.runs), name)
+
+
+def make(experiment: Experiment, fresh: bool = False) -> Plan:
+    """Checks everything that can be checked before a cluster is touched, then writes config.yaml and split.parquet into the run folder.
+
+    Raises UserError for a loss that the model cannot feed, missing shards or weights, too few faces, or a run that is finished already
+    (`fresh` starts it anew).
+    """
+    if experiment.data.shards is None:
+        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
+    if experiment.scale.workers > 1:
+        raise UserError(f"scale.workers={experiment.scale.workers}: training runs on one worker; set scale.workers=1")
+    network = build(experiment.model, seed=experiment.train.seed)
+    Criterion(experiment.loss, network.outputs, experiment.model.name)
+    faces = labelled_faces(experiment.data.shards)
+    parts = splits.split(faces.column("key").to_pylist(), faces.column("subject").to_pylist(), experiment.protocol)
+    steps = _steps(experiment, len(parts["train"]))
+    folder = run_folder(experiment)
+    if fresh:
+        storage.remove_tree(folder)
+    elif storage.exists(storage.join(folder, bundle.IN_RUN, bundle.CARD)):
+        raise UserError(f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh")
+    storage.make_folder(folder)
+    storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
+    splits.save(storage.join(folder, SPLIT), parts)
+    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, _facts(experiment, faces, parts))
+
+
+def _steps(experiment: Experiment, train_faces: int) -> list[int]:
+    steps = []
+    for stage in experiment.train.stages:
+        faces = train_faces if stage.shards is None else labelled_faces(stage.shards).num_rows
+        if faces < experiment.train.batch_size:
+            where = stage.shards or experiment.data.shards
+            raise UserError(
+                f"train.batch_size={experiment.train.batch_size}: {where} has only {faces} training faces; lower it or add faces"
+            )
+        steps.append(faces // experiment.train.batch_size)
+    return steps
+
+
+def _facts(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, Any]:
+    ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
+    training = np.array([ages[key] for key in parts["train"]])
+    first, last = experiment.model.ages
+    return {
+        "data": experiment.data.name,
+        "protocol": experiment.protocol.model_dump(),
+        "faces": {name: len(keys) for name, keys in parts.items()},
+        "train_digest": train_digest(parts["train"]),
+        "train_ages": {"median": float(np.median(training)), "min": float(training.min()), "max": float(training.max())},
+        "outside_bins": int(((training < first) | (training > last)).sum()),
+    }
+
+
+def train_digest(keys: list[str]) -> str:
+    """Names a set of training faces, so that an evaluation can tell whether its split is the model's."""
+    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=8).hexdigest()
+
+
+def to_lines(records: list[dict[str, Any]]) -> str:
+    """JSON lines."""
+    return "".join(json.dumps(record) + "\n" for record in records)
