@@ -1,0 +1,502 @@
+"""Scoring a collection: real photos, a real detector, a real (untrained) model, a real Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from ageray import bundle, report, schema, scores, scoring
+from ageray.age_faces import AgeFaces
+from ageray.data import finding, synthetic
+from ageray.data.batches import face_canvases
+from ageray.data.collection import Collection, draw_demo
+from ageray.data.finding import FOUND, find_faces
+from ageray.data.images import decode
+from ageray.errors import UserError
+from ageray.experiment import Align, Detect, Experiment, Scale
+from ageray.faces.detect import YuNet
+from ageray.models.model import build
+from ageray.predictor import Predictor
+from jobs import score as job
+
+SCALE = Scale(decode_batch=4, score_batch=4, threads=1, progress=False)
+ALIGN, DETECT = Align(size=64), Detect()
+BAD = {"empty.jpg": "cannot decode: empty file", "text.jpg": "cannot decode: not an image", "nobody.png": "no face found"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle of an untrained network that answers differently for different faces."""
+    folder = str(tmp_path_factory.mktemp("model") / "tiny")
+    experiment = Experiment(align=ALIGN)
+    network = build(experiment.model, seed=0)
+    with torch.no_grad():
+        network.head.weight.mul_(30)
+    bundle.save(folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine photos: five with faces, of which two share a file name and one is stored on its side; four without."""
+    folder = tmp_path_factory.mktemp("photos")
+    synthetic.write_photos(folder, 3)
+    (folder / "more").mkdir()
+    synthetic.write_photos(folder / "more", 1, seed=7)
+    upright = Image.open(folder / "photo-00000.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "more" / "turned.jpeg", quality=98, exif=exif)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no photo")
+    Image.new("RGB", (320, 240), (70, 120, 70)).save(folder / "nobody.png")
+    (folder / "more" / "cut.JPG").write_bytes((folder / "photo-00001.jpg").read_bytes()[:20_000])
+    (folder / "notes.txt").write_text("not taken for a photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(photos: Path, model: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of scores of `photos`."""
+    out = tmp_path_factory.mktemp("out") / "scores"
+    scoring.score(str(photos), str(out), model, SCALE, posterior=True)
+    return out
+
+
+def table(out: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(part) for part in sorted(out.glob("*.parquet"))]).sort_by("key")
+
+
+def places(*uris: object) -> pa.Table:
+    return pa.table({"image": pa.array([str(uri) for uri in uris], pa.string())})
+
+
+def find(photos: pa.Table, align: Align = ALIGN, search: finding.Search = "auto") -> pa.Table:
+    return find_faces(photos, align, DETECT, search, "test")
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+def test_no_photo_is_lost(scored: Path, photos: Path) -> None:
+    rows, summary = table(scored), json.loads((scored / "summary.json").read_text())
+    files = {str(file) for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    assert set(rows.column("image").to_pylist()) == files
+    assert summary["images"] == len(files) == 9
+    expected = sum(len(YuNet(DETECT).detect(decode(Path(file).read_bytes(), DETECT.max_side))) for file in _readable(files))
+    assert summary["faces"] == expected == rows.column("age").drop_null().length() == rows.column("error").null_count
+    assert rows.num_rows == summary["faces"] + 4
+    assert summary["errors"] == {"cannot decode": 3, "no face found": 1}
+    failed = {row["image"]: row for row in rows.to_pylist() if row["error"] is not None}
+    for name, error in BAD.items():
+        row = failed[str(photos / name)]
+        assert (row["error"], row["face"], row["key"]) == (error, -1, f"{photos / name}#-1")
+        assert all(row[column] is None for column in ("age", "age_low", "age_high", "box", "landmarks", "detection", "posterior"))
+    assert failed[str(photos / "more" / "cut.JPG")]["error"].startswith("cannot decode: OSError: image file is truncated")
+
+
+def _readable(files: set[str]) -> list[str]:
+    return [file for file in files if Path(file).name not in (*BAD, "cut.JPG")]
+
+
+def test_table_has_its_schema_and_says_which_model_made_it(scored: Path, model: str) -> None:
+    rows = table(scored)
+    assert rows.schema.remove_metadata().equals(schema.SCORES.append(schema.POSTERIOR))
+    assert json.loads(rows.schema.metadata[b"ageray"])["identity"] == bundle.load(model).identity
+    assert len(set(rows.column("key").to_pylist())) == rows.num_rows
+    totals = [sum(posterior) for posterior in rows.column("posterior").to_pylist() if posterior is not None]
+    np.testing.assert_allclose(totals, 1, atol=1e-4)
+    assert sorted(path.name.split("-")[0] for path in scored.iterdir()) == ["part", "report.html", "summary.json"]
+    assert "Ages of the faces in" in (scored / report.PAGE).read_text()
+
+
+def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
+    loaded = bundle.load(model)
+    predictor, detector = Predictor(loaded, device="cpu", threads=1), YuNet(DETECT)
+    rows = [row for row in table(scored).to_pylist() if row["error"] is None]
+    for image in {row["image"] for row in rows}:
+        content = Path(image).read_bytes()
+        faces = sorted(detector.detect(decode(content, DETECT.max_side)), key=lambda face: face.box[0] + face.box[2])
+        points, boxes = np.stack([face.points for face in faces]), np.stack([face.box for face in faces])
+        canvases = face_canvases(content, points, boxes, ALIGN)
+        ages = predictor.predict(canvases.pixels, canvases.points, canvases.box)
+        own = sorted((row for row in rows if row["image"] == image), key=lambda row: row["face"])
+        assert [row["face"] for row in own] == list(range(len(faces)))
+        np.testing.assert_allclose([row["age"] for row in own], ages.age, atol=1e-3)
+        np.testing.assert_allclose([row["age_low"] for row in own], ages.low, atol=1e-3)
+        np.testing.assert_allclose([row["age_high"] for row in own], ages.high, atol=1e-3)
+        np.testing.assert_allclose([row["box"] for row in own], boxes, atol=1e-3)
+    assert np.ptp([row["age"] for row in rows]) > 0.5  # the network does tell these faces apart
+
+
+def test_earlier_result_is_refused_and_survives_an_interruption(
+    scored: Path, photos: Path, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in scored.iterdir()}
+    with pytest.raises(UserError, match=r"holds an earlier result; .*--fresh"):
+        scoring.score(str(photos), str(scored), model, SCALE)
+    stale = scored.with_name("scores.unfinished")
+    stale.mkdir()
+    (stale / "part-stale.parquet").write_bytes(b"what a killed run left")
+
+    def interrupt(*_: Any) -> None:
+        assert not (stale / "part-stale.parquet").exists()
+        assert list(stale.glob("part-*.parquet"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "score_report", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(str(photos / "more"), str(scored), model, SCALE, fresh=True)
+    assert {path.name: path.read_bytes() for path in scored.iterdir()} == before
+    assert not stale.exists()
+
+
+def test_fresh_replaces_a_result_but_nothing_else(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [str(photos / "photo-00000.jpg"), "--out", str(out), "--model", model, "scale.progress=false", "scale.threads=1"]
+    job.main(words)
+    said = capsys.readouterr().out
+    assert "1 photos" in said
+    assert "to look at:" in said
+    job.main([*words, "--fresh", "data.detect.threshold=1.0"])
+    assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
+    assert len(list(out.glob("*.parquet"))) == 1
+    (out / "diary.txt").write_text("mine")
+    for arguments in (words, [*words, "--fresh"]):
+        with pytest.raises(UserError, match=r"holds diary.txt, which jobs.score did not write"):
+            job.main(arguments)
+    assert (out / "diary.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_manifest(kind: str, photos: Path, model: str, ray_local: None, tmp_path: Path) -> None:
+    rows = [str(photos / "photo-00000.jpg"), "near.jpg", "gone.jpg", "", "near.jpg"]
+    (tmp_path / "near.jpg").write_bytes((photos / "photo-00002.jpg").read_bytes())
+    manifest = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        with manifest.open("w", newline="") as file:
+            csv.writer(file).writerows([["who", "image"], *([f"a, b {n}", row] for n, row in enumerate(rows))])
+    else:
+        pq.write_table(pa.table({"uri": pa.array([row or None for row in rows])}), manifest)
+    summary = scoring.score(str(manifest), str(tmp_path / "out"), model, SCALE)
+    assert (summary["images"], summary["errors"]) == (5, {"cannot read": 2})
+    by_image = {row["image"]: row for row in table(tmp_path / "out").to_pylist()}
+    assert set(by_image) == {rows[0], str(tmp_path / "near.jpg"), str(tmp_path / "gone.jpg"), ""}
+    assert by_image[str(tmp_path / "gone.jpg")]["error"] == "cannot read: not found; check the path or url"
+    assert by_image[""]["error"] == "cannot read: no path is given"
+
+
+def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, tmp_path: Path) -> None:
+    synthetic.write_faces_table(tmp_path / "shards", 7, shards=2)
+    summary = scoring.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, SCALE)
+    assert (summary["images"], summary["faces"], summary["errors"]) == (7, 7, {})
+    given = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]).sort_by("key")
+    rows = table(tmp_path / "out")
+    assert rows.column("key").to_pylist() == given.column("key").to_pylist()
+    assert rows.column("landmarks").to_pylist() == given.column("landmarks").to_pylist()
+    assert rows.column("detection").null_count == 7
+    assert set(rows.column("image").to_pylist()) == {str(path) for path in (tmp_path / "shards").iterdir()}
+    digest = scores.read_scores(str(tmp_path / "out"))
+    assert len(digest.drawn) == 7
+    pictures = dict(zip(given.column("key").to_pylist(), given.column("image").to_pylist(), strict=True))
+    assert {photo.key: content for photo, content in scores.contents(digest.drawn).items()} == pictures
+
+
+# --- the stages, bare and in a dataset ------------------------------------------------------------------------------
+
+
+def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
+    collection = Collection.of(str(photos))
+    dataset, count = scoring.read(collection, 2)
+    assert count == 9
+    found = scoring.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
+    bare = find(places(*collection.files))
+    assert bare.schema.equals(FOUND)
+    assert _sorted(found).equals(bare.sort_by("key"))
+    aged = scoring.age(found, model, scoring.Team(1, 1, 0, 1), 4, posterior=True)
+    assert _close(_sorted(aged), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
+
+
+def _sorted(dataset: Any) -> pa.Table:
+    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by("key")
+
+
+def _close(one: pa.Table, other: pa.Table) -> bool:
+    same = [name for name in one.column_names if not name.startswith(("age", "posterior"))]
+    ages = [np.asarray(t.column("age").drop_null()) for t in (one, other)]
+    return bool(one.select(same).equals(other.select(same)) and np.allclose(*ages, atol=1e-3))
+
+
+def test_decoding_stays_out_of_the_model_actors(photos: Path, model: str, ray_local: None) -> None:
+    dataset, _ = scoring.read(Collection.of(str(photos / "photo-00000.jpg")), 2)
+    aged = scoring.age(scoring.find(dataset, 2, ALIGN, DETECT, "auto"), model, scoring.Team(1, 1, 0, 1), 4, posterior=False)
+    stages = aged.materialize().stats()
+    assert "MapBatches(find_faces)" in stages
+    assert "MapBatches(find_faces)->" not in stages
+
+
+def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None, tmp_path: Path) -> None:
+    import ray.data
+
+    fatal = tmp_path / "fatal.jpg"
+    fatal.write_bytes(b"fatal")
+    files = [photos / "photo-00000.jpg", fatal, photos / "photo-00002.jpg"]
+
+    def with_a_faulty_decoder(batch: pa.Table) -> pa.Table:
+        whole = finding.decode
+
+        def faulty(data: bytes, max_side: int | None = None) -> Any:
+            if data == b"fatal":
+                os._exit(1)
+            return whole(data, max_side)
+
+        finding.decode = faulty
+        try:
+            return find_faces(batch, ALIGN, DETECT, "auto", tmp_path.name)
+        finally:
+            finding.decode = whole
+
+    dataset = ray.data.from_arrow(places(*files)).map_batches(with_a_faulty_decoder, batch_size=3, batch_format="pyarrow")
+    rows = _sorted(dataset).to_pylist()
+    assert {row["image"] for row in rows if row["error"] is None} == {str(files[0]), str(files[2])}
+    assert [row["error"] for row in rows if row["image"] == str(fatal)] == ["cannot decode: the process died on it twice"]
+
+
+def test_model_actor_that_dies_starts_again(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+
+    class Frail(AgeFaces):
+        def __call__(self, found: pa.Table) -> pa.Table:
+            if not died.exists():
+                died.touch()
+                os._exit(1)
+            return super().__call__(found)
+
+    monkeypatch.setattr(scoring, "AgeFaces", Frail)
+    dataset, _ = scoring.read(Collection.of(str(photos)), 4)
+    found = scoring.find(dataset, 4, ALIGN, DETECT, "auto")
+    rows = _sorted(scoring.age(found, model, scoring.Team(1, 1, 0, 1), 4, posterior=False))
+    assert died.exists()
+    assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
+    assert len(set(rows.column("image").to_pylist())) == 9
+
+
+def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
+    upright, turned = (find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg"))
+    assert len(upright) == len(turned) >= 1
+    for rows in (upright, turned):
+        centres = [row["box"][0] + row["box"][2] for row in rows]
+        assert centres == sorted(centres)
+        assert [row["key"] for row in rows] == [f"{rows[0]['image']}#{number}" for number in range(len(rows))]
+    np.testing.assert_allclose([row["box"] for row in turned], [row["box"] for row in upright], atol=3)
+    truth = synthetic.draw_photo(0)
+    assert len(upright) == len(truth.boxes)
+    eyes = sorted(points[:2].mean(0).tolist() for points in truth.points)
+    found = sorted(np.reshape(row["landmarks"], (5, 2))[:2].mean(0).tolist() for row in turned)
+    np.testing.assert_allclose(found, eyes, atol=6)
+
+
+def test_canvases_hold_the_face(photos: Path) -> None:
+    row = find(places(photos / "photo-00000.jpg")).to_pylist()[0]
+    side = round((len(row["canvas"]) / 3) ** 0.5)
+    canvas = np.frombuffer(row["canvas"], np.uint8).reshape(side, side, 3)
+    x, y = np.reshape(row["canvas_points"], (5, 2))[2]
+    whole = decode(Path(row["image"]).read_bytes()).pixels
+    at_x, at_y = np.reshape(row["landmarks"], (5, 2))[2]
+    np.testing.assert_allclose(_around(canvas, x, y), _around(whole, at_x, at_y), atol=12)
+
+
+def _around(pixels: np.ndarray, x: float, y: float) -> np.ndarray:
+    return pixels[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4].mean((0, 1))
+
+
+@pytest.mark.parametrize(
+    ("search", "landmarks", "error", "detected"),
+    [
+        ("auto", True, None, False),
+        ("auto", False, None, True),
+        ("always", True, None, True),
+        ("never", True, None, False),
+        ("never", False, "no landmarks", False),
+    ],
+)
+def test_where_the_detector_runs(search: finding.Search, landmarks: bool, error: str | None, detected: bool, tmp_path: Path) -> None:
+    [path] = synthetic.write_faces_table(tmp_path, 2, landmarks=landmarks)
+    shard = pq.read_table(path, columns=["key", "image", "landmarks", "box"]).append_column("path", pa.array(["s.parquet"] * 2))
+    for row, key in zip(find(shard, search=search).to_pylist(), shard.column("key").to_pylist(), strict=True):
+        assert (row["key"], row["image"], row["error"]) == (key, "s.parquet", error)
+        assert (row["detection"] is not None) is detected
+
+
+def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None:
+    whole = find(places(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
+    assert [(row["face"], row["box"], row["error"]) for row in whole] == [(0, None, None)]
+    [path] = synthetic.write_faces_table(tmp_path, 1)
+    shard = pq.read_table(path, columns=["key", "image", "landmarks"]).append_column("path", pa.array(["s.parquet"]))
+    boxed = find(shard, Align(mode="box", size=64)).to_pylist()
+    assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
+    collapsed = shard.set_column(2, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
+    assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
+
+
+def test_batch_without_a_single_face(model: str, photos: Path) -> None:
+    rows = AgeFaces(model, threads=1)(find(places(photos / "nobody.png", photos / "empty.jpg")))
+    assert rows.schema.equals(schema.SCORES)
+    assert rows.column("age").null_count == rows.num_rows == 2
+
+
+def test_broken_weights_are_refused(tmp_path: Path, photos: Path) -> None:
+    network = build(Experiment().model, seed=0)
+    with torch.no_grad():
+        network.head.bias.fill_(float("nan"))
+    bundle.save(str(tmp_path / "broken"), network, Experiment(align=ALIGN), {})
+    with pytest.raises(UserError, match="gives ages that are not numbers"):
+        AgeFaces(str(tmp_path / "broken"), threads=1)(find(places(photos / "photo-00000.jpg")))
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def _other_table() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3]}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing", None, "not found; check the path"),
+        ("folder/readme.txt", b"", "holds neither photos .* nor face shards"),
+        ("photos.tar", b"", "unpack it and give the folder"),
+        ("photos.doc", b"", "give one of these"),
+        ("list.csv", b"img,age\na.jpg,3\n", "needs a column 'image' .*; it has img, age; rename 'img'"),
+        ("list.csv", b"", "needs a column 'image' .*; it has none"),
+        ("list.csv", b"image\n", "names no photo"),
+        ("list.csv", b"image\na,b\n", "cannot be read"),
+        ("list.csv", b"image\n\xff\xfe.jpg\n", "cannot be read"),
+        ("list.parquet", b"nonsense", "cannot be read as Parquet"),
+        ("list.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
+        ("shards/part.parquet", _other_table(), "holds neither photos .* nor face shards"),
+    ],
+)
+def test_input_that_is_none(name: str, content: bytes | None, message: str, model: str, tmp_path: Path, ray_local: None) -> None:
+    if content is not None:
+        write(tmp_path / name, content)
+    given = tmp_path / name.split("/")[0]
+    with pytest.raises(UserError, match=message) as caught:
+        scoring.score(str(given), str(tmp_path / "out"), model, SCALE)
+    assert "\n" not in str(caught.value)
+    assert str(given) in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "o"], "INPUT: give one, or --demo; got none"),
+        (["a", "b", "--out", "o"], "INPUT: give one, or --demo; got a and b"),
+        (["a", "--out", "o", "align.size=32"], "align.size=32: only scale.* and data.detect.* can be set here"),
+        (["a", "--out", "o", "scale.score_wrokers=2"], "score_workers"),
+        (["a", "--out", "o", "--detect", "never"], "a: not found"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    words: Sequence[str], message: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message.replace("*", r"\*")):
+        job.main([*words, "--model", model])
+
+
+def test_never_needs_landmarks_of_the_input(photos: Path, model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--detect never: .* has no landmarks of its own"):
+        scoring.score(str(photos), str(tmp_path / "out"), model, SCALE, search="never")
+
+
+def test_share_out(ray_local: None) -> None:
+    assert scoring.share_out(Scale()) == scoring.Team(actors=1, cpus=1, gpus=0, threads=0)
+    assert scoring.share_out(Scale(score_workers=2)) == scoring.Team(actors=2, cpus=1, gpus=0, threads=1)
+    assert scoring.share_out(Scale(score_workers=6, cpus_per_worker=0.5, threads=3)) == scoring.Team(6, 0.5, 0, 3)
+    with pytest.raises(UserError, match="leave none of 4 logical CPUs for decoding"):
+        scoring.share_out(Scale(score_workers=4))
+    with pytest.raises(UserError, match=r"scale\.gpu=true: the cluster has no GPU"):
+        scoring.share_out(Scale(gpu=True))
+
+
+def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.score", "nowhere", "--out", "out", "--model", model]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: nowhere: not found; check the path or url\n"
+
+
+def test_photos_model_and_result_on_a_store(photos: Path, model: str, tmp_path: Path) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
+        client.create_bucket(Bucket="faces")
+        for file in [*photos.rglob("*.jpg"), *Path(model).iterdir()]:
+            folder, root = ("model", model) if file.parent == Path(model) else ("photos", photos)
+            client.upload_file(str(file), "faces", f"{folder}/{file.relative_to(root)}")
+        command = [sys.executable, "-m", "jobs.score", "s3://faces/photos", "--out", "s3://faces/scores", "--model", "s3://faces/model"]
+        settings = ["scale.threads=1", "scale.object_store_mib=256", "scale.progress=false"]
+        variables = {name.upper(): value for name, value in keys.items()} | {"AWS_REGION": "us-east-1"}
+        variables["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
+        ended = subprocess.run([*command, *settings], env=os.environ | variables, cwd=tmp_path, timeout=500, check=False)
+        assert ended.returncode == 0
+        found = [item["Key"] for item in client.list_objects_v2(Bucket="faces")["Contents"] if item["Key"].startswith("scores")]
+        assert [name.split("-")[0] for name in found] == ["scores/part", "scores/report.html", "scores/summary.json"]
+        rows = pq.read_table(io.BytesIO(client.get_object(Bucket="faces", Key=found[0])["Body"].read())).to_pylist()
+        images = {row["image"] for row in rows}
+        assert images == {f"s3://faces/photos/{file.relative_to(photos)}" for file in photos.rglob("*.jpg")}
+        assert sum(row["age"] is not None for row in rows) > 0
+        page = client.get_object(Bucket="faces", Key="scores/report.html")["Body"].read().decode()
+        assert page.count("data:image/jpeg") == 4
+    finally:
+        server.stop()
+
+
+def test_demo_photos(tmp_path: Path) -> None:
+    folder = draw_demo(str(tmp_path / "demo"))
+    assert len(Collection.of(folder).files) >= 8
+    assert find(places(*Collection.of(folder).files[:2])).column("error").null_count > 0
+    with pytest.raises(UserError, match="local folders only"):
+        draw_demo("s3://bucket/demo")
+
+
+def test_file_name_that_is_not_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(name)).write_bytes(b"")
+    [uris] = Collection.of(str(tmp_path)).places()
+    [row] = find(uris).to_pylist()
+    assert row["error"] == "cannot read: not found; check the path or url"
