@@ -28,17 +28,18 @@ _ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `card` is what `card.json` says; `uri` is where it came from."""
+    """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from."""
 
     uri: str
     experiment: Experiment
     card: dict[str, Any]
     weights: bytes
+    settings: str
 
     @property
     def identity(self) -> str:
         """Changes whenever the weights, the configuration or the calibration do: 16 hex digits."""
-        parts = [self.card["sha256"], config.dump(self.experiment), json.dumps(self.card.get("calibration"), sort_keys=True)]
+        parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -74,14 +75,15 @@ def load(model: str) -> Bundle:
     """Loads and verifies a bundle. Raises UserError if it is not one, is incomplete, or its weights are not those of its card."""
     folder = resolve(model)
     card = json.loads(storage.read_text(storage.join(folder, CARD)))
-    experiment = config.loads(storage.read_text(storage.join(folder, CONFIG)), storage.join(folder, CONFIG))
+    settings = storage.read_text(storage.join(folder, CONFIG))
+    experiment = config.loads(settings, storage.join(folder, CONFIG))
     weights = storage.read_bytes(storage.join(folder, WEIGHTS))
     found = hashlib.sha256(weights).hexdigest()
     if found != card.get("sha256"):
         raise UserError(
             f"{folder}: {WEIGHTS} has sha256 {found[:12]}..., the card says {str(card.get('sha256'))[:12]}...; copy the bundle again"
         )
-    return Bundle(folder, experiment, card, weights)
+    return Bundle(folder, experiment, card, weights, settings)
 
 
 def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ageray import bundle, cluster, config, evaluation
 from ageray.errors import UserError
+from ageray.experiment import Scale
 from jobs import cli
 
 _EPILOG = """\
@@ -45,7 +46,8 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_intermixed_args(words)
     loaded = bundle.load(arguments.model)
     paths, overrides = config.parse_arguments(arguments.words)
-    experiment = config.load(paths, overrides, base=loaded.experiment)
+    # the machine is this one, not the one that trained
+    experiment = config.load(paths, overrides, base=loaded.experiment.model_copy(update={"scale": Scale()}))
     for section in _OWN:
         if getattr(experiment, section) != getattr(loaded.experiment, section):
             raise UserError(f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale")
@@ -57,6 +59,8 @@ def main(words: Sequence[str]) -> None:
 def show(report: dict[str, Any]) -> None:
     """Prints a report's figures."""
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120  # a log has no edge to fold at
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", markup=False)
     if report["unusable"]:

@@ -22,6 +22,7 @@ from ageray.data.shards import read_faces
 from ageray.experiment import Align
 
 _COLUMNS = ["key", "image", "landmarks", "box", "age"]
+_TASKS_PER_PROCESS = 1000
 _BLOCK_ROWS = 256  # rows a decoding task takes at once: small enough to fill the cores from one shard, large beside the cost of a task
 
 Columns = dict[str, Any]
@@ -36,6 +37,8 @@ def face_stream(shards: str, align: Align, decode_batch: int, split: str | None 
         batch_size=decode_batch,
         batch_format="pyarrow",
         zero_copy_batch=True,
+        # Operators with unequal arguments stay apart: Ray would otherwise run this one inside the few actors of an evaluation.
+        max_calls=_TASKS_PER_PROCESS,
         fn_kwargs={"align": align.model_dump(mode="json"), "split": split, "part": part},
     )
 
