@@ -195,7 +195,9 @@ def _refill(src: str, dst: str, last: str) -> None:
         for path in fs.find(target):
             if not path.endswith("/" + UNFINISHED):
                 fs.rm_file(path)
-        for path in sorted(fs.find(origin), key=lambda path: (path == f"{origin}/{last}", path)):
+        # some writers leave an empty object named like the folder
+        files = [path for path in fs.find(origin) if path.rstrip("/") != origin]
+        for path in sorted(files, key=lambda path: (path == f"{origin}/{last}", path)):
             fs.cp_file(path, target + path.removeprefix(origin))
         fs.rm_file(f"{target}/{UNFINISHED}")
     remove_tree(src)
