@@ -1,6 +1,9 @@
 # Two commands for everybody: `make score IMAGES=folder` and `make test`. Each sets up .venv by itself.
 
-PYTHON ?= $(firstword $(foreach name,python3.12 python3.11 python3,$(if $(shell command -v $(name)),$(name))))
+# the first that runs and is 3.11 or 3.12: version managers leave stand-ins that only complain
+FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
+	$$name -c '$(FIT)' >/dev/null 2>&1 && { echo $$name; break; }; done)
 VENV := .venv
 RUN := $(VENV)/bin/python
 OUT ?= scores
@@ -24,8 +27,7 @@ check: $(VENV)/.ready-dev
 	$(VENV)/bin/lint-imports
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-		{ echo 'error: $(PYTHON) is not Python 3.11 or 3.12; name one with make PYTHON=...' >&2; exit 2; }
+	@$(or $(PYTHON),false) -c '$(FIT)' || { echo 'error: needs Python 3.11 or 3.12; name one with make PYTHON=...' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: pyproject.toml | $(VENV)/bin/python

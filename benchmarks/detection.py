@@ -1,6 +1,6 @@
 """YuNet's five points against FG-NET's hand-placed ones: errors over the distance of the pupils, photos without a face, speed.
 
-    python benchmarks/detection.py [FG-NET's folder]
+python benchmarks/detection.py [FG-NET's folder]
 """
 
 from __future__ import annotations
