@@ -50,11 +50,15 @@ class Bundle:
     def network(self) -> Classifier:
         """The network with its weights, float32, in eval mode, on CPU. Raises UserError if weights and configuration do not fit."""
         network = build(self.experiment.model, pretrained=False)
-        state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in load_safetensors(self.weights).items()}
         try:
-            network.load_state_dict(state)
+            state = load_safetensors(self.weights)
+        except Exception as error:  # the library raises what its parser met
+            raise UserError(f"{self.uri}: {WEIGHTS} is not a safetensors file ({error}); copy the bundle again") from None
+        try:
+            network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
         except RuntimeError as error:
-            raise UserError(f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({' '.join(str(error).split())[:200]})") from None
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({reason}); copy both from the same bundle") from None
         return network.eval().requires_grad_(False)
 
 
@@ -74,7 +78,7 @@ def resolve(model: str) -> str:
 def load(model: str) -> Bundle:
     """Loads and verifies a bundle. Raises UserError if it is not one, is incomplete, or its weights are not those of its card."""
     folder = resolve(model)
-    card = json.loads(storage.read_text(storage.join(folder, CARD)))
+    card = _read_card(folder)
     settings = storage.read_text(storage.join(folder, CONFIG))
     experiment = config.loads(settings, storage.join(folder, CONFIG))
     weights = storage.read_bytes(storage.join(folder, WEIGHTS))
@@ -84,6 +88,16 @@ def load(model: str) -> Bundle:
             f"{folder}: {WEIGHTS} has sha256 {found[:12]}..., the card says {str(card.get('sha256'))[:12]}...; copy the bundle again"
         )
     return Bundle(folder, experiment, card, weights, settings)
+
+
+def _read_card(folder: str) -> dict[str, Any]:
+    try:
+        card = json.loads(storage.read_text(storage.join(folder, CARD)))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder}: {CARD} is not JSON ({error}); copy the bundle again") from None
+    if not isinstance(card, dict):
+        raise UserError(f"{folder}: {CARD} is not a card (a JSON object); copy the bundle again")
+    return card
 
 
 def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str, Any]) -> None:

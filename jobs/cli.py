@@ -18,7 +18,7 @@ def mistake_behind(error: BaseException) -> UserError | None:
     """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, UserError):
+        if type(seen) is UserError:  # Ray's wrapper claims to be one too, with the whole trace for its text
             return seen
         failures = getattr(seen, "worker_failures", {}).values()
         for failure in failures:

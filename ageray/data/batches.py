@@ -23,7 +23,7 @@ from ageray.faces.align import crop_map
 
 _ROOM = 2.25
 """Side of a canvas over side of the crop: a crop spans less than two canvas pixels a pixel, the rest is room for rotation."""
-_LARGEST_DRAFT = 8
+_DRAFTS = (8, 4, 2, 1)
 _SMALLEST_CROP = 2.0
 """A crop of fewer photo pixels than this has no face in it: coincident points, an empty box."""
 
@@ -77,11 +77,15 @@ def face_canvases(
 
 def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Corners (N, 4, 2) of each face's crop in the photo and how many photo pixels one crop pixel spans (N,)."""
+    needed = {"similarity": points, "eyes": points[:, :2]}.get(align.mode, box)
+    if not np.isfinite(needed).all():
+        raise ImageError(f"no {'box' if needed is box else 'landmarks'} to align by")
+    if needed is box and not (box[:, 2:] > box[:, :2]).all():
+        raise ImageError("box has no area: no face to align")
     matrix = crop_map(torch.from_numpy(points), torch.from_numpy(box), align)
     spans = 1 / geometry.scale_of(matrix)
-    if not bool(torch.isfinite(matrix).all()):
-        raise ImageError(f"no {'box' if align.mode in ('box', 'none') else 'landmarks'} to align by")
-    if not bool((spans * align.size >= _SMALLEST_CROP).all() and torch.isfinite(spans).all()):
+    fine = torch.isfinite(matrix).all() and torch.isfinite(spans).all() and (spans * align.size >= _SMALLEST_CROP).all()
+    if not bool(fine):
         raise ImageError("landmarks or box coincide: no face to align")
     low, high = -0.5, align.size - 0.5
     square = torch.tensor([[low, low], [high, low], [low, high], [high, high]])
@@ -102,8 +106,10 @@ def _cut(
     extent = float((corners.max(0) - corners.min(0)).max())
     # Whole-number shrinking: below one crop pixel a canvas pixel, and further only if the turned crop would not fit.
     shrink = max(1, math.floor(float(span)), math.ceil(extent / (side - 4)))
-    photo = _decoded_at(data, decoded, min(_LARGEST_DRAFT, 2 ** int(math.log2(shrink))))
-    block = max(1, round(shrink / photo.scale))
+    photo = _decoded_at(data, decoded, next(draft for draft in _DRAFTS if shrink % draft == 0))
+    if shrink > max(photo.width, photo.height):
+        raise ImageError("landmarks or box lie far beyond the photo: no face to align")
+    block = shrink // photo.scale
     centre = photo.shrink(corners.mean(0))
     first = np.round((centre + 0.5) / block - side / 2).astype(int)
     canvas = _window(photo.pixels, first, block, side, align.fill)
@@ -115,25 +121,27 @@ def _cut(
 
 
 def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
-    """The photo decoded at 1/scale where the decoder can (JPEG), else as large as it comes."""
-    if scale not in decoded:
-        any_photo = next(iter(decoded.values()), None) or decode(data, max_side=None)
-        decoded[any_photo.scale] = any_photo
-        if any_photo.scale != scale:
-            longest = max(any_photo.width, any_photo.height)
-            decoded[scale] = decode(data, max_side=math.ceil(longest / scale) if scale > 1 else None)
+    """The photo decoded at 1/scale where the decoder can (JPEG), else as large as it comes; each only once."""
+    for photo in decoded.values():
+        if photo.scale == scale or not photo.shrinks:
+            return photo
+    decoded[scale] = decode(data, scale=scale)
     return decoded[scale]
 
 
 def _window(pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side: int, fill: int) -> NDArray[np.uint8]:
-    """`side` x `side` block means starting at block `first` (x, y); `fill` where the photo ends."""
-    height, width = pixels.shape[0] // block, pixels.shape[1] // block
+    """`side` x `side` block means starting at block `first` (x, y); `fill` where the photo ends. A block that reaches past the photo's edge is
+    the mean of its own pixels, the outermost repeated."""
+    height, width = -(-pixels.shape[0] // block), -(-pixels.shape[1] // block)
     x0, y0 = np.clip(first, 0, [width, height])
     x1, y1 = np.clip(first + side, 0, [width, height])
     canvas = np.full((side, side, 3), fill, np.uint8)
     if x1 > x0 and y1 > y0:
         piece = pixels[y0 * block : y1 * block, x0 * block : x1 * block]
         if block > 1:
+            below, right = int(y1 - y0) * block - piece.shape[0], int(x1 - x0) * block - piece.shape[1]
+            if below or right:
+                piece = np.asarray(cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
             piece = np.asarray(cv2.resize(piece, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA), np.uint8)
         canvas[y0 - first[1] : y1 - first[1], x0 - first[0] : x1 - first[0]] = piece
     return canvas

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 100_000_000
 """Larger photos are refused: a few kilobytes of PNG can unpack to gigabytes."""
 
+_DRAFTS = (8, 4, 2)
 _ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
 # Which stored axis (0 = x, 1 = y) runs backwards along the upright x and along the upright y, by EXIF orientation.
 _BACKWARDS: dict[int, tuple[int | None, int | None]] = {
     2: (0, None),
@@ -34,6 +35,7 @@ class Photo:
     """An upright photo, possibly decoded at 1/2, 1/4 or 1/8 of its size.
 
     `pixels` is uint8 (H, W, 3) RGB; `scale` says how many full-size pixels one of its pixels spans; `width` and `height` are full size.
+    `shrinks` says whether its decoder can do that at all (JPEG).
     Points are measured from the centre of the first pixel, so a pixel of the small picture sits between those it was made from.
     """
 
@@ -42,6 +44,7 @@ class Photo:
     width: int
     height: int
     offset: tuple[int, int] = (0, 0)
+    shrinks: bool = False
 
     def shrink(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Full-size points (..., 2) in the coordinates of `pixels`."""
@@ -54,9 +57,11 @@ class Photo:
         return np.asarray(points * self.scale - shift, np.float32)
 
 
-def decode(data: bytes, max_side: int | None = None) -> Photo:
-    """Decodes a photo upright (EXIF), RGB, first frame; with `max_side` a JPEG is shrunk while decoding as long as its longer side stays at
-    least that many pixels. Raises ImageError for anything that cannot be read whole or has over 100 megapixels.
+def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
+    """Decodes a photo upright (EXIF), RGB, first frame.
+
+    A JPEG is shrunk while it is decoded to 1/`scale` (1, 2, 4 or 8) or, with `max_side`, as far as leaves its longer side that many pixels;
+    other formats come in full size. Raises ImageError for anything that cannot be read whole or has over 100 megapixels.
     """
     if not data:
         raise ImageError("empty file")
@@ -64,7 +69,10 @@ def decode(data: bytes, max_side: int | None = None) -> Photo:
         with Image.open(io.BytesIO(data)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS // 1_000_000} megapixels")
-            return _upright(image, max_side)
+            if max_side is not None:
+                longer = max(image.size)
+                scale = next((draft for draft in _DRAFTS if longer >= max_side * draft), 1)
+            return _upright(image, scale)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -75,22 +83,23 @@ def decode(data: bytes, max_side: int | None = None) -> Photo:
         raise ImageError(f"cannot decode: {type(error).__name__}: {error}") from None
 
 
-def _upright(image: Image.Image, max_side: int | None) -> Photo:
+def _upright(image: Image.Image, wanted: int) -> Photo:
     width, height = image.size
-    if max_side is not None:
-        share = max_side / max(width, height)
-        if share < 1:
-            image.draft("RGB", (math.ceil(width * share), math.ceil(height * share)))
-    scale = round(max(width / image.width, height / image.height))
+    shrinks = image.format in ("JPEG", "MPO")
+    # PIL takes the largest of its scales that leaves at least this size.
+    image.draft("RGB", (max(1, width // wanted), max(1, height // wanted)))
+    scale = wanted if shrinks and image.size == (-(-width // wanted), -(-height // wanted)) else 1
     # The last pixel of the small picture may reach past the edge; if the axis is turned round, that overhang comes first.
     overhang = (image.width * scale - width, image.height * scale - height)
     orientation = image.getexif().get(_ORIENTATION, 1)
     back_x, back_y = _BACKWARDS.get(orientation, (None, None))
     offset = (overhang[back_x] if back_x is not None else 0, overhang[back_y] if back_y is not None else 0)
-    if orientation in (5, 6, 7, 8):
+    image.load()  # a TIFF is turned here, and then says that it is upright
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # 16-bit gray: PIL's conversion would clip instead of scaling
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if scale == 1:
+        width, height = upright.size
+    elif orientation in _TURNED:
         width, height = height, width
-    if image.mode.startswith("I;16"):  # 16-bit gray: PIL's conversion would clip instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    else:
-        image = ImageOps.exif_transpose(image)
-    return Photo(np.asarray(image.convert("RGB")), scale, width, height, offset)
+    return Photo(np.asarray(upright.convert("RGB")), scale, width, height, offset, shrinks)

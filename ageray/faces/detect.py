@@ -74,7 +74,15 @@ class YuNet:
     def _run(self, bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
         self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
         rows = self._net.detect(bgr)[1]
-        return np.zeros((0, 15), np.float32) if rows is None else np.asarray(rows, np.float32)
+        if rows is None:
+            return np.zeros((0, 15), np.float32)
+        # In pictures of a few pixels, or a few pixels high, the network sees faces elsewhere, up to the infinite.
+        with np.errstate(invalid="ignore", over="ignore"):
+            centre = rows[:, 0:2] + rows[:, 2:4] / 2
+            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(rows).all(1)
+            points = rows[:, 4:14].reshape(-1, 5, 2)
+            inside &= (np.abs(points - centre[:, None]) <= rows[:, None, 2:4]).all((1, 2))
+        return np.asarray(rows[inside], np.float32)
 
 
 def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], photo: Photo) -> Face:

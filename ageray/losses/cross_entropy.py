@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,4 +14,4 @@ def cross_entropy(logits: Tensor, age: Tensor, bins: Tensor, *, label_smoothing:
     ascending by one.
     """
     index_B = ((age - bins[0]) + 0.5).floor().long().clamp(0, len(bins) - 1)
-    return F.cross_entropy(logits.float(), index_B, label_smoothing=label_smoothing)
+    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), index_B, label_smoothing=label_smoothing)

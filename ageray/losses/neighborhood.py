@@ -15,4 +15,4 @@ def neighborhood(logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 5.
     """
     exponent_BK = -((bins[None, :] - age[:, None]) / sigma).square()
     target_BK = torch.softmax(exponent_BK, -1) if normalize else exponent_BK.exp()
-    return -(target_BK * torch.log_softmax(logits.float(), -1)).sum(-1).mean()
+    return -(target_BK * torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)).sum(-1).mean()

@@ -46,8 +46,14 @@ class Classifier(nn.Module):
         return self.head.parameters()
 
 
+_REMEDY = "name another file, or none"
+
+
 def _baseline(config: experiment.ModelBase) -> Classifier:
-    return Classifier(ResNet18(imagenet=config.weights == "imagenet"), config)
+    try:
+        return Classifier(ResNet18(imagenet=config.weights == "imagenet"), config)
+    except OSError as error:
+        raise UserError(f"model.weights=imagenet: cannot be downloaded here ({error}); {_REMEDY}") from None
 
 
 def _cluster_cnn(config: experiment.ModelBase) -> Classifier:
@@ -82,10 +88,10 @@ def load_start(network: Classifier, weights: str) -> None:
     """Loads a safetensors file into the network: one of our own models whole, or the backbone's published weights."""
     try:
         state = load_safetensors(storage.read_bytes(weights))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"model.weights={weights}: not a safetensors file ({error})") from None
+    except UserError as error:
+        raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
+    except Exception as error:  # the library raises what its parser met
+        raise UserError(f"model.weights={weights}: not a safetensors file ({error}); {_REMEDY}") from None
     try:
         if state.keys() == network.state_dict().keys():
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
@@ -93,4 +99,4 @@ def load_start(network: Classifier, weights: str) -> None:
             network.backbone.load_backbone(state)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.weights={weights}: not weights of {type(network.backbone).__name__} ({reason})") from None
+        raise UserError(f"model.weights={weights}: not weights of {type(network.backbone).__name__} ({reason}); {_REMEDY}") from None

@@ -80,7 +80,7 @@ class State:
             "network": self.network.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
             "progress": {"stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best},
@@ -121,6 +121,8 @@ def train_one_epoch(state: State, batches: Iterable[Columns], on_step: Callable[
     Raises FloatingPointError naming term and step when a loss is not finite.
     """
     state.network.train()
+    if not any(parameter.requires_grad for parameter in state.network.backbone.parameters()):
+        state.network.backbone.eval()  # a frozen body keeps its batch statistics too
     started, images, steps = time.perf_counter(), 0, 0
     pending: list[dict[str, Tensor]] = []
     sums: dict[str, float] = {}

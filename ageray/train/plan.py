@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import bundle, config, storage
+from ageray import bundle, config, schema, storage
 from ageray.data import splits
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -19,6 +19,9 @@ from ageray.losses.criterion import Criterion
 from ageray.models.model import build
 
 CONFIG, SPLIT, LOG, BEST = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors"
+
+
+_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age")])
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,13 @@ def labelled_faces(shards: str) -> pa.Table:
     tables = []
     for file in files:
         filesystem, path = storage.filesystem(file)
-        tables.append(pq.read_table(path, filesystem=filesystem, columns=["key", "subject", "age"], partitioning=None))
+        try:
+            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in _LIGHT.names]
+            table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
+            tables.append(schema.check(table, _LIGHT, file))
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
+            raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None
     table = pa.concat_tables(tables)
     return table.filter(table.column("age").is_valid())
 

@@ -158,6 +158,10 @@ def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
             )
 
     result = train_one_epoch(state, batches, tell)
+    if result.images == 0:
+        place = config.stages[state.stage].shards or state.config.data.shards
+        key, reason = batches.skipped[0] if batches.skipped else ("", "no rows")
+        raise UserError(f"data.shards={place}: no training face can be used; the first of {len(batches.skipped)}: {key}: {reason}")
     true, predicted = validate(state, _whole("val", config.batch_size))
     state.epoch += 1
     mae = metrics.mean_absolute_error(true, predicted) if len(true) else float("nan")

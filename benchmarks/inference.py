@@ -1,0 +1,90 @@
+"""Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the same machine.
+
+    python benchmarks/inference.py [--batch 64] [--rounds 10] [--device cpu]
+
+From canvases in memory to calibrated ages: alignment, two forward passes (the face and its mirror image), decoding. Weights are random, at
+each recipe's own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ageray import bundle, config
+from ageray.data import synthetic
+from ageray.data.batches import face_canvases
+from ageray.experiment import Align
+from ageray.models.model import build
+from ageray.predictor import Predictor, _fast_bf16
+
+RECIPES = ("default", "cluster_cnn", "baseline")
+PRECISIONS = ("float32", "bf16")
+ROOT = Path(__file__).resolve().parents[1]
+
+Faces = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
+
+
+def drawn(count: int, align: Align) -> Faces:
+    """Canvases, points and boxes of `count` faces: a few drawn ones, repeated."""
+    few = [face_canvases(face.jpeg(), face.points[None], face.box[None], align) for face in synthetic.faces(min(count, 8), size=200)]
+    order = np.arange(count) % len(few)
+    pixels, points, box = (np.concatenate([getattr(face, name) for face in few])[order] for name in ("pixels", "points", "box"))
+    return pixels, points, box
+
+
+def contenders(batch: int, device: str, threads: int) -> dict[tuple[str, str], tuple[Predictor, Faces]]:
+    """A predictor and its batch for each recipe and precision."""
+    made = {}
+    for recipe in RECIPES:
+        experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none"])
+        with tempfile.TemporaryDirectory() as folder:
+            bundle.save(folder, build(experiment.model, seed=0), experiment, {})
+            loaded = bundle.load(folder)
+        faces = drawn(batch, experiment.align)
+        for precision in PRECISIONS:
+            made[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
+    return made
+
+
+def seconds_a_batch(made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int) -> dict[tuple[str, str], float]:
+    """Median over the rounds; in each round every contender has one turn. The first, untimed round warms up."""
+    taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
+    for turn in range(rounds + 1):
+        for name, (predictor, faces) in made.items():
+            started = time.perf_counter()
+            predictor.predict(*faces)  # ends with a copy to the host, so the device is done
+            if turn:
+                taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64, help="faces a batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="timed batches of each contender (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)")
+    given = parser.parse_args()
+    made = contenders(given.batch, given.device, given.threads)
+    device = next(iter(made.values()))[0].device
+    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {'fast' if _fast_bf16(device) else 'emulated'} here")
+    print(f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + RECIPES[0]:>14}")
+    taken = seconds_a_batch(made, given.rounds)
+    speed = {name: given.batch / seconds for name, seconds in taken.items()}
+    for recipe in RECIPES:
+        exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
+        size = made[recipe, "bf16"][0].bundle.experiment.align.size
+        print(f"{recipe:<14}{size:>8}{exact:>12.1f}{rough:>10.1f}{rough / exact:>14.2f}{rough / speed[RECIPES[0], 'bf16']:>14.2f}")
+
+
+if __name__ == "__main__":
+    main()

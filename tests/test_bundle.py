@@ -1,0 +1,264 @@
+"""A deployable model on disk: what is written, what comes back, what is refused, and that nothing is unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ageray import bundle, calibration, config, storage
+from ageray.errors import UserError
+from ageray.experiment import Experiment
+from ageray.models.model import Classifier, build
+
+FILES = {"model.safetensors", "config.yaml", "card.json"}
+SETTINGS = Experiment.model_validate({"model": {"name": "cluster_cnn", "ages": [0, 40]}, "align": {"size": 32, "coverage": 1.25}})
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    """Random weights, with a kernel that float16 cannot hold."""
+    made = build(SETTINGS.model, seed=0)
+    with torch.no_grad():
+        made.backbone.get_submodule("layers.conv2_3x3_reduce").weight[0, 0] = 1e6  # type: ignore[index]
+    return made
+
+
+@pytest.fixture
+def saved(network: Classifier, tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "one" / bundle.IN_RUN
+    bundle.save(str(folder), network, SETTINGS, {"name": "tiny", "training": {"data": "drawn"}})
+    return folder
+
+
+def edit_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    bundle.write_card(str(folder), card | changes)
+
+
+# --- round trip -----------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_give_the_same_model(saved: Path, network: Classifier) -> None:
+    assert {file.name for file in saved.iterdir()} == FILES
+    loaded = bundle.load(str(saved))
+    assert loaded.experiment == SETTINGS
+    assert loaded.card["name"] == "tiny"
+    assert loaded.card["training"] == {"data": "drawn"}
+    assert re.fullmatch(r"ageray \d+\.\d+.*", loaded.card["code"])
+    assert loaded.card["sha256"] == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    assert loaded.calibration == calibration.Calibration()
+    again = loaded.network()
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32}
+
+
+def test_matrices_are_stored_as_float16_and_vectors_as_float32(saved: Path, network: Classifier) -> None:
+    stored = load_file(saved / "model.safetensors")
+    wide = "backbone.layers.conv2_3x3_reduce.weight"
+    for name, tensor in network.state_dict().items():
+        assert stored[name].dtype == (torch.float16 if tensor.ndim > 1 and name != wide else torch.float32), name
+        exact = tensor if stored[name].dtype == torch.float32 else tensor.half()
+        assert torch.equal(stored[name], exact), name
+
+
+def test_whole_numbers_keep_their_type(tmp_path: Path) -> None:
+    """Batch normalisation counts its batches in int64."""
+    settings = Experiment()
+    bundle.save(str(tmp_path / "b"), build(settings.model, seed=0), settings, {})
+    state = bundle.load(str(tmp_path / "b")).network().state_dict()
+    assert state["backbone.network.bn1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_loaded_network_is_ready_to_predict(saved: Path, network: Classifier) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    loaded = bundle.load(str(saved)).network()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_on_another_store(network: Classifier) -> None:
+    uri = "memory://bundles/tiny"
+    bundle.save(uri, network, SETTINGS, {})
+    loaded = bundle.load(uri)
+    assert loaded.uri == uri
+    assert loaded.experiment == SETTINGS
+    assert torch.equal(loaded.network().head.bias, network.head.bias)
+    assert {file.rsplit("/", 1)[1] for file in storage.list_files(uri)} == FILES
+
+
+def test_the_starting_point_is_not_needed_again(network: Classifier, tmp_path: Path) -> None:
+    model = SETTINGS.model.model_copy(update={"weights": "/gone/start.safetensors"})
+    bundle.save(str(tmp_path / "b"), network, SETTINGS.model_copy(update={"model": model}), {})
+    assert torch.equal(bundle.load(str(tmp_path / "b")).network().head.bias, network.head.bias)
+
+
+# --- written whole or not at all ------------------------------------------------------------------------------------
+
+
+def test_the_card_comes_last(saved: Path) -> None:
+    written = {file.name: file.stat().st_mtime_ns for file in saved.iterdir()}
+    assert max(written, key=written.__getitem__) == "card.json"
+
+
+def test_a_bundle_whose_writing_broke_off_is_none(network: Classifier, tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        bundle.save(str(tmp_path), network, SETTINGS, {"note": object()})
+    assert {file.name for file in tmp_path.iterdir()} == FILES - {"card.json"}
+    with pytest.raises(UserError, match="not a model"):
+        bundle.load(str(tmp_path))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_were_tampered_with(saved: Path) -> None:
+    weights = bytearray((saved / "model.safetensors").read_bytes())
+    weights[-5] ^= 1
+    (saved / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError) as caught:
+        bundle.load(str(saved))
+    found = hashlib.sha256(weights).hexdigest()[:12]
+    assert str(caught.value).startswith(f"{saved}: model.safetensors has sha256 {found}..., the card says ")
+    assert str(caught.value).endswith("copy the bundle again")
+
+
+def test_a_card_without_a_hash(saved: Path) -> None:
+    (saved / "card.json").write_text("{}")
+    with pytest.raises(UserError, match="model.safetensors has sha256"):
+        bundle.load(str(saved))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "no card"])
+def test_a_card_that_is_none(saved: Path, content: str) -> None:
+    (saved / "card.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^{re.escape(str(saved))}.*card"):
+        bundle.load(str(saved))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml"])
+def test_a_bundle_with_a_file_missing(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(str(saved / name))}: not found"):
+        bundle.load(str(saved))
+
+
+def test_a_configuration_that_is_broken(saved: Path) -> None:
+    (saved / "config.yaml").write_text("model: {name: cluster_cn}\n")
+    with pytest.raises(UserError, match=rf"{re.escape(str(saved / 'config.yaml'))}.*cluster_cn"):
+        bundle.load(str(saved))
+
+
+def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
+    other = Experiment.model_validate({"model": {"name": "cluster_cnn", "ages": [0, 50]}})
+    (saved / "config.yaml").write_text(config.dump(other))
+    with pytest.raises(UserError, match=r"model\.safetensors does not fit config\.yaml \(.*head\.weight") as caught:
+        bundle.load(str(saved)).network()
+    assert "\n" not in str(caught.value)
+
+
+# --- finding a model ------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bundle.resolve(str(saved)) == str(saved)
+    assert bundle.resolve(f"{saved}/").rstrip("/") == str(saved)
+    assert bundle.resolve(str(saved.parent)) == str(saved)
+    assert bundle.load(str(saved.parent)).identity == bundle.load(str(saved)).identity
+    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny"))
+    monkeypatch.setattr(bundle, "_ZOO", tmp_path / "zoo")
+    assert bundle.resolve("zoo:tiny") == str(tmp_path / "zoo" / "tiny")
+    assert bundle.load("zoo:tiny").identity == bundle.load(str(saved)).identity
+    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "other"))
+    with pytest.raises(UserError, match=r"^zoo:tny: no such model in the zoo; it has zoo:other, zoo:tiny$"):
+        bundle.resolve("zoo:tny")
+
+
+def test_an_empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_ZOO", tmp_path)
+    with pytest.raises(UserError, match="it has none"):
+        bundle.resolve("zoo:default")
+
+
+@pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file", "an unfinished run"])
+def test_what_is_no_model(what: str, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    if what == "a file":
+        place.write_text("")
+    elif what != "nothing":
+        place.mkdir()
+    if what == "an unfinished run":
+        (place / "config.yaml").write_text(config.dump(SETTINGS))
+    with pytest.raises(UserError) as caught:
+        bundle.load(str(place))
+    assert str(caught.value).startswith(f"{place}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of")
+
+
+# --- identity -------------------------------------------------------------------------------------------------------
+
+
+def test_identity_names_weights_settings_and_calibration(saved: Path, network: Classifier, tmp_path: Path) -> None:
+    first = bundle.load(str(saved)).identity
+    assert re.fullmatch("[0-9a-f]{16}", first)
+    edit_card(saved, validation={"mae": 3}, note="figures do not change what a model says")
+    assert bundle.load(str(saved)).identity == first
+    edit_card(saved, calibration=calibration.Calibration(1.1, -2, 1, 500).to_card())
+    calibrated = bundle.load(str(saved))
+    assert calibrated.calibration == calibration.Calibration(1.1, -2, 1, 500)
+    edit_card(saved, calibration=calibration.Calibration(1.1, -2, 1.5, 500).to_card())
+    seen = {first, calibrated.identity, bundle.load(str(saved)).identity}
+    align = SETTINGS.align.model_copy(update={"coverage": 1.3})
+    bundle.save(str(tmp_path / "framed"), network, SETTINGS.model_copy(update={"align": align}), {})
+    bundle.save(str(tmp_path / "trained"), build(SETTINGS.model, seed=1), SETTINGS, {})
+    seen |= {bundle.load(str(tmp_path / name)).identity for name in ("framed", "trained")}
+    assert len(seen) == 5
+
+
+def test_identity_is_that_of_a_copy(saved: Path, tmp_path: Path) -> None:
+    storage.copy_tree(str(saved), str(tmp_path / "copy"))
+    assert bundle.load(str(tmp_path / "copy")).identity == bundle.load(str(saved)).identity
+
+
+# --- nothing is unpickled -------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.marker,)
+
+
+def test_a_planted_pickle_is_ignored(saved: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "sprung"
+    for name in ("model.pt", "state.pt", "pytorch_model.bin", "model.pkl", "card.pkl"):
+        (saved / name).write_bytes(pickle.dumps(Trap(marker)))
+    loaded: dict[str, Tensor] = bundle.load(str(saved)).network().state_dict()
+    assert len(loaded) > 100
+    assert not marker.exists()
+
+
+def test_weights_that_are_a_pickle_are_not_opened_as_one(saved: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "sprung"
+    weights = pickle.dumps(Trap(marker))
+    (saved / "model.safetensors").write_bytes(weights)
+    edit_card(saved, sha256=hashlib.sha256(weights).hexdigest())
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        bundle.load(str(saved)).network()
+    assert not marker.exists()
+    pickle.loads(weights)
+    assert marker.exists()

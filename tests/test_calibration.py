@@ -1,0 +1,163 @@
+"""The line and the interval learnt on validation faces: known lines, an independent solver, coverage by simulation."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
+from scipy.optimize import linprog
+
+from ageray.calibration import LEVEL, Calibration, fit
+
+Ages = NDArray[np.float32]
+
+
+def simulated(count: int, seed: int, width: float = 1.0) -> tuple[Ages, Ages, Ages, Ages]:
+    """True age, decoded age pulled to the middle, and the 5 % and 95 % quantiles of a posterior `width` times as wide as the errors, which
+    grow with age: (N,) each."""
+    rng = np.random.default_rng(seed)
+    true = rng.uniform(0, 90, count)
+    deviation = 2 + true / 15
+    decoded = 8 + 0.8 * true + rng.normal(0, deviation)
+    reach = 1.645 * deviation * width
+    return tuple(part.astype(np.float32) for part in (true, decoded, decoded - reach, decoded + reach))  # type: ignore[return-value]
+
+
+def on_a_line(count: int, scale: float, shift: float, noise: float = 0.0, seed: int = 0) -> tuple[Ages, Ages]:
+    rng = np.random.default_rng(seed)
+    decoded = rng.uniform(10, 70, count)
+    true = scale * decoded + shift + rng.laplace(0, noise, count) if noise else scale * decoded + shift
+    return true.astype(np.float32), decoded.astype(np.float32)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.2, -3.0), (0.8, 9.0), (1.9, -15.0), (0.55, 4.0)])
+def test_a_known_line_is_recovered(scale: float, shift: float) -> None:
+    true, decoded = on_a_line(200, scale, shift)
+    found = fit(true, decoded, decoded, decoded)
+    assert (found.scale, found.shift, found.faces) == (pytest.approx(scale, abs=1e-4), pytest.approx(shift, abs=1e-2), 200)
+    assert found.margin == pytest.approx(0, abs=0.01)
+
+
+def test_a_known_line_is_recovered_from_noise_and_outliers() -> None:
+    true, decoded = on_a_line(2000, 1.2, -3.0, noise=3.0)
+    true[::15] += 60  # one in fifteen labels is far too old: least squares would move by 4 years
+    found = fit(true, decoded, decoded, decoded)
+    assert found.scale == pytest.approx(1.2, abs=0.03)
+    assert found.scale * 40 + found.shift == pytest.approx(45, abs=0.6)
+
+
+def test_the_line_is_that_of_least_absolute_deviations() -> None:
+    """Against a linear programme: minimise sum of u + v with y = a x + b + u - v, u and v not negative."""
+    true, decoded = on_a_line(60, 1.1, 2.0, noise=5.0, seed=4)
+    x, y, count = decoded.astype(float), true.astype(float), len(true)
+    equations = np.hstack([x[:, None], np.ones((count, 1)), np.eye(count), -np.eye(count)])
+    bounds = [(None, None)] * 2 + [(0, None)] * (2 * count)
+    best = linprog(np.r_[0, 0, np.ones(2 * count)], A_eq=equations, b_eq=y, bounds=bounds)
+    found = fit(true, decoded, decoded, decoded)
+    ours = float(np.abs(y - found.scale * x - found.shift).sum())
+    assert best.fun - 1e-3 <= ours <= best.fun * 1.002
+
+
+@pytest.mark.parametrize("count", [0, 1, 29])
+def test_too_few_faces_say_nothing(count: int) -> None:
+    true, decoded, low, high = simulated(count, 0)
+    assert fit(true, decoded, low, high) == Calibration(1.0, 0.0, 0.0, 0)
+
+
+def test_thirty_faces_are_enough() -> None:
+    true, decoded, low, high = simulated(30, 0)
+    assert fit(true, decoded, low, high).faces == 30
+    assert fit(true, decoded, low, high).scale != 1
+
+
+@pytest.mark.parametrize("kind", ["constant", "unrelated", "backwards"])
+def test_a_model_that_has_learnt_nothing_keeps_its_line_but_gets_an_interval(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    true = rng.uniform(0, 90, 400).astype(np.float32)
+    answers = {"constant": np.full(400, 35.0), "unrelated": rng.uniform(0, 90, 400), "backwards": 90 - true}
+    decoded = answers[kind].astype(np.float32)
+    found = fit(true, decoded, decoded, decoded)
+    assert (found.scale, found.shift) == (1.0, 0.0)
+    _, low, high = found.apply(decoded, decoded, decoded)
+    assert float(((true >= low) & (true <= high)).mean()) >= LEVEL
+
+
+@pytest.mark.parametrize(("width", "more"), [(0.3, 0.015), (1.0, 0.015), (3.0, 0.04)], ids=["too narrow", "right", "too wide"])
+def test_the_interval_covers_nine_fresh_faces_in_ten(width: float, more: float) -> None:
+    """Of posteriors that are too wide a few faces more: an interval that would turn inside out ends at the age."""
+    covered, margins = [], []
+    for seed in range(8):
+        found = fit(*simulated(500, seed, width))
+        true, decoded, low, high = simulated(5000, 1000 + seed, width)
+        _, start, end = found.apply(decoded, low, high)
+        covered.append(float(((true >= start) & (true <= end)).mean()))
+        margins.append(found.margin)
+    assert LEVEL - 0.015 < np.mean(covered) < LEVEL + more
+    assert min(covered) > LEVEL - 0.05
+    if width != 1:
+        assert np.sign(margins).tolist() == [1 if width < 1 else -1] * 8
+
+
+def test_the_line_takes_out_the_pull_to_the_middle() -> None:
+    found = fit(*simulated(1000, 0))
+    true, decoded, low, high = simulated(5000, 1)
+    age, _, _ = found.apply(decoded, low, high)
+    for part in (true < 20, true > 70):
+        assert abs(float((age - true)[part].mean())) < 0.6 * abs(float((decoded - true)[part].mean()))
+    assert float(np.abs(age - true).mean()) < float(np.abs(decoded - true).mean())
+
+
+def test_apply_by_hand() -> None:
+    decoded, low, high = (np.array(values, np.float32) for values in ([50, 2, 30], [45, -4, 29], [56, 5, 31]))
+    age, start, end = Calibration(scale=1.1, shift=-4, margin=2).apply(decoded, low, high)
+    assert age == pytest.approx([51, 0, 29])
+    assert start == pytest.approx([43.5, 0, 25.9])
+    assert end == pytest.approx([59.6, 3.5, 32.1])
+    _, start, end = Calibration(margin=-3).apply(decoded, low, high)  # an interval that would turn inside out ends at the age
+    assert (start[2], end[2]) == (30, 30)
+
+
+_years = st.floats(-60, 200, width=32)
+
+
+@given(
+    columns=st.integers(1, 20).flatmap(lambda count: st.tuples(*[arrays(np.float32, count, elements=_years)] * 3)),
+    scale=st.floats(0.5, 2),
+    shift=st.floats(-40, 40),
+    margin=st.floats(-30, 30),
+)
+@settings(max_examples=100, deadline=None)
+def test_never_negative_and_the_age_lies_within_its_interval(
+    columns: tuple[Ages, Ages, Ages], scale: float, shift: float, margin: float
+) -> None:
+    decoded, low, high = columns
+    age, start, end = Calibration(scale, shift, margin, 50).apply(decoded, np.minimum(low, high), np.maximum(low, high))
+    assert (start >= 0).all()
+    assert (start <= age).all()
+    assert (age <= end).all()
+
+
+def test_an_empty_batch() -> None:
+    nobody = np.zeros(0, np.float32)
+    assert [len(part) for part in Calibration(1.1, 2, 3, 50).apply(nobody, nobody, nobody)] == [0, 0, 0]
+
+
+def test_identity_leaves_ages_as_they_are() -> None:
+    true, decoded, low, high = (np.maximum(part, 0) for part in simulated(50, 2))
+    for before, after in zip((decoded, low, high), Calibration().apply(decoded, low, high), strict=True):
+        assert np.array_equal(before, after)
+    assert len(true) == 50
+
+
+def test_card_round_trip() -> None:
+    found = fit(*simulated(100, 3))
+    card: dict[str, Any] = json.loads(json.dumps(found.to_card()))
+    assert Calibration.from_card(card) == found
+    assert card["level"] == LEVEL
+    assert Calibration.from_card(None) == Calibration.from_card({}) == Calibration()

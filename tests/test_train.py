@@ -1,0 +1,366 @@
+"""Training end to end on a real Ray: what a run leaves behind, going on after a crash, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ageray import bundle, config, metrics
+from ageray.data import splits, synthetic
+from ageray.data.stream import decode_rows
+from ageray.errors import UserError
+from ageray.experiment import Experiment
+from ageray.predictor import Predictor
+from ageray.train import plan, worker
+from jobs import cli
+from jobs import train as job
+
+BROKEN = 12  # rows whose picture cannot be decoded
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 drawn faces of 64 people in two shards, and twelve rows without a picture."""
+    folder = tmp_path_factory.mktemp("shards") / "drawn"
+    first, _ = synthetic.write_faces_table(folder, 192, subjects=64, size=80, shards=2)
+    table = pq.read_table(first)
+    spoilt = table.slice(0, BROKEN).to_pylist()
+    rows = [row | {"key": f"broken-{k}", "subject": None, "image": b"no picture"} for k, row in enumerate(spoilt)]
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]), first)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small experiment in two stages, with everything on that a resumed run must carry over."""
+    folder = tmp_path_factory.mktemp("settings")
+    warm = folder / "warm"
+    synthetic.write_faces_table(warm, 64, seed=9, size=80)
+    stages = [
+        {"name": "warm", "epochs": 1, "shards": str(warm), "optimizer": {"lr": 1e-3, "body_lr": 1e-4}},
+        {"name": "main", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}},
+    ]
+    augment = {"tint": 0.1, "gamma": 0.3, "gray": 0.2, "blur": 0.3, "noise": 0.3, "erase": 0.3}
+    train = {"batch_size": 16, "shuffle": 32, "precision": "float32", "ema": 0.8, "stages": stages, "augment": augment}
+    content = {
+        "model": {"name": "baseline", "ages": [-15, 120], "dropout": 0.2},
+        "loss": {"neighborhood": {"normalize": True}},
+        "align": {"size": 48},
+        "train": train,
+        "data": {"name": "drawn", "shards": str(shards)},
+        "protocol": {"val": 0.2, "test": 0.2},
+        "scale": {"gpu": False, "threads": 1, "progress": False, "decode_batch": 16, "object_store_mib": 256},
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+class Run:
+    """A finished run: its settings, plan and folder, and what it showed on the way."""
+
+    def __init__(self, file: Path, runs: Path) -> None:
+        self.experiment: Experiment = config.load([str(file)], [f"scale.runs={runs}"])
+        self.plan = plan.make(self.experiment)
+        self.folder, self.shown = Path(self.plan.folder), list[Record]()
+        worker.train(self.experiment, self.plan, self.shown.append)
+
+    @property
+    def log(self) -> list[Record]:
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(settings, tmp_path_factory.mktemp("runs"))
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    [file] = folder.glob("checkpoint_*/state.pt")
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    return state
+
+
+def labelled(shards: Path) -> list[Record]:
+    return [row for file in sorted(shards.glob("*.parquet")) for row in pq.read_table(file, columns=["key", "subject", "age"]).to_pylist()]
+
+
+# --- what a run leaves behind ---------------------------------------------------------------------------------------
+
+
+def test_the_run_folder(run: Run, settings: Path) -> None:
+    visible = {file.name for file in run.folder.iterdir() if not file.name.startswith((".", "checkpoint_"))}
+    assert visible == {"config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "bundle"}
+    assert {file.name for file in (run.folder / "bundle").iterdir()} == {"model.safetensors", "config.yaml", "card.json"}
+    assert len(list(run.folder.glob("checkpoint_*/state.pt"))) == 1
+    assert run.folder.name == f"baseline-drawn-{config.digest(run.experiment)}"
+    elsewhere = config.load([str(settings)], ["scale.runs=/elsewhere", "scale.threads=7"])
+    assert plan.run_folder(elsewhere) == f"/elsewhere/{run.folder.name}"
+
+
+def test_the_settings_are_written_first_and_complete(run: Run) -> None:
+    for folder in (run.folder, run.folder / "bundle"):
+        assert config.loads((folder / "config.yaml").read_text(), "config.yaml") == run.experiment
+    written = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*") if file.is_file()}
+    assert min(written, key=written.__getitem__) == run.folder / "config.yaml"
+
+
+def test_the_split_is_that_of_the_protocol(run: Run, shards: Path) -> None:
+    rows = labelled(shards)
+    expected = splits.split([row["key"] for row in rows], [row["subject"] for row in rows], run.experiment.protocol)
+    assert splits.load(str(run.folder / "split.parquet")) == expected
+    assert run.plan.parts == {name: len(keys) for name, keys in expected.items()}
+    assert run.plan.steps == [64 // 16, len(expected["train"]) // 16]
+
+
+def test_the_log_has_a_record_an_epoch(run: Run) -> None:
+    log = run.log
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in log] == [("warm", 1, 3), ("main", 2, 3), ("main", 3, 3)]
+    broken = sum(key.startswith("broken") for key in splits.load(str(run.folder / "split.parquet"))["train"])
+    assert broken > 2
+    batches = [64 // 16] + [(run.plan.parts["train"] - broken) // 16] * 2  # Ray counts a batch before its broken rows are left out
+    steps = 0
+    for record, least in zip(log, batches, strict=True):
+        taken, steps = record["step"] - steps, record["step"]
+        assert least <= taken <= least + 1
+        assert 16 * least - broken <= record["images"] <= 16 * taken
+        assert record["skipped"] == (0 if record["stage"] == "warm" else pytest.approx(broken, abs=16))
+        assert (record["kind"], record["loss"]) == ("epoch", record["loss.neighborhood"])
+        assert 1 < record["loss"] < 10
+        assert 0 < record["val_mae"] < 80
+        assert abs(record["val_bias"]) <= record["val_mae"]
+        assert record["images_s"] > 0
+        assert record["seconds"] > 0
+    found = [record["val_mae"] for record in log]
+    assert [record["best"] for record in log] == [value == min(found[: k + 1]) for k, value in enumerate(found)]
+
+
+def test_progress_is_shown_while_it_trains(run: Run) -> None:
+    epochs = [record for record in run.shown if record["kind"] == "epoch"]
+    assert epochs == run.log
+    steps = [record for record in run.shown if record["kind"] == "step"]
+    assert steps
+    for record in steps:
+        assert record.keys() == {"kind", "epoch", "epochs", "step", "steps", "images_s", "seconds"}
+        assert 1 <= record["step"] <= record["steps"] + 1
+        assert record["steps"] == run.plan.steps[min(record["epoch"], 1)]
+
+
+def test_the_bundle_is_the_best_epoch_stored_small(run: Run) -> None:
+    best, stored = load_file(run.folder / "best.safetensors"), load_file(run.folder / "bundle" / "model.safetensors")
+    assert best.keys() == stored.keys()
+    for name, tensor in best.items():
+        torch.testing.assert_close(stored[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-4)
+    state = last_state(run.folder)
+    assert state["average"] is not None
+    if run.log[-1]["best"]:
+        assert all(torch.equal(best[name], tensor) for name, tensor in state["average"].items())
+
+
+def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
+    """True ages and what the bundle says of every readable face of a part."""
+    predictor = Predictor(bundle.load(str(run.folder)), "cpu", threads=1)
+    true, said = [], []
+    for file in sorted(shards.glob("*.parquet")):
+        table = pq.read_table(file, columns=["key", "image", "landmarks", "box", "age"])
+        rows = decode_rows(table, run.experiment.align.model_dump(mode="json"), str(run.folder / "split.parquet"), part)
+        fine = rows["error"] == ""
+        true.append(rows["age"][fine])
+        said.append(predictor.predict(rows["canvas"][fine], rows["points"][fine], rows["box"][fine]))
+    columns = [np.concatenate([getattr(ages, name) for ages in said]) for name in ("age", "low", "high")]
+    return np.concatenate(true), columns
+
+
+def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
+    card = json.loads((run.folder / "bundle" / "card.json").read_text())
+    parts = splits.load(str(run.folder / "split.parquet"))
+    ages = {row["key"]: row["age"] for row in labelled(shards)}
+    training = [ages[key] for key in parts["train"]]
+    assert (card["model"], card["epochs"]) == ("baseline", 3)
+    facts = card["training"]
+    assert facts["train_digest"] == plan.train_digest(parts["train"]) != plan.train_digest(parts["train"][1:])
+    assert facts["train_ages"] == {"median": np.median(training), "min": min(training), "max": max(training)}
+    assert facts["faces"] == {name: len(keys) for name, keys in parts.items()}
+    assert (facts["data"], facts["outside_bins"]) == ("drawn", 0)
+    assert facts["protocol"] == run.experiment.protocol.model_dump()
+    true, (age, low, high) = predicted(run, shards, "val")
+    assert card["calibration"]["faces"] == len(true) >= 30
+    expected = metrics.summary(true, age, low, high, facts["train_ages"]["median"])
+    assert card["validation"]["images"] == expected["images"]
+    assert card["validation"]["mae"] == pytest.approx(expected["mae"], abs=0.02)
+    assert card["validation"]["interval"]["coverage"] == pytest.approx(expected["interval"]["coverage"], abs=0.03)
+    assert card["validation"]["interval"]["coverage"] >= 0.9
+    assert card["validation"]["constant"] == expected["constant"]
+
+
+# --- again ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_refused_and_fresh_repeats_it(
+    run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / run.folder.name
+    shutil.copytree(run.folder, folder)
+    words = [str(settings), f"scale.runs={tmp_path}"]
+    with pytest.raises(UserError, match=rf"^{folder}: this run is finished; .* --fresh$"):
+        job.main(words)
+    (folder / "stray").write_text("of an earlier run")
+    job.main([*words, "--fresh"])
+    assert not (folder / "stray").exists()
+    said = capsys.readouterr().out
+    assert said.startswith(f"run {folder}\nfaces {run.plan.parts['train']} train, ")
+    card = json.loads((folder / "bundle" / "card.json").read_text())
+    assert f"validation: MAE {card['validation']['mae']:.3f}" in said
+    assert said.endswith(f"model: {folder}\n")
+    assert said.count("3/3") == 1
+    # the same settings and seed: the same weights, in every bit
+    assert card["sha256"] == json.loads((run.folder / "bundle" / "card.json").read_text())["sha256"]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children and theirs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def reported(folder: Path) -> int:
+    """Epochs of which Ray knows the checkpoint."""
+    try:
+        snapshot = json.loads((folder / "checkpoint_manager_snapshot.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return 0
+    return max((result["metrics"]["epoch"] for result in snapshot["checkpoint_results"]), default=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(run: Run, settings: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.train", str(settings), f"scale.runs={tmp_path}"]
+    folder = tmp_path / run.folder.name
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: reported(folder) >= 1 or first.poll() is not None, 400)
+        family = descendants(first.pid)
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 120)
+    assert not (folder / "bundle").exists()
+    before = (folder / "log.jsonl").read_text()
+    second = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert second.returncode == 0, second.stderr[-2000:]
+    after = (folder / "log.jsonl").read_text()
+    assert after.startswith(before.splitlines(keepends=True)[0])  # the first epoch was not done again
+    whole, resumed = last_state(run.folder), last_state(folder)
+    for name in ("network", "average"):
+        assert all(torch.equal(tensor, resumed[name][key]) for key, tensor in whole[name].items()), name
+    assert [record["loss"] for record in map(json.loads, after.splitlines())] == [record["loss"] for record in run.log]
+    weights = [(place / "bundle" / "model.safetensors").read_bytes() for place in (run.folder, folder)]
+    assert weights[0] == weights[1]
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def mistake(settings: Path, runs: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        job.main([str(settings), f"scale.runs={runs}", *words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.shards=null"], "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"),
+        (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
+        (["data.shards=PLACE/empty"], "data.shards=PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare"),
+        (["train.batch_size=200"], "train.batch_size=200: PLACE/warm has only 64 training faces; lower it or add faces"),
+        (["train.stages.0.shards=PLACE/empty"], "PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare"),
+        (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
+        (["scale.workers=2"], "scale.workers=2: training runs on one worker; set scale.workers=1"),
+        (["protocol.val=0.99", "protocol.test=0"], "has only 3 training faces; lower it or add faces"),
+        (["model.weights=PLACE/none.safetensors"], "PLACE/none.safetensors: not found"),
+    ],
+)
+def test_mistakes_that_are_found_before_anything_is_written(words: list[str], message: str, settings: Path, tmp_path: Path) -> None:
+    (settings.parent / "empty").mkdir(exist_ok=True)
+    place = str(settings.parent)
+    said = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
+    assert message.replace("PLACE", place) in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_misspelt_loss(settings: Path, tmp_path: Path) -> None:
+    assert "neighborhood" in mistake(settings, tmp_path, "loss.neighbourhood.sigma=3")
+
+
+@pytest.mark.parametrize("content", ["another table", "no Parquet"])
+def test_shards_that_are_none(content: str, settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    if content == "another table":
+        pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3.0]}), tmp_path / "other" / "part.parquet")
+    else:
+        (tmp_path / "other" / "part.parquet").write_bytes(b"nonsense")
+    assert str(tmp_path / "other") in mistake(settings, tmp_path / "runs", f"data.shards={tmp_path / 'other'}")
+
+
+def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    assert mistake(settings, tmp_path, "scale.gpu=true").startswith(
+        "scale.gpu=true: the cluster has 0 GPUs for 1 workers; set scale.gpu=false"
+    )
+
+
+def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    """A learning rate that throws the weights out stops the run with term and step; it is no mistake of a setting's form."""
+    words = [str(settings), f"scale.runs={tmp_path}", "train.stages=[{optimizer: {name: sgd, lr: 1e30}}]"]
+    with pytest.raises(Exception, match=r"step \d+: loss term loss, neighborhood is not finite") as caught:
+        job.main(words)
+    assert cli.mistake_behind(caught.value) is None
+    assert not list(tmp_path.glob("*/bundle"))
+
+
+def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained weights."""
+    synthetic.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
+    with pytest.raises(Exception, match="landmarks") as caught:
+        job.main([str(settings), f"scale.runs={tmp_path}", f"data.shards={tmp_path / 'bare'}", "train.stages=[{epochs: 1}]"])
+    found = cli.mistake_behind(caught.value)
+    assert found is not None
+    assert str(found).startswith(f"data.shards={tmp_path / 'bare'}: ")
+    assert not list(tmp_path.glob("*/bundle"))
+
+
+def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:
+    experiment = config.load([str(settings)], ["model.ages=[10, 50]", f"scale.runs={tmp_path}"])
+    made = plan.make(experiment)
+    ages = {row["key"]: row["age"] for row in labelled(shards)}
+    training = [ages[key] for key in splits.load(str(Path(made.folder) / "split.parquet"))["train"]]
+    assert made.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0
