@@ -205,6 +205,16 @@ def test_what_is_no_model(what: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{place}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of")
 
 
+@pytest.mark.parametrize("name", sorted(card.parent.name for card in bundle._ZOO.glob("*/card.json")))
+def test_a_model_of_the_zoo_is_whole(name: str) -> None:
+    loaded = bundle.load(f"zoo:{name}")
+    assert {file.name for file in (bundle._ZOO / name).iterdir()} == FILES
+    assert loaded.network().head.out_features == loaded.experiment.model.ages[1] - loaded.experiment.model.ages[0] + 1
+    assert loaded.calibration.faces >= 30
+    assert loaded.card["terms"]
+    assert not (Path(loaded.experiment.scale.runs).is_absolute() or str(loaded.experiment.data.shards).startswith("/"))
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
