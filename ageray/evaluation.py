@@ -57,6 +57,8 @@ def evaluate(model: str, experiment: Experiment, out: str) -> dict[str, Any]:
         raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet")
     faces = labelled_faces(shards)
     parts = splits.split(faces.column("key").to_pylist(), faces.column("subject").to_pylist(), experiment.protocol)
+    if not parts["test"]:
+        raise UserError(f"protocol.test={experiment.protocol.test:g}: leaves no face to test; raise it, or set protocol.name=all")
     storage.make_folder(out)
     split = storage.join(storage.absolute(out), SPLIT)
     splits.save(split, parts)

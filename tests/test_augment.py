@@ -126,8 +126,8 @@ def test_the_generator_alone_decides() -> None:
 def test_shape_range_and_type(size: int, count: int) -> None:
     before = faces(count, size)
     kept = before.clone()
-    for seed in range(3):
-        after = photometric(before, Augment(**dict.fromkeys(PROBABILITIES, 1.0), **dict.fromkeys(SPREADS, 0.9)), seeded(seed))
+    for seed, settings in enumerate((dict.fromkeys(PROBABILITIES, 1.0), dict.fromkeys(PROBABILITIES, 0.5), {"noise": 1.0})):
+        after = photometric(before, Augment(**settings, **dict.fromkeys(SPREADS, 0.9)), seeded(seed))
         assert after.shape == before.shape
         assert after.dtype == torch.float32
         assert bool(after.isfinite().all())
@@ -263,10 +263,8 @@ def test_jpeg_is_that_of_an_encoder() -> None:
 @pytest.mark.parametrize("size", [50, 64])
 def test_jpeg_reaches_the_edge_of_any_size(size: int) -> None:
     """Sizes that 16 does not divide are padded for the coder; the padding must not shine through."""
-    before = copies(4, size)
-    change = (photometric(before, only(jpeg=1), seeded()) - before).abs().mean((0, 1))
-    assert float(change[-2:].mean()) < 3 * float(change.mean())
-    assert float(change[:, -2:].mean()) < 3 * float(change.mean())
+    before = torch.full((8, 3, size, size), 100.0)
+    assert float((photometric(before, only(jpeg=1), seeded()) - before).abs().max()) < 4
 
 
 def test_erase_hides_a_rectangle() -> None:

@@ -83,23 +83,22 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Evaluated:
-    """The folder that an evaluation wrote, and what it printed."""
+    """What an evaluation wrote to its folder, and what it handed over to be shown."""
 
-    def __init__(self, folder: Path, printed: str) -> None:
+    def __init__(self, folder: Path, shown: list[dict[str, Any]]) -> None:
         self.report = json.loads((folder / "report.json").read_text())
         self.rows = pq.read_table(folder / "predictions.parquet").to_pylist()
-        self.split, self.printed = splits.load(str(folder / "split.parquet")), printed
+        self.split, self.shown = splits.load(str(folder / "split.parquet")), shown
 
 
 @pytest.fixture(scope="module")
 def evaluated(model: Path, shards: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     out = tmp_path_factory.mktemp("out") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        lines: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        patch.setattr(job, "show", lambda report: lines.append(json.dumps(report)))
+        shown: list[dict[str, Any]] = []
+        patch.setattr(job, "show", shown.append)
         job.main([str(model), f"data.shards={shards}", "--out", str(out), *SCALE])
-    return Evaluated(out, "\n".join(lines))
+    return Evaluated(out, shown)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
@@ -158,7 +157,7 @@ def test_the_report_names_model_data_and_protocol(evaluated: Evaluated, model: P
     assert report["data"] == {"name": "drawn", "shards": str(shards), "landmarks": "auto"}
     assert report["protocol"] == PROTOCOL.model_dump()
     assert report["warnings"] == ["3 of 90 faces have no age and are left out"]
-    assert evaluated.printed.splitlines()[0] == json.dumps(report)
+    assert evaluated.shown == [report]
 
 
 def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
