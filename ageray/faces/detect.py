@@ -19,6 +19,7 @@ from ageray.experiment import Detect
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NMS_OVERLAP = 0.3
 _TOP_K = 5000
+_LEAST_SIDE = 64  # in inputs of up to 32 pixels OpenCV (4.14) reads memory that nobody wrote: faces come and go at random
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,9 @@ class YuNet:
         return sorted(faces, key=lambda face: -face.score)
 
     def _run(self, bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
+        below, right = (max(0, _LEAST_SIDE - side) for side in bgr.shape[:2])
+        if below or right:
+            bgr = np.asarray(cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_CONSTANT), np.uint8)
         self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
         rows = self._net.detect(bgr)[1]
         if rows is None:
