@@ -18,7 +18,8 @@ from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.models.model import Classifier, build
+from ageray.models.model import build
+from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "card.json"
 IN_RUN = "bundle"
@@ -47,7 +48,7 @@ class Bundle:
         """What `ageray.calibration` learnt on the validation part."""
         return Calibration.from_card(self.card.get("calibration"))
 
-    def network(self) -> Classifier:
+    def network(self) -> AgeNetwork:
         """The network with its weights, float32, in eval mode, on CPU. Raises UserError if weights and configuration do not fit."""
         network = build(self.experiment.model, pretrained=False)
         try:

@@ -66,7 +66,7 @@ class Predictor:
 
 
 def _fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32: on tensor cores and on CPUs with AMX; elsewhere it is emulated."""
+    """Whether bf16 is faster than float32: on tensor cores and on CPUs with AMX or AVX-512 BF16; elsewhere it is emulated."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_amx_tile_supported())
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

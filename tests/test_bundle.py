@@ -28,7 +28,7 @@ def network() -> Classifier:
     """Random weights, with a kernel that float16 cannot hold."""
     made = build(SETTINGS.model, seed=0)
     with torch.no_grad():
-        made.backbone.get_submodule("layers.conv2_3x3_reduce").weight[0, 0] = 1e6  # type: ignore[index]
+        made.get_parameter("backbone.layers.conv2_3x3_reduce.weight")[0, 0] = 1e6
     return made
 
 

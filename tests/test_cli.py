@@ -106,7 +106,7 @@ def test_in_a_map_function_of_ray_data(ray_local: None) -> None:
     def fail(batch: dict[str, Any]) -> dict[str, Any]:
         raise UserError(TEXT)
 
-    data = ray.data.range(4).map_batches(fail)  # type: ignore[arg-type]
+    data = ray.data.range(4).map_batches(fail)
     assert str(cli.mistake_behind(raised(data.materialize))) == TEXT
 
 
@@ -118,7 +118,7 @@ def test_in_the_constructor_of_an_actor_of_ray_data(ray_local: None) -> None:
         def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
             return batch
 
-    data = ray.data.range(4).map_batches(Fails, compute=ray.data.ActorPoolStrategy(size=1), batch_size=2)  # type: ignore[arg-type]
+    data = ray.data.range(4).map_batches(Fails, compute=ray.data.ActorPoolStrategy(size=1), batch_size=2)
     assert str(cli.mistake_behind(raised(data.materialize))) == TEXT
 
 
@@ -148,7 +148,7 @@ def test_in_the_data_that_a_training_worker_reads(ray_local: None, tmp_path: Pat
         train_loop_config={},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=False),
         run_config=RunConfig(name="fails", storage_path=str(tmp_path)),
-        datasets={"train": ray.data.range(4).map_batches(fail)},  # type: ignore[arg-type]
+        datasets={"train": ray.data.range(4).map_batches(fail)},
     )
     assert str(cli.mistake_behind(raised(trainer.fit))) == TEXT
 

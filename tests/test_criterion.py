@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ageray.errors import UserError
-from ageray.experiment import CrossEntropy, Loss, Neighborhood
+from ageray.experiment.loss import CrossEntropy, Loss, Neighborhood
 from ageray.losses.criterion import FIELDS, TERMS, Criterion, check_finite
 from ageray.losses.cross_entropy import cross_entropy
 from ageray.losses.neighborhood import neighborhood

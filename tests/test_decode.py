@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ageray.experiment import Baseline, Decode
+from ageray.experiment.model import Baseline, Decode
 from ageray.models.decode import bins, decode, quantiles
 
 LEVELS = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])

@@ -141,7 +141,7 @@ def test_predictions_are_the_predictors(evaluated: Evaluated, model: Path, shard
         for row in pq.read_table(file).to_pylist():
             if row["key"] not in said:
                 continue
-            points, box = np.float32(row["landmarks"]).reshape(1, 5, 2), np.float32([row["box"]])
+            points, box = np.array(row["landmarks"], np.float32).reshape(1, 5, 2), np.array([row["box"]], np.float32)
             face = face_canvases(row["image"], points, box, ALIGN)
             alone, found = predictor.predict(face.pixels, face.points, face.box), said[row["key"]]
             assert found["age"] == row["age"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ageray.errors import UserError
-from ageray.experiment import Baseline, ClusterCnn, Model
+from ageray.experiment.model import Baseline, ClusterCnn, Model
 from ageray.models.googlenet import GoogLeNet, ResponseNorm
 from ageray.models.model import build
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ageray.experiment import Baseline, ClusterCnn, Model, Schedule
+from ageray.experiment import Schedule
+from ageray.experiment.model import Baseline, ClusterCnn, Model
 from ageray.experiment import Optimizer as Config
 from ageray.models.model import build
 from ageray.train.optim import factor, make_optimizer, make_schedule

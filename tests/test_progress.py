@@ -74,7 +74,7 @@ def test_on_a_terminal_a_live_line_tells_rate_and_time_left() -> None:
 
 def test_without_a_terminal_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    monkeypatch.setattr("time.monotonic", lambda: now)
     out = io.StringIO()
     with EpochTable(Console(file=out, force_terminal=False, width=120)) as table:
         for seconds in range(0, 150, 2):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -336,8 +337,10 @@ def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: No
     assert mistake(settings, tmp_path, "scale.gpu=true").startswith(
         "scale.gpu=true: the cluster has 0 GPUs for 1 workers; set scale.gpu=false"
     )
+    assert not [thread.name for thread in threading.enumerate() if "(_listen)" in thread.name]
 
 
+@pytest.mark.slow
 def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local: None) -> None:
     """A learning rate that throws the weights out stops the run with term and step; it is no mistake of a setting's form."""
     words = [str(settings), f"scale.runs={tmp_path}", "train.stages=[{optimizer: {name: sgd, lr: 1e30}}]"]
@@ -356,6 +359,11 @@ def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_loc
     assert found is not None
     assert str(found).startswith(f"data.shards={tmp_path / 'bare'}: ")
     assert not list(tmp_path.glob("*/bundle"))
+
+
+def test_the_log_of_a_run_without_validation_faces_is_json() -> None:
+    line = plan.to_lines([{"epoch": 1, "val_mae": float("nan"), "loss": 4.5, "best": True}])
+    assert json.loads(line, parse_constant=pytest.fail) == {"epoch": 1, "val_mae": None, "loss": 4.5, "best": True}
 
 
 def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:

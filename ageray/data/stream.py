@@ -5,6 +5,7 @@ Encoded bytes are read, decoded on CPU tasks and leave as uint8; everything afte
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -21,7 +22,7 @@ from ageray.data.images import ImageError
 from ageray.data.shards import read_faces
 from ageray.experiment import Align
 
-_COLUMNS = ["key", "image", "landmarks", "box", "age"]
+_COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
 _TASKS_PER_PROCESS = 1000
 _BLOCK_ROWS = 256  # rows a decoding task takes at once: small enough to fill the cores from one shard, large beside the cost of a task
 
@@ -30,7 +31,8 @@ Columns = dict[str, Any]
 
 def face_stream(shards: str, align: Align, decode_batch: int, split: str | None = None, part: str | None = None) -> ray.data.Dataset:
     """The faces of a shard folder with a known age, or those whose key stands in `part` of the saved `split`, as columns `key`, `age`,
-    `canvas` (C, C, 3) uint8, `points` (5, 2), `box` (4,), `error` ('' where all is well), in the order of the shards."""
+    `canvas` (C, C, 3) uint8, `points` (5, 2), `box` (4,), `gender` and `subject` as numbers (`gender_number`, `subject_number`), `error` (''
+    where all is well), in the order of the shards."""
     rows = read_faces(shards, _COLUMNS).repartition(target_num_rows_per_block=_BLOCK_ROWS)
     return rows.map_batches(
         decode_rows,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
@@ -62,6 +64,8 @@ def decode_rows(table: pa.Table, align: dict[str, Any], split: str | None = None
         "canvas": np.full((count, side, side, 3), config.fill, np.uint8),
         "points": np.full((count, 5, 2), np.nan, np.float32),
         "box": np.full((count, 4), np.nan, np.float32),
+        "gender": np.array([gender_number(name) for name in table.column("gender").to_pylist()], np.int64),
+        "subject": np.array([subject_number(*row) for row in zip(*_names(table), strict=True)], np.int64),
         "error": np.full(count, "", dtype=object),
     }
     images, landmarks, boxes = table.column("image"), table.column("landmarks").to_pylist(), table.column("box").to_pylist()
@@ -73,6 +77,26 @@ def decode_rows(table: pa.Table, align: dict[str, Any], split: str | None = None
             continue
         columns["canvas"][row], columns["points"][row], columns["box"][row] = found.pixels[0], found.points[0], found.box[0]
     return columns
+
+
+def _names(table: pa.Table) -> list[list[str | None]]:
+    return [table.column(name).to_pylist() for name in ("dataset", "subject")]
+
+
+_MALE, _FEMALE = frozenset({"male", "m", "man", "boy"}), frozenset({"female", "f", "w", "woman", "girl"})
+
+
+def gender_number(name: str | None) -> int:
+    """0 male, 1 female, -1 anything else: what losses and galleries compare."""
+    word = (name or "").strip().lower()
+    return 0 if word in _MALE else 1 if word in _FEMALE else -1
+
+
+def subject_number(dataset: str, subject: str | None) -> int:
+    """A number above 0 for a subject of a data set, the same in every process; 0 where the subject is unknown."""
+    if subject is None:
+        return 0
+    return 1 + int.from_bytes(hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()[:7], "big")
 
 
 def _as_points(values: list[float] | None) -> NDArray[np.float32] | None:

@@ -4,53 +4,85 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ageray import experiment
 from ageray.errors import UserError
+from ageray.experiment import Loss
 from ageray.losses.cross_entropy import cross_entropy
 from ageray.losses.neighborhood import neighborhood
 
 TERMS: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "neighborhood": neighborhood}
-FIELDS = frozenset({"age", "bins"})
-"""What a training batch gives beside the model's tensors."""
+FIELDS = frozenset({"age", "bins", "gender"})
+"""What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown."""
+AUXILIARY = "aux_"
+"""Before a classifier's tensor name: those of A further classifiers, stacked along dimension 1, as `aux_logits` (B, A, K)."""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A term with the names of the tensors it takes and its options; `stacked` names those that auxiliary classifiers give."""
+
+    name: str
+    weight: float
+    function: Callable[..., Tensor]
+    required: list[str]
+    stacked: list[str]
+    options: dict[str, Any]
+
+    def value(self, tensors: dict[str, Tensor]) -> Tensor:
+        return self.function(*(tensors[field] for field in self.required), **self.options)
+
+    def auxiliary(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The sum over the auxiliary classifiers."""
+        each = zip(*(tensors[AUXILIARY + field].unbind(1) for field in self.stacked), strict=True)
+        values = [self.value({**tensors, **dict(zip(self.stacked, one, strict=True))}) for one in each]
+        return torch.stack(values).sum()
 
 
 class Criterion:
-    """Calls each configured term with the tensors that its required parameters name, weighs and sums."""
+    """Calls each configured term with the tensors that its required parameters name, weighs and sums.
 
-    def __init__(self, config: experiment.Loss, outputs: Collection[str], model: str) -> None:
+    Where a model has auxiliary classifiers (it gives `aux_logits`), every term on `logits` is applied to each of them too and their sum is
+    weighed by `loss.auxiliary` besides (DHAA, Eq. 4).
+    """
+
+    def __init__(self, config: Loss, outputs: Collection[str], model: str) -> None:
         """outputs: names of the model's tensors. Raises UserError if no term is configured, or a term needs a tensor the model lacks."""
-        self._terms: list[tuple[str, float, Callable[..., Tensor], list[str], dict[str, Any]]] = []
-        for name in type(config).model_fields:
+        self._auxiliary = config.auxiliary
+        self._terms: list[_Bound] = []
+        for name, function in TERMS.items():
             term = getattr(config, name)
             if term is None:
                 continue
-            required = [p.name for p in inspect.signature(TERMS[name]).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            required = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
             missing = [field for field in required if field not in FIELDS and field not in outputs]
             if missing:
                 raise UserError(
                     f"loss.{name}: model '{model}' does not give {', '.join(missing)} (it gives {', '.join(sorted(outputs))}); "
                     f"use another term or another model"
                 )
-            options = term.model_dump(exclude={"weight"})
-            self._terms.append((name, term.weight, TERMS[name], required, options))
+            stacked = [field for field in required if AUXILIARY + field in outputs]
+            self._terms.append(_Bound(name, term.weight, function, required, stacked, term.model_dump(exclude={"weight"})))
         if not self._terms:
             raise UserError(f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5")
 
     def __call__(self, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum (a scalar with gradient), and every unweighted term (detached)."""
-        total: Tensor | None = None
+        """The weighted sum (a scalar with gradient), and every unweighted term (detached; `aux_` before those of auxiliary classifiers)."""
+        weighted: list[Tensor] = []
         values: dict[str, Tensor] = {}
-        for name, weight, function, required, options in self._terms:
-            value = function(*(tensors[field] for field in required), **options)
-            values[name] = value.detach()
-            total = weight * value if total is None else total + weight * value
-        assert total is not None
-        return total, values
+        for term in self._terms:
+            value = term.value(tensors)
+            values[term.name] = value.detach()
+            weighted.append(term.weight * value)
+            if term.stacked and self._auxiliary:
+                value = term.auxiliary(tensors)
+                values[AUXILIARY + term.name] = value.detach()
+                weighted.append(self._auxiliary * term.weight * value)
+        return torch.stack(weighted).sum(), values
 
 
 def check_finite(values: dict[str, Tensor], step: int) -> None:

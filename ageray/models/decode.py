@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ageray.experiment import ModelBase
+from ageray.experiment.model import ModelBase
 
 
 def bins(config: ModelBase) -> Tensor:
@@ -14,10 +14,20 @@ def bins(config: ModelBase) -> Tensor:
     return torch.arange(first, last + 1, dtype=torch.float32)
 
 
+def classifier_posterior(outputs: dict[str, Tensor]) -> Tensor:
+    """The posterior (B, K), float32, of a classifier's tensors: softmax of `logits`, or of `ordinal_logits` (B, K - 1) the differences of
+    p(older than bin k), made to fall with k by a running minimum where independent questions contradict each other (Niu et al. 2016)."""
+    if "logits" in outputs:
+        return torch.softmax(outputs["logits"].float(), -1)
+    older_BQ = torch.sigmoid(outputs["ordinal_logits"].float()).cummin(-1).values
+    ends = (torch.ones_like(older_BQ[:, :1]), torch.zeros_like(older_BQ[:, :1]))
+    return torch.cat([ends[0], older_BQ], -1) - torch.cat([older_BQ, ends[1]], -1)
+
+
 def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
     """Age in years (B,), not rounded: the posterior's expectation (DEX), median or mode, as `config.decode.method` says."""
     bins_K = bins(config).to(posterior_BK)
-    if config.decode.method == "expectation":
+    if config.decode.method in ("expectation", "gallery"):  # the gallery's posterior is the histogram of the neighbours' ages
         return posterior_BK @ bins_K
     if config.decode.method == "argmax":
         return bins_K[posterior_BK.argmax(-1)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ageray.experiment import Experiment
 from ageray.faces import geometry
 from ageray.faces.align import align_faces, standardize
+from ageray.models.decode import classifier_posterior
 
 
 def posterior(network: nn.Module, batch: dict[str, Tensor], config: Experiment, autocast: bool) -> Tensor:
@@ -19,8 +20,8 @@ def posterior(network: nn.Module, batch: dict[str, Tensor], config: Experiment, 
     faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
     faces = standardize(faces, config.align).contiguous(memory_format=torch.channels_last)
     with torch.autocast(faces.device.type, torch.bfloat16, enabled=autocast):
-        result = torch.softmax(network({"face": faces, "points": points})["logits"].float(), -1)
+        result = classifier_posterior(network({"face": faces, "points": points}))
         if config.model.decode.flip:
             mirrored = {"face": faces.flip(-1), "points": geometry.mirror_points(points, config.align.size)}
-            result = (result + torch.softmax(network(mirrored)["logits"].float(), -1)) / 2
+            result = (result + classifier_posterior(network(mirrored))) / 2
     return result

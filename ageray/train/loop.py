@@ -20,13 +20,16 @@ from ageray.data.batches import to_tensors
 from ageray.experiment import Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import geometric_map, photometric
-from ageray.losses.criterion import Criterion, check_finite
+from ageray.losses.criterion import FIELDS, Criterion, check_finite
 from ageray.models.decode import bins, decode
-from ageray.models.model import Classifier, build
+from ageray.models.model import build
+from ageray.models.network import AgeNetwork
 from ageray.models.posterior import posterior
 from ageray.train.optim import make_optimizer, make_schedule
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
+
+_TRAINED = ("canvas", "points", "box", "age", "gender")
 
 Columns = dict[str, Any]
 
@@ -47,11 +50,11 @@ class State:
 
     config: Experiment
     device: torch.device
-    network: Classifier
+    network: AgeNetwork
     criterion: Criterion
     bins: Tensor
     generator: torch.Generator
-    average: Classifier | None = None
+    average: AgeNetwork | None = None
     optimizer: torch.optim.Optimizer | None = None
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     stage: int = -1
@@ -61,7 +64,7 @@ class State:
     log: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def judged(self) -> Classifier:
+    def judged(self) -> AgeNetwork:
         """The network that is validated and kept: the moving average where there is one."""
         return self.average or self.network
 
@@ -121,8 +124,8 @@ def train_one_epoch(state: State, batches: Iterable[Columns], on_step: Callable[
     Raises FloatingPointError naming term and step when a loss is not finite.
     """
     state.network.train()
-    if not any(parameter.requires_grad for parameter in state.network.backbone.parameters()):
-        state.network.backbone.eval()  # a frozen body keeps its batch statistics too
+    if not any(parameter.requires_grad for parameter in state.network.body().parameters()):
+        state.network.body().eval()  # a frozen body keeps its batch statistics too
     started, images, steps = time.perf_counter(), 0, 0
     pending: list[dict[str, Tensor]] = []
     sums: dict[str, float] = {}
@@ -138,15 +141,36 @@ def train_one_epoch(state: State, batches: Iterable[Columns], on_step: Callable[
     return EpochResult(means.pop("loss", float("nan")), means, images, time.perf_counter() - started)
 
 
+@torch.no_grad()
+def start(state: State, batches: Iterable[Columns]) -> None:
+    """Shows a network that asks for it (`faces_to_start`) so many augmented training faces before its first step; else reads nothing."""
+    wanted, network = state.network.faces_to_start, state.network
+    if not wanted:
+        return
+    network.eval()
+    cached: list[Tensor] = []
+    for columns in batches:
+        batch = to_tensors({name: columns[name] for name in _TRAINED if name in columns}, state.device)
+        batch["face"], batch["points"] = augmented_faces(state, batch)
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=state.config.train.precision == "bf16"):
+            cached.append(network.cache(batch).float())
+        if sum(map(len, cached)) >= wanted:
+            break
+    network.start(torch.cat(cached)[:wanted], state.generator)
+    if state.average is not None:
+        state.average.load_state_dict(network.state_dict())
+
+
 def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     assert state.optimizer is not None
     assert state.schedule is not None
     config = state.config
-    batch = to_tensors({name: columns[name] for name in ("canvas", "points", "box", "age")}, state.device)
+    batch = to_tensors({name: columns[name] for name in _TRAINED if name in columns}, state.device)
     batch["face"], batch["points"] = augmented_faces(state, batch)
     with torch.autocast(state.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         outputs = state.network(batch)
-    loss, terms = state.criterion({**outputs, "age": batch["age"], "bins": state.bins})
+    fields = {name: batch[name] for name in FIELDS if name in batch}
+    loss, terms = state.criterion({**outputs, **fields, "bins": state.bins})
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     if config.train.clip:
@@ -199,4 +223,6 @@ def validate(state: State, batches: Iterable[Columns]) -> tuple[NDArray[np.float
         ages = decode(posterior(network, batch, config, config.train.precision == "bf16"), config.model)
         predicted.append(ages.cpu().numpy())
         true.append(np.asarray(columns["age"], np.float32))
+    if not all(np.isfinite(ages).all() for ages in predicted):
+        raise FloatingPointError(f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip")
     return np.concatenate(true), np.concatenate(predicted)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ageray import experiment
@@ -30,6 +30,8 @@ def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: exp
     parameters = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
     if config.name == "sgd":
         return SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0)
+    if config.name == "adadelta":
+        return Adadelta(parameters)
     kind: Callable[..., Optimizer] = AdamW if config.name == "adamw" else Adam
     return kind(parameters, betas=(config.momentum, 0.999))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,5 +119,9 @@ def train_digest(keys: list[str]) -> str:
 
 
 def to_lines(records: list[dict[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(record) + "\n" for record in records)
+    """JSON lines; what is not a number is null."""
+    return "".join(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

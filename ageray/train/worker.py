@@ -26,7 +26,7 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.predictor import Predictor
 from ageray.train import plan as planning
-from ageray.train.loop import State, new_state, train_one_epoch, validate
+from ageray.train.loop import State, new_state, start, train_one_epoch, validate
 from ageray.train.plan import Plan
 
 _STATE = "state.pt"
@@ -41,23 +41,24 @@ def train(experiment: Experiment, plan: Plan, show: Callable[[Record], None]) ->
     `show` receives progress (`kind` "step") and epoch records (`kind` "epoch") as they come.
     Raises UserError if a GPU is asked for where there is none.
     """
+    scaling = _scaling(experiment)
     filesystem, path = storage.filesystem(plan.folder)
     parent, _, name = path.rpartition("/")
     options = DataConfig.default_ingest_options()
     options.preserve_order = True  # the order of the rows is part of what a seed fixes
     queue = Queue(actor_options={"num_cpus": 0})
-    listener = Thread(target=_listen, args=(queue, show), daemon=True)
-    listener.start()
     trainer = TorchTrainer(
         _work,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "plan": plan, "queue": queue},
-        scaling_config=_scaling(experiment),
+        scaling_config=scaling,
         run_config=RunConfig(
             name=name, storage_path=parent, storage_filesystem=filesystem, checkpoint_config=CheckpointConfig(num_to_keep=1)
         ),
         datasets=_datasets(experiment, plan),
         dataset_config=DataConfig(datasets_to_split=[], execution_options=options),
     )
+    listener = Thread(target=_listen, args=(queue, show), daemon=True)
+    listener.start()
     try:
         trainer.fit()
     finally:
@@ -127,17 +128,9 @@ def _resume(state: State, plan: Plan) -> None:
 def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
     """One epoch, its validation, its record and its checkpoint."""
     config, number, steps = state.config.train, state.epoch, plan.steps[state.stage]
-    stream = ray.train.get_dataset_shard(f"stage-{state.stage}")
-    batches = Usable(
-        stream.iter_batches(
-            batch_size=config.batch_size,
-            batch_format="numpy",
-            drop_last=True,
-            prefetch_batches=_PREFETCH,
-            local_shuffle_buffer_size=max(config.shuffle, config.batch_size),
-            local_shuffle_seed=config.seed * 10_000 + number,
-        )
-    )
+    if state.step == 0:
+        start(state, _shuffled(state))
+    batches = _shuffled(state)
     started, told = time.perf_counter(), 0.0
 
     def tell(step: int, images: int) -> None:
@@ -191,6 +184,22 @@ def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
         torch.save(state.state_dict(), Path(folder) / _STATE)
         ray.train.report({"val_mae": mae, "epoch": state.epoch}, checkpoint=Checkpoint.from_directory(folder))
     queue.put(record)
+
+
+def _shuffled(state: State) -> Usable:
+    """The stage's training faces in this epoch's order, in full batches."""
+    config = state.config.train
+    stream = ray.train.get_dataset_shard(f"stage-{state.stage}")
+    return Usable(
+        stream.iter_batches(
+            batch_size=config.batch_size,
+            batch_format="numpy",
+            drop_last=True,
+            prefetch_batches=_PREFETCH,
+            local_shuffle_buffer_size=max(config.shuffle, config.batch_size),
+            local_shuffle_seed=config.seed * 10_000 + state.epoch,
+        )
+    )
 
 
 def _whole(name: str, batch_size: int) -> Usable:

@@ -1,0 +1,37 @@
+"""`scale`: with what machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ageray.experiment.strict import Count, Positive, Strict
+
+
+class Scale(Strict):
+    """The machine: how many workers, with what, and where runs are kept."""
+
+    runs: str = "runs"
+    """Folder of the run folders; local path or url."""
+    workers: Count = 1
+    """Training workers."""
+    gpu: bool | Literal["auto"] = "auto"
+    """Whether each worker takes a GPU; `auto` takes one where the cluster has any."""
+    cpus_per_worker: Positive = 1
+    """Logical CPUs that Ray reserves for each training or scoring worker."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """Compute threads of a worker; 0 means all cores of a machine on which it is alone, else its CPUs."""
+    local_cpus: Annotated[int, Field(ge=0)] = 0
+    """Logical CPUs of the Ray that starts by itself when there is no cluster; 0 means the machine's cores, but at least 4 (with fewer,
+    actors can hold every CPU and the data they wait for never comes)."""
+    object_store_mib: Annotated[int, Field(ge=0)] = 0
+    """Object store of that Ray in MiB; 0 leaves it to Ray."""
+    decode_batch: Count = 32
+    """Images per decoding task batch."""
+    score_batch: Count = 64
+    """Faces a forward pass when scoring."""
+    score_workers: Annotated[int, Field(ge=0)] = 0
+    """Scoring actors; 0 means one a GPU, or one for every 4 cores."""
+    progress: bool = True
+    """Ray Data's progress bars and the epoch table."""

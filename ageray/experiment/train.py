@@ -1,0 +1,109 @@
+"""`train`: how the weights come about."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ageray.experiment.strict import Count, Positive, Share, Strict
+
+
+class Augment(Strict):
+    """Random changes of a training face. The geometric ones join the alignment in one resampling; the others act on the aligned face."""
+
+    flip: Share = 0.5
+    """Probability of mirroring."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 10.0
+    """Uniform in +- this many degrees."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Uniform zoom in 1 +- this (epsilon of Cluster-CNN's crop, as a share of alpha)."""
+    translation: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Uniform shift in +- this share of the side, each axis."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Uniform factor in 1 +- this."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Uniform factor in 1 +- this, about the face's mean."""
+    saturation: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Uniform factor in 1 +- this."""
+    tint: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Uniform factor in 1 +- this for each colour channel: white balance, faded prints."""
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Exponent, log-uniform between 1 - this and 1 / (1 - this): exposure and film."""
+    gray: Share = 0.0
+    """Probability of removing colour."""
+    blur: Share = 0.0
+    """Probability of a Gaussian blur of 0.3 to 2 pixels (at 128; in proportion to the size)."""
+    downscale: Share = 0.0
+    """Probability of shrinking to between 0.3 and 0.8 of the size and back."""
+    jpeg: Share = 0.0
+    """Probability of JPEG artefacts, quality 20 to 90."""
+    noise: Share = 0.0
+    """Probability of Gaussian noise with a standard deviation of up to 8 gray values."""
+    erase: Share = 0.0
+    """Probability of hiding a rectangle of 2 to 15 % of the area (random erasing)."""
+
+
+class Optimizer(Strict):
+    """One of the papers' optimisers, with a rate for the new layers and one for the pretrained body."""
+
+    name: Literal["adamw", "adam", "sgd", "adadelta"] = "adamw"
+    """`sgd` uses Nesterov momentum (DHAA); `adam` with beta1 0.9 (Cluster-CNN, neighborhood); `adadelta`
+    is the siamese paper's."""
+    lr: Positive = 3e-4
+    """Peak learning rate of the head (and of everything where `body_lr` is null)."""
+    body_lr: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate of the backbone; 0 freezes it."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """L2 penalty (decoupled for adamw); biases and norms are exempt."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd, beta1 of adam and adamw."""
+
+
+class Schedule(Strict):
+    """Learning rate over a stage, as a factor of the peak."""
+
+    name: Literal["constant", "cosine", "step"] = "cosine"
+    """`step` divides by 10 at each milestone (DHAA, neighborhood)."""
+    warmup: Share = 0.05
+    """Share of the stage's steps over which the rate climbs linearly from 0."""
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    """Where `step` divides, as shares of the stage's steps."""
+
+
+class Stage(Strict):
+    """A stretch of training with one optimiser; pretraining on another set is a stage with its own shards."""
+
+    name: str = "train"
+    """Shown in the log."""
+    epochs: Count = 10
+    """Passes over the stage's training rows."""
+    optimizer: Optimizer = Optimizer()
+    """Optimiser and rates."""
+    schedule: Schedule = Schedule()
+    """Rate over time."""
+    shards: str | None = None
+    """Face shards to train on instead of `data.shards`, all of their rows (the papers pretrain on IMDB-WIKI); null uses `data.shards`."""
+
+
+class Train(Strict):
+    """How the weights come about."""
+
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
+    """One after the other; each starts a new optimiser on the weights so far."""
+    batch_size: Count = 64
+    """Faces a step, over all workers (Cluster-CNN 128)."""
+    shuffle: Count = 1024
+    """Faces in the buffer from which batches are drawn at random; shards are written in random order, so a small one mixes well."""
+    precision: Literal["float32", "bf16"] = "bf16"
+    """Autocast type of the forward pass; weights and losses stay float32."""
+    augment: Augment = Augment()
+    """Random changes of training faces."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay per step of an exponential moving average of the weights, which then is what is validated and kept; 0 is off."""
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    """Largest norm of the gradient; 0 is off."""
+    calibrate: bool = True
+    """Fit, on the validation part, the line that maps predicted to true age, and the 90 % interval; stored in the bundle's card."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the initial weights, the order of the rows and the augmentation."""

@@ -1,0 +1,90 @@
+"""What every network of this package is: a module from a batch of aligned faces to named tensors.
+
+Shape letters: B faces, S side of the aligned face, K age bins, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ageray.errors import UserError
+from ageray.experiment.model import ClassifierBase
+
+Batch = dict[str, Tensor]
+REMEDY = "name another file, or none"
+
+
+class AgeNetwork(nn.Module):
+    """forward reads `face` (B, 3, S, S; RGB 0..255) and, where it needs them, `points` (B, 5, 2; pixels of the face), and yields named tensors.
+
+    `outputs` names the tensors it yields in training. In eval mode it yields those from which an age is decoded, and `embedding`.
+    """
+
+    outputs: frozenset[str]
+    faces_to_start: int = 0
+    """How many training faces the network wants to see before its first step (see `start`); 0 for none."""
+
+    def forward(self, batch: Batch) -> Batch:
+        """Faces to named tensors."""
+        raise NotImplementedError
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that start from nothing and take the full learning rate; the others are the body."""
+        raise NotImplementedError
+
+    def body(self) -> nn.Module:
+        """The part that a body rate of 0 freezes, batch statistics included."""
+        raise NotImplementedError
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Takes published weights of the backbone. Raises KeyError or RuntimeError if they are another network's."""
+        raise NotImplementedError
+
+    def cache(self, batch: Batch) -> Tensor:
+        """What `start` wants of these faces: (B, D)."""
+        raise NotImplementedError
+
+    def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
+        """Called once before the first step with what `cache` gave for about `faces_to_start` training faces."""
+        raise NotImplementedError
+
+
+class Coral(nn.Module):
+    """One weight vector for all questions 'older than bin k', and a bias each (Cao, Mirjalili and Raschka 2020): (B, D) to (B, K - 1)."""
+
+    def __init__(self, features: int, questions: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, features))
+        # descending, as the answers are, and spread so that the first posterior is even
+        share = torch.arange(questions, 0, -1) / (questions + 1)
+        self.bias = nn.Parameter(torch.logit(share))
+        nn.init.normal_(self.weight, std=0.01)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Features to one logit a question."""
+        return F.linear(features_BD, self.weight) + self.bias
+
+
+def age_head(config: ClassifierBase, features: int) -> nn.Module:
+    """The last layer over age bins that `config.classifier` names: (B, features) to (B, K) or (B, K - 1)."""
+    count = config.ages[1] - config.ages[0] + 1
+    if config.classifier == "coral":
+        return Coral(features, count - 1)
+    layer = nn.Linear(features, count if config.classifier == "softmax" else count - 1)
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def head_output(config: ClassifierBase) -> str:
+    """The name of that layer's tensor: `logits`, or `ordinal_logits` for binary questions. An auxiliary classifier's has `aux_` before it."""
+    return "logits" if config.classifier == "softmax" else "ordinal_logits"
+
+
+def no_imagenet(name: str, remedy: str = REMEDY) -> UserError:
+    """The answer to `weights: imagenet` where nobody has published any."""
+    return UserError(f"model.weights=imagenet: there are no published ImageNet weights for {name}; {remedy}")
