@@ -1,4 +1,5 @@
-"""A deployable model on disk: `model.safetensors`, `config.yaml` (resolved), `card.json`. Loading verifies the hash and never unpickles."""
+"""A deployable model on disk: `model.safetensors`, `config.yaml` (resolved), `card.json`, and `gallery.safetensors` where ages come from the nearest
+training faces. Loading verifies the hashes and never unpickles."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.gallery import Gallery
 from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 
-WEIGHTS, CONFIG, CARD = "model.safetensors", "config.yaml", "card.json"
+WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
 IN_RUN = "bundle"
 """Name of the bundle's folder within a run folder."""
 _ZOO = Path(__file__).parent / "zoo"
@@ -29,18 +31,22 @@ _ZOO = Path(__file__).parent / "zoo"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from."""
+    """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from; `faces` are the bytes of
+    `gallery.safetensors`, None where there is none."""
 
     uri: str
     experiment: Experiment
     card: dict[str, Any]
     weights: bytes
     settings: str
+    faces: bytes | None = None
 
     @property
     def identity(self) -> str:
-        """Changes whenever the weights, the configuration or the calibration do: 16 hex digits."""
+        """Changes whenever the weights, the configuration, the calibration or the gallery do: 16 hex digits."""
         parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
+        if self.faces is not None:
+            parts.append(self.card["gallery"]["sha256"])
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -62,6 +68,17 @@ class Bundle:
             raise UserError(f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({reason}); copy both from the same bundle") from None
         return network.eval().requires_grad_(False)
 
+    def gallery(self) -> Gallery | None:
+        """The training faces that ages are taken from, on CPU; None where the model has a classifier. Raises UserError if they are broken."""
+        if self.faces is None:
+            return None
+        try:
+            return Gallery.from_tensors(load_safetensors(self.faces))
+        except Exception as error:  # the library raises what its parser met
+            raise UserError(
+                f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
+            ) from None
+
 
 def resolve(model: str) -> str:
     """The bundle's folder that MODEL names: `zoo:NAME`, a bundle, or a run folder. Raises UserError if there is none."""
@@ -77,18 +94,28 @@ def resolve(model: str) -> str:
 
 
 def load(model: str) -> Bundle:
-    """Loads and verifies a bundle. Raises UserError if it is not one, is incomplete, or its weights are not those of its card."""
+    """Loads and verifies a bundle. Raises UserError if it is not one, is incomplete, or its weights or gallery are not those of its card."""
     folder = resolve(model)
     card = _read_card(folder)
     settings = storage.read_text(storage.join(folder, CONFIG))
     experiment = config.loads(settings, storage.join(folder, CONFIG))
-    weights = storage.read_bytes(storage.join(folder, WEIGHTS))
-    found = hashlib.sha256(weights).hexdigest()
-    if found != card.get("sha256"):
+    weights = _read_verified(folder, WEIGHTS, card.get("sha256"))
+    faces = None
+    if isinstance(card.get("gallery"), dict):
+        faces = _read_verified(folder, GALLERY, card["gallery"].get("sha256"))
+    elif experiment.model.decode.method == "gallery":
         raise UserError(
-            f"{folder}: {WEIGHTS} has sha256 {found[:12]}..., the card says {str(card.get('sha256'))[:12]}...; copy the bundle again"
+            f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; copy the bundle again or train it anew"
         )
-    return Bundle(folder, experiment, card, weights, settings)
+    return Bundle(folder, experiment, card, weights, settings, faces)
+
+
+def _read_verified(folder: str, name: str, expected: Any) -> bytes:
+    content = storage.read_bytes(storage.join(folder, name))
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise UserError(f"{folder}: {name} has sha256 {found[:12]}..., the card says {str(expected)[:12]}...; copy the bundle again")
+    return content
 
 
 def _read_card(folder: str) -> dict[str, Any]:
@@ -101,16 +128,22 @@ def _read_card(folder: str) -> dict[str, Any]:
     return card
 
 
-def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str, Any]) -> None:
+def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str, Any], gallery: Gallery | None = None) -> None:
     """Writes a bundle; `card.json` comes last, so that a folder that has it is complete.
 
-    Matrices are stored as float16 (an age moves by about 0.01 years), vectors as float32.
+    Matrices are stored as float16 (an age moves by about 0.01 years), vectors as float32. gallery: for `decode.method: gallery`. It holds
+    no pictures, but embeddings of the training faces with their ages, genders and subject numbers.
     """
+    assert gallery is not None or experiment.model.decode.method != "gallery"
     weights = save_safetensors({name: _stored(tensor) for name, tensor in network.state_dict().items()})
     full = {**card, "code": f"ageray {version('ageray')}", "sha256": hashlib.sha256(weights).hexdigest()}
     storage.make_folder(folder)
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
+    if gallery is not None:
+        held = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()})
+        storage.write_bytes(storage.join(folder, GALLERY), held)
+        full["gallery"] = {"faces": len(gallery), "gender_by": gallery.gender_by, "sha256": hashlib.sha256(held).hexdigest()}
     write_card(folder, full)
 
 

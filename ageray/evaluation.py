@@ -14,7 +14,7 @@ from ray.data import ActorPoolStrategy
 
 from ageray import bundle, metrics, scoring, storage
 from ageray.bundle import Bundle
-from ageray.data import splits
+from ageray.data import protocols, splits
 from ageray.data.stream import face_stream
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -29,6 +29,10 @@ _PREDICTED = pa.schema(
 )
 
 
+_NEAREST = [pa.field("gender", pa.int8())] + [pa.field(name, pa.float32()) for name in ("female", "neighbours", "own")]
+"""Of a model with a gallery besides: the true gender (-1 unknown), and what `Ages` says of the nearest faces."""
+
+
 class _Predict:
     """Actor: canvases and true ages in, predictions out; rows with an error keep it."""
 
@@ -37,11 +41,14 @@ class _Predict:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         fine = batch["error"] == ""
-        ages = self._predictor.predict(batch["canvas"][fine], batch["points"][fine], batch["box"][fine])
-        columns = {"key": batch["key"], "age": batch["age"], "error": batch["error"]}
-        for name, values in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
+        ages = self._predictor.predict(*(batch[name][fine] for name in ("canvas", "points", "box", "subject")))
+        columns = {name: batch[name] for name in ("key", "age", "error", "gender")}
+        found: dict[str, Any] = {"predicted": ages.age, "low": ages.low, "high": ages.high}
+        found |= {"female": ages.female, "neighbours": ages.neighbours, "own": ages.own}
+        for name, values in found.items():
             columns[name] = np.full(len(fine), np.nan, np.float32)
-            columns[name][fine] = values
+            if values is not None:
+                columns[name][fine] = values
         return columns
 
 
@@ -56,9 +63,10 @@ def evaluate(model: str, experiment: Experiment, out: str) -> dict[str, Any]:
     if shards is None:
         raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet")
     faces = labelled_faces(shards)
-    parts = splits.split(faces.column("key").to_pylist(), faces.column("subject").to_pylist(), experiment.protocol)
+    divided = protocols.split(faces, experiment.protocol)
+    parts = divided.parts
     if not parts["test"]:
-        raise UserError(f"protocol.test={experiment.protocol.test:g}: leaves no face to test; raise it, or set protocol.name=all")
+        raise UserError(f"protocol.name={experiment.protocol.name}: leaves no face to test; raise protocol.test, or set protocol.name=all")
     storage.make_folder(out)
     split = storage.join(storage.absolute(out), SPLIT)
     splits.save(split, parts)
@@ -72,11 +80,37 @@ def evaluate(model: str, experiment: Experiment, out: str) -> dict[str, Any]:
         "model": {"name": model, "network": loaded.experiment.model.name, "identity": loaded.identity},
         "data": {"name": experiment.data.name, "shards": shards, "landmarks": experiment.data.landmarks},
         "protocol": experiment.protocol.model_dump(),
+        "notes": divided.notes,
         "warnings": [*_unlabelled(shards, faces.num_rows), *_leak(loaded, experiment, parts)],
         **metrics.summary(true, predicted, low, high, median),
+        **_nearest(loaded, fine),
         "unusable": dict(zip(*_unusable(found), strict=True)),
     }
     _write(out, found, report)
+    return report
+
+
+def _nearest(loaded: Bundle, fine: pa.Table) -> dict[str, Any]:
+    """Of a model with a gallery: `gallery`, whose faces the ages came from, and `gender`, how often the nearest faces tell it, where both the
+    gallery and the set know genders. A share of exactly one half counts as half right."""
+    if loaded.experiment.model.decode.method != "gallery":
+        return {}
+    gender, female, neighbours, own = (fine.column(field.name).to_numpy() for field in _NEAREST)
+    excluded = loaded.experiment.model.decode.gallery.exclude_subject
+    used = float(neighbours.sum())
+    report: dict[str, Any] = {
+        "gallery": {
+            "faces": loaded.card["gallery"]["faces"],
+            "neighbours": used,
+            "same_subject_share": 0.0 if excluded or not used else float(own.sum()) / used,
+            "same_subject_excluded": float(own.sum()) if excluded else 0.0,
+            "without_neighbours": int((neighbours == 0).sum()),
+        }
+    }
+    known = (gender >= 0) & np.isfinite(female)
+    if known.any():
+        right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[known]
+        report["gender"] = {"faces": int(known.sum()), "accuracy": float(right.mean()), "by": loaded.card["gallery"]["gender_by"]}
     return report
 
 
@@ -94,7 +128,8 @@ def _predictions(model: str, loaded: Bundle, experiment: Experiment, shards: str
         num_gpus=team.gpus,
     )
     tables: Iterable[Any] = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    return pa.concat_tables([table.cast(_PREDICTED) for table in tables if table.num_rows]).sort_by("key")
+    schema = pa.schema([*_PREDICTED, *_NEAREST]) if loaded.experiment.model.decode.method == "gallery" else _PREDICTED
+    return pa.concat_tables([table.select(schema.names).cast(schema) for table in tables if table.num_rows]).sort_by("key")
 
 
 def _unusable(found: pa.Table) -> tuple[list[str], list[str]]:
@@ -117,7 +152,8 @@ def _leak(loaded: Bundle, experiment: Experiment, parts: dict[str, list[str]]) -
     if experiment.protocol.name == "all":
         return [f"the model was trained on '{experiment.data.name}': with protocol.name=all its training faces are tested too"]
     if training.get("train_digest") not in (None, train_digest(parts["train"])):
-        return ["this split is not the one the model was trained on (other shards, shares or seed): test faces may have been trained on"]
+        other = "other shards, protocol, shares, fold or seed"
+        return [f"this split is not the one the model was trained on ({other}): test faces may have been trained on"]
     return []
 
 

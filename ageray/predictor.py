@@ -13,7 +13,7 @@ from ageray.bundle import Bundle
 from ageray.calibration import TAILS
 from ageray.data.batches import to_tensors
 from ageray.models.decode import bins, decode, quantiles
-from ageray.models.posterior import posterior
+from ageray.models.posterior import predict
 
 Array = NDArray[np.float32]
 
@@ -21,13 +21,19 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True)
 class Ages:
     """`age`, `low`, `high` (B,) in years, low and high the 90 % interval; `posterior` (B, K) before calibration; `decoded` (B, 3): age and the
-    5 % and 95 % quantiles before calibration."""
+    5 % and 95 % quantiles before calibration.
+
+    Of a model with a gallery also (B,) each: `female`, the share of women among the nearest faces (None where the gallery knows no gender),
+    `neighbours`, how many ages were averaged, and `own`, how many of the nearest are of the face's own subject; see `Prediction`."""
 
     age: Array
     low: Array
     high: Array
     posterior: Array
     decoded: Array
+    female: Array | None = None
+    neighbours: Array | None = None
+    own: Array | None = None
 
 
 class Predictor:
@@ -44,25 +50,34 @@ class Predictor:
         wanted = bundle.experiment.train.precision if precision == "auto" else precision
         self._autocast = wanted == "bf16" and (precision == "bf16" or _fast_bf16(self.device))
         self._network = bundle.network().to(self.device)
+        gallery = bundle.gallery() if bundle.experiment.model.decode.method == "gallery" else None
+        self._gallery = None if gallery is None else gallery.to(self.device)
         self._bins = bins(bundle.experiment.model).to(self.device)
         self._calibration = bundle.calibration
 
     @torch.inference_mode()
-    def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Ages:
+    def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None) -> Ages:
         """Ages of B faces: canvases uint8 (B, C, C, 3) with points (B, 5, 2) and boxes (B, 4) in canvas pixels, as
-        `ageray.data.batches.face_canvases` makes them."""
+        `ageray.data.batches.face_canvases` makes them.
+
+        subject: (B,) as `ageray.data.stream.subject_number` makes them, 0 unknown. A gallery's faces of the same subject are counted and,
+        with `decode.gallery.exclude_subject`, left out."""
         config = self.bundle.experiment
         if len(canvas) == 0:
             none = np.zeros(0, np.float32)
             return Ages(none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32))
         columns = {"canvas": np.ascontiguousarray(canvas), "points": points.astype(np.float32), "box": box.astype(np.float32)}
-        probabilities = posterior(self._network, to_tensors(columns, self.device), config, self._autocast)
+        if subject is not None:
+            columns["subject"] = np.ascontiguousarray(subject, np.int64)
+        said = predict(self._network, to_tensors(columns, self.device), config, self._autocast, self._gallery)
+        probabilities = said.posterior
         age = decode(probabilities, config.model)
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
         calibrated = self._calibration.apply(decoded[:, 0], decoded[:, 1], decoded[:, 2])
         years, low, high = (ages.astype(np.float32) for ages in calibrated)
-        return Ages(years, low, high, probabilities.cpu().numpy(), decoded)
+        about = [None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own)]
+        return Ages(years, low, high, probabilities.cpu().numpy(), decoded, *about)
 
 
 def _fast_bf16(device: torch.device) -> bool:

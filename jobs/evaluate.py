@@ -16,9 +16,11 @@ from jobs import cli
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from FILE.yaml and key=value; alignment and
-decoding are the model's. Which faces are tested: `protocol.name` random tests the part held out by the split, all tests every face.
+decoding are the model's. Which faces are tested: `protocol.name` all tests every face, each other protocol the part
+that it holds out. Notes tell what the split leaks.
 
-DIR gets report.json (the figures), predictions.parquet (key, age, predicted, low, high) and split.parquet (key, part).
+DIR gets report.json (the figures), predictions.parquet (key, age, predicted, low, high) and split.parquet (key, part). A model whose ages come
+from a gallery adds how many neighbours were of the face's own subject and, where genders are known, how often the nearest faces tell them.
 
 examples:
   python -m jobs.evaluate zoo:default configs/data/fgnet.yaml --out results/fgnet
@@ -61,6 +63,8 @@ def show(report: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120  # a log has no edge to fold at
+    for note in report["notes"]:
+        console.print(f"note: {note}", markup=False)
     for warning in report["warnings"]:
         console.print(f"warning: {warning}", markup=False)
     if report["unusable"]:
@@ -75,10 +79,23 @@ def show(report: dict[str, Any]) -> None:
         if floor is not None:
             overall.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}", "", "", "", "", "")
     console.print(overall)
+    _show_gallery(console, report)
     decades = Table("age", "faces", "MAE", "bias")
     for row in report["by_decade"]:
         decades.add_row(row["ages"], str(row["images"]), f"{row['mae']:.2f}", f"{row['bias']:+.2f}")
     console.print(decades)
+
+
+def _show_gallery(console: Console, report: dict[str, Any]) -> None:
+    if "gallery" in report:
+        found = report["gallery"]
+        own = f"{found['same_subject_share']:.1%} of them of the face's own subject, {found['same_subject_excluded']:,.0f} left out as such"
+        console.print(f"{found['neighbours']:,.0f} neighbours in a gallery of {found['faces']:,} faces; {own}", markup=False)
+        if found["without_neighbours"]:
+            console.print(f"warning: {found['without_neighbours']} faces have no neighbour; their age is a guess", markup=False)
+    if "gender" in report:
+        found = report["gender"]
+        console.print(f"gender by the nearest faces ({found['by']}): {found['accuracy']:.3f} of {found['faces']:,} right", markup=False)
 
 
 if __name__ == "__main__":

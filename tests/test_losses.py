@@ -1,4 +1,4 @@
-"""Loss terms: against naive loops in float64, known special cases, gradients and extremes."""
+"""Losses on a classifier: cross_entropy and neighborhood against naive loops and known values; gradients, extremes and batches of all."""
 
 from __future__ import annotations
 
@@ -13,21 +13,40 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.dldl_v2 import dldl_v2
+from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
+from ageray.losses.or_cnn import or_cnn
+from ageray.losses.regression import regression
+from ageray.losses.sord import sord
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 BINS = torch.arange(0.0, 101.0)
 LONG = torch.arange(-15.0, 121.0)
 AGES = torch.tensor([0.0, 0.4, 0.5, 24.5, 24.49, 63.2, 100.0, -2.0, 107.6])
-TERMS: list[Term] = [
+
+
+def questions(logits: Tensor, age: Tensor, bins: Tensor) -> Tensor:
+    return or_cnn(logits[:, 1:], age, bins)
+
+
+SOFTMAX: list[Term] = [
     cross_entropy,
     partial(cross_entropy, label_smoothing=0.1),
     neighborhood,
     partial(neighborhood, sigma=1.5),
     partial(neighborhood, normalize=True),
     partial(neighborhood, sigma=2.0, normalize=True),
+    regression,
+    partial(regression, norm="l2"),
+    dldl_v2,
+    partial(dldl_v2, sigma=4.0, expectation=0.3),
+    mean_variance,
+    sord,
+    partial(sord, metric="l1", alpha=0.5),
 ]
+TERMS: list[Term] = [*SOFTMAX, questions]
 
 
 def random_logits(rows: int, bins: Tensor, spread: float = 2.0) -> Tensor:
@@ -68,6 +87,12 @@ def test_cross_entropy_equals_a_naive_loop(bins: Tensor, label_smoothing: float)
     logits = random_logits(len(AGES), bins)
     got = float(cross_entropy(logits, AGES, bins, label_smoothing=label_smoothing))
     assert got == pytest.approx(naive_cross_entropy(logits, AGES, bins, label_smoothing), rel=1e-6)
+
+
+def test_cross_entropy_summed_over_the_batch() -> None:
+    logits = random_logits(len(AGES), BINS)
+    got = cross_entropy(logits, AGES, BINS, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(got, len(AGES) * cross_entropy(logits, AGES, BINS, label_smoothing=0.1))
 
 
 @pytest.mark.parametrize("bins", [BINS, LONG], ids=["0..100", "-15..120"])
@@ -178,6 +203,24 @@ def test_half_precision_logits_give_a_float32_loss(term: Term) -> None:
     torch.testing.assert_close(loss, term(logits.float(), AGES[:4], BINS))
 
 
+@pytest.mark.parametrize("term", TERMS)
+def test_autocast_does_not_reach_into_a_loss(term: Term) -> None:
+    logits = random_logits(4, BINS).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = term(logits, AGES[:4], BINS)
+    torch.testing.assert_close(loss, term(logits, AGES[:4], BINS), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("years", [-300.0, 5000.0])
+def test_ages_far_outside_the_bins_stay_finite(term: Term, years: float) -> None:
+    logits = random_logits(3, BINS).requires_grad_()
+    loss = term(logits, torch.tensor([years, 20.0, years]), BINS)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(gradient).all())
+
+
 # --- batches --------------------------------------------------------------------------------------------------------
 
 
@@ -192,8 +235,16 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_faces(term: Term) -> None:
 
 
 @pytest.mark.parametrize("term", TERMS)
+@given(order=st.permutations(range(len(AGES))))
+@settings(max_examples=5, deadline=None)
+def test_the_order_of_the_faces_does_not_matter(term: Term, order: list[int]) -> None:
+    logits = random_logits(len(AGES), BINS)
+    torch.testing.assert_close(term(logits[order], AGES[order], BINS), term(logits, AGES, BINS), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("term", SOFTMAX)
 @given(years=st.floats(-10, 115), shift=st.floats(-50, 50), seed=st.integers(0, 1000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_never_negative_and_blind_to_a_shift_of_all_logits(term: Term, years: float, shift: float, seed: int) -> None:
     logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(seed)) * 5
     age = torch.tensor([years])

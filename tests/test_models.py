@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ageray.errors import UserError
-from ageray.experiment.model import Baseline, ClusterCnn, Model
+from ageray.experiment.model import Baseline, ClusterCnn, DeepEmbedding, Model, ResidualCnn
+from ageray.models.decode import bins, classifier_posterior, decode
 from ageray.models.googlenet import GoogLeNet, ResponseNorm
 from ageray.models.model import build
 
 BVLC = Path(__file__).resolve().parents[1] / ".." / "shared" / "weights" / "googlenet_bvlc_fp16.safetensors"
-MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn")]
+RESIDUAL, EMBEDDING = ResidualCnn(name="residual_cnn", width=0.25), DeepEmbedding(name="deep_embedding", backbone="resnet18")
+MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn", head="plain"), RESIDUAL, EMBEDDING]
 INCEPTIONS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
 def made(name: str, **changes: Any) -> Model:
-    return Baseline(**changes) if name == "baseline" else ClusterCnn(name="cluster_cnn", **changes)
+    return Baseline(**changes) if name == "baseline" else ClusterCnn(name="cluster_cnn", head="plain", **changes)
 
 
 def rgb_faces(count: int, side: int, seed: int = 0) -> Tensor:
@@ -240,6 +242,55 @@ def test_dropout_acts_in_training_alone() -> None:
     assert not torch.equal(network(faces)["logits"], network(faces)["logits"])
     network.eval()
     assert torch.equal(network(faces)["logits"], network(faces)["logits"])
+
+
+# --- binary questions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classifier", ["or_cnn", "coral"])
+@pytest.mark.parametrize("ages", [(0, 100), (-15, 120)])
+@torch.inference_mode()
+def test_ordinal_classifiers_give_a_posterior(classifier: str, ages: tuple[int, int]) -> None:
+    config = Baseline.model_validate({"classifier": classifier, "ages": ages})
+    network = build(config, seed=0).eval()
+    nn.init.normal_(network.head.weight, std=0.2)  # answers that contradict each other, for or_cnn
+    outputs = network({"face": rgb_faces(4, 32)})
+    count = ages[1] - ages[0] + 1
+    assert network.outputs == outputs.keys() == {"ordinal_logits", "embedding"}
+    assert outputs["ordinal_logits"].shape == (4, count - 1)
+    posterior = classifier_posterior(outputs)
+    assert posterior.shape == (4, count)
+    assert float(posterior.min()) >= 0
+    torch.testing.assert_close(posterior.sum(-1), torch.ones(4))
+    older = posterior.flip(-1).cumsum(-1).flip(-1)[:, 1:]  # p(older than bin k) as the posterior has it
+    assert bool((older.diff(dim=-1) <= 1e-6).all())
+    assert bool(((decode(posterior, config) >= ages[0]) & (decode(posterior, config) <= ages[1])).all())
+
+
+@torch.inference_mode()
+def test_independent_questions_answer_as_asked_where_they_agree() -> None:
+    """Descending answers need no repair: the posterior gives each of them back."""
+    answers = torch.linspace(0.95, 0.05, 100)[None]
+    posterior = classifier_posterior({"ordinal_logits": torch.logit(answers)})
+    torch.testing.assert_close(posterior.flip(-1).cumsum(-1).flip(-1)[:, 1:], answers, rtol=1e-4, atol=1e-5)
+    contradicted = torch.tensor([[2.0, -1.0, 3.0]])  # 'older than the third bin' although not older than the second
+    older = torch.sigmoid(torch.tensor([2.0, -1.0, -1.0]))
+    expected = torch.stack([1 - older[0], older[0] - older[1], torch.tensor(0.0), older[2]])
+    torch.testing.assert_close(classifier_posterior({"ordinal_logits": contradicted})[0], expected)
+
+
+@pytest.mark.parametrize("ages", [(0, 100), (-15, 120), (18, 19)])
+@torch.inference_mode()
+def test_coral_starts_from_an_even_posterior_and_has_one_weight_for_all(ages: tuple[int, int]) -> None:
+    config = Baseline(classifier="coral", ages=ages)
+    head = build(config).head
+    count = len(bins(config))
+    assert {name: tuple(parameter.shape) for name, parameter in head.named_parameters()} == {"weight": (1, 512), "bias": (count - 1,)}
+    first = classifier_posterior({"ordinal_logits": head(torch.zeros(1, 512))})
+    torch.testing.assert_close(first, torch.full((1, count), 1 / count), rtol=1e-3, atol=1e-6)
+    x = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(head(x) - head.bias, (x @ head.weight[0])[:, None].expand(3, count - 1), rtol=1e-4, atol=1e-5)
+    assert bool((head(x).diff(dim=-1) < 0).all())  # rank consistent: the answers fall
 
 
 # --- starting points ------------------------------------------------------------------------------------------------

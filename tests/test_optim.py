@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ageray.experiment import Optimizer as Config
 from ageray.experiment import Schedule
 from ageray.experiment.model import Baseline, ClusterCnn, Model
-from ageray.experiment import Optimizer as Config
 from ageray.models.model import build
 from ageray.train.optim import factor, make_optimizer, make_schedule
 
-MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn")]
+MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn", head="plain")]
 
 
 def settings_of(optimizer: Optimizer) -> dict[int, tuple[float, float]]:

@@ -18,9 +18,10 @@ from ageray.data.batches import Canvases, canvas_side, face_canvases
 from ageray.experiment import Align, Experiment
 from ageray.faces import geometry
 from ageray.faces.align import align_faces, standardize
+from ageray.models.gallery import Gallery
 from ageray.models.model import Classifier, build
 from ageray.predictor import Predictor, _fast_bf16
-from ageray.train.loop import new_state, validate
+from ageray.train.loop import make_gallery, new_state, validate
 
 ALIGN = Align(size=48, standardize=True)
 LINE = Calibration(1.1, -6.0, 1.5, 200)
@@ -59,7 +60,9 @@ def make(
     folder: Path, flip: bool = True, method: str = "expectation", calibration: Calibration | None = LINE, name: str = "baseline"
 ) -> str:
     """A bundle of such a network."""
-    model = {"name": name, "ages": [-15, 120], "decode": {"flip": flip, "method": method}}
+    model = {"name": name, "ages": [-15, 120], "decode": {"flip": flip, "method": method}} | (
+        {"head": "plain"} if name == "cluster_cnn" else {}
+    )
     experiment = Experiment.model_validate({"model": model, "align": ALIGN, "train": {"precision": "float32"}})
     card = {} if calibration is None else {"calibration": calibration.to_card()}
     bundle.save(str(folder), talkative(experiment), experiment, card)
@@ -184,7 +187,7 @@ def test_a_bundle_without_calibration_gives_what_it_decodes(tmp_path: Path) -> N
 
 
 def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path) -> None:
-    model = {"name": "cluster_cnn", "ages": [-15, 120], "dropout": 0.4}
+    model = {"name": "cluster_cnn", "head": "plain", "ages": [-15, 120], "dropout": 0.4}
     experiment = Experiment.model_validate(
         {"model": model, "align": ALIGN, "train": {"precision": "float32"}, "loss": {"neighborhood": {}}}
     )
@@ -217,3 +220,80 @@ def test_a_model_trained_in_float32_answers_in_float32(tmp_path: Path) -> None:
 def test_threads_are_those_asked_for(tmp_path: Path) -> None:
     Predictor(bundle.load(make(tmp_path / "b")), "cpu", threads=1)
     assert torch.get_num_threads() == 1
+
+
+# --- with a gallery -------------------------------------------------------------------------------------------------
+
+
+def nearest(folder: Path, exclude: bool = True, gender: bool = True, flip: bool = False) -> tuple[Predictor, Gallery]:
+    """A predictor whose gallery holds the seven faces themselves, at ages 10, 20 to 70, of subjects 1, 1, 2, 2, 3, 3 and an unknown one."""
+    decoding = {"method": "gallery", "flip": flip, "gallery": {"neighbours": 2, "exclude_subject": exclude}}
+    model = {"name": "baseline", "ages": [-15, 120], "decode": decoding}
+    experiment = Experiment.model_validate({"model": model, "align": ALIGN, "train": {"precision": "float32"}})
+    state = new_state(
+        experiment.model_copy(update={"loss": Experiment.model_validate({"loss": {"cross_entropy": {}}}).loss}), torch.device("cpu")
+    )
+    faces = canvases()
+    columns = {"canvas": faces.pixels, "points": faces.points, "box": faces.box, "age": np.arange(10, 80, 10, dtype=np.float32)}
+    columns |= {"subject": SUBJECTS, "gender": np.array([1, 1, 0, 0, 1, 0, 1]) if gender else np.full(7, -1)}
+    made = make_gallery(state, [columns])
+    assert made is not None
+    bundle.save(str(folder), state.network, experiment, {}, made)
+    return Predictor(bundle.load(str(folder)), "cpu", 1), made
+
+
+SUBJECTS = np.array([1, 1, 2, 2, 3, 3, 0])
+
+
+def test_ages_are_the_mean_of_the_nearest_faces(tmp_path: Path) -> None:
+    predictor, made = nearest(tmp_path / "b")
+    faces = canvases()
+    found = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    distance = torch.cdist(made.embedding.double(), made.embedding.double(), p=1)
+    for k, subject in enumerate(SUBJECTS.tolist()):
+        others = [place for place in distance[k].argsort().tolist() if subject == 0 or SUBJECTS[place] != subject][:2]
+        assert found.age[k] == pytest.approx(np.mean([10 + 10 * place for place in others]), abs=0.01)
+        assert found.female is not None
+        assert found.female[k] == made.gender[others].float().mean()
+    assert found.neighbours is not None
+    assert found.neighbours.tolist() == [2] * 7
+    assert found.own is not None
+    assert (found.own[:6] >= 1).all()  # at least itself
+    assert found.own[6] == 0  # unknown is nobody's own
+    assert found.posterior.sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_own_faces_are_used_where_the_subject_is_not_told_or_the_settings_say_so(tmp_path: Path) -> None:
+    faces = canvases()
+    told, _ = nearest(tmp_path / "told")
+    lenient, _ = nearest(tmp_path / "lenient", exclude=False)
+    strangers = told.predict(faces.pixels, faces.points, faces.box)
+    used = lenient.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    assert used.age == pytest.approx(strangers.age, abs=1e-3)
+    assert strangers.own is not None
+    assert strangers.own.tolist() == [0] * 7
+    assert used.own is not None
+    assert (used.own[:6] >= 1).all()
+    excluded = told.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    assert float(np.abs(excluded.age - strangers.age)[:6].min()) > 1
+
+
+def test_gender_is_not_guessed_where_the_gallery_knows_none(tmp_path: Path) -> None:
+    predictor, _ = nearest(tmp_path / "b", gender=False)
+    faces = canvases()
+    assert predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS).female is None
+
+
+def test_a_gallery_with_mirror_images_and_for_no_face(tmp_path: Path) -> None:
+    predictor, _ = nearest(tmp_path / "b", flip=True)
+    faces = canvases()
+    ages = [predictor.predict(each.pixels, each.points, each.box).age for each in (faces, mirrored(faces))]
+    assert ages[0] == pytest.approx(ages[1], abs=0.02)
+    assert len(predictor.predict(faces.pixels[:0], faces.points[:0], faces.box[:0], SUBJECTS[:0]).age) == 0
+
+
+def test_a_classifier_says_nothing_of_neighbours(tmp_path: Path) -> None:
+    predictor, faces = Predictor(bundle.load(make(tmp_path / "b")), "cpu", 1), canvases()
+    found = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    assert (found.female, found.neighbours, found.own) == (None, None, None)
+    assert np.array_equal(found.age, predictor.predict(faces.pixels, faces.points, faces.box).age)

@@ -30,7 +30,7 @@ from ageray.data.finding import FOUND, find_faces
 from ageray.data.images import decode
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
-from ageray.faces.detect import YuNet
+from ageray.faces.detect import Face, YuNet
 from ageray.models.model import build
 from ageray.predictor import Predictor
 from jobs import score as job
@@ -357,6 +357,18 @@ def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None
     assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
     collapsed = shard.set_column(2, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
     assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
+
+
+def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
+    box = np.array([20, 10, 80, 90], np.float32)
+    seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
+    monkeypatch.setattr(finding, "_look", lambda *_: seen)
+    rows = find(places(photos / "nobody.png")).to_pylist()
+    assert [row["face"] for row in rows] == [0, 1, 2]
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["error"].startswith("cannot crop: ")
+    assert rows[1]["key"].endswith("nobody.png#1")
 
 
 def test_batch_without_a_single_face(model: str, photos: Path) -> None:

@@ -6,16 +6,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from ageray.data import manifest, sources
-from ageray.data.manifest import MANIFEST, Problem
+from ageray.data import sources
+from ageray.data.manifest import Problem
 from ageray.errors import UserError
 from ageray.experiment import Data
-
-POINTS = [float(value) for value in range(10)]
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -128,113 +124,6 @@ def test_the_real_fgnet(fgnet: Path) -> None:
     assert (nose[:, 1] >= (left_mouth + right_mouth)[:, 1] / 2).sum() == 2
 
 
-# --- manifests --------------------------------------------------------------------------------------------------------
-
-
-def test_csv_manifest(tmp_path: Path) -> None:
-    (tmp_path / "faces.csv").write_bytes(
-        "\ufeffimage,age,age_std,subject,gender,group,note,x0,y0,x1,y1,x2,y2,x3,y3,x4,y4\n"
-        'a/one.jpg,31.5,2,s1,female,Asian,"a, b",0,1,2,3,4,5,6,7,8,9\r\n'
-        "./a/../two.jpg,,,,,,,,,,,,,,,,\n"
-        "/abs/three.jpg,0,,,,,,,,,,,,,,,\n"
-        "s3://bucket/four.jpg,123,,,,,,,,,,,,,,,\n".encode()
-    )
-    source = read(tmp_path / "faces.csv")
-    assert (source.layout, source.photos, source.problems) == ("manifest", 4, [])
-    assert source.table.schema == MANIFEST
-    rows = {row["key"]: row for row in source.table.to_pylist()}
-    root = str(tmp_path.resolve())
-    assert {key: row["uri"] for key, row in rows.items()} == {
-        "set/a/one.jpg": f"{root}/a/one.jpg",
-        "set/two.jpg": f"{root}/./a/../two.jpg",
-        "set/abs/three.jpg": "/abs/three.jpg",
-        "set/s3:/bucket/four.jpg": "s3://bucket/four.jpg",
-    }
-    one = rows["set/a/one.jpg"]
-    assert (one["age"], one["age_std"], one["subject"], one["gender"], one["group"]) == (31.5, 2, "s1", "female", "Asian")
-    assert one["landmarks"] == POINTS
-    assert rows["set/two.jpg"]["age"] is rows["set/two.jpg"]["landmarks"] is None
-
-
-def test_bad_rows_are_told_by_number(tmp_path: Path) -> None:
-    rows = [
-        ("a.jpg,k1,30", None),
-        ("b.jpg,k2,250", "age 250 is not within 0..123"),
-        ("c.jpg,k3,-1", "age -1 is not within 0..123"),
-        (",k4,30", "no image path"),
-        ("d.jpg,k1,30", "key 'k1' came before"),
-        ("e.jpg,k5,old", "age 'old' is not a number"),
-        ("f.jpg,k6,inf", "age inf is not within"),
-        ("g.jpg,k7,30,surplus", "more values than columns"),
-        ("h.jpg,k8", None),  # a short row: the rest is empty
-    ]
-    (tmp_path / "faces.csv").write_text("image,key,age\n" + "\n".join(row for row, _ in rows) + "\n")
-    source = read(tmp_path / "faces.csv")
-    assert source.photos == len(rows)
-    assert source.table.column("key").to_pylist() == ["k1", "k8"]
-    told = {problem.where: problem.reason for problem in source.problems}
-    assert sorted(told) == [f"row {number}" for number in range(2, 9)]
-    for number, (_, reason) in enumerate(rows, start=1):
-        assert reason is None or reason in told[f"row {number}"]
-
-
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [("1 2 3", "got 3"), ("1,2,3,4,5,6,7,8,9,nan", "got 10"), ("a b", "not all numbers")],
-)
-def test_bad_landmarks_are_bad_rows(tmp_path: Path, value: str, reason: str) -> None:
-    good = "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
-    (tmp_path / "faces.csv").write_text(f'uri,landmarks\na.jpg,"{value}"\nb.jpg,"{good}"\n')
-    source = read(tmp_path / "faces.csv")
-    assert source.table.column("landmarks").to_pylist() == [POINTS]
-    assert [problem.where for problem in source.problems] == ["row 1"]
-    assert reason in source.problems[0].reason
-
-
-def test_parquet_manifest(tmp_path: Path) -> None:
-    table = pa.table(
-        {
-            "uri": ["a.jpg", "b.jpg", "c.jpg", None],
-            "age": pa.array([3, None, 200, 4], pa.int64()),
-            "subject": pa.array([7, None, 8, 9], pa.int32()),
-            "landmarks": [POINTS, None, POINTS, POINTS],
-            "blob": [b"1", b"2", b"3", b"4"],
-        }
-    )
-    pq.write_table(table, tmp_path / "faces.parquet")
-    source = read(tmp_path / "faces.parquet")
-    first, second = source.table.to_pylist()
-    assert (first["age"], first["subject"], first["landmarks"]) == (3, "7", POINTS)
-    assert (second["age"], second["subject"], second["landmarks"]) == (None, None, None)
-    assert [problem.where for problem in source.problems] == ["row 3", "row 4"]
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("images,age\na.jpg,3\n", r"needs a column 'image'.*it has images, age; rename 'images'"),
-        ("", r"needs a column 'image'.*it has none"),
-        ("image,x0,y0\na.jpg,1,2\n", r"five points need.*x1, y1, x2"),
-        ('image,age\n"a.jpg,3\n', r"line 2 is not CSV"),
-        ("image,age\n", r"holds no photos"),
-        ("image,age\na.jpg,300\n", r"none of 1 photos.*row 1: age 300"),
-    ],
-)
-def test_csv_files_that_are_no_manifest(tmp_path: Path, text: str, told: str) -> None:
-    (tmp_path / "faces.csv").write_text(text)
-    with pytest.raises(UserError, match=told):
-        read(tmp_path / "faces.csv")
-
-
-def test_face_shards_are_no_manifest(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [b"jpeg"]}), tmp_path / "faces.parquet")
-    with pytest.raises(UserError, match="face shards already"):
-        read(tmp_path / "faces.parquet")
-    (tmp_path / "text.parquet").write_text("image\n")
-    with pytest.raises(UserError, match="cannot be read as Parquet"):
-        read(tmp_path / "text.parquet")
-
-
 # --- folders and what is what -----------------------------------------------------------------------------------------
 
 
@@ -269,8 +158,59 @@ def test_recognise(tmp_path: Path) -> None:
     assert sources.recognise(str(touch(tmp_path / "p", "20_0_0_1.jpg", "y.jpg", "x.jpg"))) == "folder"
     assert sources.recognise(str(touch(tmp_path / "f", "images/a.jpg", "points/a.pts"))) == "fgnet"
     assert sources.recognise(str(touch(tmp_path, "m.CSV") / "m.CSV")) == "manifest"
+    assert sources.recognise(str(touch(tmp_path / "a", "0_MariaCallas_35_f.jpg", "x.jpg", "9_Jr._Downey_5_m.JPG"))) == "agedb"
+    assert sources.recognise(str(touch(tmp_path / "c", "CACD2000/53_Robin_Williams_0001.jpg"))) == "cacd"
+    assert sources.recognise(str(touch(tmp_path / "o", "Album2/009055_1M54.JPG"))) == "morph"
+    assert sources.recognise(str(touch(tmp_path / "d", "15/111/638660-1.jpg", "15/112/1-0.jpg", "Thumbs.db"))) == "afad"
     with pytest.raises(UserError, match="neither a folder nor a manifest"):
         sources.recognise(str(touch(tmp_path, "faces.tar") / "faces.tar"))
+
+
+@pytest.mark.parametrize(
+    ("list_file", "layout"),
+    [
+        ("imdb_crop/imdb.mat", "imdb_wiki"),
+        ("wiki.mat", "imdb_wiki"),
+        ("celebrity2000_meta.mat", "cacd"),
+        ("celebrity2000.mat", "cacd"),
+        ("fold_3_data.txt", "adience"),
+        ("folds/fold_frontal_0_data.txt", "adience"),
+        ("list/train_age.txt", "megaage_asian"),
+        ("gt/train_gt.csv", "chalearn_lap"),
+        ("gt_avg_train.csv", "chalearn_lap"),
+        ("MORPH_2008_nonCommercial.csv", "morph"),
+        ("faces.csv", "utkface"),  # may be anything
+    ],
+)
+def test_a_set_is_recognised_by_its_own_list(tmp_path: Path, list_file: str, layout: str) -> None:
+    touch(tmp_path, "deep/20_0_0_1.jpg", list_file)
+    assert sources.recognise(str(tmp_path)) == layout
+
+
+def test_lists_of_several_sets_are_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path, "morph/morph_2008_nonCommercial.csv", "megaage/list/train_age.txt", "x.jpg")
+    with pytest.raises(UserError, match=r"holds lists of megaage_asian and morph; set data\.layout"):
+        read(tmp_path)
+
+
+def test_ages_that_are_filtered_are_listed(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{age}_0_0_1.jpg" for age in (15, 16, 60, 61, 99)))
+    data = {"name": "set", "source": str(tmp_path), "filters": {"min_age": 16, "max_age": 60}}
+    source = sources.read(Data.model_validate(data))
+    assert source.table.column("age").to_pylist() == [16, 60]
+    assert source.photos == 5
+    assert [(problem.where, problem.kind) for problem in source.problems] == [(f"set/{age}_0_0_1.jpg", "filtered") for age in (15, 61, 99)]
+    assert source.problems[0].reason == "age 15 is not within data.filters.min_age=16 to max_age=60"
+    with pytest.raises(UserError, match=r"none of 5 photos.*set/15_0_0_1\.jpg: age 15 is not within"):
+        sources.read(Data.model_validate({**data, "filters": {"min_age": 100}}))
+    with pytest.raises(ValueError, match="min_age must not be above max_age; got 30 and 20"):
+        Data.model_validate({"filters": {"min_age": 30, "max_age": 20}})
+
+
+def test_faces_of_unknown_age_pass_every_filter(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    source = sources.read(Data.model_validate({"source": str(tmp_path), "filters": {"min_age": 16}}))
+    assert (source.table.num_rows, source.problems) == (1, [])
 
 
 def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
@@ -291,11 +231,3 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("image\nx.jpg\n")
     with pytest.raises(UserError, match=r"layout 'folder' needs a folder"):
         read(tmp_path / "m.csv", layout="folder")
-
-
-def test_build_sorts_and_keeps_the_first_of_a_key() -> None:
-    problems: list[Problem] = []
-    rows = [{"key": key, "uri": uri, "dataset": "d"} for key, uri in (("b", "1"), ("a", "2"), ("b", "3"))]
-    table = manifest.build(rows, problems)
-    assert table.column("uri").to_pylist() == ["2", "1"]
-    assert [problem.where for problem in problems] == ["b"]

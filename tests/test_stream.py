@@ -14,7 +14,7 @@ import pytest
 from ageray import schema
 from ageray.data import splits, synthetic
 from ageray.data.batches import canvas_side, face_canvases
-from ageray.data.stream import Usable, decode_rows, face_stream
+from ageray.data.stream import Usable, decode_rows, face_stream, gender_number, subject_number
 from ageray.errors import UserError
 from ageray.experiment import Align
 
@@ -190,3 +190,46 @@ def test_ages_are_years(table: pa.Table) -> None:
     ages = decode_rows(table, OPTIONS)["age"]
     assert len(ages) == ROWS - 1
     assert all(math.isfinite(age) and 0 <= age <= 90 for age in ages.tolist())
+
+
+# --- who it is --------------------------------------------------------------------------------------------------------
+
+
+def test_genders_and_subjects_are_numbers(table: pa.Table) -> None:
+    rows = [row | {"gender": gender} for row, gender in zip(table.to_pylist(), ["female", "male", None, "F", "other", ""] * 2, strict=True)]
+    rows[9] |= {"subject": None}
+    found = decode_rows(pa.Table.from_pylist(rows, schema=table.schema), OPTIONS)
+    assert (found["gender"].dtype, found["subject"].dtype) == (np.int64, np.int64)
+    whole = [1, 0, -1, 1, -1, -1] * 2
+    assert found["gender"].tolist() == [number for row, number in enumerate(whole) if row != AGELESS]
+    expected = [0 if row == 9 else subject_number("drawn", rows[row]["subject"]) for row in KNOWN]
+    assert found["subject"].tolist() == expected
+    assert len(set(expected)) == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("male", 0),
+        ("M", 0),
+        (" Man ", 0),
+        ("boy", 0),
+        ("female", 1),
+        ("W", 1),
+        ("girl", 1),
+        (None, -1),
+        ("", -1),
+        ("unknown", -1),
+        ("1", -1),
+    ],
+)
+def test_names_of_genders(name: str | None, number: int) -> None:
+    assert gender_number(name) == number
+
+
+def test_a_subjects_number_is_the_same_everywhere_and_belongs_to_its_set() -> None:
+    assert subject_number("fgnet", "001") == 33538510099059175
+    numbers = {subject_number(dataset, name) for dataset in ("fgnet", "morph") for name in ("001", "002", "")}
+    assert len(numbers) == 6
+    assert all(0 < number < 2**63 for number in numbers)
+    assert subject_number("fgnet", None) == 0

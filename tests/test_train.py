@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import load_file
 
 from ageray import bundle, config, metrics
-from ageray.data import splits, synthetic
+from ageray.data import protocols, splits, synthetic
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -124,8 +124,11 @@ def test_the_settings_are_written_first_and_complete(run: Run) -> None:
 
 
 def test_the_split_is_that_of_the_protocol(run: Run, shards: Path) -> None:
-    rows = labelled(shards)
-    expected = splits.split([row["key"] for row in rows], [row["subject"] for row in rows], run.experiment.protocol)
+    divided = protocols.split(plan.labelled_faces(str(shards)), run.experiment.protocol)
+    expected = divided.parts
+    assert run.plan.facts["notes"] == divided.notes
+    assert len(divided.notes) == 1
+    assert divided.notes[0].endswith("training and test faces have no subject: a person may be in both, and nothing tells")
     assert splits.load(str(run.folder / "split.parquet")) == expected
     assert run.plan.parts == {name: len(keys) for name, keys in expected.items()}
     assert run.plan.steps == [64 // 16, len(expected["train"]) // 16]

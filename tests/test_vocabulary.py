@@ -43,7 +43,11 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
             {name: field for name, field in fields.items() if name in required},
             optional={name: field for name, field in fields.items() if name not in required},
         )
-    scalars: dict[str, st.SearchStrategy[Any]] = {"null": st.none(), "boolean": st.booleans(), "string": st.text()}
+    scalars: dict[str, st.SearchStrategy[Any]] = {
+        "null": st.none(),
+        "boolean": st.booleans(),
+        "string": st.text(min_size=schema.get("minLength", 0)),
+    }
     return scalars[schema["type"]] if schema["type"] in scalars else numbers(schema)
 
 

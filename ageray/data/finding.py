@@ -103,11 +103,19 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
     faces = _look(item, photo, detect) if looking else [known] if known else []
     if not faces:
         return [_failed(item, schema.NO_FACE)]
-    points, boxes = np.stack([face.points for face in faces]), np.stack([face.box for face in faces])
     try:
-        canvases = face_canvases(item.content, points, boxes, align, photo)
+        return _cropped(item, photo, align, list(enumerate(faces)))
     except ImageError as error:
-        return [_failed(item, f"cannot crop: {error}")]
+        if len(faces) == 1:
+            return [_failed(item, f"cannot crop: {error}")]
+    return [_cropped_alone(item, photo, align, number, face) for number, face in enumerate(faces)]
+
+
+def _cropped(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Face]]) -> list[dict[str, Any]]:
+    """Rows of FOUND for numbered faces. Raises ImageError if one of them cannot be aligned."""
+    assert isinstance(item.content, bytes)
+    points, boxes = np.stack([face.points for _, face in faces]), np.stack([face.box for _, face in faces])
+    canvases = face_canvases(item.content, points, boxes, align, photo)
     return [
         {
             "key": item.key or f"{item.uri}#{number}",
@@ -116,16 +124,24 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
             "box": _values(face.box),
             "landmarks": _values(face.points),
             "detection": None if math.isnan(face.score) else face.score,
-            "canvas": canvases.pixels[number].tobytes(),
-            "canvas_points": canvases.points[number].ravel().tolist(),
-            "canvas_box": canvases.box[number].tolist(),
+            "canvas": canvases.pixels[row].tobytes(),
+            "canvas_points": canvases.points[row].ravel().tolist(),
+            "canvas_box": canvases.box[row].tolist(),
         }
-        for number, face in enumerate(faces)
+        for row, (number, face) in enumerate(faces)
     ]
 
 
-def _failed(item: Item, error: str) -> dict[str, Any]:
-    return {"key": item.key or f"{item.uri}#-1", "image": item.uri, "face": -1, "error": error}
+def _cropped_alone(item: Item, photo: Photo, align: Align, number: int, face: Face) -> dict[str, Any]:
+    """One face of several: that another cannot be aligned does not cost it its row."""
+    try:
+        return _cropped(item, photo, align, [(number, face)])[0]
+    except ImageError as error:
+        return _failed(item, f"cannot crop: {error}", number)
+
+
+def _failed(item: Item, error: str, face: int = -1) -> dict[str, Any]:
+    return {"key": item.key or f"{item.uri}#{face}", "image": item.uri, "face": face, "error": error}
 
 
 def _items(photos: pa.Table, store: str) -> Iterator[Item]:

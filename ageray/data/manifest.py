@@ -7,7 +7,7 @@ import difflib
 import io
 import math
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ OLDEST = 123
 """Years; the oldest person on record was 122."""
 
 _COORDINATES = tuple(f"{axis}{point}" for point in range(5) for axis in "xy")
+_SURPLUS = " surplus"  # stripped names of columns do not begin with a space
 _KNOWN = ("image", "uri", "key", "age", "age_std", "subject", "gender", "group", "landmarks", *_COORDINATES)
 
 
@@ -68,33 +69,55 @@ def build(rows: Iterable[dict[str, Any]], problems: list[Problem]) -> pa.Table:
     return pa.Table.from_pylist([kept[key] for key in sorted(kept)], schema=MANIFEST)
 
 
-def read_file(uri: str, dataset: str, problems: list[Problem]) -> tuple[pa.Table, int]:
+def read_file(uri: str, dataset: str, problems: list[Problem], notes: list[Problem]) -> tuple[pa.Table, int]:
     """A CSV or Parquet manifest as a MANIFEST table, and how many rows it had.
 
     Needs a column `image` (or `uri`): a url, an absolute path or a path relative to the manifest's folder. Optional:
     `key`, `age` and `age_std` in years, `subject`, `gender`, `group`, and five points as `x0`, `y0` ... `x4`, `y4` or
-    as one list `landmarks`. Rows that cannot be used go to `problems` by number, from 1, the header apart.
+    as one list `landmarks`. Rows that cannot be used go to `problems` by number, from 1, the header apart: text that is
+    no number, an age or deviation beyond 0..123, no place, a key that came before, points that are not ten numbers, more
+    values than columns. So does an empty subject where other rows have one: a forgotten name would put one person into
+    training and test alike. A null subject in Parquet says that it is not known; that row stays, with a note.
     Raises UserError if the file is no such table.
     """
     columns, rows = _parquet_rows(uri) if uri.lower().endswith(".parquet") else _csv_rows(uri)
     _check_columns(uri, columns)
     folder = posixpath.dirname(uri) or "."
-    count = 0
+    named = any(_text(row, "subject") for row in rows)
 
     def usable() -> Iterator[dict[str, Any]]:
-        nonlocal count
         for count, row in enumerate(rows, start=1):
+            where = f"row {count}"
             try:
-                yield {**_row(row, folder, dataset), "where": f"row {count}"}
+                found = _row(row, folder, dataset)
+                if named and row["subject"] is not None and found["subject"] is None:
+                    raise ValueError("subject is empty, but other rows have one; name the person, or leave the column out")
             except ValueError as error:
-                problems.append(Problem(f"row {count}", "bad row", str(error)))
+                problems.append(Problem(where, "bad row", str(error)))
+                continue
+            if named and found["subject"] is None:
+                notes.append(Problem(where, "no subject", "subject is null, but other rows have one; splits take it for a person"))
+            yield {**found, "where": where}
 
-    table = build(usable(), problems)
-    return table, count
+    return build(usable(), problems), len(rows)
 
 
-def _csv_rows(uri: str) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(storage.read_text(uri), newline=""), restkey="", strict=True)
+def number(row: Mapping[str, Any], name: str, most: float) -> float | None:
+    """The number within 0..`most` in a column, None if it is missing, empty or NaN. Raises ValueError for anything else."""
+    text = _text(row, name)
+    if text is None or text.lower() == "nan":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{name} '{text}' is not a number") from None
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} {text} is not within 0..{most}")
+    return value
+
+
+def _csv_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(storage.read_text(uri), newline=""), restkey=_SURPLUS, restval="", strict=True)
     try:
         columns = [str(name).strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
@@ -103,7 +126,7 @@ def _csv_rows(uri: str) -> tuple[list[str], Iterable[dict[str, Any]]]:
         raise UserError(f"{uri}: line {reader.reader.line_num} is not CSV ({error}); save it again as comma-separated text") from None
 
 
-def _parquet_rows(uri: str) -> tuple[list[str], Iterable[dict[str, Any]]]:
+def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
     filesystem, path = storage.filesystem(uri)
     try:
         schema = pq.read_schema(path, filesystem=filesystem)
@@ -122,6 +145,12 @@ def _check_columns(uri: str, columns: list[str]) -> None:
         near = difflib.get_close_matches("image", columns, n=1, cutoff=0.4)
         hint = f"; rename '{near[0]}'" if near else ""
         raise UserError(f"{uri}: needs a column 'image' (or 'uri'); it has {', '.join(map(str, columns)) or 'none'}{hint}")
+    twice = next((name for name in _KNOWN if columns.count(name) > 1), None)
+    if twice:
+        raise UserError(f"{uri}: has {columns.count(twice)} columns '{twice}'; leave one")
+    for name in columns:
+        if name not in _KNOWN and name.strip().lower() in _KNOWN:
+            raise UserError(f"{uri}: column '{name}' would not be read; rename it '{name.strip().lower()}'")
     given = [name for name in _COORDINATES if name in columns]
     if given and len(given) < len(_COORDINATES):
         missing = ", ".join(name for name in _COORDINATES if name not in columns)
@@ -129,7 +158,7 @@ def _check_columns(uri: str, columns: list[str]) -> None:
 
 
 def _row(row: dict[str, Any], folder: str, dataset: str) -> dict[str, Any]:
-    if "" in row:
+    if any(row.get(_SURPLUS) or ()):
         raise ValueError("more values than columns; quote values that contain a comma")
     place = _text(row, "image") or _text(row, "uri")
     if place is None:
@@ -137,8 +166,8 @@ def _row(row: dict[str, Any], folder: str, dataset: str) -> dict[str, Any]:
     return {
         "key": _text(row, "key") or f"{dataset}/{posixpath.normpath(place).lstrip('/')}",
         "uri": storage.join(folder, place),
-        "age": _number(row, "age", OLDEST),
-        "age_std": _number(row, "age_std", OLDEST),
+        "age": number(row, "age", OLDEST),
+        "age_std": number(row, "age_std", OLDEST),
         "subject": _text(row, "subject"),
         "gender": _text(row, "gender"),
         "group": _text(row, "group"),
@@ -147,23 +176,11 @@ def _row(row: dict[str, Any], folder: str, dataset: str) -> dict[str, Any]:
     }
 
 
-def _text(row: dict[str, Any], name: str) -> str | None:
+def _text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
-    text = "" if value is None else str(value).strip()
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    text = "" if missing else str(value).strip()
     return text or None
-
-
-def _number(row: dict[str, Any], name: str, most: float) -> float | None:
-    text = _text(row, name)
-    if text is None or text.lower() == "nan":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{name} '{text}' is not a number") from None
-    if not 0 <= value <= most:
-        raise ValueError(f"{name} {text} is not within 0..{most}")
-    return value
 
 
 def _points(row: dict[str, Any]) -> list[float] | None:

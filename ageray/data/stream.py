@@ -54,7 +54,7 @@ def _members(split: str, part: str) -> pa.Array:
 def decode_rows(table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None) -> Columns:
     """Rows of the faces table to canvases (see `face_stream`). A row that cannot be used keeps its place, with its reason in `error`."""
     config = Align.model_validate(align)
-    table = table.filter(pc.is_valid(table.column("age")))
+    table = table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN
     if split is not None and part is not None:
         table = table.filter(pc.is_in(table.column("key"), value_set=_members(split, part)))
     count, side = table.num_rows, canvas_side(config)

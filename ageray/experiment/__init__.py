@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ageray.experiment import loss, model
 from ageray.experiment.align import Align
-from ageray.experiment.data import Data, Detect
+from ageray.experiment.data import Data, Detect, Filters
 from ageray.experiment.loss import Loss
 from ageray.experiment.model import Baseline, Model
 from ageray.experiment.protocol import Protocol
@@ -22,6 +22,7 @@ __all__ = [
     "Data",
     "Detect",
     "Experiment",
+    "Filters",
     "Loss",
     "Model",
     "Optimizer",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ageray.experiment.strict import Positive, Share, Strict
 
@@ -20,17 +20,58 @@ class Detect(Strict):
     """If nothing is found, look again with a border of this share of the side: faces that fill the picture need it."""
 
 
+class Filters(Strict):
+    """Which faces of a source are worth preparing; what is left out is listed as `filtered`."""
+
+    min_age: Annotated[float, Field(ge=0, le=123)] = 0
+    """Least age in years, of any set; faces whose age is not known stay."""
+    max_age: Annotated[float, Field(ge=0, le=123)] = 123
+    """Greatest age in years, of any set."""
+    min_face_score: float | Literal["any"] = 1.0
+    """Least `face_score`, by the set's own detector; `any` takes every photo, even where it found no face. IMDB-WIKI only: no other set has
+    such scores."""
+    single_face: bool = True
+    """Leave out photos with a `second_face_score`: the label may be another person's. IMDB-WIKI only."""
+
+    @model_validator(mode="after")
+    def _leaves_ages(self) -> Self:
+        if self.min_age > self.max_age:
+            raise ValueError(f"min_age must not be above max_age; got {self.min_age:g} and {self.max_age:g}")
+        return self
+
+
+Layout = Literal[
+    "auto",
+    "utkface",
+    "fgnet",
+    "morph",
+    "cacd",
+    "afad",
+    "agedb",
+    "chalearn_lap",
+    "imdb_wiki",
+    "megaage_asian",
+    "adience",
+    "manifest",
+    "folder",
+]
+
+
 class Data(Strict):
     """A set of faces: where it comes from and where its shards are."""
 
     name: str = "faces"
     """Goes into the `dataset` column and the keys."""
-    layout: Literal["auto", "utkface", "fgnet", "manifest", "folder"] = "auto"
-    """How the source holds labels: in file names (`utkface`, `fgnet`), in a CSV or Parquet table (`manifest`), or not at all (`folder`)."""
+    layout: Layout = "auto"
+    """How the source holds labels: in file names (`utkface`, `fgnet`, `agedb`) or folders (`afad`), in the lists that the set comes with
+    (`morph`, `cacd`, `chalearn_lap`, `imdb_wiki`, `megaage_asian`, `adience`), in a CSV or Parquet table (`manifest`), or not at all
+    (`folder`). `auto` finds out which."""
     source: str | None = None
     """Folder or manifest that `jobs.prepare` reads; local path or url."""
     shards: str | None = None
     """Folder of face shards: written by `jobs.prepare`, read by the others; local path or url."""
+    filters: Filters = Filters()
+    """Which of the source's faces to prepare."""
     landmarks: Literal["auto", "source", "detect"] = "auto"
     """`source` takes the set's own points and fails where there are none, `detect` always runs YuNet, `auto` uses the source's where given."""
     detect: Detect = Detect()

@@ -44,7 +44,7 @@ class Triplet(Term):
     normalize: bool = True
     """L2-normalise the embedding, without which a margin of 0.5 has no scale."""
     reduction: Literal["mean", "sum"] = "mean"
-    """Over the K triplets (paper, Eq. 4: sum)."""
+    """Over the K triplets, those without a loss included (paper, Eq. 4: sum)."""
 
 
 class Contrastive(Term):
@@ -66,7 +66,7 @@ class GenderContrastive(Term):
 
 
 class ClusterScatter(Term):
-    """S_w / S_b, the spread within clusters over that between their centroids (Shang and Ai, Eq. 1)."""
+    """S_w / S_b, the spread within clusters over that between their centroids (Shang and Ai, Eq. 1); with a single cluster, S_w."""
 
     weight: Positive = 0.1
     """Factor of this term in the sum (not given in the paper)."""
@@ -110,7 +110,8 @@ class OrCnn(Term):
     """Binary cross entropy over all 'older than k' questions (Niu et al., CVPR 2016; Cao et al. 2020 for `classifier: coral`)."""
 
     importance: Literal["uniform", "sqrt_count"] = "uniform"
-    """Weight of each question: all alike, or by the square root of how many faces of the batch it divides off (Cao et al., section 3.5)."""
+    """Weight of each question k: all alike, or sqrt(M_k) / max sqrt(M_j), M_k being the larger of the two groups into which it divides the
+    faces of the batch (Cao et al., section 3.5)."""
 
 
 class Loss(Strict):

@@ -37,6 +37,15 @@ class Decode(Strict):
     """Settings of `gallery`."""
 
 
+class NearestFaces(Decode):
+    """`decode` of a model without a classifier: ages from the gallery, without the mirror image unless asked for."""
+
+    method: Literal["expectation", "median", "argmax", "gallery"] = "gallery"
+    """Only `gallery`."""
+    flip: bool = False
+    """Average the posterior of the face and of its mirror image (the paper does not)."""
+
+
 class ModelBase(Strict):
     """What every model has: age bins, a starting point and a way of decoding."""
 
@@ -90,11 +99,11 @@ class ClusterCnn(ClassifierBase):
     clusters: Annotated[int, Field(ge=1, le=64)] = 5
     """k (paper: 3, 5, 7; 5 in its comparison)."""
     branch_features: Count = 256
-    """Outputs of a branch, v (not given in the paper)."""
+    """Outputs of a branch, v (not given in the paper); one classifier reads those of all branches."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """alpha of Eq. 3, by which each face moves its cluster's centroid."""
     init_faces: Count = 5000
-    """Cached features from which k-means++ makes the first centroids (paper: 5,000)."""
+    """Training faces from whose features k-means++ makes the first centroids (paper: 5,000), over all workers."""
     assignment: Literal["nearest", "mixture"] = "nearest"
     """At test time: the branch of the nearest centroid, or all branches weighted by Eq. 2."""
 
@@ -142,7 +151,7 @@ class Siamese(ModelBase):
     """N_g: size of the embedding for gender (paper: 10); 0 leaves the gender task out."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Dropout before the embeddings (paper: 0.5)."""
-    decode: Decode = Decode(method="gallery", flip=False)
+    decode: NearestFaces = NearestFaces()
     """How the outputs become an age: only `gallery`."""
 
     @model_validator(mode="after")
@@ -170,7 +179,7 @@ class Dhaa(ClassifierBase):
     subnetwork_losses: bool = True
     """Nine further classifiers, one a sub-network, each with the losses of the last (Eq. 4); in training only."""
     width: Positive = 1.0
-    """Factor of the trunk's channel counts (paper: 1, ResNet-18's); smaller for small machines."""
+    """Factor of the residual blocks' channel counts, in whole eights (paper: 1, ResNet-18's); smaller for small machines."""
     features: Count = 128
     """Size of a sub-network's features and of the hidden state (paper: 128)."""
     region_size: Annotated[int, Field(ge=0)] = 0

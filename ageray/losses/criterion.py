@@ -12,14 +12,45 @@ from torch import Tensor
 
 from ageray.errors import UserError
 from ageray.experiment import Loss
+from ageray.losses.cluster_scatter import cluster_scatter
+from ageray.losses.contrastive import contrastive
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.dldl_v2 import dldl_v2
+from ageray.losses.gender_contrastive import gender_contrastive
+from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
+from ageray.losses.or_cnn import or_cnn
+from ageray.losses.regression import regression
+from ageray.losses.sord import sord
+from ageray.losses.triplet import triplet
 
-TERMS: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "neighborhood": neighborhood}
+TERMS: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "neighborhood": neighborhood,
+    "triplet": triplet,
+    "contrastive": contrastive,
+    "gender_contrastive": gender_contrastive,
+    "cluster_scatter": cluster_scatter,
+    "regression": regression,
+    "dldl_v2": dldl_v2,
+    "mean_variance": mean_variance,
+    "sord": sord,
+    "or_cnn": or_cnn,
+}
 FIELDS = frozenset({"age", "bins", "gender"})
 """What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown."""
 AUXILIARY = "aux_"
 """Before a classifier's tensor name: those of A further classifiers, stacked along dimension 1, as `aux_logits` (B, A, K)."""
+_CLUSTERED = "set model.name=cluster_cnn and model.head=cluster"
+_REMEDIES = {
+    "logits": "set model.classifier=softmax (any model but siamese)",
+    "ordinal_logits": "set model.classifier=or_cnn or coral (any model but siamese)",
+    "gender_embedding": "set model.name=siamese and model.gender_features above 0",
+    "features": _CLUSTERED,
+    "cluster": _CLUSTERED,
+    "centroids": _CLUSTERED,
+}
+"""Settings with which a model gives a tensor."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +92,7 @@ class Criterion:
             required = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
             missing = [field for field in required if field not in FIELDS and field not in outputs]
             if missing:
-                raise UserError(
-                    f"loss.{name}: model '{model}' does not give {', '.join(missing)} (it gives {', '.join(sorted(outputs))}); "
-                    f"use another term or another model"
-                )
+                raise _refusal(name, missing, outputs, model)
             stacked = [field for field in required if AUXILIARY + field in outputs]
             self._terms.append(_Bound(name, term.weight, function, required, stacked, term.model_dump(exclude={"weight"})))
         if not self._terms:
@@ -83,6 +111,14 @@ class Criterion:
                 values[AUXILIARY + term.name] = value.detach()
                 weighted.append(self._auxiliary * term.weight * value)
         return torch.stack(weighted).sum(), values
+
+
+def _refusal(term: str, missing: list[str], outputs: Collection[str], model: str) -> UserError:
+    remedies = list(dict.fromkeys(_REMEDIES[field] for field in missing if field in _REMEDIES))
+    return UserError(
+        f"loss.{term}: model '{model}' does not give {', '.join(missing)} (it gives {', '.join(sorted(outputs))}); "
+        f"{'; '.join(remedies) or 'use another model'}, or leave this term out"
+    )
 
 
 def check_finite(values: dict[str, Tensor], step: int) -> None:

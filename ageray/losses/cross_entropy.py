@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Literal
+
 from torch import Tensor
 from torch.nn import functional as F
 
+from ageray.losses.precision import at_least_float32
 
-def cross_entropy(logits: Tensor, age: Tensor, bins: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of -log p(bin of the age).
+
+def cross_entropy(
+    logits: Tensor, age: Tensor, bins: Tensor, *, label_smoothing: float = 0.0, reduction: Literal["mean", "sum"] = "mean"
+) -> Tensor:
+    """Mean over the batch of -log p(bin of the age) (He et al., Eq. 3); `reduction="sum"` is the sum of their Eq. 4.
 
     logits: (B, K). age: (B,) years; rounded to the nearest bin (half up), ages outside the bins count as the outermost. bins: (K,) years,
     ascending by one.
     """
     index_B = ((age - bins[0]) + 0.5).floor().long().clamp(0, len(bins) - 1)
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), index_B, label_smoothing=label_smoothing)
+    return F.cross_entropy(at_least_float32(logits), index_B, label_smoothing=label_smoothing, reduction=reduction)

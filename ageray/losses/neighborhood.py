@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ageray.losses.posterior import log_posterior, soft_cross_entropy
+
 
 def neighborhood(logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 5.0, normalize: bool = False) -> Tensor:
     """Mean over the batch of L_n = - sum_k exp(-(k - k_n)^2 / sigma^2) log y_k (Eq. 5; the paper sums over the batch).
@@ -15,4 +17,4 @@ def neighborhood(logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 5.
     """
     exponent_BK = -((bins[None, :] - age[:, None]) / sigma).square()
     target_BK = torch.softmax(exponent_BK, -1) if normalize else exponent_BK.exp()
-    return -(target_BK * torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)).sum(-1).mean()
+    return soft_cross_entropy(log_posterior(logits), target_BK).mean()

@@ -1,6 +1,12 @@
-"""Feature extractors by name: RGB faces in 0..255 in, pooled features out."""
+"""Feature extractors by name: RGB faces in 0..255 in, pooled features out. Shape letters: B faces, S side of the face, D features.
+
+All but `bvlc_googlenet` are torchvision's, under torchvision's own parameter names, without their classifier and auxiliary heads.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -8,52 +14,87 @@ from torch import Tensor, nn
 
 from ageray.experiment.model import Backbone as Name
 from ageray.models.googlenet import GoogLeNet
-from ageray.models.network import no_imagenet
+from ageray.models.network import Backbone, no_imagenet
 
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+Colour = tuple[float, float, float]
+_IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: tuple[Colour, Colour] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""What torchvision's `transform_input` makes of pictures normalised by ImageNet's mean: its two networks that were ported from TensorFlow
+want (x - 0.5) / 0.5. Done here at once."""
 
 
-class Backbone(nn.Module):
-    """What a model builds on. forward: float RGB in 0..255, (B, 3, S, S), to (B, features)."""
+@dataclass(frozen=True)
+class _Network:
+    """One of torchvision's networks: how wide its features are, and which parts are left out."""
 
     features: int
+    classifier: tuple[str, ...]
+    """The last linear layer, and dropout on pooled features before it, which is a model's own `dropout`."""
+    auxiliary: tuple[str, ...] = ()
+    """Heads that only torchvision's own training uses."""
+    least_side: int = 16
+    """The smallest face, in pixels, that its poolings leave something of; 16 is the least of `align.size`."""
+    normalise: tuple[Colour, Colour] = _IMAGENET
+    """Mean and standard deviation of the colours, as shares of 255."""
 
-    def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes published weights; raises KeyError or RuntimeError if they are another network's."""
-        raise NotImplementedError
+
+_NETWORKS: dict[Name, _Network] = {
+    "resnet18": _Network(512, ("fc",)),
+    "resnet34": _Network(512, ("fc",)),
+    "resnet50": _Network(2048, ("fc",)),
+    # fc7 after its ReLU and its dropout: fc6 and fc7 are part of the features
+    "vgg16": _Network(4096, ("classifier.6",), least_side=32),
+    "googlenet": _Network(1024, ("fc", "dropout"), ("aux1", "aux2"), normalise=_HALF),
+    "inception_v3": _Network(2048, ("fc", "dropout"), ("AuxLogits",), least_side=75, normalise=_HALF),
+    # classifier.0 normalises the pooled features
+    "convnext_tiny": _Network(768, ("classifier.2",), least_side=32),
+    "efficientnet_b0": _Network(1280, ("classifier.1", "classifier.0")),
+}
 
 
-class ResNet18(Backbone):
-    """torchvision's ResNet-18 without its classifier: (B, 512)."""
+class TorchvisionBackbone(Backbone):
+    """One of torchvision's networks up to the features that its classifier sees: (B, 3, S, S) to (B, D)."""
 
-    features = 512
-
-    def __init__(self, imagenet: bool = False) -> None:
+    def __init__(self, name: Name, imagenet: bool = False) -> None:
+        """imagenet: with torchvision's IMAGENET1K_V1 weights, downloaded once (OSError if they cannot be), else random ones."""
         super().__init__()
-        self.network = torchvision.models.resnet18(weights="IMAGENET1K_V1" if imagenet else None)
-        self.network.fc = nn.Identity()
-        self.register_buffer("mean", 255 * torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        spec = _NETWORKS[name]
+        self.name, self.features, self.least_side = name, spec.features, spec.least_side
+        self._left_out = tuple(f"{part}." for part in (*spec.classifier, *spec.auxiliary))
+        self.network = _without_classifier(name, spec, imagenet)
+        for key, values in zip(("mean", "std"), spec.normalise, strict=True):
+            self.register_buffer(key, 255 * torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.std: Tensor
 
     def forward(self, face_B3SS: Tensor) -> Tensor:
-        """Float RGB in 0..255, (B, 3, S, S), to (B, 512)."""
-        features: Tensor = self.network((face_B3SS - self.mean) / self.std)
-        return features
+        """Float RGB in 0..255 to features (B, D)."""
+        features_BD: Tensor = self.network((face_B3SS - self.mean) / self.std)
+        return features_BD
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes a state dict of torchvision's resnet18; its classifier is left out. Raises RuntimeError if it differs."""
-        self.network.load_state_dict({name: tensor.float() for name, tensor in state.items() if not name.startswith("fc.")})
+        """Takes torchvision's own state dict of this network; classifier and auxiliary heads are left out. Raises RuntimeError if it differs."""
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(self._left_out)}
+        self.network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()})
 
 
-def make(name: Name, imagenet: bool = False) -> Backbone | GoogLeNet:
+def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module:
+    # torchvision refuses these two options beside weights and warns without them
+    options = {"aux_logits": False, "init_weights": True} if spec.auxiliary and not imagenet else {}
+    network: Any = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if imagenet else None, **options)
+    for part in spec.classifier:
+        network.set_submodule(part, nn.Identity())
+    if spec.auxiliary:
+        network.aux_logits = network.transform_input = False
+        for part in spec.auxiliary:
+            setattr(network, part, None)
+    return cast(nn.Module, network)
+
+
+def make(name: Name, imagenet: bool = False) -> Backbone:
     """The backbone of that name; with torchvision's ImageNet weights where `imagenet`. Raises UserError where there are none."""
-    if name == "bvlc_googlenet":
-        if imagenet:
-            raise no_imagenet("the original GoogLeNet in torchvision", "name a safetensors file of BVLC's training, or none")
-        return GoogLeNet()
-    if name == "resnet18":
-        return ResNet18(imagenet)
-    raise NotImplementedError(name)
+    if name != "bvlc_googlenet":
+        return TorchvisionBackbone(name, imagenet)
+    if imagenet:
+        raise no_imagenet("the original GoogLeNet in torchvision", "name a safetensors file of BVLC's training, or none")
+    return GoogLeNet()

@@ -6,11 +6,13 @@ Parameter names are Caffe's layer names with '/' written '_'.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ageray.models.network import Backbone
 
 # Output channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection (Table 1 of the paper).
 _INCEPTION = {
@@ -25,6 +27,7 @@ _INCEPTION = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 _POOL_BEFORE = ("4a", "5a")
+_HALF = ("3a", "3b", "4a", "4b")  # 11 of the 22 layers: three convolutions and four times two
 _MEAN_RGB = (123.0, 117.0, 104.0)
 
 
@@ -65,13 +68,19 @@ class ResponseNorm(nn.Module):
         return normalised
 
 
-class GoogLeNet(nn.Module):
-    """RGB faces in 0..255 to pooled features (B, 1024); any input side from 32 pixels."""
+class GoogLeNet(Backbone):
+    """RGB faces in 0..255 to pooled features (B, 1024); any input side from 32 pixels.
 
-    features = 1024
+    depth: `half` ends after inception 4b, after 11 of the 22 layers, with features (B, 512): for small sets of small faces (Cluster-CNN
+    paper, section 4.2, which does not say where it cuts).
+    """
 
-    def __init__(self) -> None:
+    name = "bvlc_googlenet"
+    least_side = 32
+
+    def __init__(self, depth: Literal["full", "half"] = "full") -> None:
         super().__init__()
+        self._blocks = tuple(_INCEPTION) if depth == "full" else _HALF
         self.register_buffer("mean", torch.tensor(_MEAN_RGB).view(1, 3, 1, 1), persistent=False)
         self.mean: Tensor
         self.layers = nn.ModuleDict()
@@ -79,7 +88,8 @@ class GoogLeNet(nn.Module):
         self._conv("conv2_3x3_reduce", 64, 64, 1)
         self._conv("conv2_3x3", 64, 192, 3)
         channels = 192
-        for name, (one, three_in, three, five_in, five, pool) in _INCEPTION.items():
+        for name in self._blocks:
+            one, three_in, three, five_in, five, pool = _INCEPTION[name]
             self._conv(f"inception_{name}_1x1", channels, one, 1)
             self._conv(f"inception_{name}_3x3_reduce", channels, three_in, 1)
             self._conv(f"inception_{name}_3x3", three_in, three, 3)
@@ -87,6 +97,7 @@ class GoogLeNet(nn.Module):
             self._conv(f"inception_{name}_5x5", five_in, five, 5)
             self._conv(f"inception_{name}_pool_proj", channels, pool, 1)
             channels = one + three + five + pool
+        self.features = channels
         self.norm1, self.norm2 = ResponseNorm(64), ResponseNorm(192)
 
     def _conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
@@ -108,19 +119,21 @@ class GoogLeNet(nn.Module):
         return torch.cat([one, three, five, pool], 1)
 
     def forward(self, face_B3SS: Tensor) -> Tensor:
-        """Float RGB in 0..255, (B, 3, S, S), to (B, 1024)."""
+        """Float RGB in 0..255, (B, 3, S, S), to (B, features)."""
         x = self.layers["conv1_7x7_s2"](face_B3SS - self.mean)
         x = self.norm1(F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))  # the maximum first: the same, with a quarter of the work
         x = self._relu("conv2_3x3", self._relu("conv2_3x3_reduce", x))
         x = F.max_pool2d(self.norm2(x), 3, 2, ceil_mode=True)
-        for name in _INCEPTION:
+        for name in self._blocks:
             if name in _POOL_BEFORE:
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
             x = self._inception(name, x)
         return x.mean((2, 3))
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out. Raises KeyError, RuntimeError if they differ."""
-        own = {f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith("loss3_classifier")}
+        """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out, and so is what half a depth has not.
+        Raises KeyError, RuntimeError if they differ."""
+        unused = ("loss3_classifier", *(f"inception_{name}_" for name in _INCEPTION if name not in self._blocks))
+        own = {f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith(unused)}
         own["layers.conv1_7x7_s2.weight"] = own["layers.conv1_7x7_s2.weight"].flip(1)  # BGR to RGB
         self.load_state_dict(own)

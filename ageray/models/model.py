@@ -13,12 +13,21 @@ from safetensors.torch import load as load_safetensors
 
 from ageray import experiment, storage
 from ageray.errors import UserError
+from ageray.models import cluster_cnn
 from ageray.models.baseline import Classifier
+from ageray.models.deep_embedding import DeepEmbedding
+from ageray.models.dhaa import Dhaa
 from ageray.models.network import REMEDY, AgeNetwork
+from ageray.models.residual_cnn import ResidualCnn
+from ageray.models.siamese import Siamese
 
 _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "baseline": Classifier,
-    "cluster_cnn": Classifier,
+    "cluster_cnn": cluster_cnn.make,
+    "deep_embedding": DeepEmbedding,
+    "dhaa": Dhaa,
+    "residual_cnn": ResidualCnn,
+    "siamese": Siamese,
 }
 
 
@@ -57,4 +66,6 @@ def load_start(network: AgeNetwork, weights: str) -> None:
             network.load_backbone(state)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.weights={weights}: not weights of {type(network.body()).__name__} ({reason}); {REMEDY}") from None
+        raise UserError(
+            f"model.weights={weights}: not weights of {getattr(network.body(), 'name', 'this network')} ({reason}); {REMEDY}"
+        ) from None

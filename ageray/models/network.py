@@ -25,8 +25,6 @@ class AgeNetwork(nn.Module):
     """
 
     outputs: frozenset[str]
-    faces_to_start: int = 0
-    """How many training faces the network wants to see before its first step (see `start`); 0 for none."""
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to named tensors."""
@@ -40,6 +38,17 @@ class AgeNetwork(nn.Module):
         """The part that a body rate of 0 freezes, batch statistics included."""
         raise NotImplementedError
 
+    @property
+    def faces_to_start(self) -> int:
+        """How many training faces the network wants to see before its first step (see `start`); 0 for none."""
+        return 0
+
+    @property
+    def least_side(self) -> int:
+        """The smallest face it takes, in pixels: its backbone's, else 16, the least of `align.size`."""
+        body = self.body()
+        return body.least_side if isinstance(body, Backbone) else 16
+
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes published weights of the backbone. Raises KeyError or RuntimeError if they are another network's."""
         raise NotImplementedError
@@ -50,6 +59,19 @@ class AgeNetwork(nn.Module):
 
     def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
         """Called once before the first step with what `cache` gave for about `faces_to_start` training faces."""
+        raise NotImplementedError
+
+
+class Backbone(nn.Module):
+    """What a network builds on. forward: float RGB in 0..255, (B, 3, S, S), to pooled features (B, D), where D is `features`."""
+
+    name: str
+    features: int
+    least_side: int
+    """The smallest face it takes, in pixels."""
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Takes published weights. Raises KeyError or RuntimeError if they are another network's."""
         raise NotImplementedError
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,14 +22,17 @@ from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import geometric_map, photometric
 from ageray.losses.criterion import FIELDS, Criterion, check_finite
 from ageray.models.decode import bins, decode
+from ageray.models.gallery import Gallery
 from ageray.models.model import build
 from ageray.models.network import AgeNetwork
-from ageray.models.posterior import posterior
+from ageray.models.posterior import gallery_rows, posterior
 from ageray.train.optim import make_optimizer, make_schedule
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
 _TRAINED = ("canvas", "points", "box", "age", "gender")
+_JUDGED = ("canvas", "points", "box", "subject")
+_GALLERY = (*_JUDGED, "age", "gender")
 
 Columns = dict[str, Any]
 
@@ -156,6 +159,8 @@ def start(state: State, batches: Iterable[Columns]) -> None:
             cached.append(network.cache(batch).float())
         if sum(map(len, cached)) >= wanted:
             break
+    if not cached:  # the epoch that follows says why there is no face
+        return
     network.start(torch.cat(cached)[:wanted], state.generator)
     if state.average is not None:
         state.average.load_state_dict(network.state_dict())
@@ -213,14 +218,45 @@ def _collect(pending: list[dict[str, Tensor]], sums: dict[str, float], last_step
     pending.clear()
 
 
+@torch.no_grad()
+def make_gallery(state: State, batches: Iterable[Columns], most: int | None = None) -> Gallery | None:
+    """The gallery (`decode.method: gallery`) of the faces of `batches`, or of the first `most`, as the judged network embeds them without
+    augmentation; None if there is no face. Raises FloatingPointError if an embedding is not finite."""
+    network, autocast = state.judged.eval(), state.config.train.precision == "bf16"
+    rows: list[dict[str, Tensor]] = []
+    for columns in _first(batches, most):
+        batch = to_tensors({name: columns[name] for name in _GALLERY if name in columns}, state.device)
+        rows.append(gallery_rows(network, batch, state.config, autocast))
+    if not rows:
+        return None
+    made = Gallery.of(rows)
+    if not made.finite:
+        raise FloatingPointError(f"step {state.step}: embeddings are not finite; lower the learning rate, or set train.clip")
+    return made
+
+
+def _first(batches: Iterable[Columns], most: int | None) -> Iterator[Columns]:
+    """The batches up to the face number `most`; no further one is read."""
+    left = most
+    for columns in batches:
+        yield {name: values[:left] for name, values in columns.items()}
+        if left is not None:
+            left -= len(columns["age"])
+            if left <= 0:
+                return
+
+
 @torch.inference_mode()
-def validate(state: State, batches: Iterable[Columns]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """True and predicted age (N,) of every face of `batches`, without augmentation or calibration, as the predictor would decode them."""
+def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """True and predicted age (N,) of every face of `batches`, without augmentation or calibration, as the predictor would decode them.
+
+    gallery: for `decode.method: gallery`. With a column `subject`, neighbours of a face's own subject are left out where the settings say so.
+    """
     network, config = state.judged.eval(), state.config
     true, predicted = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
     for columns in batches:
-        batch = to_tensors({name: columns[name] for name in ("canvas", "points", "box")}, state.device)
-        ages = decode(posterior(network, batch, config, config.train.precision == "bf16"), config.model)
+        batch = to_tensors({name: columns[name] for name in _JUDGED if name in columns}, state.device)
+        ages = decode(posterior(network, batch, config, config.train.precision == "bf16", gallery), config.model)
         predicted.append(ages.cpu().numpy())
         true.append(np.asarray(columns["age"], np.float32))
     if not all(np.isfinite(ages).all() for ages in predicted):

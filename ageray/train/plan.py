@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ageray import bundle, config, schema, storage
-from ageray.data import splits
+from ageray.data import protocols, splits
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
@@ -22,7 +23,7 @@ from ageray.models.model import build
 CONFIG, SPLIT, LOG, BEST = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors"
 
 
-_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age")])
+_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "gender", "group", "dataset")])
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Plan:
 
 
 def labelled_faces(shards: str) -> pa.Table:
-    """Key, subject and age of every face with a known age, from the light columns alone. Raises UserError if there are no shards."""
+    """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
     files = storage.list_files(shards, (".parquet",))
     if not files:
         raise UserError(f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare")
@@ -51,7 +52,7 @@ def labelled_faces(shards: str) -> pa.Table:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
             raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None
     table = pa.concat_tables(tables)
-    return table.filter(table.column("age").is_valid())
+    return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream
 
 
 def run_folder(experiment: Experiment) -> str:
@@ -72,8 +73,17 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
         raise UserError(f"scale.workers={experiment.scale.workers}: training runs on one worker; set scale.workers=1")
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
+    if experiment.align.size < network.least_side:
+        raise UserError(
+            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least {network.least_side} pixels; "
+            f"raise it, or choose another backbone"
+        )
     faces = labelled_faces(experiment.data.shards)
-    parts = splits.split(faces.column("key").to_pylist(), faces.column("subject").to_pylist(), experiment.protocol)
+    split = protocols.split(faces, experiment.protocol)
+    parts = split.parts
+    if not parts["train"]:
+        name = experiment.protocol.name
+        raise UserError(f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say")
     steps = _steps(experiment, len(parts["train"]))
     folder = run_folder(experiment)
     if fresh:
@@ -83,7 +93,7 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.make_folder(folder)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, _facts(experiment, faces, parts))
+    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, _facts(experiment, faces, split))
 
 
 def _steps(experiment: Experiment, train_faces: int) -> list[int]:
@@ -99,13 +109,15 @@ def _steps(experiment: Experiment, train_faces: int) -> list[int]:
     return steps
 
 
-def _facts(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, Any]:
+def _facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[str, Any]:
+    parts = split.parts
     ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
     training = np.array([ages[key] for key in parts["train"]])
     first, last = experiment.model.ages
     return {
         "data": experiment.data.name,
         "protocol": experiment.protocol.model_dump(),
+        "notes": split.notes,
         "faces": {name: len(keys) for name, keys in parts.items()},
         "train_digest": train_digest(parts["train"]),
         "train_ages": {"median": float(np.median(training)), "min": float(training.min()), "max": float(training.max())},

@@ -24,9 +24,10 @@ from ageray import bundle, calibration, metrics, storage
 from ageray.data.stream import Usable, face_stream
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
 from ageray.train import plan as planning
-from ageray.train.loop import State, new_state, start, train_one_epoch, validate
+from ageray.train.loop import State, make_gallery, new_state, start, train_one_epoch, validate
 from ageray.train.plan import Plan
 
 _STATE = "state.pt"
@@ -84,7 +85,7 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
 
 
 def _datasets(experiment: Experiment, plan: Plan) -> dict[str, Any]:
-    """One stream a stage, `stage-0` and so on, and `val`."""
+    """One stream a stage, `stage-0` and so on, `val`, and `gallery` (the data set's training part) where ages come from one."""
     split, batch = storage.join(plan.folder, planning.SPLIT), experiment.scale.decode_batch
     own = str(experiment.data.shards)
     streams: dict[str, Any] = {}
@@ -92,6 +93,8 @@ def _datasets(experiment: Experiment, plan: Plan) -> dict[str, Any]:
         part = (None, None) if stage.shards else (split, "train")
         streams[f"stage-{index}"] = face_stream(stage.shards or own, experiment.align, batch, *part)
     streams["val"] = face_stream(own, experiment.align, batch, split, "val")
+    if experiment.model.decode.method == "gallery":
+        streams["gallery"] = face_stream(own, experiment.align, batch, split, "train")
     return streams
 
 
@@ -155,7 +158,8 @@ def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
         place = config.stages[state.stage].shards or state.config.data.shards
         key, reason = batches.skipped[0] if batches.skipped else ("", "no rows")
         raise UserError(f"data.shards={place}: no training face can be used; the first of {len(batches.skipped)}: {key}: {reason}")
-    true, predicted = validate(state, _whole("val", config.batch_size))
+    near = _gallery(state, state.config.model.decode.gallery.validation_faces) if plan.parts["val"] else None
+    true, predicted = validate(state, _whole("val", config.batch_size), near)
     state.epoch += 1
     mae = metrics.mean_absolute_error(true, predicted) if len(true) else float("nan")
     record = {
@@ -215,7 +219,8 @@ def _finish(state: State, plan: Plan) -> None:
     folder = storage.join(plan.folder, bundle.IN_RUN)
     card: dict[str, Any] = {"model": state.config.model.name, "training": plan.facts, "epochs": state.epoch}
     draft = folder + ".unfinished"
-    bundle.save(draft, network, state.config, card)
+    gallery = _gallery(state)
+    bundle.save(draft, network, state.config, card, gallery)
     predictor = Predictor(bundle.load(draft), device=str(state.device), threads=state.config.scale.threads)
     found = _predict_all(predictor, _whole("val", state.config.train.batch_size))
     card = dict(predictor.bundle.card)
@@ -226,15 +231,27 @@ def _finish(state: State, plan: Plan) -> None:
             card["calibration"] = fitted.to_card()
         age, low, high = fitted.apply(found["decoded"], found["low"], found["high"])
         card["validation"] = metrics.summary(found["age"], age, low, high, plan.facts["train_ages"]["median"])
-    bundle.save(folder, network, state.config, card)
+    bundle.save(folder, network, state.config, card, gallery)
     storage.remove_tree(draft)
+
+
+def _gallery(state: State, most: int | None = None) -> Gallery | None:
+    """The judged network's gallery of the first `most` training faces of the data set, or of all; None for a model that needs none."""
+    if state.config.model.decode.method != "gallery":
+        return None
+    batches = _whole("gallery", state.config.train.batch_size)
+    made = make_gallery(state, batches, most)
+    if made is None:
+        reason = ": ".join(batches.skipped[0]) if batches.skipped else "no rows"
+        raise UserError(f"data.shards={state.config.data.shards}: no training face can be used for the gallery; the first: {reason}")
+    return made
 
 
 def _predict_all(predictor: Predictor, batches: Usable) -> dict[str, Any]:
     """True age, decoded age and quantiles before calibration, of every face."""
     columns: dict[str, list[Any]] = {"age": [], "decoded": [], "low": [], "high": []}
     for batch in batches:
-        decoded = predictor.predict(batch["canvas"], batch["points"], batch["box"]).decoded
+        decoded = predictor.predict(batch["canvas"], batch["points"], batch["box"], batch["subject"]).decoded
         columns["age"].append(batch["age"])
         for index, name in enumerate(("decoded", "low", "high")):
             columns[name].append(decoded[:, index])

@@ -1,0 +1,20 @@
+"""Error of the posterior's expectation (Shang and Ai, section 3.3). Shape letters: B faces, K bins."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from ageray.losses.posterior import expectation, log_posterior
+
+
+def regression(logits: Tensor, age: Tensor, bins: Tensor, *, norm: Literal["l1", "l2"] = "l1") -> Tensor:
+    """Mean over the batch of E_r = |y - sum_k p_k y_k| in years, or of its square.
+
+    logits: (B, K). age: (B,) years, y, not rounded. bins: (K,) years, y_k. The paper does not define its
+    prediction; we take the posterior's expectation, as when an age is decoded. An age outside the bins cannot be reached: its error is at
+    least its distance to the outermost bin.
+    """
+    error_B = expectation(log_posterior(logits), bins) - age
+    return (error_B.abs() if norm == "l1" else error_B.square()).mean()

@@ -1,0 +1,43 @@
+"""Measures of age estimation, with bootstrap intervals and tests between models. Ages in years. Needs neither torch nor Ray."""
+
+from ageray.metrics.accuracy import (
+    bias,
+    cumulative_score,
+    cumulative_scores,
+    epsilon_error,
+    epsilon_errors,
+    mean_absolute_error,
+    mean_over_subjects,
+)
+from ageray.metrics.bootstrap import Bootstrap
+from ageray.metrics.breakdown import by_band, by_decade, by_label
+from ageray.metrics.challenge import challenge_table
+from ageray.metrics.comparison import compare
+from ageray.metrics.interval import calibration_curve, calibration_error, coverage, mean_width
+from ageray.metrics.refusal import area_under_risk, risk_coverage
+from ageray.metrics.report import Tested, full_report, summary
+
+__all__ = [
+    "Bootstrap",
+    "Tested",
+    "area_under_risk",
+    "bias",
+    "by_band",
+    "by_decade",
+    "by_label",
+    "calibration_curve",
+    "calibration_error",
+    "challenge_table",
+    "compare",
+    "coverage",
+    "cumulative_score",
+    "cumulative_scores",
+    "epsilon_error",
+    "epsilon_errors",
+    "full_report",
+    "mean_absolute_error",
+    "mean_over_subjects",
+    "mean_width",
+    "risk_coverage",
+    "summary",
+]

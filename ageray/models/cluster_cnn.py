@@ -1,0 +1,134 @@
+"""Cluster-CNN (Shang and Ai, ICIP 2017): a backbone's features go to one of k clusters, whose branch leads to the ages.
+
+Shape letters: B faces of this worker, G faces of the whole batch over all workers, D features, V outputs of a branch, K age bins (or K - 1
+binary questions), k clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ageray import experiment
+from ageray.models import backbones
+from ageray.models.baseline import Classifier
+from ageray.models.clusters import Clusters, probabilities, rank_and_world
+from ageray.models.googlenet import GoogLeNet
+from ageray.models.network import AgeNetwork, Backbone, Batch, age_head, head_output
+
+Config = experiment.model.ClusterCnn
+
+
+def make(config: Config) -> AgeNetwork:
+    """The network of `model.name: cluster_cnn`: with the cluster module, or the paper's strong baseline, which is a plain `Classifier`."""
+    if config.head == "plain":
+        return Classifier(config, _backbone(config))
+    return ClusterCnn(config)
+
+
+def _backbone(config: Config) -> Backbone:
+    if config.depth == "half" and config.weights != "imagenet":  # which `make` refuses
+        return GoogLeNet("half")
+    return backbones.make(config.backbone, imagenet=config.weights == "imagenet")
+
+
+class ClusterCnn(AgeNetwork):
+    """Features x, the drawn or nearest cluster c_i, v = relu(W_i (x - u_ci) + b_i) (section 3.2.1), and a classifier on v.
+
+    The branch of a cluster is its W_i and b_i, the only weights that the paper calls distinct; the classifier, which it does not describe,
+    is one for all. Yields `logits` (B, K) or `ordinal_logits` (B, K - 1) and `embedding`, the features x (B, D): v of different branches
+    are not comparable. In training also what S_w / S_b needs (Eq. 1), each for the whole batch over all workers: `features` (G, D) and
+    `centroids` (k, D), float32, and `cluster` (G,). The centroids, here and in x - u, are those that the batch has moved, as in
+    Algorithm 1, where the update comes before the forward pass; they carry (1 - alpha) x's gradient.
+
+    In training a cluster is drawn by Eq. 2. In eval mode nothing is drawn and no centroid moves: the branch of the nearest centroid, or, for
+    `assignment: mixture`, all of them: logits of the branches' posteriors, weighed by Eq. 2.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._name, self._mixture, self._init_faces = head_output(config), config.assignment == "mixture", config.init_faces
+        self.outputs = frozenset({self._name, "embedding", "features", "cluster", "centroids"})
+        self.backbone = _backbone(config)
+        self.clusters = Clusters(config.clusters, self.backbone.features, config.momentum)
+        self.branches = nn.Linear(self.backbone.features, config.clusters * config.branch_features)  # W_1 above W_2 and so on
+        nn.init.kaiming_normal_(self.branches.weight, nonlinearity="relu")
+        nn.init.zeros_(self.branches.bias)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = age_head(config, config.branch_features)
+
+    @property
+    def faces_to_start(self) -> int:
+        """Faces for k-means++, this worker's share, as long as there are no centroids; weights of a trained network bring theirs."""
+        return 0 if bool(self.clusters.started) else -(-self._init_faces // rank_and_world()[1])
+
+    def forward(self, batch: Batch) -> Batch:
+        """Faces to the tensors named above."""
+        embedding_BD = self.backbone(batch["face"])
+        if self.training:
+            return {"embedding": embedding_BD, **self._train(embedding_BD)}
+        features_BD = embedding_BD.to(self.clusters.centroids.dtype)
+        if self._mixture:
+            return {"embedding": embedding_BD, self._name: self._mixed(features_BD)}
+        with torch.autocast(features_BD.device.type, enabled=False):
+            cluster_B = self.clusters.nearest(features_BD)
+        logits_BK = self._classified(features_BD - self.clusters.centroids[cluster_B], cluster_B)
+        return {"embedding": embedding_BD, self._name: logits_BK}
+
+    def _train(self, embedding_BD: Tensor) -> Batch:
+        features_GD, cluster_G, centroids_kD, cluster_B = self.clusters(embedding_BD)
+        difference_BD = embedding_BD.to(centroids_kD.dtype) - centroids_kD[cluster_B]
+        logits_BK = self._classified(difference_BD, cluster_B)
+        return {self._name: logits_BK, "features": features_GD, "cluster": cluster_G, "centroids": centroids_kD}
+
+    def _classified(self, difference_BD: Tensor, cluster_B: Tensor) -> Tensor:
+        """x - u through the branch of each face's cluster, then the classifier: (B, K).
+
+        Every face goes through all branches in one product and its own is picked: a branch costs less than a thousandth of the backbone, and nothing
+        waits to learn how many faces a cluster has.
+        """
+        all_BkV = self.branches(difference_BD).unflatten(1, (len(self.clusters.centroids), -1))
+        v_BV = F.relu(all_BkV.take_along_dim(cluster_B[:, None, None], 1).squeeze(1))
+        logits_BK: Tensor = self.head(self.dropout(v_BV))
+        return logits_BK
+
+    def _mixed(self, features_BD: Tensor) -> Tensor:
+        """sum_i p(c_i | x) p(age | branch i), as its logarithm (B, K), whose softmax it is; of binary questions, made to fall within each
+        branch as decoding would, the log odds of sum_i p(c_i | x) p(older | branch i) (B, K - 1)."""
+        centroids_kD = self.clusters.centroids
+        count, features = centroids_kD.shape
+        with torch.autocast(features_BD.device.type, enabled=False):
+            log_weight_Bk1 = probabilities(features_BD, centroids_kD).log()[..., None]
+        weights_kDV = self.branches.weight.view(count, -1, features).transpose(1, 2)
+        bias_k1V = self.branches.bias.view(count, 1, -1)
+        v_kBV = F.relu(torch.baddbmm(bias_k1V, features_BD - centroids_kD[:, None], weights_kDV))
+        logits_BkK = self.head(self.dropout(v_kBV)).transpose(0, 1).to(log_weight_Bk1.dtype)
+        if self._name == "logits":
+            return torch.logsumexp(log_weight_Bk1 + F.log_softmax(logits_BkK, -1), 1)
+        older_BkK = logits_BkK.cummin(-1).values
+        return torch.logsumexp(log_weight_Bk1 + F.logsigmoid(older_BkK), 1) - torch.logsumexp(log_weight_Bk1 + F.logsigmoid(-older_BkK), 1)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the branches and the classifier."""
+        return chain(self.branches.parameters(), self.head.parameters())
+
+    def body(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
+    def load_backbone(self, state: dict[str, Tensor]) -> None:
+        """Published weights of the backbone."""
+        self.backbone.load_backbone(state)
+
+    def cache(self, batch: Batch) -> Tensor:
+        """The features, for k-means++: (B, D)."""
+        features_BD: Tensor = self.backbone(batch["face"])
+        return features_BD
+
+    def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
+        """First centroids by k-means++; see `clusters.kmeans` for errors."""
+        self.clusters.start(cached_ND, generator)
