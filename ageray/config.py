@@ -70,7 +70,7 @@ def parse_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML, every field in the order of experiment.py; `loads` gives back an equal one."""
+    """The resolved experiment as YAML, every field in the order of ageray.experiment; `loads` gives back an equal one."""
     return write(experiment.model_dump(mode="json"))
 
 

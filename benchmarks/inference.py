@@ -1,9 +1,9 @@
 """Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the same machine.
 
-    python benchmarks/inference.py [--batch 64] [--rounds 10] [--device cpu]
+    python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128] [RECIPE ...]
 
-From canvases in memory to calibrated ages: alignment, two forward passes (the face and its mirror image), decoding. Weights are random, at
-each recipe's own size.
+From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages with the mirror image), decoding, for
+`siamese` a search among 20,000 faces. Weights are random, at each recipe's own size unless --size gives one for all.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from ageray import bundle, config
 from ageray.data import synthetic
 from ageray.data.batches import face_canvases
 from ageray.experiment import Align
+from ageray.experiment.model import Siamese
+from ageray.models.gallery import Gallery
 from ageray.models.model import build
 from ageray.predictor import Predictor, _fast_bf16
 
-RECIPES = ("default", "cluster_cnn", "baseline")
+RECIPES = ("default", "cluster_cnn", "baseline", "neighborhood", "siamese", "deep_embedding", "dhaa")
+GALLERY = 20_000  # faces that a siamese network compares with
 PRECISIONS = ("float32", "bf16")
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,13 +43,24 @@ def drawn(count: int, align: Align) -> Faces:
     return pixels, points, box
 
 
-def contenders(batch: int, device: str, threads: int) -> dict[tuple[str, str], tuple[Predictor, Faces]]:
+def random_gallery(size: int) -> Gallery:
+    """Faces at random, as wide as a siamese network's embedding for age."""
+    draw = torch.Generator().manual_seed(0)
+    subject = torch.zeros(GALLERY, dtype=torch.int64)
+    embedding = torch.randn(GALLERY, size, generator=draw).half()
+    return Gallery(embedding, torch.rand(GALLERY, generator=draw) * 90, torch.full((GALLERY,), -1, dtype=torch.int8), subject)
+
+
+def contenders(
+    recipes: list[str], words: list[str], batch: int, device: str, threads: int
+) -> dict[tuple[str, str], tuple[Predictor, Faces]]:
     """A predictor and its batch for each recipe and precision."""
     made = {}
-    for recipe in RECIPES:
-        experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none"])
+    for recipe in recipes:
+        experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none", *words])
+        gallery = random_gallery(experiment.model.age_features) if isinstance(experiment.model, Siamese) else None
         with tempfile.TemporaryDirectory() as folder:
-            bundle.save(folder, build(experiment.model, seed=0), experiment, {})
+            bundle.save(folder, build(experiment.model, seed=0), experiment, {}, gallery)
             loaded = bundle.load(folder)
         faces = drawn(batch, experiment.align)
         for precision in PRECISIONS:
@@ -69,21 +83,25 @@ def seconds_a_batch(made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64, help="faces a batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=10, help="timed batches of each contender (default: %(default)s)")
+    parser.add_argument("recipes", nargs="*", default=list(RECIPES), metavar="RECIPE", help=f"of {', '.join(RECIPES)} (default: all)")
+    parser.add_argument("--size", type=int, help="side of the faces in pixels, for all recipes (default: each its own)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed batches of each contender (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)")
     given = parser.parse_args()
-    made = contenders(given.batch, given.device, given.threads)
+    words = [f"align.size={given.size}"] if given.size else []
+    made = contenders(given.recipes, words, given.batch, given.device, given.threads)
     device = next(iter(made.values()))[0].device
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {'fast' if _fast_bf16(device) else 'emulated'} here")
-    print(f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + RECIPES[0]:>14}")
+    print(f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + given.recipes[0]:>18}")
     taken = seconds_a_batch(made, given.rounds)
     speed = {name: given.batch / seconds for name, seconds in taken.items()}
-    for recipe in RECIPES:
+    for recipe in given.recipes:
         exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
         size = made[recipe, "bf16"][0].bundle.experiment.align.size
-        print(f"{recipe:<14}{size:>8}{exact:>12.1f}{rough:>10.1f}{rough / exact:>14.2f}{rough / speed[RECIPES[0], 'bf16']:>14.2f}")
+        against = rough / speed[given.recipes[0], "bf16"]
+        print(f"{recipe:<14}{size:>8}{exact:>12.1f}{rough:>10.1f}{rough / exact:>14.2f}{against:>18.2f}")
 
 
 if __name__ == "__main__":

@@ -19,10 +19,19 @@ layouts (data.layout; auto, the default, recognises them):
             age, age_std, subject, gender, group, landmarks or x0,y0 ... x4,y4 (viewer's left eye, right eye, nose, left
             and right mouth corner)
   folder    any photos, without labels
+  morph           MORPH II: a CSV with photo, age, id_num; or files named 009055_1M54.JPG
+  cacd            celebrity2000_meta.mat, a CSV, or files named 53_Robin_Williams_0001.jpg
+  afad            folders of age and gender: 15/111/638660-1.jpg
+  agedb           files named 0_MariaCallas_35_f.jpg
+  chalearn_lap    train_gt.csv and the like (image, mean, stdv)
+  imdb_wiki       imdb.mat, wiki.mat; data.filters says which photos are taken
+  megaage_asian   list/train_name.txt, list/train_age.txt
+  adience         fold_0_data.txt and the like; a band of ages becomes its middle
 
 what is dropped, each listed with its reason in prepare.json beside the shards:
   malformed name, bad row    the name or row does not say what it should
   unreadable, undecodable    the file is missing, damaged, or no photo
+  filtered, not in a list    data.filters leaves it out; no list of the set names it
   no face, no points         nothing to align by
   duplicate copy             the same bytes as another file with the same age (one is kept)
   conflicting ages           the same bytes as another file with another age (none is kept)
