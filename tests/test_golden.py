@@ -35,10 +35,10 @@ class Scaled:
 RECIPES = {
     "default": Scaled(8),
     "baseline": Scaled(300),
-    "cluster_cnn": Scaled(16, ["model.init_faces=16"]),
-    "dhaa": Scaled(300, ["align.size=64", "model.width=0.25"]),
-    "neighborhood": Scaled(30, ["model.width=0.25"]),
-    "deep_embedding": Scaled(10, ["model.backbone=resnet18"]),
+    "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
+    "dhaa": Scaled(50, ["align.size=64", "model.width=0.25"]),
+    "neighborhood": Scaled(3, ["model.width=0.25"]),
+    "deep_embedding": Scaled(60, ["model.backbone=resnet18"]),
     "siamese": Scaled(30, ["model.backbone=resnet18"]),
 }
 

@@ -183,7 +183,7 @@ def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
     predictor = Predictor(bundle.load(str(run.folder)), "cpu", threads=1)
     true, said = [], []
     for file in sorted(shards.glob("*.parquet")):
-        table = pq.read_table(file, columns=["key", "image", "landmarks", "box", "age"])
+        table = pq.read_table(file, columns=["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"])
         rows = decode_rows(table, run.experiment.align.model_dump(mode="json"), str(run.folder / "split.parquet"), part)
         fine = rows["error"] == ""
         true.append(rows["age"][fine])
