@@ -142,7 +142,7 @@ def test_the_size_of_a_region_can_be_set() -> None:
     made, seen = network(region_size=11).eval(), []
     made.backbone.layer2["L-2"].register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
     made(faces(2, 64))
-    assert seen == [(2, 8, 11, 11)]
+    assert seen == [(2, 16, 11, 11)]
 
 
 def test_points_are_read_where_the_shared_features_look() -> None:

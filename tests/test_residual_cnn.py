@@ -17,6 +17,7 @@ from ageray.experiment.model import ResidualCnn as Config
 from ageray.losses.neighborhood import neighborhood
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.model import build
+from ageray.models.network import scaled
 from ageray.models.residual_cnn import ResidualBackbone, ResidualUnit
 from ageray.train.optim import make_optimizer
 
@@ -120,6 +121,11 @@ def test_width_multiplies_every_channel_count() -> None:
     for name, tensor in full.items():
         wanted = [side // 2 if side >= 64 else side for side in tensor.shape]
         assert list(half[name].shape) == wanted, name
+
+
+@pytest.mark.parametrize(("width", "channels"), [(0.01, 16), (0.125, 16), (0.25, 16), (0.3, 16), (0.35, 24), (0.5, 32), (2, 128)])
+def test_channels_come_in_eights_and_never_below_16(width: float, channels: int) -> None:
+    assert scaled(64, width) == channels
 
 
 @torch.no_grad()

@@ -122,7 +122,7 @@ class ResidualCnn(ClassifierBase):
     depth: Literal[18, 34] = 18
     """Layers (paper: 18 and 34)."""
     width: Positive = 1.0
-    """Factor of all channel counts (paper: 1); smaller for small machines."""
+    """Factor of all channel counts, in whole eights, 16 at least (paper: 1); smaller for small machines."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout before the classifier (paper: keep probability 0.8)."""
 
@@ -179,7 +179,7 @@ class Dhaa(ClassifierBase):
     subnetwork_losses: bool = True
     """Nine further classifiers, one a sub-network, each with the losses of the last (Eq. 4); in training only."""
     width: Positive = 1.0
-    """Factor of the residual blocks' channel counts, in whole eights (paper: 1, ResNet-18's); smaller for small machines."""
+    """Factor of the residual blocks' channel counts, in whole eights, 16 at least (paper: 1, ResNet-18's); smaller for small machines."""
     features: Count = 128
     """Size of a sub-network's features and of the hidden state (paper: 128)."""
     region_size: Annotated[int, Field(ge=0)] = 0

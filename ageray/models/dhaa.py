@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from ageray.experiment.model import Dhaa as Config
-from ageray.models.network import AgeNetwork, Batch, age_head, head_output, no_imagenet
+from ageray.models.network import AgeNetwork, Batch, age_head, head_output, no_imagenet, scaled
 from ageray.models.regions import REGIONS, RegionPooling
 
 BRANCHES = {"global": "G", "local": "L", "global_local": "GL"}
@@ -35,10 +35,6 @@ def _subnetworks(branch: str) -> list[str]:
 def _parents(name: str) -> tuple[str, str]:
     """The global and the local sub-network whose second blocks feed a global-local one."""
     return name.replace("GL", "G"), name.replace("GL", "L")
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(8, 8 * round(channels * width / 8))
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -79,7 +75,7 @@ class Blocks(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        one, two, three, four = (_scaled(channels, config.width) for channels in _CHANNELS)
+        one, two, three, four = (scaled(channels, config.width) for channels in _CHANNELS)
         self.names = [name for branch in BRANCHES if branch in config.branches for name in _subnetworks(branch)]
         second = sorted({parent for name in self.names for parent in (_parents(name) if name.startswith("GL") else [name])})
         self.trunk = Trunk(one)

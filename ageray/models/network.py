@@ -107,6 +107,15 @@ def head_output(config: ClassifierBase) -> str:
     return "logits" if config.classifier == "softmax" else "ordinal_logits"
 
 
+def scaled(channels: int, width: float) -> int:
+    """A narrower (or wider) network's channel count: whole eights, 16 at least.
+
+    Below 16 oneDNN 3.12 (torch 2.14) writes past the weight gradient of a strided 1x1 convolution of channels-last input, with two threads on
+    AVX-512: the process aborts, or other memory changes.
+    """
+    return max(16, 8 * round(channels * width / 8))
+
+
 def no_imagenet(name: str, remedy: str = REMEDY) -> UserError:
     """The answer to `weights: imagenet` where nobody has published any."""
     return UserError(f"model.weights=imagenet: there are no published ImageNet weights for {name}; {remedy}")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ageray import experiment
 from ageray.models.baseline import Classifier
-from ageray.models.network import Backbone, no_imagenet
+from ageray.models.network import Backbone, no_imagenet, scaled
 
 _UNITS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 """Residual units in Conv2_x to Conv5_x."""
@@ -43,7 +43,7 @@ class ResidualUnit(nn.Module):
 
 
 class ResidualBackbone(Backbone):
-    """All before the classifier: faces (B, 3, S, S), RGB 0..255, S from 32, to pooled features (B, D); D is 512 times the width.
+    """All before the classifier: faces (B, 3, S, S), RGB 0..255, S from 32, to pooled features (B, D); D is 512 times the width (`scaled`).
 
     Sides for the paper's 224: 224 after the 3x3 stride-1 first convolution, 112 after 3x3 max pooling of stride 2, then 56, 28, 14 and 7: the
     first unit of each stage strides. (Table 1 gives 112 as the size of conv1 itself, which its text contradicts.) Batch normalisation goes
@@ -55,7 +55,7 @@ class ResidualBackbone(Backbone):
 
     def __init__(self, depth: int, width: float = 1.0) -> None:
         super().__init__()
-        channels = [max(1, round(count * width)) for count in _CHANNELS]
+        channels = [scaled(count, width) for count in _CHANNELS]
         self.features = channels[-1]
         self.conv1 = _conv(3, channels[0], 3)
         self.norm1 = nn.BatchNorm2d(channels[0])
