@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from ageray.bundle import Bundle
 from ageray.calibration import TAILS
 from ageray.data.batches import to_tensors
 from ageray.models.decode import bins, decode, quantiles
-from ageray.models.posterior import predict
+from ageray.models.posterior import classifier_posteriors, embeddings, predict
 
 Array = NDArray[np.float32]
 
@@ -66,10 +67,10 @@ class Predictor:
         if len(canvas) == 0:
             none = np.zeros(0, np.float32)
             return Ages(none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32))
-        columns = {"canvas": np.ascontiguousarray(canvas), "points": points.astype(np.float32), "box": box.astype(np.float32)}
+        batch = self._batch(canvas, points, box)
         if subject is not None:
-            columns["subject"] = np.ascontiguousarray(subject, np.int64)
-        said = predict(self._network, to_tensors(columns, self.device), config, self._autocast, self._gallery)
+            batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
+        said = predict(self._network, batch, config, self._autocast, self._gallery)
         probabilities = said.posterior
         age = decode(probabilities, config.model)
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
@@ -78,6 +79,40 @@ class Predictor:
         years, low, high = (ages.astype(np.float32) for ages in calibrated)
         about = [None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own)]
         return Ages(years, low, high, probabilities.cpu().numpy(), decoded, *about)
+
+    def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
+        """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
+        said = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
+        return (self._calibration.scale * said + self._calibration.shift).astype(np.float32)
+
+    @property
+    def classifier_names(self) -> tuple[str, ...]:
+        """Of a network with several classifiers (DHAA), the one that decides last; else none."""
+        return self._network.classifier_names
+
+    @torch.inference_mode()
+    def classifiers(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Array:
+        """The age that each classifier says, decoded as the model decodes but not calibrated: (B, classifiers)."""
+        if len(canvas) == 0:
+            return np.zeros((0, len(self.classifier_names)), np.float32)
+        config = self.bundle.experiment
+        said = classifier_posteriors(self._network, self._batch(canvas, points, box), config, self._autocast)
+        return torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1).cpu().numpy()
+
+    @property
+    def has_embedding(self) -> bool:
+        """Whether `embeddings` has something to give."""
+        return "embedding" in self._network.outputs
+
+    @torch.inference_mode()
+    def embeddings(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Array:
+        """The network's embeddings, (B, D), of one face or more."""
+        batch = self._batch(canvas, points, box)
+        return embeddings(self._network, batch, self.bundle.experiment, self._autocast).cpu().numpy()
+
+    def _batch(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> dict[str, torch.Tensor]:
+        columns = {"canvas": np.ascontiguousarray(canvas), "points": points.astype(np.float32), "box": box.astype(np.float32)}
+        return to_tensors(columns, self.device)
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -1,35 +1,45 @@
-"""A model against a labelled set: MAE, CS, bias, by decade, beside what saying always the same age would give."""
+"""Models against labelled sets: MAE, CS, bias with intervals, the audit of the split, a page; comparisons; every fold of a protocol."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import yaml
 
-from ageray import bundle, cluster, config, evaluation
+from ageray import bundle, cluster, config, evaluation, storage
 from ageray.errors import UserError
-from ageray.experiment import Scale
-from jobs import cli
+from ageray.experiment import Experiment, Scale
+from jobs import cli, evaluation_tables
+from jobs.fold_progress import FoldProgress
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from FILE.yaml and key=value; alignment and
 decoding are the model's. Which faces are tested: `protocol.name` all tests every face, each other protocol the part
-that it holds out. Notes tell what the split leaks.
+that it holds out. The audit tells what the split leaks.
 
-DIR gets report.json (the figures), predictions.parquet (key, age, predicted, low, high) and split.parquet (key, part). A model whose ages come
-from a gallery adds how many neighbours were of the face's own subject and, where genders are known, how often the nearest faces tell them.
+DIR gets report.html (open it in a browser), report.json (the figures), predictions.parquet (key, age, predicted, low, high, quantiles, labels)
+and split.parquet (key, part).
+
+one MODEL            its figures, with 95 % bootstrap intervals
+several              each in a folder of its own, then compared face by face: which differences are more than chance
+--cross              every MODEL on every FILE.yaml that names a set: a matrix. A model is tested on all of a set that it was not trained on
+                     and on the test part of its own; protocol.name=... holds for all cells instead
+--protocol NAME      takes a recipe in place of MODEL: trains and tests every fold (lopo: one person left out at a time), as many at once as
+                     the cluster has room for. The same command again goes on where it was interrupted
 
 examples:
   python -m jobs.evaluate zoo:default configs/data/fgnet.yaml --out results/fgnet
   python -m jobs.evaluate runs/baseline-utkface-1a2b3c4d configs/data/utkface.yaml --out results/utkface data.shards=shards/utkface
+  python -m jobs.evaluate runs/dhaa-utkface-1a2b3c4d runs/baseline-utkface-5e6f7a8b --out results/compared
+  python -m jobs.evaluate --cross zoo:default runs/dhaa-utkface-1a2b3c4d configs/data/utkface.yaml configs/data/fgnet.yaml --out results/cross
+  python -m jobs.evaluate --protocol lopo configs/baseline.yaml configs/data/fgnet.yaml configs/scale/laptop.yaml --out results/lopo
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command, the settings or the
 data, told in one line; 1: anything else.
 """
 _OWN = ("model", "loss", "align", "train")
+_SETTINGS = (".yaml", ".yml")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,65 +47,86 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m jobs.evaluate", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("model", metavar="MODEL", help="zoo:NAME, a bundle or a run folder")
-    made.add_argument("words", nargs="*", metavar="FILE.yaml | key=value", help="the set and the machine: data, protocol, scale")
+    made.add_argument(
+        "words",
+        nargs="+",
+        metavar="MODEL | FILE.yaml | key=value",
+        help="models (with --protocol a recipe instead); the set and the machine: data, protocol, scale",
+    )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
+    made.add_argument("--cross", action="store_true", help="every model on every set")
+    made.add_argument("--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo")
+    made.add_argument("--trained-on", metavar="DIR", help="shards that the model was trained on, for the audit (else those it names)")
+    made.add_argument("--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run")
     return made
 
 
 def main(words: Sequence[str]) -> None:
     """Evaluates and prints the figures. Raises UserError for mistakes in the settings or the data."""
-    arguments = parser().parse_intermixed_args(words)
-    loaded = bundle.load(arguments.model)
-    paths, overrides = config.parse_arguments(arguments.words)
+    given = parser().parse_intermixed_args(words)
+    models = [word for word in given.words if not _is_setting(word)]
+    settings = [word for word in given.words if _is_setting(word)]
+    if given.protocol:
+        _folds(given, models, settings)
+    elif not models:
+        raise UserError("no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)")
+    elif given.cross:
+        _cross(given, models, settings)
+    else:
+        experiments = [_experiment(model, settings) for model in models]
+        cluster.connect(experiments[0].scale)
+        if len(models) == 1:
+            evaluation_tables.show(evaluation.evaluate(models[0], experiments[0], given.out, given.trained_on))
+        else:
+            evaluation_tables.show_comparison(evaluation.compare(models, experiments, given.out, given.trained_on))
+    print(f"written to {given.out}; open {storage.join(given.out, 'report.html')}")
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word or word.endswith(_SETTINGS)
+
+
+def _experiment(model: str, settings: Sequence[str]) -> Experiment:
+    """The model's own settings with the set and the machine of the command line."""
+    loaded = bundle.load(model)
+    paths, overrides = config.parse_arguments(settings)
     # the machine is this one, not the one that trained
     experiment = config.load(paths, overrides, base=loaded.experiment.model_copy(update={"scale": Scale()}))
     for section in _OWN:
         if getattr(experiment, section) != getattr(loaded.experiment, section):
             raise UserError(f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale")
+    return experiment
+
+
+def _cross(given: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    sets = [word for word in settings if "=" not in word and _names_a_set(word)]
+    rest = [word for word in settings if word not in sets]
+    if not sets:
+        raise UserError("--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml")
+    experiments = [_experiment(models[0], [word, *rest]) for word in sets]
+    cluster.connect(experiments[0].scale)
+    fixed = any(word.startswith("protocol.") for word in rest)
+    evaluation_tables.show_matrix(evaluation.cross(models, experiments, given.out, fixed))
+
+
+def _names_a_set(path: str) -> bool:
+    """Whether the file has a section `data`; what is no YAML is left to the reader of settings, who says what is wrong."""
+    try:
+        content = yaml.safe_load(storage.read_text(path))
+    except yaml.YAMLError:
+        return True
+    return isinstance(content, dict) and "data" in content
+
+
+def _folds(given: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    if models:
+        raise UserError(f"{models[0]}: --protocol {given.protocol} trains its own models; give a recipe (FILE.yaml), no MODEL")
+    paths, overrides = config.parse_arguments(settings)
+    experiment = config.load(paths, [*overrides, f"protocol.name={given.protocol}"])
     cluster.connect(experiment.scale)
-    show(evaluation.evaluate(arguments.model, experiment, arguments.out))
-    print(f"written to {arguments.out}")
-
-
-def show(report: dict[str, Any]) -> None:
-    """Prints a report's figures."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 120  # a log has no edge to fold at
-    for note in report["notes"]:
-        console.print(f"note: {note}", markup=False)
-    for warning in report["warnings"]:
-        console.print(f"warning: {warning}", markup=False)
-    if report["unusable"]:
-        console.print(f"warning: {len(report['unusable'])} faces cannot be used; {evaluation.REPORT} lists them", markup=False)
-    console.print(f"{report['model']['name']} on {report['data']['name']}, {report['images']:,} test faces", markup=False)
-    overall = Table("", "MAE", "CS(3)", "CS(5)", "bias", "90 % interval covers", "width")
-    interval = report["interval"]
-    figures = [f"{report['mae']:.3f}", f"{report['cs3']:.3f}", f"{report['cs5']:.3f}", f"{report['bias']:+.3f}"]
-    overall.add_row("model", *figures, f"{interval['coverage']:.3f}", f"{interval['mean_width']:.1f}")
-    for name, label in (("training_median", "always the training median"), ("own_median", "always this set's median")):
-        floor = report["constant"][name]
-        if floor is not None:
-            overall.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}", "", "", "", "", "")
-    console.print(overall)
-    _show_gallery(console, report)
-    decades = Table("age", "faces", "MAE", "bias")
-    for row in report["by_decade"]:
-        decades.add_row(row["ages"], str(row["images"]), f"{row['mae']:.2f}", f"{row['bias']:+.2f}")
-    console.print(decades)
-
-
-def _show_gallery(console: Console, report: dict[str, Any]) -> None:
-    if "gallery" in report:
-        found = report["gallery"]
-        own = f"{found['same_subject_share']:.1%} of them of the face's own subject, {found['same_subject_excluded']:,.0f} left out as such"
-        console.print(f"{found['neighbours']:,.0f} neighbours in a gallery of {found['faces']:,} faces; {own}", markup=False)
-        if found["without_neighbours"]:
-            console.print(f"warning: {found['without_neighbours']} faces have no neighbour; their age is a guess", markup=False)
-    if "gender" in report:
-        found = report["gender"]
-        console.print(f"gender by the nearest faces ({found['by']}): {found['accuracy']:.3f} of {found['faces']:,} right", markup=False)
+    with FoldProgress(live=experiment.scale.progress) as progress:
+        report = evaluation.evaluate_folds(experiment, given.out, progress.show, given.fresh)
+    evaluation_tables.show(report)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ageray import bundle, cluster, config, storage
+from ageray import bundle, cluster, config, evaluation, storage
+from ageray.experiment import Experiment
 from ageray.train import plan, worker
 from jobs import cli
 from jobs.progress import EpochTable
@@ -15,6 +16,7 @@ _EPILOG = """\
 the run folder (scale.runs, named by model, data and a hash of the settings) holds
   config.yaml      the settings, complete         log.jsonl      a record an epoch
   split.parquet    which face is in which part    bundle/        the model, calibrated: card.json has its figures
+  audit.json       what the split leaks
 An interrupted run continues from its last epoch when the same command is given again.
 
 examples:
@@ -25,6 +27,7 @@ examples:
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command, the settings or the
 data, told in one line; 1: anything else.
 """
+_AUDIT = "audit.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +54,7 @@ def main(words: Sequence[str]) -> None:
         outside, ages = made.facts["outside_bins"], list(experiment.model.ages)
         print(f"note: {outside} training ages lie outside model.ages={ages} and train at its ends")
     cluster.connect(experiment.scale)
+    _audit(experiment, made)
     with EpochTable(live=experiment.scale.progress) as table:
         worker.train(experiment, made, table.show)
     folder = storage.join(made.folder, bundle.IN_RUN)
@@ -60,6 +64,17 @@ def main(words: Sequence[str]) -> None:
         floor = found["constant"]["own_median"]["mae"]
         print(f"validation: MAE {found['mae']:.3f} (always saying the median age: {floor:.3f}), CS(5) {found['cs5']:.3f}")
     print(f"model: {made.folder}")
+
+
+def _audit(experiment: Experiment, made: plan.Plan) -> None:
+    """Prints and keeps what the split leaks; once a run."""
+    kept = storage.join(made.folder, _AUDIT)
+    if not experiment.scale.audit or storage.exists(kept):
+        return
+    found = evaluation.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
+    if found is not None:
+        print("\n".join(["audit of the split:", *(f"  {line}" for line in found["lines"])]), flush=True)
+        storage.write_text(kept, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,16 +14,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ageray import bundle, config, evaluation, metrics
+from ageray import bundle, config, metrics
 from ageray.calibration import Calibration
 from ageray.data import protocols, splits, synthetic
 from ageray.data.batches import face_canvases
 from ageray.errors import UserError
+from ageray.evaluation import single
 from ageray.experiment import Align, Experiment, Protocol
 from ageray.models.model import build
 from ageray.predictor import Predictor
 from ageray.train.plan import labelled_faces, train_digest
 from jobs import evaluate as job
+from jobs import evaluation_tables
 
 ALIGN = Align(size=48)
 PROTOCOL = Protocol(val=0.1, test=0.4)
@@ -94,7 +96,7 @@ def evaluated(model: Path, shards: Path, ray_local: None, tmp_path_factory: pyte
     out = tmp_path_factory.mktemp("out") / "results"
     with pytest.MonkeyPatch.context() as patch:
         shown: list[dict[str, Any]] = []
-        patch.setattr(job, "show", shown.append)
+        patch.setattr(evaluation_tables, "show", shown.append)
         job.main([str(model), f"data.shards={shards}", "--out", str(out), *SCALE])
     return Evaluated(out, shown)
 
@@ -159,7 +161,7 @@ def test_the_report_names_model_data_and_protocol(evaluated: Evaluated, model: P
 
 
 def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
-    job.show(evaluated.report)
+    evaluation_tables.show(evaluated.report)
     said = capsys.readouterr().out
     assert "warning: 3 of 90 faces have no age" in said
     assert "warning: 2 faces cannot be used; report.json lists them" in said
@@ -189,7 +191,7 @@ def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str])
 def test_faces_that_the_model_may_know_are_told(words: list[str], warning: str | None, model: Path, shards: Path) -> None:
     loaded = bundle.load(str(model))
     experiment = config.load([], [f"data.shards={shards}", *words], base=loaded.experiment)
-    found = evaluation._leak(loaded, experiment, parts_of(shards, experiment.protocol))
+    found = single._leak(loaded, experiment, parts_of(shards, experiment.protocol))
     assert [text[: len(warning or "")] for text in found] == ([] if warning is None else [warning])
 
 

@@ -245,5 +245,14 @@ def test_histogram_follows_the_page_colours_and_shows_every_year() -> None:
     assert "var(--accent)" in svg
     assert "currentColor" in svg
     assert not set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
-    bars = re.findall(r'<g id="patch_\d+">\s*<path d="([^"]*)"[^>]*style="fill: var\(--accent\)"', svg)
+    bars = re.findall(r'<g>\s*<path d="([^"]*)"[^>]*style="fill: var\(--accent\)"', svg)
     assert len(bars) == 4
+
+
+def test_ids_of_a_figure_meet_no_other_ones_and_lead_somewhere() -> None:
+    figures = [report.histogram_svg(counts, "age", "faces") for counts in ([0, 3, 0, 5], [1, 2])]
+    ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in figures]
+    assert all(ids)
+    assert not ids[0] & ids[1]
+    for own, svg in zip(ids, figures, strict=True):
+        assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) == own

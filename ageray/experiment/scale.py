@@ -33,5 +33,11 @@ class Scale(Strict):
     """Faces a forward pass when scoring."""
     score_workers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0 means one a GPU, or one for every 4 cores."""
+    fold_workers: Annotated[int, Field(ge=0)] = 0
+    """Folds trained at once by `jobs.evaluate --protocol`; 0 means one a GPU, or as many as the cores hold at `cpus_per_worker` each. More than
+    there are GPUs share them evenly."""
+    audit: bool = True
+    """Whether `jobs.train` looks, before it starts, for test images that are in training too (`jobs.evaluate` always does). The first look at
+    a set takes a fingerprint of every face, some hundreds a second and core, and keeps them beside the shards."""
     progress: bool = True
     """Ray Data's progress bars and the epoch table."""

@@ -12,7 +12,7 @@ from ageray.metrics.accuracy import (
 from ageray.metrics.bootstrap import Bootstrap
 from ageray.metrics.breakdown import by_band, by_decade, by_label
 from ageray.metrics.challenge import challenge_table
-from ageray.metrics.comparison import compare
+from ageray.metrics.comparison import compare, mean_errors
 from ageray.metrics.interval import calibration_curve, calibration_error, coverage, mean_width
 from ageray.metrics.refusal import area_under_risk, risk_coverage
 from ageray.metrics.report import Tested, full_report, summary
@@ -36,6 +36,7 @@ __all__ = [
     "epsilon_errors",
     "full_report",
     "mean_absolute_error",
+    "mean_errors",
     "mean_over_subjects",
     "mean_width",
     "risk_coverage",

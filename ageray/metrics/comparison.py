@@ -55,6 +55,14 @@ def compare(
     }
 
 
+def mean_errors(true: ArrayLike, predicted: ArrayLike, subjects: Labels | None = None, resamples: int = 1000, seed: int = 0) -> list[Any]:
+    """The MAE of several answers to the same faces, `predicted` (N, answers), each as {"value", "low", "high"} with a 95 % interval."""
+    predicted_NA = np.asarray(predicted, np.float64)
+    errors = [Mean.over(np.abs(pair(true, column)[1] - pair(true, column)[0])) for column in predicted_NA.T]
+    found: list[Any] = with_intervals(errors, Bootstrap(len(predicted_NA), subjects, resamples, seed=seed))
+    return found
+
+
 def sign_flip_test(sums: ArrayLike, flips: int = FLIPS, seed: int = 0) -> float:
     """Two-sided p-value of sum_c s_c under random signs, for sums s (C,) of paired differences a unit."""
     sum_C = np.asarray(sums, np.float64)

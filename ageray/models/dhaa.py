@@ -211,6 +211,7 @@ class Dhaa(AgeNetwork):
         self.head = age_head(config, len(self._branches) * config.features)
         with_own = self.subnetworks if config.subnetwork_losses else []
         self.subnetwork_heads = nn.ModuleDict({name: age_head(config, config.features) for name in with_own})
+        self.classifier_names = (*with_own, FINAL) if with_own else ()
         if config.weights == "imagenet":
             self.load_backbone(torchvision.models.resnet18(weights="IMAGENET1K_V1").state_dict())
 

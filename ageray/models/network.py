@@ -25,10 +25,16 @@ class AgeNetwork(nn.Module):
     """
 
     outputs: frozenset[str]
+    classifier_names: tuple[str, ...] = ()
+    """Of a network with several classifiers: what `classifiers` names them, the one that decides last."""
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to named tensors."""
         raise NotImplementedError
+
+    def classifiers(self, batch: Batch) -> dict[str, Tensor]:
+        """What each of `classifier_names` says, in any mode: `logits` (B, K) or `ordinal_logits` (B, K - 1)."""
+        return {}
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that start from nothing and take the full learning rate; the others are the body."""

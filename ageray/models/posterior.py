@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ageray.experiment import Experiment
+from ageray.experiment.model import ClassifierBase, ModelBase
 from ageray.experiment.model import Gallery as Settings
-from ageray.experiment.model import ModelBase
 from ageray.faces import geometry
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
+from ageray.models.network import AgeNetwork, head_output
 
 Batch = dict[str, Tensor]
 _LABELS = ("age", "gender", "subject")
@@ -39,12 +40,7 @@ def predict(network: nn.Module, batch: Batch, config: Experiment, autocast: bool
     is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which of them are the face's own. The network must be in
     eval mode.
     """
-    view = _view(batch, config)
-    views = [view]
-    if config.model.decode.flip:
-        mirrored = geometry.mirror_points(view["points"], config.align.size)
-        views.append({"face": view["face"].flip(-1), "points": mirrored})
-    outputs = [_outputs(network, each, autocast) for each in views]
+    outputs = [_outputs(network, each, autocast) for each in views(batch, config, config.model.decode.flip)]
     if config.model.decode.method != "gallery":
         return Prediction(_mean([classifier_posterior(each) for each in outputs]))
     assert gallery is not None
@@ -56,6 +52,21 @@ def posterior(network: nn.Module, batch: Batch, config: Experiment, autocast: bo
     return predict(network, batch, config, autocast, gallery).posterior
 
 
+def classifier_posteriors(network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool) -> dict[str, Tensor]:
+    """The posterior (B, K) of each of the network's classifiers, of a batch as `predict` takes it; with `decode.flip` the mean over both images."""
+    name = head_output(config.model) if isinstance(config.model, ClassifierBase) else "logits"
+    found: list[Batch] = []
+    for view in views(batch, config, config.model.decode.flip):
+        with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
+            found.append(network.classifiers(view))
+    return {each: _mean([classifier_posterior({name: said[each]}) for said in found]) for each in found[0]}
+
+
+def embeddings(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Tensor:
+    """The network's `embedding` (B, D), float32, of a batch as `predict` takes it, not mirrored."""
+    return _outputs(network, _view(batch, config), autocast)["embedding"].float()
+
+
 def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Batch:
     """What `Gallery.of` takes, of a batch as `predict` takes it and `age` (B,), `gender` (B,), `subject` (B,): faces as they are, not mirrored."""
     outputs = _outputs(network, _view(batch, config), autocast)
@@ -64,9 +75,22 @@ def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast:
 
 
 def _view(batch: Batch, config: Experiment) -> Batch:
+    if "features" in batch:
+        return {"face": batch["features"][:, 0]}
     faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
     faces = standardize(faces, config.align).contiguous(memory_format=torch.channels_last)
     return {"face": faces, "points": points}
+
+
+def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
+    """The faces as the network takes them and, where asked for, their mirror images. A batch may instead hold `features` (B, 2, D) of both, for a
+    network whose body was taken away (`ageray.train.frozen`)."""
+    view = _view(batch, config)
+    if not mirrored:
+        return [view]
+    if "features" in batch:
+        return [view, {"face": batch["features"][:, 1]}]
+    return [view, {"face": view["face"].flip(-1), "points": geometry.mirror_points(view["points"], config.align.size)}]
 
 
 def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:

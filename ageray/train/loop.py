@@ -1,6 +1,7 @@
 """The training loop in plain torch: what a run carries from step to step, one epoch, one validation. Ray is not needed here.
 
-Batches are dicts of numpy columns `canvas` (B, C, C, 3) uint8, `points`, `box`, `age`; see `ageray.data.batches`.
+Batches are dicts of numpy columns `canvas` (B, C, C, 3) uint8, `points`, `box`, `age`; see `ageray.data.batches`. For a network whose frozen
+body was taken away (`ageray.train.frozen`), `features` (B, 2, D) of face and mirror image stand in the place of the first three.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from ageray.train.optim import make_optimizer, make_schedule
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
-_TRAINED = ("canvas", "points", "box", "age", "gender")
-_JUDGED = ("canvas", "points", "box", "subject")
+_TRAINED = ("canvas", "points", "box", "features", "age", "gender")
+_JUDGED = ("canvas", "points", "box", "features", "subject")
 _GALLERY = (*_JUDGED, "age", "gender")
 
 Columns = dict[str, Any]
@@ -154,7 +155,7 @@ def start(state: State, batches: Iterable[Columns]) -> None:
     cached: list[Tensor] = []
     for columns in batches:
         batch = to_tensors({name: columns[name] for name in _TRAINED if name in columns}, state.device)
-        batch["face"], batch["points"] = augmented_faces(state, batch)
+        batch |= _augmented(state, batch)
         with torch.autocast(state.device.type, torch.bfloat16, enabled=state.config.train.precision == "bf16"):
             cached.append(network.cache(batch).float())
         if sum(map(len, cached)) >= wanted:
@@ -171,7 +172,7 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     assert state.schedule is not None
     config = state.config
     batch = to_tensors({name: columns[name] for name in _TRAINED if name in columns}, state.device)
-    batch["face"], batch["points"] = augmented_faces(state, batch)
+    batch |= _augmented(state, batch)
     with torch.autocast(state.device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
         outputs = state.network(batch)
     fields = {name: batch[name] for name in FIELDS if name in batch}
@@ -186,6 +187,16 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     if state.average is not None:
         _update_average(state.average, state.network, min(config.train.ema, (1 + state.step) / (10 + state.step)))
     return {"loss": loss.detach(), **terms}
+
+
+def _augmented(state: State, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the network trains on: `face` and `points`, or, of remembered features, those of the face or of its mirror image."""
+    if "features" in batch:
+        both_B2D = batch["features"]
+        side_B = (torch.rand(len(both_B2D), generator=state.generator) < state.config.train.augment.flip).long().to(state.device)
+        return {"face": both_B2D.take_along_dim(side_B[:, None, None], 1).squeeze(1)}
+    face, points = augmented_faces(state, batch)
+    return {"face": face, "points": points}
 
 
 def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,12 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
 from ageray.models.model import build
+from ageray.models.network import AgeNetwork
 
 CONFIG, SPLIT, LOG, BEST = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors"
 
 
-_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "gender", "group", "dataset")])
+_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,7 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
         raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
     if experiment.scale.workers > 1:
         raise UserError(f"scale.workers={experiment.scale.workers}: training runs on one worker; set scale.workers=1")
-    network = build(experiment.model, seed=experiment.train.seed)
-    Criterion(experiment.loss, network.outputs, experiment.model.name)
-    if experiment.align.size < network.least_side:
-        raise UserError(
-            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least {network.least_side} pixels; "
-            f"raise it, or choose another backbone"
-        )
+    check_model(experiment)
     faces = labelled_faces(experiment.data.shards)
     split = protocols.split(faces, experiment.protocol)
     parts = split.parts
@@ -94,6 +89,18 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     splits.save(storage.join(folder, SPLIT), parts)
     return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, _facts(experiment, faces, split))
+
+
+def check_model(experiment: Experiment) -> AgeNetwork:
+    """The network at its start. Raises UserError for missing weights, a loss that it cannot feed, or faces that are too small for it."""
+    network = build(experiment.model, seed=experiment.train.seed)
+    Criterion(experiment.loss, network.outputs, experiment.model.name)
+    if experiment.align.size < network.least_side:
+        raise UserError(
+            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least {network.least_side} pixels; "
+            f"raise it, or choose another backbone"
+        )
+    return network
 
 
 def _steps(experiment: Experiment, train_faces: int) -> list[int]:

@@ -26,6 +26,7 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
+from ageray.train import epochs
 from ageray.train import plan as planning
 from ageray.train.loop import State, make_gallery, new_state, start, train_one_epoch, validate
 from ageray.train.plan import Plan
@@ -106,15 +107,8 @@ def _work(settings: dict[str, Any]) -> None:
         torch.set_num_threads(experiment.scale.threads or os.cpu_count() or 1)
     state = new_state(experiment, device)
     _resume(state, plan)
-    stages = experiment.train.stages
-    first_epoch = 0
-    for index, stage in enumerate(stages):
-        last_epoch = first_epoch + stage.epochs
-        if state.epoch < last_epoch and state.stage != index:
-            state.start_stage(index, plan.steps[index] * stage.epochs)
-        while state.epoch < last_epoch:
-            _epoch(state, plan, queue, sum(each.epochs for each in stages))
-        first_epoch = last_epoch
+    for _ in epochs.remaining(state, plan.steps):
+        _epoch(state, plan, queue)
     _finish(state, plan)
 
 
@@ -128,7 +122,7 @@ def _resume(state: State, plan: Plan) -> None:
     state.load_state_dict(saved, plan.steps[stage] * state.config.train.stages[stage].epochs)
 
 
-def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
+def _epoch(state: State, plan: Plan, queue: Queue) -> None:
     """One epoch, its validation, its record and its checkpoint."""
     config, number, steps = state.config.train, state.epoch, plan.steps[state.stage]
     if state.step == 0:
@@ -145,7 +139,7 @@ def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
                 {
                     "kind": "step",
                     "epoch": number,
-                    "epochs": epochs,
+                    "epochs": sum(stage.epochs for stage in config.stages),
                     "step": step,
                     "steps": steps,
                     "images_s": images / (now - started),
@@ -160,33 +154,14 @@ def _epoch(state: State, plan: Plan, queue: Queue, epochs: int) -> None:
         raise UserError(f"data.shards={place}: no training face can be used; the first of {len(batches.skipped)}: {key}: {reason}")
     near = _gallery(state, state.config.model.decode.gallery.validation_faces) if plan.parts["val"] else None
     true, predicted = validate(state, _whole("val", config.batch_size), near)
-    state.epoch += 1
-    mae = metrics.mean_absolute_error(true, predicted) if len(true) else float("nan")
-    record = {
-        "kind": "epoch",
-        "stage": config.stages[state.stage].name,
-        "epoch": state.epoch,
-        "epochs": epochs,
-        "step": state.step,
-        "loss": result.loss,
-        **{f"loss.{name}": value for name, value in result.terms.items()},
-        "val_mae": mae,
-        "val_bias": metrics.bias(true, predicted) if len(true) else float("nan"),
-        "images": result.images,
-        "images_s": result.images / result.seconds,
-        "seconds": time.perf_counter() - started,
-        "skipped": len(batches.skipped),
-        "best": not mae >= state.best,  # without validation faces every epoch is the best so far
-    }
-    state.log.append(record)
+    record = epochs.close(state, result, true, predicted, time.perf_counter() - started, len(batches.skipped))
     if record["best"]:
-        state.best = mae
         weights = {name: tensor.contiguous() for name, tensor in state.judged.state_dict().items()}
         storage.write_bytes(storage.join(plan.folder, planning.BEST), save_safetensors(weights))
     storage.write_text(storage.join(plan.folder, planning.LOG), planning.to_lines(state.log))
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state.state_dict(), Path(folder) / _STATE)
-        ray.train.report({"val_mae": mae, "epoch": state.epoch}, checkpoint=Checkpoint.from_directory(folder))
+        ray.train.report({"val_mae": record["val_mae"], "epoch": state.epoch}, checkpoint=Checkpoint.from_directory(folder))
     queue.put(record)
 
 

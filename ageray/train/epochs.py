@@ -1,0 +1,64 @@
+"""What every run does epoch by epoch, wherever its faces come from: one stage after the other, an epoch's record, and which epoch is the best."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ageray import metrics
+from ageray.experiment import Stage
+from ageray.train.loop import EpochResult, State
+
+Record = dict[str, Any]
+
+
+def remaining(state: State, steps: Sequence[int]) -> Iterator[Stage]:
+    """The stage of each epoch that is still to be trained, begun where it is a new one; `steps` are those of one epoch of each stage.
+
+    Between two of them the epoch must be trained and closed (`close`).
+    """
+    last = 0
+    for index, stage in enumerate(state.config.train.stages):
+        last += stage.epochs
+        if state.epoch < last and state.stage != index:
+            state.start_stage(index, steps[index] * stage.epochs)
+        while state.epoch < last:
+            before = state.epoch
+            yield stage
+            assert state.epoch == before + 1
+
+
+def close(
+    state: State, result: EpochResult, true: NDArray[np.float32], predicted: NDArray[np.float32], seconds: float, skipped: int = 0
+) -> Record:
+    """Counts an epoch that was trained and validated, and returns its record, which the log of `state` has then too.
+
+    true, predicted: (N,) of the validation faces; N may be 0. `best` in the record says whether no epoch so far was better by validation MAE;
+    without validation faces every epoch is the best so far.
+    """
+    config = state.config.train
+    state.epoch += 1
+    mae = metrics.mean_absolute_error(true, predicted) if len(true) else float("nan")
+    record = {
+        "kind": "epoch",
+        "stage": config.stages[state.stage].name,
+        "epoch": state.epoch,
+        "epochs": sum(stage.epochs for stage in config.stages),
+        "step": state.step,
+        "loss": result.loss,
+        **{f"loss.{name}": value for name, value in result.terms.items()},
+        "val_mae": mae,
+        "val_bias": metrics.bias(true, predicted) if len(true) else float("nan"),
+        "images": result.images,
+        "images_s": result.images / result.seconds,
+        "seconds": seconds,
+        "skipped": skipped,
+        "best": not mae >= state.best,
+    }
+    state.log.append(record)
+    if record["best"]:
+        state.best = mae
+    return record
