@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray.audit import audit, fingerprints, twins
-from ageray.data import protocols
+from ageray.audit import audit, fingerprints
+from ageray.data import protocols, twins
 from ageray.experiment import Protocol
 
 LIGHT = ("key", "age", "subject", "group", "gender", "dataset")

@@ -35,6 +35,8 @@ what is dropped, each listed with its reason in prepare.json beside the shards:
   no face, no points         nothing to align by
   duplicate copy             the same bytes as another file with the same age (one is kept)
   conflicting ages           the same bytes as another file with another age (none is kept)
+  near duplicate             nearly the same picture as another; only with data.near_duplicates=drop
+  near duplicate, other age  the same, with another age (none is kept)
 
 examples:
   python -m jobs.prepare configs/data/utkface.yaml data.source=DIR data.shards=shards/utkface

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from ageray.audit import audit, fingerprints, twins
-from ageray.audit.twins import Prints
-from ageray.data import synthetic
+from ageray.audit import audit, fingerprints
+from ageray.data import synthetic, twins
 from ageray.data.images import ImageError
+from ageray.data.twins import Prints
 
 TRAIN, TEST = range(30), range(30, 42)
 

@@ -23,6 +23,7 @@ from PIL import Image
 from ageray import schema, storage
 from ageray.data import inspection, selection, shards
 from ageray.data.manifest import Problem
+from ageray.data.synthetic import draw_face
 from ageray.errors import UserError
 from ageray.experiment import Data, Detect, Experiment, Scale
 from ageray.faces.detect import Face
@@ -76,6 +77,52 @@ def test_copies() -> None:
         4: Problem("e", "conflicting ages", "2 identical files, ages 7, 8"),
         7: Problem("h", "duplicate copy", "identical to i"),
     }
+
+
+def drawn(seed: int, size: int = 96, quality: int = 95) -> bytes:
+    """A drawn face as a JPEG of `size` pixels; equal seeds show the same picture."""
+    out = io.BytesIO()
+    Image.fromarray(draw_face(seed, 30 + seed, size=96).pixels).resize((size, size)).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def chosen(folder: Path, photos: dict[str, tuple[bytes, float | None]], prints: bool = True) -> tuple[list[str], dict[str, str]]:
+    """The keys that are kept, sorted, and the kind of each that is not."""
+    keys = sorted(photos)
+    for key in keys:
+        (folder / key).write_bytes(photos[key][0])
+    points = pa.array([[1.0] * 10] * len(keys), schema.POINTS)
+    table = pa.table(
+        {"key": keys, "uri": [str(folder / key) for key in keys], "landmarks": points, "age": [photos[key][1] for key in keys]}
+    )
+    kept, problems = selection.choose(table, inspection.look(table, "source", Detect(), prints))
+    return sorted(kept.column("key").to_pylist()), {problem.where: problem.kind for problem in problems}
+
+
+def test_nearly_the_same_picture_is_kept_once_and_not_at_all_if_the_ages_differ(tmp_path: Path) -> None:
+    photos: dict[str, tuple[bytes, float | None]] = {
+        "a": (drawn(1), 31),
+        "b": (drawn(1, 80), 31),
+        "c": (drawn(1, 72, 80), 31),
+        "d": (drawn(5), 20),
+        "e": (drawn(5, 84), 29),
+        "f": (drawn(9), None),
+        "g": (drawn(9, 84), 40),
+        "h": (drawn(13), 50),
+    }
+    kept, dropped = chosen(tmp_path, photos)
+    other = "near duplicate, other age"
+    assert kept == ["a", "g", "h"]
+    assert dropped == {"b": "near duplicate", "c": "near duplicate", "d": other, "e": other, "f": "near duplicate"}
+    assert chosen(tmp_path, photos, prints=False) == (sorted(photos), {})
+
+
+def test_people_of_one_photo_are_no_near_copies(tmp_path: Path) -> None:
+    (tmp_path / "group.jpg").write_bytes(drawn(1))
+    points = pa.array([[1.0] * 10, [9.0] * 10], schema.POINTS)
+    table = pa.table({"key": ["a", "b"], "uri": [str(tmp_path / "group.jpg")] * 2, "landmarks": points, "age": [20.0, 60.0]})
+    kept, problems = selection.choose(table, inspection.look(table, "source", Detect(), prints=True))
+    assert (kept.num_rows, problems) == (2, [])
 
 
 @pytest.mark.parametrize(
@@ -170,6 +217,14 @@ def test_prepare_keeps_drops_and_lists(ray_local: None, tmp_path: Path) -> None:
     assert len(files) == round(39 * len(jpeg(0)) / (0.05 * 2**20)) > 1
     assert all(pq.read_schema(file).names == schema.FACES.names for file in files)
     assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_near_copies_are_dropped_when_asked(ray_local: None, tmp_path: Path) -> None:
+    source = manifest_of(tmp_path / "in", {"a.jpg": (drawn(1), "30"), "b.jpg": (drawn(1, 80), "30"), "c.jpg": (drawn(5), "40")})
+    report = shards.prepare(experiment(source, tmp_path / "out", near_duplicates="drop"))
+    assert report["counts"] == {"photos": 3, "kept": 2, "near duplicate": 1}
+    assert report["problems"] == [{"where": "set/b.jpg", "kind": "near duplicate", "reason": "nearly the same picture as set/a.jpg"}]
+    assert sorted(row["key"] for row in rows_of(tmp_path / "out")) == ["set/a.jpg", "set/c.jpg"]
 
 
 def test_rows_are_mixed_and_the_order_is_fixed(ray_local: None, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ageray.audit import twins
 from ageray.audit.conflicts import EXAMPLES, Ages, Rows, identical_conflicts, near_conflicts
-from ageray.audit.twins import Prints
+from ageray.data import twins
+from ageray.data.twins import Prints
 
 UNKNOWN = "unknown"
 
@@ -32,7 +32,7 @@ class Audit:
     byte_identical: dict[str, Any]
     """`across`: test images of which a training image is a copy, `share` of them; `train` and `test`: images with a copy in the same part."""
     near_identical: dict[str, Any]
-    """The same for pictures that are nearly the same (see `ageray.audit.twins`), byte-identical ones included; `confirmed` says whether
+    """The same for pictures that are nearly the same (see `ageray.data.twins`), byte-identical ones included; `confirmed` says whether
     thumbnails confirmed it; `examples`: keys of a test image and of its nearest training image."""
     leaked: dict[str, Any]
     """Test images that share a subject or a picture with training, `share` of them."""

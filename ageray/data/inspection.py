@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ageray import schema, storage
 from ageray.data import images
+from ageray.data.fingerprint import fingerprints
 from ageray.errors import UserError
 from ageray.experiment import Detect
 from ageray.faces.detect import Face, YuNet
@@ -33,23 +34,28 @@ SEEN = pa.schema(
         pa.field("faces", pa.int32()),
         pa.field("kind", pa.string()),
         pa.field("reason", pa.string()),
+        pa.field("phash", pa.uint64()),
+        pa.field("thumbnail", pa.binary()),
     ]
 )
 """One row a photo: `faces` is how many the detector found (null if it did not run), `kind` what is wrong with the photo
-(null: nothing)."""
+(null: nothing), `phash` and `thumbnail` its fingerprint where one was asked for."""
 
 
-def look(photos: pa.Table, landmarks: str, detect: Detect) -> pa.Table:
+def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False) -> pa.Table:
     """Reads each photo (columns `key`, `uri`, `landmarks`) and returns its row of SEEN.
 
-    `landmarks` is `data.landmarks`. A photo that cannot be used gets a `kind` (unreadable, undecodable, no face, no
-    points) and a reason; nothing is raised for it.
+    `landmarks` is `data.landmarks`; `prints`: whether fingerprints are wanted. A photo that cannot be used gets a `kind` (unreadable,
+    undecodable, no face, no points) and a reason; nothing is raised for it.
     """
     cv2.setNumThreads(1)  # one task a core already; more threads would only take turns
     keys, uris, points = (photos.column(name).to_pylist() for name in ("key", "uri", "landmarks"))
     with ThreadPoolExecutor(READERS) as pool:
         contents = pool.map(_fetch, uris)
-        rows = [{"key": key, **_seen(content, own, landmarks, detect)} for key, content, own in zip(keys, contents, points, strict=True)]
+        rows = [
+            {"key": key, **_print(content, prints), **_seen(content, own, landmarks, detect)}
+            for key, content, own in zip(keys, contents, points, strict=True)
+        ]
     return pa.Table.from_pylist(rows, schema=SEEN)
 
 
@@ -73,6 +79,16 @@ def _fetch(uri: str) -> bytes | UserError:
         return storage.read_bytes(uri, MOST_BYTES + 1)
     except UserError as error:
         return error
+
+
+def _print(content: bytes | UserError, wanted: bool) -> dict[str, Any]:
+    if not wanted or isinstance(content, UserError) or len(content) > MOST_BYTES:
+        return {}
+    try:
+        found = fingerprints(content)
+    except images.ImageError:
+        return {}
+    return {"phash": found.phash, "thumbnail": found.thumbnail}
 
 
 def _seen(content: bytes | UserError, points: list[float] | None, landmarks: str, detect: Detect) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def prepare(experiment: Experiment, fresh: bool = False, source: sources.Source 
 
     It holds `counts` (photos, kept, dropped by kind), `problems` (every dropped photo, with kind and reason), `notes`
     (what is odd about kept ones), `shards` and the time taken. Byte-identical photos are kept once; if their ages
-    differ, not at all. Rows stand in an order fixed by a hash of their keys, so that reading with a small shuffle
+    differ, not at all; with `data.near_duplicates: drop` the same holds of nearly identical ones. Rows stand
+    in an order fixed by a hash of their keys, so that reading with a small shuffle
     buffer mixes well. The shards grow in `<data.shards>.unfinished`, which takes the place of `data.shards` when
     complete; what an interrupted run left there is replaced by the next, so two runs must not share a target.
     `source` is what `check` returned, if it was called already. Raises UserError as `check` does, or if no face is left
@@ -82,6 +83,7 @@ def prepare(experiment: Experiment, fresh: bool = False, source: sources.Source 
         "layout": source.layout,
         "landmarks": data.landmarks,
         "detect": data.detect.model_dump(),
+        "near_duplicates": data.near_duplicates,
         "counts": {"photos": source.photos, "kept": rows.num_rows, **Counter(problem.kind for problem in problems)},
         "shards": _write(rows, draft, data.shard_mib),
         "seconds": round(time.perf_counter() - started, 1),
@@ -141,7 +143,9 @@ def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
     step = max(batch, min(-(-light.num_rows // _BLOCKS), _MOST_ROWS))
     blocks = [light.slice(start, step) for start in range(0, light.num_rows, step)]
     dataset = ray.data.from_arrow(blocks).map_batches(
-        partial(inspection.look, landmarks=data.landmarks, detect=data.detect), batch_size=batch, batch_format="pyarrow"
+        partial(inspection.look, landmarks=data.landmarks, detect=data.detect, prints=data.near_duplicates == "drop"),
+        batch_size=batch,
+        batch_format="pyarrow",
     )
     return pa.concat_tables([table.cast(inspection.SEEN) for table in ray.get(dataset.to_arrow_refs())])
 
@@ -157,7 +161,7 @@ def _write(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]
     """Second pass: the rows as shards of about `shard_mib` each; returns file, rows and bytes of every one."""
     sizes = rows.column("bytes").to_pylist()
     cuts = selection.cut(sizes, max(1, round(sum(sizes) / (shard_mib * 2**20))))
-    light = rows.drop_columns(["faces", "kind", "reason"]).combine_chunks()
+    light = rows.drop_columns(["faces", "kind", "reason", "phash", "thumbnail"]).combine_chunks()
     blocks = []
     for shard, (start, end) in enumerate(pairwise(cuts)):
         name = storage.join(folder, f"faces-{shard:05d}-of-{len(cuts) - 1:05d}.parquet")

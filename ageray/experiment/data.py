@@ -76,5 +76,8 @@ class Data(Strict):
     """`source` takes the set's own points and fails where there are none, `detect` always runs YuNet, `auto` uses the source's where given."""
     detect: Detect = Detect()
     """Detector settings."""
+    near_duplicates: Literal["keep", "drop"] = "keep"
+    """Whether to prepare photos that show nearly the same picture as another: 64-bit perceptual hashes at a Hamming distance below 6 (DHAA, section
+    3.1), confirmed by thumbnails. `drop` keeps one of them if their ages agree and none if not, as with identical files; each is listed."""
     shard_mib: Positive = 256
     """Target size of one shard file in MiB."""

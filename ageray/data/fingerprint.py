@@ -19,7 +19,7 @@ _DECODED = 128  # the hash looks at 32x32 pixels: large photos need not be decod
 
 class Fingerprint(NamedTuple):
     """`digest` is the SHA-256 of the bytes; `phash` 64 bits of the picture, equal or nearly so after re-encoding and resizing; `thumbnail`
-    its 16x16 gray values, row by row, which confirm what the hash suggests (see `ageray.audit.twins`)."""
+    its 16x16 gray values, row by row, which confirm what the hash suggests (see `ageray.data.twins`)."""
 
     digest: str
     phash: int
