@@ -115,9 +115,9 @@ def test_evaluation_reports_gender_and_neighbours(run: Path, shards: Path, tmp_p
         "without_neighbours": 0,
     }
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
-    known = [row for row in rows if row["gender"] >= 0 and not row["error"]]
+    known = [row for row in rows if row["gender_number"] >= 0 and not row["error"]]
     assert len(known) == sum(row["gender"] is not None for row in test) > 0
-    right = [0.5 if row["female"] == 0.5 else float((row["female"] > 0.5) == (row["gender"] == 1)) for row in known]
+    right = [0.5 if row["female"] == 0.5 else float((row["female"] > 0.5) == (row["gender_number"] == 1)) for row in known]
     assert report["gender"] == {"faces": len(known), "accuracy": pytest.approx(np.mean(right)), "by": "gender_embedding"}
     said = capsys.readouterr().out
     assert f"gender by the nearest faces (gender_embedding): {report['gender']['accuracy']:.3f} of {len(known)} right" in said
