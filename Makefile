@@ -15,7 +15,7 @@ score: $(VENV)/.ready
 	@$(RUN) -m jobs.score $(if $(IMAGES),'$(IMAGES)',--demo) --out '$(OUT)' --fresh
 
 test: $(VENV)/.ready-dev
-	$(RUN) -m pytest -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'
 
 slow: $(VENV)/.ready-dev
 	$(RUN) -m pytest -m slow

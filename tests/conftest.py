@@ -7,11 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# oneDNN's barriers spin: with two threads on two busy cores a step takes many times as long as with one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
 import pytest
 
+ON_RAY = "ray_local"
 REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests (`-n 2 --dist loadgroup`): one has those that need Ray, which often wait, and a file stays whole."""
+    with_ray = {item.path for item in items if ON_RAY in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.stem))
 
 
 @pytest.fixture(scope="session")
