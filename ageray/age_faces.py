@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ageray import bundle, schema
+from ageray.data import lots
 from ageray.data.batches import canvas_side
 from ageray.errors import UserError
 from ageray.predictor import Predictor
@@ -21,7 +22,8 @@ def scores_schema(posterior: bool) -> pa.Schema:
 
 
 class AgeFaces:
-    """Gives the faces of a batch of `finding.FOUND` their ages: rows of the scores table. Holds the model."""
+    """Gives the faces of a batch of `finding.FOUND` their ages: rows of the scores table, with the labels of their lots if those are there.
+    Holds the model."""
 
     def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
         loaded = bundle.load(model)
@@ -42,14 +44,15 @@ class AgeFaces:
         if not np.isfinite(ages.age).all():
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
         columns = {"age": ages.age, "age_low": ages.low, "age_high": ages.high, "posterior": ages.posterior}
-        table = found.select([name for name in found.column_names if name in self._schema.names])
+        whole = self._schema if "lot" not in found.column_names else pa.schema([*self._schema, *lots.OF_A_ROW])
+        table = found.select([name for name in found.column_names if name in whole.names])
         for field in self._schema:
             if field.name in columns:
                 values: list[Any] = [None] * found.num_rows
                 for row, value in zip(rows, columns[field.name], strict=True):
                     values[row] = value
                 table = table.append_column(field, pa.array(values, field.type))
-        return table.select(self._schema.names).cast(self._schema)
+        return table.select(whole.names).cast(whole)
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:

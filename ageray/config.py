@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -18,7 +21,27 @@ from pydantic_core import ErrorDetails
 from ageray import vocabulary
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.yaml_nodes import Keys, Node, Place, Problem, YamlText, dotted, wrap, write
+from ageray.overrides import override, parts, put
+from ageray.yaml_nodes import Node, Place, Problem, YamlText, wrap, write
+
+
+@dataclass(frozen=True)
+class Written:
+    """An experiment beside what was written of it, every value with its place."""
+
+    experiment: Experiment
+    root: Node
+
+    def changed(self, values: Iterable[tuple[str, Any, Place]]) -> Experiment:
+        """The same experiment, not searched, with other values: each has its path, as in an override, and the place that messages name.
+
+        Raises UserError as `load` does.
+        """
+        root = copy.deepcopy(Node({key: node for key, node in self.root.value.items() if key != "tune"}, self.root.place))
+        problems: list[Problem] = []
+        for path, value, place in values:
+            put(root, parts(path), wrap(value, place), problems)
+        return _validated(root, problems)
 
 
 def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> Experiment:
@@ -28,8 +51,17 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
     holds. A top-level key that no file has comes from `base` (say a bundle's experiment, to evaluate it on other data),
     or is the default.
 
-    Raises UserError with every problem, each on one line with file and line, or with the argument.
+    Raises UserError with every problem, each on one line with file and line, or with the argument; one of them is a `tune`, which `read` takes.
     """
+    written = read(paths, overrides, base)
+    if written.experiment.tune is not None:
+        place = written.root.nearest(("tune",)).place
+        raise _mistake([Problem(place, ("tune",), "is for jobs.tune alone; leave it out here")])
+    return written.experiment
+
+
+def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> Written:
+    """What `load` reads, with the places of all values; `tune` may be among it."""
     problems: list[Problem] = []
     root = Node({}, Place(-1, 0, ""))
     files = [_read_file(path, order, problems) for order, path in enumerate(paths)]
@@ -40,8 +72,8 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
     if None in files:  # what an unread file would have said is unknown: no word on overrides and validity
         raise _mistake(problems)
     for order, word in enumerate(overrides, len(paths)):
-        _override(root, word, order, problems)
-    return _validated(root, problems)
+        override(root, word, order, problems)
+    return Written(_validated(root, problems), root)
 
 
 def loads(text: str, name: str) -> Experiment:
@@ -75,12 +107,12 @@ def dump(experiment: Experiment) -> str:
 
 
 def digest(experiment: Experiment) -> str:
-    """What the experiment is, in 8 hex digits: SHA-256 of its fields as canonical JSON, without `scale`.
+    """What the experiment is, in 8 hex digits: SHA-256 of its fields as canonical JSON, without `scale` and `storage`.
 
-    On which machine it runs and where the run is kept does not change what it is. `data` counts as a whole, paths
+    On which machine it runs and where the run and the photos are kept does not change what it is. `data` counts as a whole, paths
     included: nothing else here tells one set of faces from another.
     """
-    content = experiment.model_dump(mode="json", exclude={"scale"})
+    content = experiment.model_dump(mode="json", exclude={"scale", "storage"})
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
 
 
@@ -128,83 +160,6 @@ def _merge(root: Node, file: Node | None, problems: list[Problem]) -> None:
         if other is not node:
             text = f"is already in {other.place}; a top-level key belongs in one file"
             problems.append(Problem(node.place, (key,), text))
-
-
-# --- overrides ------------------------------------------------------------------------------------------------------
-
-
-def _override(root: Node, word: str, order: int, problems: list[Problem]) -> None:
-    text = YamlText(f"argument {word!r}", order, False, [])
-    name, equals, written = word.partition("=")
-    keys = tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in name.split("."))
-    place = Place(order, 0, text.source)
-    node = text.read(written, keys) if equals else None
-    if text.problems:
-        problems += text.problems
-    elif node is None:
-        wrong = "has no value; write null to take the key away, '' for empty text" if equals else "is not key=value"
-        problems.append(Problem(place, keys if equals else (), wrong))
-    else:
-        try:
-            _unset(root, keys) if node.value is None else _set(root, keys, node)
-        except _Impossible as error:
-            problems.append(Problem(place, error.keys, str(error)))
-
-
-class _Impossible(Exception):
-    """An override that cannot be done: the keys as far as they go, and why."""
-
-    def __init__(self, keys: Keys, why: str) -> None:
-        super().__init__(why)
-        self.keys = keys
-
-
-def _set(root: Node, keys: Keys, node: Node) -> None:
-    """Puts `node` at `keys` and makes what is missing on the way; the index after a list's last adds an element."""
-    here = root
-    for depth, key in enumerate(keys):
-        if here.value is None:
-            here.value = _unwritten(keys[:depth], node.place)
-        if isinstance(here.value, dict):
-            here = here.value.setdefault(str(key), Node(None, node.place))
-        elif isinstance(here.value, list):
-            index = _index(here.value, keys[: depth + 1], len(here.value))
-            here.value += [Node(None, node.place)] if index == len(here.value) else []
-            here = here.value[index]
-        else:
-            holds = f"{dotted(keys[:depth])} holds {vocabulary.show(here.value)}"
-            raise _Impossible(keys[: depth + 1], f"no such key; {holds}")
-    here.value, here.place = node.value, node.place
-
-
-def _unwritten(keys: Keys, place: Place) -> dict[str, Node] | list[Node]:
-    """What an override finds where nobody has written anything: for a list its default, else an empty mapping."""
-    schemas = vocabulary.at(keys)
-    if all(branch.get("type") != "array" for branch in vocabulary.branches(schemas)):
-        return {}
-    defaults = [schema.get("default") or [] for schema in schemas]
-    if any(default != defaults[0] for default in defaults):  # two models that differ in it
-        raise _Impossible(keys, f"nothing is written there; give the whole list, {dotted(keys)}=[...]")
-    return [wrap(item, place) for item in defaults[0]]
-
-
-def _unset(root: Node, keys: Keys) -> None:
-    """Takes `keys` away if they were written; they must exist in any case."""
-    holder = root.find(keys[:-1])
-    if holder is not None and isinstance(holder.value, list):
-        del holder.value[_index(holder.value, keys, len(holder.value) - 1)]
-    elif holder is not None and holder.child(keys[-1]):
-        del holder.value[str(keys[-1])]
-    else:
-        for depth, key in enumerate(keys):
-            if not vocabulary.at(keys[: depth + 1]):
-                raise _Impossible(keys[: depth + 1], vocabulary.unknown_key(key, vocabulary.at(keys[:depth])))
-
-
-def _index(items: list[Node], keys: Keys, last: int) -> int:
-    if isinstance(keys[-1], str) or keys[-1] > last:
-        raise _Impossible(keys, f"no such element; {dotted(keys[:-1])} is a list of {len(items)}, counted from 0")
-    return keys[-1]
 
 
 # --- validation -----------------------------------------------------------------------------------------------------

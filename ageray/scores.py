@@ -7,6 +7,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ageray import schema, storage
+from ageray.data import tables, tars
 from ageray.errors import UserError
 
 OLDEST = 120
@@ -26,10 +28,11 @@ _ROWS = 65_536
 _DRAWN = 60
 _LISTED = 200
 _READERS = 8
+_HOLDERS = (".tar/", ".parquet/")
 
 
 class Photo(NamedTuple):
-    """Names a photo: its uri or, for a row of a face shard, the shard's uri and the row's key."""
+    """Names a photo as its rows do: `image` and, for a row of a face shard, its key."""
 
     image: str
     key: str = ""
@@ -43,6 +46,13 @@ class Photo(NamedTuple):
     def name(self) -> str:
         """For a reader."""
         return self.key or self.image
+
+    @property
+    def file(self) -> str:
+        """The file that holds the photo, if it is none itself: the image of a row of a table or tar is that file's uri with a name added."""
+        if self.key:
+            return self.image
+        return next((self.image[: at + len(end) - 1] for end in _HOLDERS if (at := self.image.rfind(end)) > 0), self.image)
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def read_scores(folder: str) -> Digest:
         failures = heapq.nsmallest(_LISTED, failures + wrong)
         # By file first: faces of shards are then drawn from one shard, and only that is read for their pictures.
         fair = (photo for photo, why in zip(photos, reasons, strict=True) if why in (None, schema.NO_FACE))
-        ranked = ((_hash(photo.image), _hash(photo.key), photo) for photo in fair)
+        ranked = ((_hash(photo.file), _hash(photo.name), photo) for photo in fair)
         drawn = heapq.nsmallest(_DRAWN, {*drawn, *ranked})
     return Digest(images, faces, errors, ages, failures, [photo for _, _, photo in drawn])
 
@@ -98,14 +108,18 @@ def rows_of(folder: str, photos: Collection[Photo]) -> dict[Photo, list[dict[str
 
 def contents(photos: Collection[Photo]) -> dict[Photo, bytes]:
     """The encoded photos; one that can no longer be read is left out."""
-    found: dict[Photo, bytes] = {}
-    for shard in sorted({photo.image for photo in photos if photo.key}):
-        keys = {photo.key for photo in photos if photo.image == shard}
-        found |= {Photo(shard, key): image for key, image in _shard_images(shard, keys)}
     files = [photo for photo in photos if not photo.key]
     with ThreadPoolExecutor(_READERS) as pool:
         read = zip(files, pool.map(_read, files), strict=True)
-        return found | {photo: content for photo, content in read if content is not None}
+        found = {photo: content for photo, content in read if content is not None}
+    held: dict[str, set[Photo]] = defaultdict(set)
+    for photo in photos:
+        if photo not in found and (photo.key or photo.file != photo.image):
+            held[photo.file].add(photo)
+    for holder, inside in held.items():
+        with suppress(UserError):
+            found |= _held(holder, inside)
+    return found
 
 
 def _read(photo: Photo) -> bytes | None:
@@ -115,16 +129,12 @@ def _read(photo: Photo) -> bytes | None:
         return None
 
 
-def _shard_images(shard: str, keys: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Of a face shard only the row groups are read whole that hold one of the keys."""
-    filesystem, path = storage.filesystem(shard)
-    wanted = pa.array(sorted(keys), pa.string())
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        for group in range(file.num_row_groups):
-            here = pc.is_in(file.read_row_group(group, ["key"]).column("key"), wanted)
-            if pc.any(here).as_py():
-                table = file.read_row_group(group, ["key", "image"]).filter(here)
-                yield from zip(table.column("key").to_pylist(), table.column("image").to_pylist(), strict=True)
+def _held(file: str, photos: set[Photo]) -> dict[Photo, bytes]:
+    """Photos out of a tar or table."""
+    if file.endswith(".tar"):
+        inside = {photo.image[len(file) + 1 :]: photo for photo in photos}
+        return {inside[name]: content for name, content in tars.read(file, set(inside))}
+    return {Photo(*pair): content for pair, content in tables.pick(file, set(photos))}
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -1,54 +1,72 @@
 """Ages for a collection of photos: their places first, bytes later, uint8 canvases between the stages, then a table.
 
-    uris of photos, or face shards
-      -> find_faces   tasks on CPUs: read, decode, detect, cut out canvases (`ageray.data.finding`)
-      -> AgeFaces     actors that hold the model, on GPUs where there are any; canvases in, ages out (`ageray.age_faces`)
+    uris of photos, or stretches of tables and tars
+      -> read_stretches  tasks that fetch the encoded photos of tables and tars (`ageray.data.opening`)
+      -> find_faces      tasks on CPUs: read, decode, detect, cut out canvases (`ageray.data.finding`)
+      -> AgeFaces        actors that hold the model, on GPUs where there are any; canvases in, ages out (`ageray.age_faces`)
+      -> here            rows of whole lots, kept in OUT.unfinished as they come (`ageray.ledger`)
       -> OUT/*.parquet, OUT/report.html and, as the last, OUT/summary.json
 
-All is written to `OUT.unfinished`, which takes the place of OUT when complete: an interrupted run leaves an earlier
-result as it was.
+What is written to OUT.unfinished is what a run that was killed goes on from; it takes the place of OUT when complete, and
+an earlier result in OUT stays as it was until then.
 """
 
 from __future__ import annotations
 
 import json
-import time
+import logging
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-import pyarrow.dataset
-import pyarrow.parquet as pq
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.data.datasource import FilenameProvider
 
-from ageray import bundle, cluster, report, scores, storage
+from ageray import bundle, cluster, ledger, parts, report, scores, storage, tally
 from ageray.age_faces import AgeFaces, scores_schema
 from ageray.bundle import Bundle
+from ageray.data import lots, opening
 from ageray.data.collection import Collection
 from ageray.data.finding import Search, find_faces
+from ageray.data.opening import Survey, read_stretches
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Scale
-from ageray.scores import Digest
+from ageray.ledger import Ledger
+from ageray.tally import Report, Tally
+from ageray.team import Team, describe, share_out
 
 SUMMARY = "summary.json"
 """Written last: a folder of scores that has it is complete."""
 
-_ROWS_PER_PART = 250_000
 _TASKS_PER_PROCESS = 1000
 
 
-class Team(NamedTuple):
-    """The actors that hold the model, and what each takes: logical CPUs, GPUs and compute threads (0: all cores)."""
+class Order(NamedTuple):
+    """What is to be scored with what."""
 
-    actors: int
-    cpus: float
-    gpus: int
-    threads: int
+    collection: Collection
+    survey: Survey
+    model: str
+    loaded: Bundle
+    detect: Detect
+    search: Search
+    posterior: bool
+
+    def plan(self) -> dict[str, Any]:
+        """All that a result depends on. Two runs with equal plans give the same rows."""
+        found = {"uri": self.collection.uri, "kind": self.collection.kind, "photos": self.survey.photos, "names": self.survey.names}
+        return {
+            "input": found,
+            "model": self.loaded.identity,
+            "detect": self.search,
+            "detector": self.detect.model_dump(mode="json"),
+            "posterior": self.posterior,
+            "lot": lots.SIZE,
+        }
 
 
 def score(
@@ -60,150 +78,196 @@ def score(
     search: Search = "auto",
     posterior: bool = False,
     fresh: bool = False,
+    watch: Callable[[Report], None] | None = None,
 ) -> dict[str, Any]:
     """Scores every face of every photo of `inputs`, writes the folder `out` and returns what is in its summary.json.
 
-    inputs: a folder of photos, one photo, a CSV or Parquet manifest, or face shards (see `Collection`).
+    inputs: photos, tars, tables or a manifest (see `Collection`).
     detect: null takes the bundle's detector settings, those of training.
     posterior: adds the column of that name.
-    fresh: replaces the result of an earlier run.
+    fresh: begins anew, and replaces the result of an earlier run. Without it a run that was interrupted goes on, and one that is complete
+    is returned as it is; both only if nothing has changed that the result depends on.
+    watch: gets a report every second.
 
     A photo's faces are numbered from its left to its right, with keys `uri#number`; a row of a face shard keeps its key
     and is one face. A photo that gives no face has one row with face -1 and `error`; one that a manifest names twice is
     scored twice. Starts Ray where none runs. Raises UserError for what the user can mend.
     """
-    target = check_target(out, fresh)
-    collection = Collection.of(inputs)
-    loaded = bundle.load(model)
-    align, detect = loaded.experiment.align, detect or loaded.experiment.data.detect
-    if search == "never" and collection.kind != "face shards" and align.mode != "none":
-        raise UserError(f"--detect never: {inputs} has no landmarks of its own, and {model} needs them; use auto")
-    cluster.connect(scale)
-    team = share_out(scale)
-    photos, count = read(collection, scale.decode_batch)
-    print(f"{inputs}: {count:,} {'faces in shards' if collection.kind == 'face shards' else 'photos'}")
-    print(f"{model} ({loaded.identity}): {_plan(team, scale)}", flush=True)
-    # A bundle by its absolute place (workers run elsewhere), a model of the zoo by name (in each installation).
-    place = model if model.startswith("zoo:") else storage.absolute(loaded.uri)
-    with _taking_the_place_of(target) as draft:
-        started = time.perf_counter()
-        found = find(photos, scale.decode_batch, align, detect, search, collection.store)
-        _write(age(found, place, team, scale.score_batch, posterior), draft, loaded, posterior)
-        seconds = time.perf_counter() - started
-        digest = scores.read_scores(draft)
-        summary = {
-            "input": inputs,
-            **_figures(digest, seconds),
-            "model": {"name": model, "network": loaded.experiment.model.name, "identity": loaded.identity},
-            "detector": {"search": search, **detect.model_dump()},
-            "actors": team._asdict(),
-        }
-        report.score_report(draft, digest, summary, loaded.card)
-        storage.write_text(storage.join(draft, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    order = _order(inputs, model, detect, search, posterior)
+    target = check_target(out)
+    book = Ledger(target)
+    earlier = check_plan(book, target, out, order.plan(), fresh)
+    print(f"{inputs}: {order.collection.describe(order.survey.photos)}")
+    if earlier is not None:
+        print(f"{out} is complete already (finished {earlier['finished']}); --fresh scores again", flush=True)
+        book.discard()
+        return earlier
+    try:
+        _begin(book, order.plan(), out)
+        cluster.connect(scale)
+        team = share_out(scale)
+        print(f"{model} ({order.loaded.identity}): {describe(team, scale.faces_a_batch(bool(team.gpus)), scale.decode_batch)}", flush=True)
+        with Tally(book, order.survey.photos, order.survey.weight, watch) as count:
+            _score(order, team, scale, book, count)
+            count.turn("finishing")
+            book.flush(count.seconds)
+            summary = _finish(order, team, book, count, target, inputs)
+    except BaseException:
+        if not book.photos:
+            with suppress(UserError):
+                book.discard()  # nothing is lost with it
+        raise
+    book.discard()
     return summary
 
 
-def _figures(digest: Digest, seconds: float) -> dict[str, Any]:
-    return {
+def _order(inputs: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Order:
+    collection = Collection.of(inputs)
+    loaded = bundle.load(model)
+    align = loaded.experiment.align
+    if search == "never" and collection.kind != "face shards" and align.mode != "none":
+        raise UserError(f"--detect never: {inputs} has no landmarks of its own, and {model} needs them; use auto")
+    return Order(collection, opening.survey(collection), model, loaded, detect or loaded.experiment.data.detect, search, posterior)
+
+
+def _begin(book: Ledger, plan: dict[str, Any], out: str) -> None:
+    try:
+        book.begin(plan)
+    except UserError as error:
+        raise UserError(f"--out {out}: cannot be written ({error})") from None
+    if book.photos:
+        print(f"goes on after {book.photos:,} photos that are done", flush=True)
+
+
+def _score(order: Order, team: Team, scale: Scale, book: Ledger, count: Tally) -> None:
+    """Keeps the rows of all lots that are not done. Rows come in any order; a lot is kept once its last row is there."""
+    photos = read(order.collection, order.survey, scale.decode_batch, book)
+    if photos is None:
+        return
+    # A bundle by its absolute place (workers run elsewhere), a model of the zoo by name (in each installation).
+    place = order.model if order.model.startswith("zoo:") else storage.absolute(order.loaded.uri)
+    found = find(photos, scale.decode_batch, order.loaded.experiment.align, order.detect, order.search)
+    rows = age(found, place, team, scale.faces_a_batch(bool(team.gpus)), order.posterior)
+    gathering = lots.Gathering(book.done)
+    for table in _tables(rows):
+        count.turn("running")
+        for lot in gathering.add(table):
+            count.add(lot)
+            book.add(lot, count.seconds)
+    if len(gathering):
+        raise RuntimeError(f"{len(gathering)} lots of photos came back without all of their rows")
+
+
+def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    # Ray Data's own bars count blocks, and know nothing of an earlier run.
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    yield from (table for table in tables if table.num_rows)
+
+
+def _finish(order: Order, team: Team, book: Ledger, count: Tally, target: str, inputs: str) -> dict[str, Any]:
+    """Makes the result of the pieces and puts it in its place."""
+    if not book.photos:
+        raise UserError(f"{inputs}: holds no photo; check that its tars do")
+    draft = storage.join(book.folder, ledger.RESULT)
+    storage.make_folder(draft)
+    about = {"identity": order.loaded.identity, "network": order.loaded.experiment.model.name}
+    parts.write(draft, book.pieces(), scores_schema(order.posterior).with_metadata({"ageray": json.dumps(about)}))
+    digest = scores.read_scores(draft)
+    seconds = book.seconds + count.seconds
+    summary = {
+        "input": inputs,
         "images": digest.images,
         "faces": digest.faces,
         "errors": dict(digest.errors.most_common()),
         "seconds": round(seconds, 2),
         "images_per_second": round(digest.images / seconds, 2),
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "model": {"name": order.model, "network": order.loaded.experiment.model.name, "identity": order.loaded.identity},
+        "detector": {"search": order.search, **order.detect.model_dump()},
+        "actors": team._asdict(),
+        "plan": order.plan(),
     }
+    report.score_report(draft, digest, summary, order.loaded.card)
+    storage.write_text(storage.join(draft, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    storage.replace_folder(draft, target, last=SUMMARY)
+    return summary
 
 
-@contextmanager
-def _taking_the_place_of(target: str) -> Iterator[str]:
-    """A folder to write to, which becomes `target` if all goes well and vanishes if not."""
-    draft = target + ".unfinished"
-    storage.remove_tree(draft)
-    storage.make_folder(draft)
-    try:
-        yield draft
-        storage.replace_folder(draft, target, last=SUMMARY)
-    except BaseException:
-        storage.remove_tree(draft)
-        raise
-
-
-def check_target(out: str, fresh: bool) -> str:
-    """`out` as an absolute uri. Raises UserError if anything is there, unless it is an earlier result and `fresh`."""
+def check_target(out: str) -> str:
+    """`out` as an absolute uri. Raises UserError if anything is there that is no result of ours."""
     target = storage.absolute(out.rstrip("/"))
     if not storage.exists(target) or storage.exists(storage.join(target, storage.UNFINISHED)):
         return target
     names = [file[len(target) + 1 :] for file in storage.list_files(target)] if storage.is_folder(target) else [out]
-    if not names:
-        return target
     strange = [name for name in names if name not in (SUMMARY, report.PAGE) and not name.endswith(".parquet")]
-    if strange or SUMMARY not in names:
+    if names and (strange or SUMMARY not in names):
         name = (strange or names)[0]
         raise UserError(f"--out {out}: holds {name}, which jobs.score did not write; give a new or empty folder")
-    if not fresh:
-        raise UserError(f"--out {out}: holds an earlier result; give another folder, or replace it with --fresh")
     return target
 
 
-def share_out(scale: Scale) -> Team:
-    """Actors for the model, with CPUs left to decode. Raises UserError if the cluster lacks what `scale` asks for."""
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cpus, gpus = resources.get("CPU", 0), int(resources.get("GPU", 0))
-    if scale.gpu is True and not gpus:
-        raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
-    on_gpu = gpus > 0 and scale.gpu is not False
-    actors = scale.score_workers or (gpus if on_gpu else max(1, int(cpus) // 4))
-    if on_gpu and actors > gpus:
-        raise UserError(f"scale.score_workers={actors}: each takes a GPU, and there are {gpus}; use 0 for all of them")
-    if actors * scale.cpus_per_worker + 1 > cpus:
-        taken = f"{actors} scoring actors with scale.cpus_per_worker={scale.cpus_per_worker:g}"
-        raise UserError(f"{taken} leave none of {cpus:g} logical CPUs for decoding; lower one, or raise scale.local_cpus")
-    threads = scale.threads or (0 if actors == 1 else max(1, int(scale.cpus_per_worker)))
-    return Team(actors, scale.cpus_per_worker, int(on_gpu), threads)
+def check_plan(book: Ledger, target: str, out: str, plan: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
+    """The summary of a result that is complete already, or None if there is something to do.
 
-
-def _plan(team: Team, scale: Scale) -> str:
-    place = "a GPU" if team.gpus else f"{team.threads or 'all'} core{'s' * (team.threads != 1)}"
-    actors = f"{team.actors} actor{'s' * (team.actors > 1)} on {place}{' each' * (team.actors > 1)}"
-    return f"{actors}, {scale.score_batch} faces a batch; other CPUs decode {scale.decode_batch} images a task"
+    Raises UserError if what is there, finished or not, is of another plan, or another run is at it.
+    """
+    tally.refuse_company(book)
+    begun = book.plan
+    if fresh or begun is None:
+        book.discard()
+    elif begun != plan:
+        changes = "; ".join(ledger.differences(begun, plan))
+        raise UserError(f"--out {out}: {book.folder} was begun otherwise ({changes}); give another folder, or begin anew with --fresh")
+    summary = None if fresh else ledger.read_json(storage.join(target, SUMMARY))
+    if summary is None or storage.exists(storage.join(target, storage.UNFINISHED)):
+        return None
+    if summary.get("plan") == plan:
+        return summary
+    if begun is not None:
+        return None  # the unfinished one was begun with --fresh, to replace this
+    changes = "; ".join(ledger.differences(summary.get("plan") or {}, plan))
+    raise UserError(f"--out {out}: holds a result of other settings ({changes}); give another folder, or replace it with --fresh")
 
 
 # --- the pipeline ---------------------------------------------------------------------------------------------------
 
 
-def read(collection: Collection, batch: int) -> tuple[ray.data.Dataset, int]:
-    """The collection as `find_faces` takes it, in blocks of `batch` rows, and its number of rows.
-
-    Raises UserError if it has none or cannot be read.
-    """
-    if collection.kind == "face shards":
-        filesystem, _ = storage.filesystem(collection.uri)
-        paths = [storage.filesystem(file)[1] for file in collection.files]
-        there = pq.read_schema(paths[0], filesystem=filesystem).names
-        columns = [name for name in ("key", "image", "landmarks", "box") if name in there]
-        shards = ray.data.read_parquet(paths, filesystem=filesystem, include_paths=True, partitioning=None)
-        dataset = shards.select_columns([*columns, "path"])
-        count = pyarrow.dataset.dataset(paths, filesystem=filesystem, format="parquet").count_rows()
-    else:
+def read(collection: Collection, survey: Survey, batch: int, book: Ledger) -> ray.data.Dataset | None:
+    """The photos that are not done as `find_faces` takes them, in blocks of `batch` rows; None if all are."""
+    finished, done = book.finished_stretches(), book.done_of()
+    if collection.has_places:
         # In the object store from the start: a long list must not weigh on the driver.
         blocks: list[Any] = []
-        count = 0
-        for places in collection.places():
-            blocks.append(ray.put(places))
-            count += places.num_rows
-        dataset = ray.data.from_arrow_refs(blocks)
-    if not count:
-        raise UserError(f"{collection.uri}: names no photo; check the path")
-    return dataset.repartition(target_num_rows_per_block=batch), count
+        for number, places in enumerate(collection.places()):
+            left = list(lots.cut(places, number, done.get(number, ())))
+            if left:
+                blocks.append(ray.put(pa.concat_tables(left)))
+        if not blocks:
+            return None
+        dataset: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
+    else:
+        left = [stretch._replace(done=done.get(stretch.number, ())) for stretch in survey.stretches if stretch.number not in finished]
+        if not left:
+            return None
+        dataset = ray.data.from_arrow([opening.stretch_table([stretch]) for stretch in left]).map_batches(
+            read_stretches,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"columns": collection.columns},
+            num_cpus=1,
+        )
+    return dataset.repartition(target_num_rows_per_block=batch)
 
 
-def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search, store: str = "") -> ray.data.Dataset:
-    """First stage: rows of `finding.FOUND`, in any order."""
+def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search) -> ray.data.Dataset:
+    """Second stage: rows of `finding.FOUND`, in any order."""
     return photos.map_batches(
         find_faces,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
         batch_size=batch,
         batch_format="pyarrow",
-        fn_kwargs={"align": align, "detect": detect, "search": search, "run": uuid.uuid4().hex[:12], "store": store},
+        fn_kwargs={"align": align, "detect": detect, "search": search, "run": uuid.uuid4().hex[:12]},
         num_cpus=1,
         # Processes are renewed, as decoders leak; and operators with unequal arguments stay apart: Ray would otherwise
         # run this one inside the few actors of the next.
@@ -212,32 +276,15 @@ def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, sea
 
 
 def age(found: ray.data.Dataset, model: str, team: Team, batch: int, posterior: bool) -> ray.data.Dataset:
-    """Second stage: rows of the scores table, in any order."""
+    """Third stage: rows of the scores table, in any order."""
     return found.map_batches(
         AgeFaces,
         batch_size=batch,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=team.actors),
+        # On a GPU the next batch is put together while one is computed; on CPUs the two would only take each other's cores.
+        compute=ActorPoolStrategy(size=team.actors, max_concurrent_calls_per_actor=2 if team.gpus else 1),
         # The model's name, not the model: an actor that restarts loads it again.
         fn_constructor_kwargs={"model": model, "threads": team.threads, "posterior": posterior},
         num_cpus=team.cpus,
         num_gpus=team.gpus,
-    )
-
-
-class _PartNames(FilenameProvider):
-    def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-        return f"part-{task_index:05d}-{write_uuid}"
-
-
-def _write(aged: ray.data.Dataset, folder: str, loaded: Bundle, posterior: bool) -> None:
-    filesystem, path = storage.filesystem(folder)
-    about = {"identity": loaded.identity, "network": loaded.experiment.model.name}
-    aged.write_parquet(
-        path,
-        filesystem=filesystem,
-        try_create_dir=False,  # it is there; on S3 Arrow would leave an empty object named like the folder
-        filename_provider=_PartNames(),
-        min_rows_per_file=_ROWS_PER_PART,
-        schema=scores_schema(posterior).with_metadata({"ageray": json.dumps(about)}),
     )

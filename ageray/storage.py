@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import fsspec
 import pyarrow.fs
@@ -23,6 +23,23 @@ from ageray.errors import UserError
 
 UNFINISHED = "_unfinished"
 """A file of this name marks a folder whose files are being replaced: what lies beside it is not to be read."""
+
+ENDPOINT = "AWS_ENDPOINT_URL"
+"""The variable from which every client of S3 takes the server's address."""
+
+_AHEAD = 8 * 2**20  # bytes that a file read from front to back is fetched by
+
+
+def use_endpoint(url: str | None) -> None:
+    """Makes `s3://` mean the server at `url`, here and in processes started from here; None leaves it as it is.
+
+    Raises UserError if that is no address of a server.
+    """
+    if url is None:
+        return
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"storage.endpoint_url={url}: no address of a server; write http://HOST:PORT or https://HOST")
+    os.environ[ENDPOINT] = url
 
 
 def is_remote(uri: str) -> bool:
@@ -100,6 +117,41 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb", cache_type="none") as file:
             return bytes(file.read(limit))
+
+
+def read_part(uri: str, start: int, count: int) -> bytes:
+    """`count` bytes of a file from `start` on, fewer where it ends."""
+    with _explained(uri):
+        if is_remote(uri):
+            fs, path = _fsspec(uri)
+            end = min(start + count, fs.size(path))
+            return bytes(fs.cat_file(path, start=start, end=end)) if end > start else b""
+        with _local(uri).open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+
+
+def size(uri: str) -> int:
+    """Bytes of a file."""
+    with _explained(uri):
+        if not is_remote(uri):
+            return _local(uri).stat().st_size
+        fs, path = _fsspec(uri)
+        return int(fs.size(path))
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[IO[bytes]]:
+    """A file open for reading from front to back, far larger than memory if need be. What goes wrong while it is open
+    is told as everywhere here."""
+    with _explained(uri):
+        if not is_remote(uri):
+            with _local(uri).open("rb") as file:
+                yield file
+            return
+        fs, path = _fsspec(uri)
+        with fs.open(path, "rb", block_size=_AHEAD, cache_type="readahead") as file:
+            yield file
 
 
 def read_text(uri: str) -> str:
@@ -231,7 +283,7 @@ def _fsspec(uri: str) -> tuple[Any, str]:
 
 def _s3(uri: str) -> pyarrow.fs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(ENDPOINT)
     if not region and not endpoint:
         region = pyarrow.fs.resolve_s3_region(uri.removeprefix("s3://").split("/")[0])
     return pyarrow.fs.S3FileSystem(region=region or "us-east-1", endpoint_override=endpoint)

@@ -105,6 +105,16 @@ def dotted(keys: Keys) -> str:
     return ".".join(str(key) if str(key).isprintable() else repr(key) for key in keys)
 
 
+def flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Dotted keys to the scalars of plain mappings and lists; an empty mapping or list counts as one."""
+    if not isinstance(value, dict | list) or not value:
+        return {name: value}
+    leaves: dict[str, Any] = {}
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        leaves |= flat(inner, f"{name}.{key}" if name else str(key))
+    return leaves
+
+
 @dataclass
 class YamlText:
     """One YAML text, a file or the value of an override; reading it appends what is wrong to `problems`."""

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
+from ageray import config, storage
 from ageray.errors import UserError
 
 _IN_A_TRACE = re.compile(r"^(?:\S*\s)?ageray\.errors\.UserError: (.+)$", re.MULTILINE)
@@ -31,9 +32,25 @@ def mistake_behind(error: BaseException) -> UserError | None:
     return UserError(in_text[-1]) if in_text else None
 
 
+def use_storage(words: Sequence[str]) -> None:
+    """Applies the `storage` settings of a command line, as models and settings themselves may lie on the store that they name.
+
+    Raises UserError for an address that is none; any other mistake is left to whoever reads all of the settings.
+    """
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
+    given = [word for word in words if word.startswith("storage.")]
+    for paths, overrides in [*(([file], []) for file in files), ([], given)]:
+        try:
+            url = config.load(paths, overrides).storage.endpoint_url
+        except UserError:
+            continue
+        storage.use_endpoint(url)
+
+
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Runs a command on the process's arguments: exit 0 done, 2 the user's mistake (one line on stderr), 1 and a traceback otherwise."""
     try:
+        use_storage(sys.argv[1:])
         main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(130)

@@ -47,9 +47,11 @@ class EpochTable:
         self._progress.stop()
 
     def show(self, record: dict[str, Any]) -> None:
-        """A `step` or an `epoch` record."""
+        """A `step`, an `epoch`, or a `note` record."""
         if record["kind"] == "step":
             self._step(record)
+        elif record["kind"] == "note":
+            self._console.print(f"note: {record['text']}", markup=False)
         else:
             self._epoch(record)
 

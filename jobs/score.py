@@ -9,31 +9,36 @@ from typing import Any
 from ageray import bundle, config, report, scoring, storage
 from ageray.data import collection
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Scale
+from ageray.experiment import Experiment, Scale, Storage
 from jobs import cli
+from jobs.score_progress import ScoreProgress
 
 _EPILOG = """\
 INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
-  a folder or a photo   a folder with its sub-folders (.jpg .jpeg .png .webp .bmp .tif .tiff)
-  a manifest            .csv or .parquet with a column 'image' or 'uri': urls or paths (relative ones: to its folder)
-  face shards           as jobs.prepare writes them; their landmarks are used as they are, unless --detect always
+  photos        a folder with its sub-folders, or one photo (.jpg .jpeg .png .webp .bmp .tif .tiff)
+  tars          a folder of .tar files (WebDataset shards), or one; the photos in them are scored, all else is passed over
+  a manifest    .csv or .parquet with a column 'image' or 'uri': urls or paths (relative ones: to its folder)
+  tables        .parquet with a column 'image' or 'bytes' of encoded photos, a folder of them or one
+  face shards   as jobs.prepare writes them; their landmarks are used as they are, unless --detect always
 
 DIR gets
-  *.parquet     a row for every face: key, image, face (numbered from the left of the photo), box and landmarks (pixels),
-                detection (score), age, age_low and age_high (90 % interval), error; a photo that gives no face has one
-                row with face -1 and error
-  summary.json  photos, faces, errors by kind, photos a second, which model
-  report.html   a sample of the photos with their ages, a histogram, the errors, the model's card
-An interrupted run leaves an earlier result in DIR as it was.
+  part-*.parquet  a row for every face: key, image, face (numbered from the left of the photo), box and landmarks (pixels),
+                  detection (score), age, age_low and age_high (90 % interval), error (null)
+  errors.parquet  the same columns, a row for every photo that gave no face: face is -1, error says why
+  summary.json    photos, faces, errors by kind, photos a second, which model
+  report.html     a sample of the photos with their ages, a histogram, the errors, the model's card
+Until all is done it grows in DIR.unfinished (progress.json there tells how far it is). The same command again goes on
+where a run stopped, and does nothing where DIR is complete; with another model, setting or INPUT it refuses, unless --fresh.
 
 examples:
   python -m jobs.score photos --out scores
   python -m jobs.score s3://bucket/photos.csv --out s3://bucket/scores --model runs/dhaa-1a2b3c4d
+  python -m jobs.score s3://bucket/shards --out scores storage.endpoint_url=http://minio:9000
   python -m jobs.score photos --out scores --fresh data.detect.threshold=0.8 scale.score_workers=2
   python -m jobs.score --demo --out scores
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command or the data, told in
-one line; 1: anything else.
+one line; 1: anything else. More in docs/scoring.md.
 """
 
 
@@ -49,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
         "words",
         nargs="*",
         metavar="INPUT | FILE.yaml | key=value",
-        help="what to score; settings of scale and data.detect (default: the detector of the model's training)",
+        help="what to score; settings of scale, storage and data.detect (default: the detector of the model's training)",
     )
-    made.add_argument("--out", required=True, metavar="DIR", help="folder to write; must be new or empty")
+    made.add_argument("--out", required=True, metavar="DIR", help="folder to write: new, empty, or of the same command")
     made.add_argument("--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)")
     made.add_argument(
         "--detect",
@@ -60,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         help="look for faces: where INPUT brings no landmarks (auto), everywhere, nowhere (default: %(default)s)",
     )
     made.add_argument("--posterior", action="store_true", help="add a column with the probability of every year of age")
-    made.add_argument("--fresh", action="store_true", help="replace the result of an earlier run, once the new one is there")
+    made.add_argument("--fresh", action="store_true", help="begin anew; an earlier result is replaced once the new one is there")
     made.add_argument(
         "--demo",
         action="store_true",
@@ -77,29 +82,31 @@ def main(words: Sequence[str]) -> None:
     if len(inputs) != (0 if arguments.demo else 1):
         raise UserError(f"INPUT: give one, or --demo; got {' and '.join(inputs) or 'none'}; see --help")
     experiment = settings(arguments.model, given)
-    summary = scoring.score(
-        collection.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
-        arguments.out,
-        arguments.model,
-        experiment.scale,
-        detect=experiment.data.detect,
-        search=arguments.detect,
-        posterior=arguments.posterior,
-        fresh=arguments.fresh,
-    )
+    with ScoreProgress(live=experiment.scale.progress) as progress:
+        summary = scoring.score(
+            collection.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
+            arguments.out,
+            arguments.model,
+            experiment.scale,
+            detect=experiment.data.detect,
+            search=arguments.detect,
+            posterior=arguments.posterior,
+            fresh=arguments.fresh,
+            watch=progress.show,
+        )
     print(closing(summary, arguments.out))
 
 
 def settings(model: str, words: Sequence[str]) -> Experiment:
     """The model's own experiment, on the default scale, changed by settings.
 
-    Raises UserError for settings of anything but `scale` and `data.detect`.
+    Raises UserError for settings of anything but `scale`, `storage` and `data.detect`.
     """
-    own = bundle.load(model).experiment.model_copy(update={"scale": Scale()})
+    own = bundle.load(model).experiment.model_copy(update={"scale": Scale(), "storage": Storage()})
     changed = config.load(*config.parse_arguments(words), base=own)
-    free = {"scale": changed.scale, "data": own.data.model_copy(update={"detect": changed.data.detect})}
+    free = {"scale": changed.scale, "storage": changed.storage, "data": own.data.model_copy(update={"detect": changed.data.detect})}
     if changed != own.model_copy(update=free):
-        raise UserError(f"{' '.join(words)}: only scale.* and data.detect.* can be set here; the model fixes the rest")
+        raise UserError(f"{' '.join(words)}: only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest")
     return changed
 
 
@@ -108,7 +115,7 @@ def closing(summary: dict[str, Any], out: str) -> str:
     lines = [f"{summary['images']:,} photos, {summary['faces']:,} faces"]
     lines += [f"  {count:>7,} {kind}" for kind, count in summary["errors"].items()]
     rate = f"{summary['seconds']:,.1f} s, {summary['images_per_second']:,.1f} photos/s"
-    lines.append(f"{rate}: {storage.join(out, '*.parquet')}")
+    lines.append(f"{rate}: {storage.join(out, 'part-*.parquet')}")
     lines.append(f"to look at: {storage.join(out, report.PAGE)}")
     return "\n".join(lines)
 

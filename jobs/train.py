@@ -16,12 +16,15 @@ _EPILOG = """\
 the run folder (scale.runs, named by model, data and a hash of the settings) holds
   config.yaml      the settings, complete         log.jsonl      a record an epoch
   split.parquet    which face is in which part    bundle/        the model, calibrated: card.json has its figures
-  audit.json       what the split leaks
-An interrupted run continues from its last epoch when the same command is given again.
+  curves.png       loss and validation MAE        tensorboard/   the same for TensorBoard
+  audit.json       what the split leaks           state.pt       the last checkpoint
+A run whose worker or node is lost continues by itself; an interrupted one when the same command is given again, also on another
+number of workers: from its last checkpoint, at most scale.checkpoint_steps steps ago.
 
 examples:
   python -m jobs.train configs/default.yaml configs/data/utkface.yaml configs/scale/laptop.yaml
   python -m jobs.train configs/baseline.yaml configs/data/utkface.yaml configs/scale/gpu.yaml train.batch_size=256
+  python -m jobs.train configs/dhaa.yaml configs/data/utkface.yaml configs/scale/gpu.yaml scale.workers=8 train.sync_batchnorm=true
   python -m jobs.train configs/cluster_cnn.yaml configs/data/utkface.yaml loss.neighborhood.sigma=3 loss.cross_entropy=null
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command, the settings or the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,22 @@ def test_a_mistake_behind_another_error_ends_with_2(monkeypatch: pytest.MonkeyPa
 
     assert ended(main, monkeypatch) == 2
     assert capsys.readouterr().err == f"error: {TEXT}\n"
+
+
+def test_the_store_of_the_settings_is_known_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://before")
+    (tmp_path / "store.yaml").write_text("storage:\n  endpoint_url: http://127.0.0.1:9000\n")
+    (tmp_path / "wrong.yaml").write_text("scale: {workres: 1}\n")
+    seen: list[str] = []
+    monkeypatch.setattr("sys.argv", ["job", "photos", str(tmp_path / "wrong.yaml"), str(tmp_path / "store.yaml")])
+    cli.run(lambda _: seen.append(os.environ["AWS_ENDPOINT_URL"]))
+    monkeypatch.setattr("sys.argv", ["job", str(tmp_path / "store.yaml"), "storage.endpoint_url=https://s3.example"])
+    cli.run(lambda _: seen.append(os.environ["AWS_ENDPOINT_URL"]))
+    assert seen == ["http://127.0.0.1:9000", "https://s3.example"]
+    assert ended(seen.extend, monkeypatch, "storage.endpoint_url=s3.example") == 2
+    assert capsys.readouterr().err.startswith("error: storage.endpoint_url=s3.example: no address of a server")
 
 
 def test_anything_else_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

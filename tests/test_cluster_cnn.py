@@ -423,7 +423,7 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
     for name in ("first", "begun", "end"):
         assert torch.equal(one[name], two[name]), name
     assert not torch.equal(one["begun"], one["end"])
-    assert one["asked"] == 16
+    assert one["asked"] == 31
 
 
 # --- the training loop ----------------------------------------------------------------------------------------------

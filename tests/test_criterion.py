@@ -135,6 +135,46 @@ def test_all_terms_together() -> None:
     assert all(bool(torch.isfinite(batch[name].grad).all()) for name in ("logits", "embedding", "gender_embedding", "centroids"))  # type: ignore[arg-type]
 
 
+# --- faces that count unequally -------------------------------------------------------------------------------------
+
+ALONE = [name for name in TERMS if name not in ("triplet", "contrastive", "gender_contrastive", "cluster_scatter")]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_weights_multiply_the_term_of_each_face(name: str) -> None:
+    batch = tensors() | {"ordinal_logits": torch.randn(5, 135, generator=torch.Generator().manual_seed(2), requires_grad=True)}
+    criterion = Criterion(Loss.model_validate({name: {}}), batch.keys(), "all")
+    weight = torch.tensor([0.5, 0.0, 2.0, 1.5, 1.0])
+    faces = {field for field in batch if field != "bins"}
+    each = [criterion({field: batch[field][k : k + 1] if field in faces else batch[field] for field in batch})[0] for k in range(5)]
+    expected = (torch.stack(each) * weight).mean()
+    total, values = criterion(batch | {"weight": weight})
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(values[name], expected.detach())
+    source = batch["ordinal_logits" if name == "or_cnn" else "logits"]
+    torch.testing.assert_close(torch.autograd.grad(total, source)[0], torch.autograd.grad(expected, source)[0])
+    torch.testing.assert_close(criterion(batch | {"weight": torch.ones(5)})[0], criterion(batch)[0])
+
+
+def test_weights_multiply_sums_and_auxiliary_classifiers_and_leave_pairs_alone() -> None:
+    batch, weight = with_auxiliary(2), torch.tensor([0.5, 0.0, 2.0, 1.5, 1.0])
+    both = Loss(triplet=Triplet(margin=3.0), cross_entropy=CrossEntropy(reduction="sum"))
+    plain, weighed = (Criterion(both, AUXILIARY, "dhaa")(each)[1] for each in (batch, batch | {"weight": weight}))
+    assert torch.equal(plain["triplet"], weighed["triplet"])
+    each = [cross_entropy(batch["logits"][k : k + 1], batch["age"][k : k + 1], batch["bins"]) for k in range(5)]
+    torch.testing.assert_close(weighed["cross_entropy"], (torch.stack(each) * weight).sum().detach())
+    assert not torch.equal(plain["aux_cross_entropy"], weighed["aux_cross_entropy"])
+
+
+def test_terms_on_pairs_of_one_worker() -> None:
+    batch = with_auxiliary()
+    own = {name: tensor[:3] if name != "bins" else tensor for name, tensor in batch.items()}
+    both = Loss(contrastive=Contrastive(), cross_entropy=CrossEntropy())
+    whole, local, alone = (Criterion(both, AUXILIARY, "dhaa")(*given)[1] for given in ((batch,), (batch, own), (own,)))
+    assert torch.equal(local["cross_entropy"], whole["cross_entropy"])
+    assert torch.equal(local["contrastive"], alone["contrastive"])
+
+
 # --- auxiliary classifiers ------------------------------------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from ageray import bundle, config
 from ageray.data import protocols, splits, synthetic
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
-from ageray.evaluation import fold_work
+from ageray.evaluation import held, share
 from ageray.evaluation.folds import run_folds
 from ageray.evaluation.predictions import LEVELS
 from ageray.experiment import Augment, Experiment, Scale
@@ -384,7 +384,7 @@ def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path
 
 
 def test_faces_that_do_not_fit_into_memory(settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_work, "_FULLEST", 0.0001)
+    monkeypatch.setattr(held, "_FULLEST", 0.0001)
     said = mistake(load(settings), tmp_path)
     assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in said
     assert said.endswith("raise scale.object_store_mib, or lower align.size")
@@ -429,14 +429,14 @@ def test_shares_of_a_machine(scale: Record, resources: list[Record], expected: t
     monkeypatch.setattr(
         ray, "nodes", lambda: [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
     )
-    assert tuple(fold_work.share_out(Scale(**scale))) == pytest.approx(expected)
+    assert tuple(share.share_out(Scale(**scale))) == pytest.approx(expected)
 
 
 def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert fold_work.share_out(Scale()).folds == 2
-    assert fold_work.share_out(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
+    assert share.share_out(Scale()).folds == 2
+    assert share.share_out(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -449,5 +449,5 @@ def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyP
 def test_what_the_cluster_has_not(scale: Record, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     with pytest.raises(UserError) as caught:
-        fold_work.share_out(Scale(**scale))
+        share.share_out(Scale(**scale))
     assert str(caught.value).startswith(message)

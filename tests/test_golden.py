@@ -90,4 +90,4 @@ def test_golden_losses_of_the_first_twenty_steps(recipe: str) -> None:
 
 
 def test_every_recipe_has_a_golden_curve() -> None:
-    assert {file.stem for file in (ROOT / "configs").glob("*.yaml")} == set(RECIPES)
+    assert {file.stem for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text()} == set(RECIPES)

@@ -18,7 +18,8 @@ from ageray.experiment import Align, Augment, Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import decode
 from ageray.models.posterior import posterior
-from ageray.train.loop import Columns, State, augmented_faces, new_state, train_one_epoch, validate
+from ageray.train import epochs
+from ageray.train.loop import Columns, EpochResult, State, augmented_faces, new_state, train_one_epoch, validate
 
 CPU = torch.device("cpu")
 SMALL = Align(size=32)
@@ -108,6 +109,50 @@ def test_bf16_trains_close_to_float32() -> None:
     losses = [train_one_epoch(started(experiment(train={"precision": name}), 1), cut).loss for name in ("float32", "bf16")]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
+
+
+def test_pieces_of_a_batch_are_the_whole_batch() -> None:
+    """Where no batch statistics are: the same weights after three steps."""
+    cut, found = batches(faces(24, SMALL), 8), []
+    for pieces in (1, 2, 4):
+        settings = experiment(model={"name": "cluster_cnn", "head": "plain", "depth": "half", "dropout": 0}, train={"accumulate": pieces})
+        state = started(settings, 3)
+        result = train_one_epoch(state, cut)
+        found.append((result.loss, state.step, torch.cat([weight.flatten() for weight in state.network.parameters()])))
+    for loss, steps, weights in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        assert steps == 3
+        torch.testing.assert_close(weights, found[0][2], rtol=1e-4, atol=1e-5)
+
+
+def test_fp16_scales_its_loss_and_trains_close_to_float32() -> None:
+    cut, losses = batches(faces(8, SMALL), 4), []
+    for name in ("float32", "fp16"):
+        state = started(experiment(train={"precision": name}), 2)
+        losses.append(train_one_epoch(state, cut).loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    assert state.scaler.get_scale() > 1
+
+
+def test_training_ends_when_the_last_stage_gets_no_better() -> None:
+    stages = [{"name": "first", "epochs": 3}, {"name": "last", "epochs": 9}]
+    state, seen = new_state(experiment(train={"stages": stages, "patience": 2}), CPU), list[str]()
+    errors = iter([5.0, 6.0, 7.0, 8.0, 4.0, 4.5, 4.1, 3.0])
+    for stage in epochs.remaining(state, [1, 1]):
+        seen.append(stage.name)
+        said = np.array([next(errors)], np.float32)
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), np.zeros(1, np.float32), said, 1.0, waited=0.25)
+    assert seen == ["first"] * 3 + ["last"] * 4
+    assert [record["best"] for record in state.log] == [True, False, False, False, True, False, False]
+    assert state.log[0]["stall"] == 0.25
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_like_the_other() -> None:
+    cut = batches(faces(8, SMALL), 4)
+    losses = [train_one_epoch(started(experiment(train={"compile": compiled}), 2), cut).loss for compiled in (False, True)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 # --- what moves and what stays --------------------------------------------------------------------------------------
@@ -235,6 +280,30 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_every_bit(name: str, opti
     assert differences(whole.state_dict(), resumed.state_dict()) == []
 
 
+def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit() -> None:
+    settings = experiment(train={"augment": EVERYTHING, "ema": 0.9, "precision": "fp16"}, model={"dropout": 0.3})
+    cut, kept = batches(faces(20, SMALL), 4), list[bytes]()
+    whole, seen = started(settings, 10), list[tuple[int, int]]()
+
+    def keep() -> None:
+        file = io.BytesIO()
+        torch.save(whole.state_dict(), file)
+        kept.append(file.getvalue())
+
+    result = train_one_epoch(whole, cut, keep=keep, keep_every=2)
+    assert len(kept) == 2
+    assert vars(whole.partial) == {"steps": 0, "images": 0, "seconds": 0.0, "sums": {}}
+    torch.manual_seed(99)
+    resumed = new_state(settings, CPU)
+    resumed.load_state_dict(torch.load(io.BytesIO(kept[0]), weights_only=True), 10)
+    assert (resumed.step, resumed.partial.steps, resumed.partial.images) == (2, 2, 8)
+    again = train_one_epoch(resumed, cut[resumed.partial.steps :], lambda step, images: seen.append((step, images)), lambda: None, 2)
+    assert seen == [(3, 12), (4, 16), (5, 20)]
+    assert (again.loss, again.terms, again.images) == (result.loss, result.terms, result.images)
+    assert again.seconds > resumed.partial.seconds
+    assert differences(whole.state_dict(), resumed.state_dict()) == []
+
+
 def test_the_seed_fixes_the_whole_run() -> None:
     cut, states = batches(faces(8, SMALL), 4), []
     for seed in (3, 3, 4):
@@ -250,13 +319,13 @@ def test_the_seed_fixes_the_whole_run() -> None:
 
 def test_it_learns_ages_of_people_it_has_not_seen() -> None:
     """A few minutes' worth of drawn faces: the error on other people is far below that of always saying the median."""
-    align, epochs, size = Align(size=64), 6, 20
-    stage = {"epochs": epochs, "optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": {"warmup": 0.1}}
+    align, passes, size = Align(size=64), 6, 20
+    stage = {"epochs": passes, "optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": {"warmup": 0.1}}
     settings = experiment(align=align, model={"ages": [-15, 120]}, train={"stages": [stage], "ema": 0.9})
     known, strangers = faces(400, align), faces(100, align, seed=1)
     rng = np.random.default_rng(0)
-    state = started(settings, epochs * (400 // size))
-    for _ in range(epochs):
+    state = started(settings, passes * (400 // size))
+    for _ in range(passes):
         order = rng.permutation(400)
         train_one_epoch(state, batches({name: values[order] for name, values in known.items()}, size))
     true, predicted = validate(state, batches(strangers, 50))

@@ -15,7 +15,7 @@ from ageray.models.decode import bins
 from ageray.models.model import build
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+RECIPES = sorted(file for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text())
 SETS = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 MACHINES = sorted((ROOT / "configs" / "scale").glob("*.yaml"))
 

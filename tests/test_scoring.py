@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ageray import bundle, report, schema, scores, scoring
 from ageray.age_faces import AgeFaces
-from ageray.data import finding, synthetic
+from ageray.data import finding, lots, opening, synthetic, tables
 from ageray.data.batches import face_canvases
 from ageray.data.collection import Collection, draw_demo
 from ageray.data.finding import FOUND, find_faces
@@ -31,6 +32,7 @@ from ageray.data.images import decode
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
 from ageray.faces.detect import Face, YuNet
+from ageray.ledger import Ledger
 from ageray.models.model import build
 from ageray.predictor import Predictor
 from jobs import score as job
@@ -122,7 +124,9 @@ def test_table_has_its_schema_and_says_which_model_made_it(scored: Path, model: 
     assert len(set(rows.column("key").to_pylist())) == rows.num_rows
     totals = [sum(posterior) for posterior in rows.column("posterior").to_pylist() if posterior is not None]
     np.testing.assert_allclose(totals, 1, atol=1e-4)
-    assert sorted(path.name.split("-")[0] for path in scored.iterdir()) == ["part", "report.html", "summary.json"]
+    assert sorted(path.name for path in scored.iterdir()) == ["errors.parquet", "part-00000.parquet", "report.html", "summary.json"]
+    assert pq.read_table(scored / "part-00000.parquet").column("error").null_count == rows.num_rows - 4
+    assert not scored.with_name("scores.unfinished").exists()
     assert "Ages of the faces in" in (scored / report.PAGE).read_text()
 
 
@@ -145,63 +149,60 @@ def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
     assert np.ptp([row["age"] for row in rows]) > 0.5  # the network does tell these faces apart
 
 
-def test_earlier_result_is_refused_and_survives_an_interruption(
-    scored: Path, photos: Path, model: str, monkeypatch: pytest.MonkeyPatch
+def test_the_same_again_is_done_and_a_change_is_refused(
+    scored: Path, photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in scored.iterdir()}
-    with pytest.raises(UserError, match=r"holds an earlier result; .*--fresh"):
-        scoring.score(str(photos), str(scored), model, SCALE)
-    stale = scored.with_name("scores.unfinished")
-    stale.mkdir()
-    (stale / "part-stale.parquet").write_bytes(b"what a killed run left")
-
-    def interrupt(*_: Any) -> None:
-        assert not (stale / "part-stale.parquet").exists()
-        assert list(stale.glob("part-*.parquet"))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(report, "score_report", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        scoring.score(str(photos / "more"), str(scored), model, SCALE, fresh=True)
-    assert {path.name: path.read_bytes() for path in scored.iterdir()} == before
-    assert not stale.exists()
-
-
-def test_fresh_replaces_a_result_but_nothing_else(
-    photos: Path, model: str, ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    words = [str(photos / "photo-00000.jpg"), "--out", str(out), "--model", model, "scale.progress=false", "scale.threads=1"]
+    monkeypatch.setattr(scoring.cluster, "connect", lambda _: pytest.fail("nothing is to be computed"))
+    words = [str(photos), "--out", str(scored), "--model", model, "--posterior"]
     job.main(words)
     said = capsys.readouterr().out
-    assert "1 photos" in said
+    assert "is complete already" in said
     assert "to look at:" in said
-    job.main([*words, "--fresh", "data.detect.threshold=1.0"])
-    assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
-    assert len(list(out.glob("*.parquet"))) == 1
-    (out / "diary.txt").write_text("mine")
+    changes = {
+        "detector.threshold: 0.6, now 0.8": [*words, "data.detect.threshold=0.8"],
+        "posterior: true, now false": words[:-1],
+        "input.photos: 9, now 3": [str(photos / "more"), *words[1:]],
+        'detect: "auto", now "always"': [*words, "--detect", "always"],
+    }
+    for change, changed in changes.items():
+        with pytest.raises(UserError, match=r"holds a result of other settings \(.*\); .*--fresh") as caught:
+            job.main(changed)
+        assert change in str(caught.value)
+    assert {path.name: path.read_bytes() for path in scored.iterdir()} == before
+    (scored / "diary.txt").write_text("mine")
     for arguments in (words, [*words, "--fresh"]):
         with pytest.raises(UserError, match=r"holds diary.txt, which jobs.score did not write"):
             job.main(arguments)
-    assert (out / "diary.txt").read_text() == "mine"
+    (scored / "diary.txt").unlink()
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_manifest(kind: str, photos: Path, model: str, ray_local: None, tmp_path: Path) -> None:
-    rows = [str(photos / "photo-00000.jpg"), "near.jpg", "gone.jpg", "", "near.jpg"]
-    (tmp_path / "near.jpg").write_bytes((photos / "photo-00002.jpg").read_bytes())
-    manifest = tmp_path / f"list.{kind}"
-    if kind == "csv":
-        with manifest.open("w", newline="") as file:
-            csv.writer(file).writerows([["who", "image"], *([f"a, b {n}", row] for n, row in enumerate(rows))])
-    else:
-        pq.write_table(pa.table({"uri": pa.array([row or None for row in rows])}), manifest)
-    summary = scoring.score(str(manifest), str(tmp_path / "out"), model, SCALE)
-    assert (summary["images"], summary["errors"]) == (5, {"cannot read": 2})
-    by_image = {row["image"]: row for row in table(tmp_path / "out").to_pylist()}
-    assert set(by_image) == {rows[0], str(tmp_path / "near.jpg"), str(tmp_path / "gone.jpg"), ""}
-    assert by_image[str(tmp_path / "gone.jpg")]["error"] == "cannot read: not found; check the path or url"
-    assert by_image[""]["error"] == "cannot read: no path is given"
+def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draft = tmp_path / "out", tmp_path / "out.unfinished"
+    job.main([str(photos / "nobody.png"), "--out", str(out), "--model", model, "scale.progress=false", "scale.threads=1"])
+    assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "score_report", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            scoring.score(str(photos / "more"), str(out), model, SCALE, fresh=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    left = json.loads((draft / "progress.json").read_text())
+    assert (left["state"], left["done"], left["total"]) == ("interrupted", 3, 3)
+    with pytest.raises(UserError, match=r"unfinished was begun otherwise \(posterior: false, now true\)"):
+        scoring.score(str(photos / "more"), str(out), model, SCALE, posterior=True)
+    monkeypatch.setattr(scoring, "find", lambda *_: pytest.fail("every photo is done"))
+    summary = scoring.score(str(photos / "more"), str(out), model, SCALE)
+    assert (summary["images"], summary["errors"]) == (3, {"cannot decode": 1})
+    assert summary["seconds"] >= left["seconds"]
+    assert table(out).num_rows == summary["faces"] + 1
+    assert not draft.exists()
 
 
 def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, tmp_path: Path) -> None:
@@ -220,19 +221,37 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     assert {photo.key: content for photo, content in scores.contents(digest.drawn).items()} == pictures
 
 
+def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
+    rows = find(places(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
+    assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == ["cannot read: not found; check the path or url"]
+    assert [row["error"] for row in rows if row["image"] == ""] == ["cannot read: no path is given"]
+
+
 # --- the stages, bare and in a dataset ------------------------------------------------------------------------------
 
 
 def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
-    collection = Collection.of(str(photos))
-    dataset, count = scoring.read(collection, 2)
-    assert count == 9
+    dataset = labelled(photos, 2)
     found = scoring.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
-    bare = find(places(*collection.files))
+    bare = find(places(*Collection.of(str(photos)).files))
     assert bare.schema.equals(FOUND)
-    assert _sorted(found).equals(bare.sort_by("key"))
+    rows = _sorted(found)
+    assert rows.select(FOUND.names).equals(bare.sort_by("key"))
+    first = lots.first_rows(rows)
+    assert sorted(first.column("photo").to_pylist()) == list(range(9))
+    assert sum(first.column("siblings").to_pylist()) == rows.num_rows
     aged = scoring.age(found, model, scoring.Team(1, 1, 0, 1), 4, posterior=True)
-    assert _close(_sorted(aged), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
+    assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
+    rows = _sorted(aged)
+    assert lots.Gathering().add(rows)[0].num_rows == rows.num_rows
+    assert _close(rows.drop_columns(lots.OF_A_ROW.names), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
+
+
+def labelled(photos: Path, batch: int) -> Any:
+    collection = Collection.of(str(photos))
+    dataset = scoring.read(collection, opening.survey(collection), batch, Ledger(str(photos / "none")))
+    assert dataset is not None
+    return dataset
 
 
 def _sorted(dataset: Any) -> pa.Table:
@@ -243,14 +262,6 @@ def _close(one: pa.Table, other: pa.Table) -> bool:
     same = [name for name in one.column_names if not name.startswith(("age", "posterior"))]
     ages = [np.asarray(t.column("age").drop_null()) for t in (one, other)]
     return bool(one.select(same).equals(other.select(same)) and np.allclose(*ages, atol=1e-3))
-
-
-def test_decoding_stays_out_of_the_model_actors(photos: Path, model: str, ray_local: None) -> None:
-    dataset, _ = scoring.read(Collection.of(str(photos / "photo-00000.jpg")), 2)
-    aged = scoring.age(scoring.find(dataset, 2, ALIGN, DETECT, "auto"), model, scoring.Team(1, 1, 0, 1), 4, posterior=False)
-    stages = aged.materialize().stats()
-    assert "MapBatches(find_faces)" in stages
-    assert "MapBatches(find_faces)->" not in stages
 
 
 def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None, tmp_path: Path) -> None:
@@ -293,8 +304,7 @@ def test_model_actor_that_dies_starts_again(
             return super().__call__(found)
 
     monkeypatch.setattr(scoring, "AgeFaces", Frail)
-    dataset, _ = scoring.read(Collection.of(str(photos)), 4)
-    found = scoring.find(dataset, 4, ALIGN, DETECT, "auto")
+    found = scoring.find(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
     rows = _sorted(scoring.age(found, model, scoring.Team(1, 1, 0, 1), 4, posterior=False))
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
@@ -330,6 +340,10 @@ def _around(pixels: np.ndarray, x: float, y: float) -> np.ndarray:
     return pixels[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4].mean((0, 1))
 
 
+def shard_rows(path: str) -> pa.Table:
+    return tables.photos(path, 0, 0, tables.columns(path, pq.read_schema(path)))
+
+
 @pytest.mark.parametrize(
     ("search", "landmarks", "error", "detected"),
     [
@@ -342,9 +356,9 @@ def _around(pixels: np.ndarray, x: float, y: float) -> np.ndarray:
 )
 def test_where_the_detector_runs(search: finding.Search, landmarks: bool, error: str | None, detected: bool, tmp_path: Path) -> None:
     [path] = synthetic.write_faces_table(tmp_path, 2, landmarks=landmarks)
-    shard = pq.read_table(path, columns=["key", "image", "landmarks", "box"]).append_column("path", pa.array(["s.parquet"] * 2))
+    shard = shard_rows(path)
     for row, key in zip(find(shard, search=search).to_pylist(), shard.column("key").to_pylist(), strict=True):
-        assert (row["key"], row["image"], row["error"]) == (key, "s.parquet", error)
+        assert (row["key"], row["image"], row["error"]) == (key, path, error)
         assert (row["detection"] is not None) is detected
 
 
@@ -352,10 +366,11 @@ def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None
     whole = find(places(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
     assert [(row["face"], row["box"], row["error"]) for row in whole] == [(0, None, None)]
     [path] = synthetic.write_faces_table(tmp_path, 1)
-    shard = pq.read_table(path, columns=["key", "image", "landmarks"]).append_column("path", pa.array(["s.parquet"]))
-    boxed = find(shard, Align(mode="box", size=64)).to_pylist()
+    shard = shard_rows(path)
+    place = shard.column_names.index("box")
+    boxed = find(shard.set_column(place, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)).to_pylist()
     assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
-    collapsed = shard.set_column(2, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
+    collapsed = shard.set_column(place - 1, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
     assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
 
 
@@ -405,8 +420,9 @@ def _other_table() -> bytes:
     ("name", "content", "message"),
     [
         ("missing", None, "not found; check the path"),
-        ("folder/readme.txt", b"", "holds neither photos .* nor face shards"),
-        ("photos.tar", b"", "unpack it and give the folder"),
+        ("folder/readme.txt", b"", "holds neither photos .* nor tables"),
+        ("photos.tgz", b"", "unpack it and give the folder"),
+        ("photos.tar", b"", "cut short: the archive has no end mark"),
         ("photos.doc", b"", "give one of these"),
         ("list.csv", b"img,age\na.jpg,3\n", "needs a column 'image' .*; it has img, age; rename 'img'"),
         ("list.csv", b"", "needs a column 'image' .*; it has none"),
@@ -415,10 +431,10 @@ def _other_table() -> bytes:
         ("list.csv", b"image\n\xff\xfe.jpg\n", "cannot be read"),
         ("list.parquet", b"nonsense", "cannot be read as Parquet"),
         ("list.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
-        ("shards/part.parquet", _other_table(), "holds neither photos .* nor face shards"),
+        ("shards/part.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
     ],
 )
-def test_input_that_is_none(name: str, content: bytes | None, message: str, model: str, tmp_path: Path, ray_local: None) -> None:
+def test_input_that_is_none(name: str, content: bytes | None, message: str, model: str, tmp_path: Path) -> None:
     if content is not None:
         write(tmp_path / name, content)
     given = tmp_path / name.split("/")[0]
@@ -434,7 +450,7 @@ def test_input_that_is_none(name: str, content: bytes | None, message: str, mode
     [
         (["--out", "o"], "INPUT: give one, or --demo; got none"),
         (["a", "b", "--out", "o"], "INPUT: give one, or --demo; got a and b"),
-        (["a", "--out", "o", "align.size=32"], "align.size=32: only scale.* and data.detect.* can be set here"),
+        (["a", "--out", "o", "align.size=32"], "align.size=32: only scale.*, storage.* and data.detect.* can be set here"),
         (["a", "--out", "o", "scale.score_wrokers=2"], "score_workers"),
         (["a", "--out", "o", "--detect", "never"], "a: not found"),
     ],
@@ -452,16 +468,6 @@ def test_never_needs_landmarks_of_the_input(photos: Path, model: str, tmp_path: 
         scoring.score(str(photos), str(tmp_path / "out"), model, SCALE, search="never")
 
 
-def test_share_out(ray_local: None) -> None:
-    assert scoring.share_out(Scale()) == scoring.Team(actors=1, cpus=1, gpus=0, threads=0)
-    assert scoring.share_out(Scale(score_workers=2)) == scoring.Team(actors=2, cpus=1, gpus=0, threads=1)
-    assert scoring.share_out(Scale(score_workers=6, cpus_per_worker=0.5, threads=3)) == scoring.Team(6, 0.5, 0, 3)
-    with pytest.raises(UserError, match="leave none of 4 logical CPUs for decoding"):
-        scoring.share_out(Scale(score_workers=4))
-    with pytest.raises(UserError, match=r"scale\.gpu=true: the cluster has no GPU"):
-        scoring.share_out(Scale(gpu=True))
-
-
 def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.score", "nowhere", "--out", "out", "--model", model]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
@@ -469,33 +475,80 @@ def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> 
     assert ended.stderr == "error: nowhere: not found; check the path or url\n"
 
 
-def test_photos_model_and_result_on_a_store(photos: Path, model: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def store() -> Iterator[tuple[str, Any]]:
+    """The address of an S3-compatible server on loopback, and a client of it; keys in the environment, a bucket `faces`."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    try:
-        host, port = server.get_host_and_port()
-        keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", **keys)
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
         client.create_bucket(Bucket="faces")
-        for file in [*photos.rglob("*.jpg"), *Path(model).iterdir()]:
-            folder, root = ("model", model) if file.parent == Path(model) else ("photos", photos)
-            client.upload_file(str(file), "faces", f"{folder}/{file.relative_to(root)}")
-        command = [sys.executable, "-m", "jobs.score", "s3://faces/photos", "--out", "s3://faces/scores", "--model", "s3://faces/model"]
-        settings = ["scale.threads=1", "scale.object_store_mib=256", "scale.progress=false"]
-        variables = {name.upper(): value for name, value in keys.items()} | {"AWS_REGION": "us-east-1"}
-        variables["AWS_ENDPOINT_URL"] = f"http://{host}:{port}"
-        ended = subprocess.run([*command, *settings], env=os.environ | variables, cwd=tmp_path, timeout=500, check=False)
-        assert ended.returncode == 0
-        found = [item["Key"] for item in client.list_objects_v2(Bucket="faces")["Contents"] if item["Key"].startswith("scores")]
-        assert [name.split("-")[0] for name in found] == ["scores/part", "scores/report.html", "scores/summary.json"]
-        rows = pq.read_table(io.BytesIO(client.get_object(Bucket="faces", Key=found[0])["Body"].read())).to_pylist()
-        images = {row["image"] for row in rows}
-        assert images == {f"s3://faces/photos/{file.relative_to(photos)}" for file in photos.rglob("*.jpg")}
-        assert sum(row["age"] is not None for row in rows) > 0
-        page = client.get_object(Bucket="faces", Key="scores/report.html")["Body"].read().decode()
-        assert page.count("data:image/jpeg") == 4
-    finally:
-        server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield f"http://{host}:{port}", client
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_tar_model_and_result_on_a_store(store: tuple[str, Any], photos: Path, model: str, tmp_path: Path) -> None:
+    address, client = store
+    names = sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.jpg"))
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name in names:
+            archive.add(photos / name, name)
+    client.upload_file(str(tmp_path / "photos.tar"), "faces", "in/photos.tar")
+    for file in Path(model).iterdir():
+        client.upload_file(str(file), "faces", f"model/{file.name}")
+    command = [sys.executable, "-m", "jobs.score", "s3://faces/in", "--out", "s3://faces/scores", "--model", "s3://faces/model"]
+    settings = [f"storage.endpoint_url={address}", "scale.threads=1", "scale.object_store_mib=256", "scale.progress=false"]
+    ended = subprocess.run([*command, *settings], cwd=tmp_path, timeout=500, check=False)
+    assert ended.returncode == 0
+    found = [item["Key"] for item in client.list_objects_v2(Bucket="faces")["Contents"] if item["Key"].startswith("scores")]
+    assert found == ["scores/errors.parquet", "scores/part-00000.parquet", "scores/report.html", "scores/summary.json"]
+    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in found[:2]]
+    rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pylist()
+    assert {row["image"] for row in rows} == {f"s3://faces/in/photos.tar/{name}" for name in names}
+    assert sum(row["age"] is not None for row in rows) > 0
+    page = client.get_object(Bucket="faces", Key="scores/report.html")["Body"].read().decode()
+    assert page.count("data:image/jpeg") == 4
+
+
+def test_mistakes_with_a_store(store: tuple[str, Any], photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address, client = store
+    client.put_object(Bucket="faces", Key="one/photo.jpg", Body=(photos / "photo-00000.jpg").read_bytes())
+
+    def told(inputs: str, out: str) -> str:
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(UserError) as caught:
+            scoring.score(inputs, out, model, SCALE)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    out = tmp_path / "out"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    assert find(places("s3://faces/one/photo.jpg")).column("error").null_count > 0
+    assert told("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
+    assert told("s3://faces/one", "s3://missing/scores").startswith("--out s3://missing/scores: cannot be written (")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "credentials" in told("s3://faces/one", str(out))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "s3://faces/one: cannot be reached" in told("s3://faces/one", str(out))
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(photos: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/out.*: Not a directory; check"):
+        scoring.score(str(photos / "nobody.png"), str(tmp_path / "file" / "out"), model, SCALE)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_demo_photos(tmp_path: Path) -> None:

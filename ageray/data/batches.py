@@ -149,7 +149,8 @@ def _window(pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side
 
 
 def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of numpy columns on the device; canvases become uint8 (B, 3, C, C) in channels-last memory, one copy, nothing converted yet."""
+    """A batch of numpy columns on the device; canvases become uint8 (B, 3, C, C) in channels-last memory, one copy, nothing converted yet, and
+    so do faces that are aligned already (`aligned`, float32)."""
     moved = {}
     for name, values in batch.items():
         # Arrow hands out read-only memory, which torch will not share
@@ -157,5 +158,5 @@ def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.T
         if device.type == "cuda":
             tensor = tensor.pin_memory()
         tensor = tensor.to(device, non_blocking=True)
-        moved[name] = tensor.permute(0, 3, 1, 2) if name == "canvas" else tensor
+        moved[name] = tensor.permute(0, 3, 1, 2) if name in ("canvas", "aligned") else tensor
     return moved

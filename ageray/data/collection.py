@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,31 +14,36 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ageray import schema, storage
-from ageray.data import synthetic
+from ageray import storage
+from ageray.data import synthetic, tables
 from ageray.data.sources import PHOTOS
 from ageray.errors import UserError
 
-COLUMNS = ("image", "uri")
-"""Names of a manifest's column of places; the first that is there counts."""
+TABLES = (".parquet",)
+TARS = (".tar",)
+LIST = 8192
+"""Photos of a list that are one stretch (see `ageray.data.lots`)."""
 
 _HEADER_BYTES = 2**16
-_ROWS = 8192
 _DEMO_PHOTOS = 8
+_NAMES = {"photos": "photos", "manifest": "photos in a list", "photo table": "photos in tables", "face shards": "faces in shards"}
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Photos to score. `files` are the photos themselves, the manifest, or the shards; all uris are absolute."""
+    """Photos to score. `files` are the photos themselves, the manifests, the tables or the tars; all uris are absolute.
 
-    kind: Literal["photos", "manifest", "face shards"]
+    columns: of a Parquet table (the first file's).
+    """
+
+    kind: Literal["photos", "tars", "manifest", "photo table", "face shards"]
     uri: str
     files: list[str]
+    columns: tables.Columns | None = None
 
     @classmethod
     def of(cls, inputs: str) -> Collection:
-        """Finds out what `inputs` is: a folder of photos (in any sub-folders), one photo, a manifest (.csv, .parquet)
-        or face shards (a folder of .parquet files, or one of them).
+        """Finds out what `inputs` is: a folder (with any sub-folders) of photos, of tars or of Parquet tables, or one of these, or a CSV manifest.
 
         Raises UserError if there is nothing, or nothing of these.
         """
@@ -50,50 +54,67 @@ class Collection:
             return cls._of_file(uri, inputs)
         if storage.exists(storage.join(uri, storage.UNFINISHED)):
             raise UserError(f"{inputs}: is being written or was left half written; wait, or write it again")
-        photos = storage.list_files(uri, PHOTOS)
-        if photos:
-            return cls("photos", uri, photos)
-        shards = storage.list_files(uri, (".parquet",))
-        if shards and _holds_faces(shards[0]):
-            return cls("face shards", uri, shards)
-        raise UserError(f"{inputs}: holds neither photos ({', '.join(PHOTOS)}) nor face shards (.parquet); check the path")
+        files = storage.list_files(uri, (*PHOTOS, *TARS, *TABLES))
+        photos, tars, parquet = ([file for file in files if file.lower().endswith(ends)] for ends in (PHOTOS, TARS, TABLES))
+        if photos and tars:
+            raise UserError(f"{inputs}: holds both photos ({len(photos)}) and tars ({len(tars)}); give the folder of one kind")
+        if photos or tars:
+            return cls("photos" if photos else "tars", uri, photos or tars)
+        if parquet:
+            return cls._of_tables(uri, parquet)
+        raise UserError(f"{inputs}: holds neither photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet); check the path")
 
     @classmethod
     def _of_file(cls, uri: str, inputs: str) -> Collection:
         name = uri.lower()
         if name.endswith(PHOTOS):
             return cls("photos", uri, [uri])
-        if name.endswith(".parquet") and _holds_faces(uri):
-            return cls("face shards", uri, [uri])
-        if name.endswith((".csv", ".parquet")):
+        if name.endswith(TARS):
+            return cls("tars", uri, [uri])
+        if name.endswith(TABLES):
+            return cls._of_tables(uri, [uri])
+        if name.endswith(".csv"):
             return cls("manifest", uri, [uri])
-        hint = "unpack it and give the folder" if name.endswith((".tar", ".tgz", ".tar.gz", ".zip")) else "give one of these"
-        raise UserError(f"{inputs}: neither a folder, a photo, a manifest (.csv, .parquet) nor face shards; {hint}")
+        hint = "unpack it and give the folder" if name.endswith((".tgz", ".gz", ".zip")) else "give one of these"
+        raise UserError(f"{inputs}: neither a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar); {hint}")
+
+    @classmethod
+    def _of_tables(cls, uri: str, files: list[str]) -> Collection:
+        known = tables.columns(files[0], tables.footer(files[0]).schema.to_arrow_schema())
+        return cls(known.kind, uri, files, known)
 
     @property
-    def store(self) -> str:
-        """How uris begin on a remote store (`s3://`); empty for local files."""
-        return self.uri.split("://")[0] + "://" if storage.is_remote(self.uri) else ""
+    def has_places(self) -> bool:
+        """Whether its photos are files of their own."""
+        return self.kind in ("photos", "manifest")
+
+    def describe(self, photos: int | None) -> str:
+        """Itself for a reader."""
+        if self.kind == "tars":
+            return f"photos in {len(self.files):,} tar{'s' * (len(self.files) != 1)}"
+        return f"{photos:,} {_NAMES[self.kind]}"
 
     def places(self) -> Iterator[pa.Table]:
-        """Uris of photos in tables of 8192 rows, column `image`. A manifest's relative paths start at its folder.
+        """Uris of photos in tables of LIST rows, column `image`. A manifest's relative paths start at its folder.
 
         Raises UserError if a manifest cannot be read or lacks the column.
         """
-        assert self.kind != "face shards"
+        assert self.has_places
         if self.kind == "photos":
-            for start in range(0, len(self.files), _ROWS):
-                yield pa.table({"image": pa.array(map(_text, self.files[start : start + _ROWS]), pa.string())})
+            for start in range(0, len(self.files), LIST):
+                yield _places(map(_text, self.files[start : start + LIST]))
             return
-        folder = posixpath.dirname(self.uri) or "/"
-        try:
-            for column in _csv_column(self.uri) if self.uri.lower().endswith(".csv") else _parquet_column(self.uri):
+        waiting: list[str] = []
+        for file in self.files:
+            folder = posixpath.dirname(file) or "/"
+            for column in _columns(file):
                 # An empty place stays a row: reading it fails and says so in the scores.
-                places = [storage.join(folder, place) if place else "" for place in column.to_pylist()]
-                yield pa.table({"image": pa.array(places, pa.string())})
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.uri}: cannot be read ({reason}); write it again as comma-separated UTF-8 or Parquet") from None
+                waiting += [storage.join(folder, place) if place else "" for place in column.to_pylist()]
+                while len(waiting) >= LIST:
+                    yield _places(waiting[:LIST])
+                    del waiting[:LIST]
+        if waiting:
+            yield _places(waiting)
 
 
 def draw_demo(folder: str) -> str:
@@ -116,27 +137,20 @@ def _text(uri: str) -> str:
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _holds_faces(shard: str) -> bool:
-    filesystem, path = storage.filesystem(shard)
+def _places(uris: Iterable[str]) -> pa.Table:
+    return pa.table({"image": pa.array(list(uris), pa.string())})
+
+
+def _columns(uri: str) -> Iterator[pa.Array]:
     try:
-        names = pq.read_schema(path, filesystem=filesystem)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{shard}: cannot be read as Parquet ({' '.join(str(error).split())[:200]}); write it again") from None
-    return all(name in names.names for name in ("key", "image")) and names.field("image").type == schema.FACES.field("image").type
-
-
-def _column(uri: str, names: list[str]) -> str:
-    for name in COLUMNS:
-        if name in names:
-            return name
-    near = difflib.get_close_matches(COLUMNS[0], names, n=1, cutoff=0.4)
-    hint = f"; rename '{near[0]}'" if near else ""
-    raise UserError(f"{uri}: needs a column 'image' (or 'uri') of paths or urls; it has {', '.join(names) or 'none'}{hint}")
+        yield from _csv_column(uri) if uri.lower().endswith(".csv") else _parquet_column(uri)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"{uri}: cannot be read ({tables.brief(error)}); write it again as comma-separated UTF-8 or Parquet") from None
 
 
 def _csv_column(uri: str) -> Iterator[pa.Array]:
     text = storage.read_bytes(uri, _HEADER_BYTES).decode("utf-8-sig", errors="replace")
-    column = _column(uri, next(csv.reader(text.splitlines()[:1]), []))
+    column = tables.place_column(uri, tuple(next(csv.reader(text.splitlines()[:1]), [])))
     filesystem, path = storage.filesystem(uri)
     options = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False)
     with filesystem.open_input_stream(path) as stream, pyarrow.csv.open_csv(stream, convert_options=options) as reader:
@@ -147,6 +161,6 @@ def _csv_column(uri: str) -> Iterator[pa.Array]:
 def _parquet_column(uri: str) -> Iterator[pa.Array]:
     filesystem, path = storage.filesystem(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        column = _column(uri, file.schema_arrow.names)
-        for batch in file.iter_batches(_ROWS, columns=[column]):
+        column = tables.place_column(uri, tuple(file.schema_arrow.names))
+        for batch in file.iter_batches(LIST, columns=[column]):
             yield batch.column(0).cast(pa.string())

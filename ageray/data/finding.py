@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ageray import schema, storage
+from ageray.data import lots, tables
 from ageray.data.batches import canvas_side, face_canvases
 from ageray.data.images import ImageError, Photo, decode
 from ageray.data.inspection import MOST_BYTES, READERS, subject_of
@@ -58,31 +59,45 @@ class Item(NamedTuple):
     box: list[float] | None = None
 
 
-def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str, store: str = "") -> pa.Table:
+def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str) -> pa.Table:
     """The faces of a batch of photos: rows of FOUND.
 
-    photos: column `image` (uri), or rows of face shards: `path`, `key`, `image` (bytes) and maybe `landmarks`, `box`.
+    photos: column `image` (uri), or rows of `tables.PHOTO`. With the columns of `lots.OF_A_PHOTO` the rows have those of
+    `lots.OF_A_ROW` too.
     run: names the run; a photo on which the process died twice in this run (a fault of a decoder, or too little memory)
     is not tried again. Ray repeats a task whose process died, without end.
-    store: what Ray leaves out at the start of `path`, such as `s3://`.
     """
     cv2.setNumThreads(1)  # as many of these run at once as there are CPUs
-    items = list(_items(photos, store))
+    items = list(_items(photos))
     digest = hashlib.sha256("\n".join(f"{item.uri}#{item.key}" for item in items).encode()).hexdigest()
     diary = Path(tempfile.gettempdir(), f"ageray-{run}-{digest[:16]}")
     # A line for each attempt at this batch, with the numbers of the photos it came to.
     lines = diary.read_text().splitlines() if diary.exists() else []
     died = Counter(line.split()[-1] for line in lines if line)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    siblings = []
     with diary.open("a") as attempt:
         attempt.write("\n")
         for number, item in enumerate(items):
             attempt.write(f" {number}")
             attempt.flush()
             fatal = died[str(number)] >= _DEATHS
-            rows += [_failed(item, _FATAL)] if fatal else rows_of(item, align, detect, search)
+            own = [_failed(item, _FATAL)] if fatal else rows_of(item, align, detect, search)
+            rows += own
+            siblings.append(len(own))
     diary.unlink(missing_ok=True)
-    return pa.Table.from_pylist(rows, schema=FOUND)
+    return _labelled(pa.Table.from_pylist(rows, schema=FOUND), photos, np.array(siblings, np.int32))
+
+
+def _labelled(found: pa.Table, photos: pa.Table, siblings: NDArray[np.int32]) -> pa.Table:
+    """With the labels of their photos, if those have any."""
+    if "lot" not in photos.column_names:
+        return found
+    origin = np.repeat(np.arange(photos.num_rows), siblings)
+    labels = photos.select(lots.OF_A_PHOTO.names).take(origin)
+    for field in lots.OF_A_PHOTO:
+        found = found.append_column(field, labels.column(field.name))
+    return found.append_column(lots.OF_A_ROW.field("siblings"), pa.array(siblings[origin]))
 
 
 def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
@@ -144,10 +159,11 @@ def _failed(item: Item, error: str, face: int = -1) -> dict[str, Any]:
     return {"key": item.key or f"{item.uri}#{face}", "image": item.uri, "face": face, "error": error}
 
 
-def _items(photos: pa.Table, store: str) -> Iterator[Item]:
-    if "path" in photos.column_names:
-        for row in photos.to_pylist():
-            yield Item(store + row["path"], row["image"], row["key"], row.get("landmarks"), row.get("box"))
+def _items(photos: pa.Table) -> Iterator[Item]:
+    if "content" in photos.column_names:
+        for row in photos.select(tables.PHOTO.names).to_pylist():
+            content = UserError(row["problem"]) if row["problem"] is not None else row["content"]
+            yield Item(row["image"], content, row["key"], row["landmarks"], row["box"])
         return
     uris = photos.column("image").to_pylist()
     with ThreadPoolExecutor(READERS) as pool:
@@ -180,9 +196,15 @@ def _look(item: Item, photo: Photo, detect: Detect) -> list[Face]:
     return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
 
 
-@cache
+_HELD = threading.local()
+
+
 def _detector(settings: Detect) -> YuNet:
-    return YuNet(settings)
+    """One a thread: a detector remembers the size of its picture between two calls."""
+    held: dict[Detect, YuNet] = _HELD.__dict__.setdefault("detectors", {})
+    if settings not in held:
+        held[settings] = YuNet(settings)
+    return held[settings]
 
 
 def _values(array: NDArray[np.float32]) -> list[float] | None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ageray.data import splits
 from ageray.data.batches import canvas_side, face_canvases
 from ageray.data.images import ImageError
+from ageray.data.order import Wanted
 from ageray.data.shards import read_faces
 from ageray.experiment import Align
 
@@ -33,7 +34,23 @@ def face_stream(shards: str, align: Align, decode_batch: int, split: str | None 
     """The faces of a shard folder with a known age, or those whose key stands in `part` of the saved `split`, as columns `key`, `age`,
     `canvas` (C, C, 3) uint8, `points` (5, 2), `box` (4,), `gender` and `subject` as numbers (`gender_number`, `subject_number`), `error` (''
     where all is well), in the order of the shards."""
-    rows = read_faces(shards, _COLUMNS).repartition(target_num_rows_per_block=_BLOCK_ROWS)
+    return canvases(face_rows(shards), align, decode_batch, split=split, part=part)
+
+
+def face_rows(shards: str) -> ray.data.Dataset:
+    """What `canvases` takes: the rows of a shard folder in their order, still encoded, in blocks of 256."""
+    return read_faces(shards, _COLUMNS).repartition(target_num_rows_per_block=_BLOCK_ROWS)
+
+
+def canvases(
+    rows: ray.data.Dataset,
+    align: Align,
+    decode_batch: int,
+    split: str | None = None,
+    part: str | None = None,
+    wanted: Wanted | None = None,
+) -> ray.data.Dataset:
+    """Rows decoded as `face_stream` does. wanted: only these faces are decoded; their row numbers are the column `row`."""
     return rows.map_batches(
         decode_rows,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
         batch_size=decode_batch,
@@ -41,7 +58,7 @@ def face_stream(shards: str, align: Align, decode_batch: int, split: str | None 
         zero_copy_batch=True,
         # Operators with unequal arguments stay apart: Ray would otherwise run this one inside the few actors of an evaluation.
         max_calls=_TASKS_PER_PROCESS,
-        fn_kwargs={"align": align.model_dump(mode="json"), "split": split, "part": part},
+        fn_kwargs={"align": align.model_dump(mode="json"), "split": split, "part": part, "wanted": wanted},
     )
 
 
@@ -51,12 +68,17 @@ def _members(split: str, part: str) -> pa.Array:
     return pa.array(splits.load(split)[part], pa.string())
 
 
-def decode_rows(table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None) -> Columns:
+def decode_rows(
+    table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None, wanted: Wanted | None = None
+) -> Columns:
     """Rows of the faces table to canvases (see `face_stream`). A row that cannot be used keeps its place, with its reason in `error`."""
     config = Align.model_validate(align)
     table = table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN
     if split is not None and part is not None:
         table = table.filter(pc.is_in(table.column("key"), value_set=_members(split, part)))
+    numbers = None if wanted is None else wanted.find(table.column("key").to_pylist())
+    if numbers is not None:
+        table, numbers = table.filter(pa.array(numbers >= 0)), numbers[numbers >= 0]
     count, side = table.num_rows, canvas_side(config)
     columns: Columns = {
         "key": np.asarray(table.column("key").to_pylist(), dtype=object),
@@ -68,6 +90,8 @@ def decode_rows(table: pa.Table, align: dict[str, Any], split: str | None = None
         "subject": np.array([subject_number(*row) for row in zip(*_names(table), strict=True)], np.int64),
         "error": np.full(count, "", dtype=object),
     }
+    if numbers is not None:
+        columns["row"] = numbers
     images, landmarks, boxes = table.column("image"), table.column("landmarks").to_pylist(), table.column("box").to_pylist()
     for row in range(count):
         try:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from ageray import config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.yaml_nodes import flat
 
 CONFIG, FOLDS = "config.yaml", "folds"
 _MARK = b"ageray"
@@ -76,19 +77,8 @@ class FoldFiles:
 
 def difference(there: Experiment, here: Experiment) -> str | None:
     """The first setting but `scale` in which two experiments differ, with both values; None if there is none."""
-    one, other = (_flat(each.model_dump(mode="json", exclude={"scale"})) for each in (there, here))
+    one, other = (flat(each.model_dump(mode="json", exclude={"scale"})) for each in (there, here))
     for name in [*one, *(name for name in other if name not in one)]:
         if one.get(name) != other.get(name):
             return f"{name}: {json.dumps(one.get(name))} there, {json.dumps(other.get(name))} here"
     return None
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Dotted keys to plain values; a list's elements by their index."""
-    if not isinstance(value, dict | list) or not value:
-        return {name: value}
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    flat: dict[str, Any] = {}
-    for key, inner in pairs:
-        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return flat

@@ -48,7 +48,7 @@ def run_folds(
     """
     experiment = experiment.model_copy(update={"protocol": experiment.protocol.model_copy(update={"fold": 0})})  # all of them
     labelled, planned, splits = _planned(experiment)
-    files = FoldFiles.of(out, experiment, _digest(experiment, labelled, levels), fresh)
+    files = FoldFiles.of(out, experiment, faces_digest(experiment, labelled, levels), fresh)
     tables = {number: table for number in range(len(planned)) if (table := files.read(number)) is not None}
     todo = [number for number in range(len(planned)) if number not in tables]
     if todo:
@@ -101,7 +101,7 @@ def _names(labelled: pa.Table, numbers: list[str], splits: list[Split], people: 
     return [subject if often[subject] == 1 else full for subject, full in found]
 
 
-def _digest(experiment: Experiment, labelled: pa.Table, levels: Sequence[float]) -> str:
+def faces_digest(experiment: Experiment, labelled: pa.Table, levels: Sequence[float]) -> str:
     """Names the faces, their labels and the weights that training starts from: 16 hex digits."""
     content = hashlib.blake2b(digest_size=8)
     content.update(json.dumps([list(levels), torch.__version__]).encode())

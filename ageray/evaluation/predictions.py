@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
-from ageray import bundle, scoring, storage
+from ageray import bundle, storage
 from ageray.bundle import Bundle
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
 from ageray.predictor import Predictor
+from ageray.team import share_out
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 """Of the quantiles that are kept of every posterior: the 5 %, 10 %, ..., 95 % ones."""
@@ -90,12 +91,12 @@ class _Predict:
 
 def predictions(model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]) -> Predictions:
     """Predicts the faces `keys`, the part `test` of the saved `split` of `experiment.data.shards`. Alignment and decoding are the bundle's."""
-    team = scoring.share_out(experiment.scale)
+    team = share_out(experiment.scale)
     place = model if model.startswith("zoo:") else storage.absolute(loaded.uri)
     stream = face_stream(str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch, split, "test")
     predicted = stream.map_batches(
         _Predict,
-        batch_size=experiment.scale.score_batch,
+        batch_size=experiment.scale.faces_a_batch(bool(team.gpus)),
         batch_format="numpy",
         compute=ActorPoolStrategy(size=team.actors),
         fn_constructor_kwargs={"model": place, "threads": team.threads, "mapped": mapped(keys)},

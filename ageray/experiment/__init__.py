@@ -1,10 +1,13 @@
 """The whole vocabulary of `configs/`: every key, its default, its unit and the paper's value.
 
-An experiment has seven top-level keys. Three files share them out: *what* (`model`, `loss`, `align`, `train`), *on what* (`data`,
-`protocol`) and *with what* (`scale`). Files and overrides are read by `ageray.config`; this package knows neither YAML nor torch nor Ray.
+An experiment has eight top-level keys. Three files share them out: *what* (`model`, `loss`, `align`, `train`), *on what* (`data`,
+`protocol`) and *with what* (`scale`, `storage`). A ninth, `tune`, is of a search over experiments. Files and overrides are read by `ageray.config`;
+this package knows neither YAML nor torch nor Ray.
 """
 
 from __future__ import annotations
+
+from pydantic import Field
 
 from ageray.experiment import loss, model
 from ageray.experiment.align import Align
@@ -13,8 +16,10 @@ from ageray.experiment.loss import Loss
 from ageray.experiment.model import Baseline, Model
 from ageray.experiment.protocol import Protocol
 from ageray.experiment.scale import Scale
+from ageray.experiment.storage import Storage
 from ageray.experiment.strict import Strict
 from ageray.experiment.train import Augment, Optimizer, Schedule, Stage, Train
+from ageray.experiment.tune import Tune
 
 __all__ = [
     "Align",
@@ -30,7 +35,9 @@ __all__ = [
     "Scale",
     "Schedule",
     "Stage",
+    "Storage",
     "Train",
+    "Tune",
     "loss",
     "model",
 ]
@@ -53,3 +60,7 @@ class Experiment(Strict):
     """Which part does what."""
     scale: Scale = Scale()
     """With what machine."""
+    storage: Storage = Storage()
+    """Where `s3://` is."""
+    tune: Tune | None = Field(default=None, exclude=True)
+    """What `jobs.tune` searches; not part of the experiment, so no dump, bundle or digest has it."""

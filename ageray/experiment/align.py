@@ -27,3 +27,6 @@ class Align(Strict):
     prints and exposure, in training and in use."""
     fill: Annotated[int, Field(ge=0, le=255)] = 117
     """Gray value of pixels outside the photo."""
+    placement: Literal["worker", "actors"] = "worker"
+    """Where training faces are aligned: in the training worker, on its device, or in an actor of Ray Data beside each worker, with
+    `scale.align_gpus`, which sends float32 faces on. Same results; everything else aligns where the network is."""

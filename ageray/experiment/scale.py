@@ -14,12 +14,21 @@ class Scale(Strict):
 
     runs: str = "runs"
     """Folder of the run folders; local path or url."""
-    workers: Count = 1
-    """Training workers."""
+    workers: Count | tuple[Count, Count] = 1
+    """Training workers: a number, or [least, most] for as many as there is room for. A batch is cut into equal parts, so each number that may
+    occur must divide `train.batch_size`."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = 500
+    """Steps between two checkpoints within an epoch, from which an interrupted run continues; 0 keeps those of whole epochs only."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """How often a run whose worker or node was lost continues by itself from its last checkpoint."""
+    profile: bool = False
+    """Write a trace of ten training steps, with the waiting for data, into the run folder (`trace.json`, for perfetto.dev or chrome://tracing)."""
     gpu: bool | Literal["auto"] = "auto"
     """Whether each worker takes a GPU; `auto` takes one where the cluster has any."""
     cpus_per_worker: Positive = 1
     """Logical CPUs that Ray reserves for each training or scoring worker."""
+    align_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """GPU, or a share of one, of each aligning actor (`align.placement: actors`); 0 aligns on a CPU."""
     threads: Annotated[int, Field(ge=0)] = 0
     """Compute threads of a worker; 0 means all cores of a machine on which it is alone, else its CPUs."""
     local_cpus: Annotated[int, Field(ge=0)] = 0
@@ -29,10 +38,10 @@ class Scale(Strict):
     """Object store of that Ray in MiB; 0 leaves it to Ray."""
     decode_batch: Count = 32
     """Images per decoding task batch."""
-    score_batch: Count = 64
-    """Faces a forward pass when scoring."""
+    score_batch: Annotated[int, Field(ge=0)] = 0
+    """Faces a forward pass when scoring; 0 means 256 on a GPU and 64 on CPUs."""
     score_workers: Annotated[int, Field(ge=0)] = 0
-    """Scoring actors; 0 means one a GPU, or one for every 4 cores."""
+    """Scoring actors; 0 means one a GPU or, without GPUs, one for up to 4 logical CPUs and one for every other CPU of more."""
     fold_workers: Annotated[int, Field(ge=0)] = 0
     """Folds trained at once by `jobs.evaluate --protocol`; 0 means one a GPU, or as many as the cores hold at `cpus_per_worker` each. More than
     there are GPUs share them evenly."""
@@ -41,3 +50,7 @@ class Scale(Strict):
     a set takes a fingerprint of every face, some hundreds a second and core, and keeps them beside the shards."""
     progress: bool = True
     """Ray Data's progress bars and the epoch table."""
+
+    def faces_a_batch(self, on_gpu: bool) -> int:
+        """`score_batch`, or what it stands for."""
+        return self.score_batch or (256 if on_gpu else 64)

@@ -95,8 +95,25 @@ class Train(Strict):
     """Faces a step, over all workers (Cluster-CNN 128)."""
     shuffle: Count = 1024
     """Faces in the buffer from which batches are drawn at random; shards are written in random order, so a small one mixes well."""
-    precision: Literal["float32", "bf16"] = "bf16"
-    """Autocast type of the forward pass; weights and losses stay float32."""
+    precision: Literal["float32", "bf16", "fp16"] = "bf16"
+    """Autocast type of the forward pass; weights and losses stay float32. `fp16` scales the loss so that small gradients survive, and validates
+    in float32."""
+    accumulate: Count = 1
+    """Pieces in which a worker's part of a batch goes through the network before one step: memory for time. Equal to the whole batch but for
+    batch statistics, dropout's draws, and terms on pairs, triplets and clusters, which see a piece."""
+    compile: bool = False
+    """Compile the network with torch.compile: minutes before the first step, then faster on a GPU (here slower on a CPU)."""
+    sync_batchnorm: bool = False
+    """Batch statistics of the whole batch over all workers; else each worker's own, with which several workers are not quite one."""
+    mining: Literal["local", "global"] = "global"
+    """Pairs and triplets (`triplet`, `contrastive`, `gender_contrastive`) of the whole batch over all workers, as with one; or the mean over
+    workers of what each finds in its own part."""
+    balance: Literal["none", "resample", "weights"] = "none"
+    """Evens out the ages of training faces. `resample`: an epoch shows each year of age equally often, as far as no face comes more than ten
+    times (IMDB-WIKI in the neighborhood paper is evened out). `weights`: a face counts in the loss by the inverse of how common its age is,
+    at most ten times as much as the mean; terms on pairs, triplets and clusters are not weighed."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Epochs of the last stage without a better validation MAE after which training ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

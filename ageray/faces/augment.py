@@ -1,13 +1,15 @@
 """Random changes of training faces: a map that joins the alignment's, and changes of the aligned pixels.
 
-All random numbers come from one CPU generator in a fixed order, so a run is the same on every device. Shape letters: B faces, S side of the
-aligned face.
+All random numbers come from one CPU generator in a fixed order, so a run is the same on every device. They are drawn for a whole batch, of which
+the faces at hand may be a part (`Draws`), so that several workers change their faces as one would. Shape letters: B faces at hand, S side of
+the aligned face.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from kornia.enhance import jpeg_codec_differentiable
@@ -21,16 +23,50 @@ from ageray.faces import geometry
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def _uniform(count: int, low: float, high: float, generator: Generator) -> Tensor:
-    return torch.rand(count, generator=generator) * (high - low) + low
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for `total` faces, of which only those of `rows` (B,) are handed out."""
+
+    generator: Generator
+    total: int
+    rows: Tensor
+
+    @classmethod
+    def of(cls, count: int, generator: Generator, rank: int = 0, world: int = 1) -> Draws:
+        """For the `count` faces of part `rank` of `world` equal parts of a batch."""
+        return cls(generator, world * count, torch.arange(rank * count, (rank + 1) * count))
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """(B, *shape), uniform in low..high."""
+        numbers = torch.rand(self.total * math.prod(shape), generator=self.generator) * (high - low) + low
+        return numbers.view(self.total, *shape)[self.rows]
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape), standard normal."""
+        return torch.randn((self.total, *shape), generator=self.generator)[self.rows]
+
+    def shared(self, low: float, high: float) -> float:
+        """One number for all faces."""
+        return float(torch.rand(1, generator=self.generator) * (high - low) + low)
+
+    def chosen(self, probability: float) -> tuple[Tensor, Draws]:
+        """Faces drawn with a probability, as numbers among the B, and the draws of all that were drawn of the whole batch."""
+        hit = torch.rand(self.total, generator=self.generator) < probability
+        place = hit.cumsum(0) - 1
+        mine = hit[self.rows]
+        return mine.nonzero().squeeze(-1), Draws(self.generator, int(hit.sum()), place[self.rows][mine])
 
 
-def geometric_map(count: int, size: int, augment: Augment, generator: Generator) -> Tensor:
-    """A random map of the aligned crop for each face: mirror, then zoom and turn about the centre, then shift; (B, 2, 3) on CPU."""
-    angle = _uniform(count, -augment.rotation, augment.rotation, generator) * (math.pi / 180)
-    zoom = 1 + _uniform(count, -augment.scale, augment.scale, generator)
-    shift_B2 = _uniform(2 * count, -augment.translation, augment.translation, generator).view(count, 2) * size
-    mirrored_B = torch.rand(count, generator=generator) < augment.flip
+def geometric_map(count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+    """A random map of the aligned crop for each face: mirror, then zoom and turn about the centre, then shift; (B, 2, 3) on CPU.
+
+    The `count` faces are part `rank` of `world` equal parts of a batch.
+    """
+    draws = Draws.of(count, generator, rank, world)
+    angle = draws.uniform(-augment.rotation, augment.rotation) * (math.pi / 180)
+    zoom = 1 + draws.uniform(-augment.scale, augment.scale)
+    shift_B2 = draws.uniform(-augment.translation, augment.translation, 2) * size
+    mirrored_B = draws.uniform(0, 1) < augment.flip
     cosine, sine = zoom * angle.cos(), zoom * angle.sin()
     linear = torch.stack([torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], -2)
     centre = torch.full((2,), (size - 1) / 2)
@@ -40,23 +76,41 @@ def geometric_map(count: int, size: int, augment: Augment, generator: Generator)
     return geometry.compose(turn, mirror)
 
 
-def photometric(face_B3SS: Tensor, augment: Augment, generator: Generator) -> Tensor:
-    """Aligned faces in 0..255 with random colour, sharpness and compression; same shape and range."""
-    count, device = len(face_B3SS), face_B3SS.device
+def photometric(face_B3SS: Tensor, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+    """Aligned faces in 0..255 with random colour, sharpness and compression; same shape and range. rank, world: as in `geometric_map`."""
+    return _changed(face_B3SS, augment, Draws.of(len(face_B3SS), generator, rank, world))
+
+
+def maps_ahead(steps: int, count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+    """The maps that `geometric_map` will give in the next `steps` steps of training, between which `photometric` draws too: (steps, B, 2, 3).
+
+    The generator stays where it is. Costs what the random numbers cost, most of all those of `augment.noise`.
+    """
+    ahead, nothing = Generator(), torch.empty(0, 3, size, size)
+    ahead.set_state(generator.get_state())
+    maps = [torch.empty(0, count, 2, 3)]
+    for _ in range(steps):
+        maps.append(geometric_map(count, size, augment, ahead, rank, world)[None])
+        _changed(nothing, augment, Draws(ahead, world * count, torch.empty(0, dtype=torch.int64)))
+    return torch.cat(maps)
+
+
+def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
+    device = face_B3SS.device
     luma = torch.tensor(_LUMA, device=device).view(1, 3, 1, 1)
 
     def factors(spread: float) -> Tensor:
-        return (1 + _uniform(count, -spread, spread, generator)).view(-1, 1, 1, 1).to(device)
+        return (1 + draws.uniform(-spread, spread)).view(-1, 1, 1, 1).to(device)
 
     saturation = factors(augment.saturation)
-    colourless = (torch.rand(count, generator=generator) < augment.gray).view(-1, 1, 1, 1).to(device)
+    colourless = (draws.uniform(0, 1) < augment.gray).view(-1, 1, 1, 1).to(device)
     contrast, brightness = factors(augment.contrast), factors(augment.brightness)
     gray = (face_B3SS * luma).sum(1, keepdim=True)
     face_B3SS = torch.lerp(gray.expand_as(face_B3SS), face_B3SS, torch.where(colourless, 0.0, saturation))
     mean = gray.mean((2, 3), keepdim=True)
     face_B3SS = ((face_B3SS - mean) * contrast + mean) * brightness
-    face_B3SS = _tint_and_gamma(face_B3SS.clamp(0, 255), augment, generator)
-    changes: tuple[tuple[float, Callable[[Tensor, Generator], Tensor]], ...] = (
+    face_B3SS = _tint_and_gamma(face_B3SS.clamp(0, 255), augment, draws)
+    changes: tuple[tuple[float, Callable[[Tensor, Draws], Tensor]], ...] = (
         (augment.blur, _blur),
         (augment.downscale, _downscale),
         (augment.noise, _noise),
@@ -64,19 +118,18 @@ def photometric(face_B3SS: Tensor, augment: Augment, generator: Generator) -> Te
         (augment.erase, _erase),
     )
     for probability, change in changes:
-        chosen = (torch.rand(count, generator=generator) < probability).nonzero().squeeze(-1)
-        if len(chosen):
-            chosen_device = chosen.to(device)
-            face_B3SS = face_B3SS.index_copy(0, chosen_device, change(face_B3SS[chosen_device], generator).to(face_B3SS.dtype))
+        chosen, theirs = draws.chosen(probability)
+        if theirs.total:
+            chosen = chosen.to(device)
+            face_B3SS = face_B3SS.index_copy(0, chosen, change(face_B3SS[chosen], theirs).to(face_B3SS.dtype))
     return face_B3SS.clamp(0, 255)
 
 
-def _tint_and_gamma(face_B3SS: Tensor, augment: Augment, generator: Generator) -> Tensor:
+def _tint_and_gamma(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
     """Colour cast and exposure, for faces in 0..255."""
-    count = len(face_B3SS)
-    cast = 1 + _uniform(3 * count, -augment.tint, augment.tint, generator).view(count, 3, 1, 1)
+    cast = 1 + draws.uniform(-augment.tint, augment.tint, 3, 1, 1)
     spread = -math.log(1 - augment.gamma)
-    exponent = _uniform(count, -spread, spread, generator).exp().view(-1, 1, 1, 1)
+    exponent = draws.uniform(-spread, spread).exp().view(-1, 1, 1, 1)
     if augment.tint:
         face_B3SS = (face_B3SS * cast.to(face_B3SS)).clamp(0, 255)
     if augment.gamma:
@@ -84,29 +137,35 @@ def _tint_and_gamma(face_B3SS: Tensor, augment: Augment, generator: Generator) -
     return face_B3SS
 
 
-def _blur(face_B3SS: Tensor, generator: Generator) -> Tensor:
+def _blur(face_B3SS: Tensor, draws: Draws) -> Tensor:
     size = face_B3SS.shape[-1]
-    sigma = _uniform(len(face_B3SS), 0.3, 2.0, generator) * (size / 128)
+    sigma = draws.uniform(0.3, 2.0) * (size / 128)
+    if not len(face_B3SS):  # the numbers are drawn all the same
+        return face_B3SS
     kernel = 2 * math.ceil(2.5 * 2.0 * size / 128) + 1
     blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma.view(-1, 1).expand(-1, 2).to(face_B3SS))
     return blurred
 
 
-def _downscale(face_B3SS: Tensor, generator: Generator) -> Tensor:
+def _downscale(face_B3SS: Tensor, draws: Draws) -> Tensor:
     """One size for all faces chosen in this batch: sizes of their own would need a resampling each."""
     size = face_B3SS.shape[-1]
-    small = max(8, round(size * float(_uniform(1, 0.3, 0.8, generator))))
+    small = max(8, round(size * draws.shared(0.3, 0.8)))
+    if not len(face_B3SS):
+        return face_B3SS
     shrunk = F.interpolate(face_B3SS, (small, small), mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(shrunk, (size, size), mode="bilinear", align_corners=False)
 
 
-def _noise(face_B3SS: Tensor, generator: Generator) -> Tensor:
-    deviation = _uniform(len(face_B3SS), 0, 8, generator).view(-1, 1, 1, 1)
-    return face_B3SS + (torch.randn(face_B3SS.shape, generator=generator) * deviation).to(face_B3SS)
+def _noise(face_B3SS: Tensor, draws: Draws) -> Tensor:
+    deviation = draws.uniform(0, 8, 1, 1, 1)
+    return face_B3SS + (draws.normal(*face_B3SS.shape[1:]) * deviation).to(face_B3SS)
 
 
-def _jpeg(face_B3SS: Tensor, generator: Generator) -> Tensor:
-    quality = _uniform(len(face_B3SS), 20, 90, generator).to(face_B3SS)
+def _jpeg(face_B3SS: Tensor, draws: Draws) -> Tensor:
+    quality = draws.uniform(20, 90).to(face_B3SS)
+    if not len(face_B3SS):
+        return face_B3SS
     height = face_B3SS.shape[-1]
     margin = -height % 16
     padded = F.pad(face_B3SS, (0, margin, 0, margin), mode="replicate") / 255
@@ -114,12 +173,12 @@ def _jpeg(face_B3SS: Tensor, generator: Generator) -> Tensor:
     return coded[..., :height, :height] * 255
 
 
-def _erase(face_B3SS: Tensor, generator: Generator) -> Tensor:
-    count, size = len(face_B3SS), face_B3SS.shape[-1]
-    area, aspect = _uniform(count, 0.02, 0.15, generator), _uniform(count, -0.7, 0.7, generator).exp()
+def _erase(face_B3SS: Tensor, draws: Draws) -> Tensor:
+    size = face_B3SS.shape[-1]
+    area, aspect = draws.uniform(0.02, 0.15), draws.uniform(-0.7, 0.7).exp()
     half_B2 = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], -1) * size / 2
-    centre_B2 = torch.rand(count, 2, generator=generator) * size
-    level = (torch.rand(count, generator=generator) * 255).view(-1, 1, 1, 1).to(face_B3SS)
+    centre_B2 = draws.uniform(0, 1, 2) * size
+    level = (draws.uniform(0, 1) * 255).view(-1, 1, 1, 1).to(face_B3SS)
     line = torch.arange(size)
     inside_B2S = (line - centre_B2[..., None]).abs() <= half_B2[..., None]
     hidden = (inside_B2S[:, 0, None, :] & inside_B2S[:, 1, :, None]).unsqueeze(1).to(face_B3SS.device)

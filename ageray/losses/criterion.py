@@ -39,6 +39,10 @@ TERMS: dict[str, Callable[..., Tensor]] = {
 }
 FIELDS = frozenset({"age", "bins", "gender"})
 """What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown."""
+PAIRED = frozenset({"triplet", "contrastive", "gender_contrastive"})
+"""Terms on pairs and triplets of faces."""
+_JOINT = PAIRED | {"cluster_scatter"}  # no means over faces one by one
+_WEIGHT = "weight"
 AUXILIARY = "aux_"
 """Before a classifier's tensor name: those of A further classifiers, stacked along dimension 1, as `aux_logits` (B, A, K)."""
 _CLUSTERED = "set model.name=cluster_cnn and model.head=cluster"
@@ -65,7 +69,20 @@ class _Bound:
     options: dict[str, Any]
 
     def value(self, tensors: dict[str, Tensor]) -> Tensor:
+        if _WEIGHT in tensors and self.name not in _JOINT:
+            return self._weighed(tensors)
         return self.function(*(tensors[field] for field in self.required), **self.options)
+
+    def _weighed(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The term of each face as of a batch of one, times the face's weight."""
+        rows = [field for field in self.required if field != "bins"]
+
+        def one(*face: Tensor) -> Tensor:
+            values = dict(zip(rows, face, strict=True)) | {"bins": tensors["bins"]}
+            return self.function(*(values[field] for field in self.required), **self.options)
+
+        value_B = torch.vmap(one)(*(tensors[field].unsqueeze(1) for field in rows)) * tensors[_WEIGHT]
+        return value_B.sum() if self.options.get("reduction") == "sum" else value_B.mean()
 
     def auxiliary(self, tensors: dict[str, Tensor]) -> Tensor:
         """The sum over the auxiliary classifiers."""
@@ -98,12 +115,16 @@ class Criterion:
         if not self._terms:
             raise UserError(f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5")
 
-    def __call__(self, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum (a scalar with gradient), and every unweighted term (detached; `aux_` before those of auxiliary classifiers)."""
+    def __call__(self, tensors: dict[str, Tensor], own: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum (a scalar with gradient), and every unweighted term (detached; `aux_` before those of auxiliary classifiers).
+
+        tensors: by name; with `weight` (B,) too, faces count unequally in the terms that are means over faces. own: those of one worker's part of
+        the batch, on which the terms of `PAIRED` are then computed.
+        """
         weighted: list[Tensor] = []
         values: dict[str, Tensor] = {}
         for term in self._terms:
-            value = term.value(tensors)
+            value = term.value(own if own is not None and term.name in PAIRED else tensors)
             values[term.name] = value.detach()
             weighted.append(term.weight * value)
             if term.stacked and self._auxiliary:

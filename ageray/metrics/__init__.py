@@ -16,6 +16,7 @@ from ageray.metrics.comparison import compare, mean_errors
 from ageray.metrics.interval import calibration_curve, calibration_error, coverage, mean_width
 from ageray.metrics.refusal import area_under_risk, risk_coverage
 from ageray.metrics.report import Tested, full_report, summary
+from ageray.metrics.seeds import compare_seeds
 
 __all__ = [
     "Bootstrap",
@@ -29,6 +30,7 @@ __all__ = [
     "calibration_error",
     "challenge_table",
     "compare",
+    "compare_seeds",
     "coverage",
     "cumulative_score",
     "cumulative_scores",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ageray import experiment
 from ageray.models import backbones
 from ageray.models.baseline import Classifier
-from ageray.models.clusters import Clusters, probabilities, rank_and_world
+from ageray.models.clusters import Clusters, probabilities
 from ageray.models.googlenet import GoogLeNet
 from ageray.models.network import AgeNetwork, Backbone, Batch, age_head, head_output
 
@@ -52,7 +52,8 @@ class ClusterCnn(AgeNetwork):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self._name, self._mixture, self._init_faces = head_output(config), config.assignment == "mixture", config.init_faces
-        self.outputs = frozenset({self._name, "embedding", "features", "cluster", "centroids"})
+        self.whole_batch = frozenset({"features", "cluster", "centroids"})
+        self.outputs = self.whole_batch | {self._name, "embedding"}
         self.backbone = _backbone(config)
         self.clusters = Clusters(config.clusters, self.backbone.features, config.momentum)
         self.branches = nn.Linear(self.backbone.features, config.clusters * config.branch_features)  # W_1 above W_2 and so on
@@ -63,8 +64,8 @@ class ClusterCnn(AgeNetwork):
 
     @property
     def faces_to_start(self) -> int:
-        """Faces for k-means++, this worker's share, as long as there are no centroids; weights of a trained network bring theirs."""
-        return 0 if bool(self.clusters.started) else -(-self._init_faces // rank_and_world()[1])
+        """Faces for k-means++, as long as there are no centroids; weights of a trained network bring theirs."""
+        return 0 if bool(self.clusters.started) else self._init_faces
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to the tensors named above."""

@@ -5,12 +5,13 @@ Shape letters: B faces of this worker, G faces of the whole batch (over all work
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from ageray.errors import UserError
+from ageray.parallel import gathered, rank_and_world
 
 _ROUNDS = 100  # of Lloyd's algorithm; it is done when no face changes its cluster, which takes some tens
 
@@ -93,39 +94,6 @@ def kmeans(features_ND: Tensor, clusters: int, generator: torch.Generator) -> Te
     return centroids_kD
 
 
-def rank_and_world() -> tuple[int, int]:
-    """This worker's number and how many there are; alone, 0 and 1."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-class _Gather(torch.autograd.Function):
-    """The rows of all workers, in their order, on every worker. Each worker's own rows take the sum of all workers' gradients, so that a
-    mean of the workers' parameter gradients, as DistributedDataParallel takes, is the gradient of the mean of their losses."""
-
-    @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
-        ctx.rows = len(own)
-        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, own.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total.narrow(0, distributed.get_rank() * ctx.rows, ctx.rows)
-
-
-def gathered(own: Tensor) -> Tensor:
-    """Rows of this worker, (B, ...), to those of all workers, (G, ...); alone, the same. Every worker must bring equally many rows."""
-    if rank_and_world()[1] == 1:
-        return own
-    rows: Tensor = _Gather.apply(own)
-    return rows
-
-
 class Assignment(NamedTuple):
     """A training batch in its clusters: features and cluster of every worker's faces, the moved centroids, clusters of the own faces."""
 
@@ -155,15 +123,10 @@ class Clusters(nn.Module):
 
     @torch.no_grad()
     def start(self, features_ND: Tensor, generator: torch.Generator) -> None:
-        """Centroids by k-means++ of cached features, those of all workers (as many of each as the least has); see `kmeans` for errors."""
-        features_ND = features_ND.to(self.centroids)
+        """Centroids by k-means++ of cached features, the same on every worker; see `kmeans` for errors."""
+        self.centroids.copy_(kmeans(features_ND.to(self.centroids), len(self.centroids), generator))
         if rank_and_world()[1] > 1:
-            least = torch.tensor(len(features_ND), device=features_ND.device)
-            distributed.all_reduce(least, distributed.ReduceOp.MIN)
-            features_ND = gathered(features_ND[: int(least)])
-        self.centroids.copy_(kmeans(features_ND, len(self.centroids), generator))
-        if rank_and_world()[1] > 1:
-            distributed.broadcast(self.centroids, 0)  # generators differ from worker to worker
+            distributed.broadcast(self.centroids, 0)  # equal in the last bit too
         self.started.fill_(True)
 
     def forward(self, features_BD: Tensor) -> Assignment:

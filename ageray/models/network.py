@@ -25,6 +25,8 @@ class AgeNetwork(nn.Module):
     """
 
     outputs: frozenset[str]
+    whole_batch: frozenset[str] = frozenset()
+    """Those of them that are not of this worker's faces but of the whole batch over all workers."""
     classifier_names: tuple[str, ...] = ()
     """Of a network with several classifiers: what `classifiers` names them, the one that decides last."""
 
@@ -46,7 +48,7 @@ class AgeNetwork(nn.Module):
 
     @property
     def faces_to_start(self) -> int:
-        """How many training faces the network wants to see before its first step (see `start`); 0 for none."""
+        """How many training faces, of all workers, the network wants to see before its first step (see `start`); 0 for none."""
         return 0
 
     @property
@@ -64,7 +66,7 @@ class AgeNetwork(nn.Module):
         raise NotImplementedError
 
     def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
-        """Called once before the first step with what `cache` gave for about `faces_to_start` training faces."""
+        """Called once before the first step with what `cache` gave for `faces_to_start` training faces (or fewer), of all workers."""
         raise NotImplementedError
 
 

@@ -6,6 +6,7 @@ from ageray.report.evaluation import evaluation_report
 from ageray.report.page import PAGE, describe_model, render
 from ageray.report.pictures import thumbnail
 from ageray.report.scores import score_report
+from ageray.report.search import search_report
 
 __all__ = [
     "PAGE",
@@ -18,5 +19,6 @@ __all__ = [
     "new_figure",
     "render",
     "score_report",
+    "search_report",
     "thumbnail",
 ]

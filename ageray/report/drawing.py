@@ -54,6 +54,12 @@ def new_figure(width: float = 7.0, height: float = 2.6) -> tuple[Figure, Any]:
     """An empty figure, inches, and its axes in the page's style."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_subplot()
+    style(axes)
+    return figure, axes
+
+
+def style(axes: Any) -> None:
+    """The page's style for a pair of axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
     axes.tick_params(colors=INK, labelsize=9)
@@ -61,12 +67,11 @@ def new_figure(width: float = 7.0, height: float = 2.6) -> tuple[Figure, Any]:
         label.set(color=INK, fontsize=9)
     axes.grid(axis="y", color=INK, alpha=0.12)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def legend(axes: Any, **where: Any) -> None:
     """The legend of what has a label, in the page's style."""
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK, **where)
+    axes.legend(**{"frameon": False, "fontsize": 9, "labelcolor": INK, **where})
 
 
 def histogram_svg(counts: Sequence[int], xlabel: str, ylabel: str) -> Markup:

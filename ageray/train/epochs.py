@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,26 +19,39 @@ Record = dict[str, Any]
 def remaining(state: State, steps: Sequence[int]) -> Iterator[Stage]:
     """The stage of each epoch that is still to be trained, begun where it is a new one; `steps` are those of one epoch of each stage.
 
-    Between two of them the epoch must be trained and closed (`close`).
+    Between two of them the epoch must be trained and closed (`close`). Ends early where the last stage has not bettered the validation MAE for
+    `train.patience` epochs.
     """
     last = 0
     for index, stage in enumerate(state.config.train.stages):
         last += stage.epochs
         if state.epoch < last and state.stage != index:
             state.start_stage(index, steps[index] * stage.epochs)
-        while state.epoch < last:
+        while state.epoch < last and not _given_up(state):
             before = state.epoch
             yield stage
             assert state.epoch == before + 1
 
 
+def _given_up(state: State) -> bool:
+    config = state.config.train
+    of_last_stage = state.log[sum(stage.epochs for stage in config.stages[:-1]) :]
+    return 0 < config.patience <= len(of_last_stage) and not any(record["best"] for record in of_last_stage[-config.patience :])
+
+
 def close(
-    state: State, result: EpochResult, true: NDArray[np.float32], predicted: NDArray[np.float32], seconds: float, skipped: int = 0
+    state: State,
+    result: EpochResult,
+    true: NDArray[np.float32],
+    predicted: NDArray[np.float32],
+    seconds: float,
+    skipped: int = 0,
+    waited: float = 0.0,
 ) -> Record:
     """Counts an epoch that was trained and validated, and returns its record, which the log of `state` has then too.
 
     true, predicted: (N,) of the validation faces; N may be 0. `best` in the record says whether no epoch so far was better by validation MAE;
-    without validation faces every epoch is the best so far.
+    without validation faces every epoch is the best so far. waited: seconds of the training in which no batch was ready; `stall` is their share.
     """
     config = state.config.train
     state.epoch += 1
@@ -55,8 +69,10 @@ def close(
         "images": result.images,
         "images_s": result.images / result.seconds,
         "seconds": seconds,
+        "stall": waited / result.seconds,
         "skipped": skipped,
         "best": not mae >= state.best,
+        "time": time.time(),
     }
     state.log.append(record)
     if record["best"]:

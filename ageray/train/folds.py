@@ -64,26 +64,27 @@ def run(experiment: Experiment, faces: Columns, fold: Fold, device: torch.device
     of them nothing is calibrated either. levels: of the quantiles. Raises FloatingPointError when a loss, an embedding or an age is not
     finite.
     """
+    state = begin(experiment, faces, device)
+    for _ in epochs_of(state, faces, fold):
+        pass
+    return answers(state, faces, fold, levels)
+
+
+def begin(experiment: Experiment, faces: Columns, device: torch.device) -> State:
+    """A training at its start; its network has no body where `faces` are remembered features."""
     assert not any(stage.shards for stage in experiment.train.stages)
-    assert len(fold.train) >= experiment.train.batch_size
     state = new_state(experiment, device)
     if "features" in faces:
         for network in (state.network, state.average):
             if network is not None:
                 frozen.take_body(network)
-    _train(state, faces, fold)
-    gallery = _gallery(state, faces, fold.train)
-    fitted = _calibrate(state, faces, fold.val, gallery)
-    said = _predict(state, faces, fold.test, gallery, levels)
-    decoded, low, high = said.pop("decoded").T
-    age, low, high = (ages.astype(np.float32) for ages in fitted.apply(decoded, low, high))
-    spread = (fitted.scale * said.pop("quantiles") + fitted.shift).astype(np.float32)
-    return Result(age, low, high, spread, said, fitted, state.log)
+    return state
 
 
-def _train(state: State, faces: Columns, fold: Fold) -> None:
-    """All epochs; the judged network then has the best one's weights."""
+def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, Any]]:
+    """Trains an epoch for each record that is asked for; after the last the judged network has the best epoch's weights."""
     size, settings = state.config.train.batch_size, state.config.model.decode
+    assert len(fold.train) >= size
     best: dict[str, torch.Tensor] = {}
     for _ in epochs.remaining(state, [len(fold.train) // size] * len(state.config.train.stages)):
         started = time.perf_counter()
@@ -92,9 +93,27 @@ def _train(state: State, faces: Columns, fold: Fold) -> None:
         result = train_one_epoch(state, _shuffled(state, faces, fold.train))
         near = _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
         true, predicted = validate(state, _batches(faces, fold.val, size), near)
-        if epochs.close(state, result, true, predicted, time.perf_counter() - started)["best"]:
+        record = epochs.close(state, result, true, predicted, time.perf_counter() - started)
+        if record["best"]:
             best = copy.deepcopy(state.judged.state_dict())
+        yield record
     state.judged.load_state_dict(best)
+
+
+def answers(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:
+    """What a trained network says of the fold's test faces, calibrated on its validation faces."""
+    gallery = full_gallery(state, faces, fold)
+    fitted = _calibrate(state, faces, fold.val, gallery)
+    said = _predict(state, faces, fold.test, gallery, levels)
+    decoded, low, high = said.pop("decoded").T
+    age, low, high = (ages.astype(np.float32) for ages in fitted.apply(decoded, low, high))
+    spread = (fitted.scale * said.pop("quantiles") + fitted.shift).astype(np.float32)
+    return Result(age, low, high, spread, said, fitted, state.log)
+
+
+def full_gallery(state: State, faces: Columns, fold: Fold) -> Gallery | None:
+    """The finished model's gallery, of all training faces; None for a model that needs none."""
+    return _gallery(state, faces, fold.train)
 
 
 def _shuffled(state: State, faces: Columns, rows: Rows) -> Iterator[Columns]:
@@ -130,7 +149,7 @@ def _predict(state: State, faces: Columns, rows: Rows, gallery: Gallery | None, 
     autocast = config.train.precision == "bf16"
     wanted = torch.tensor([*TAILS, *levels], device=state.device)
     parts: dict[str, list[Array]] = {}
-    for columns in _batches(faces, rows, config.scale.score_batch):
+    for columns in _batches(faces, rows, config.scale.faces_a_batch(state.device.type == "cuda")):
         batch = to_tensors(columns, state.device)
         said = predict(network, batch, config, autocast, gallery)
         places = quantiles(said.posterior, state.bins, wanted)

@@ -47,7 +47,7 @@ def take_body(network: AgeNetwork) -> nn.Module:
 def features(body: nn.Module, faces: Columns, config: Experiment, device: torch.device) -> NDArray[np.float32]:
     """The body's features of each face and of its mirror image, without augmentation: (N, 2, D), what the column `features` of a batch is to
     `ageray.train.loop` and `ageray.models.posterior`. `faces` holds canvas, points and box of N faces, one at least."""
-    body, size = body.to(device).eval(), config.scale.score_batch
+    body, size = body.to(device).eval(), config.scale.faces_a_batch(device.type == "cuda")
     found = []
     for first in range(0, len(faces["canvas"]), size):
         batch = to_tensors({name: faces[name][first : first + size] for name in _SEEN}, device)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +15,15 @@ import pyarrow.parquet as pq
 
 from ageray import bundle, config, schema, storage
 from ageray.data import protocols, splits
+from ageray.data.order import Listed
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
 from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 
-CONFIG, SPLIT, LOG, BEST = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors"
+CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
+CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
 
 
 _LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
@@ -29,12 +31,14 @@ _LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its folder, the faces of each part, the steps of an epoch of each stage, and facts for the card."""
+    """A run that can start: its folder, how many faces each part has, the steps of an epoch of each stage, facts for the card, and the faces by
+    stream: `stage-0` and so on, `train`, `val`."""
 
     folder: str
     parts: dict[str, int]
     steps: list[int]
     facts: dict[str, Any]
+    faces: dict[str, Listed]
 
 
 def labelled_faces(shards: str) -> pa.Table:
@@ -70,8 +74,7 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     """
     if experiment.data.shards is None:
         raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
-    if experiment.scale.workers > 1:
-        raise UserError(f"scale.workers={experiment.scale.workers}: training runs on one worker; set scale.workers=1")
+    check_train(experiment)
     check_model(experiment)
     faces = labelled_faces(experiment.data.shards)
     split = protocols.split(faces, experiment.protocol)
@@ -79,7 +82,8 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     if not parts["train"]:
         name = experiment.protocol.name
         raise UserError(f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say")
-    steps = _steps(experiment, len(parts["train"]))
+    listed = _listed(experiment, faces, parts)
+    steps = _steps(experiment, listed)
     folder = run_folder(experiment)
     if fresh:
         storage.remove_tree(folder)
@@ -88,7 +92,27 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.make_folder(folder)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, _facts(experiment, faces, split))
+    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, facts(experiment, faces, split), listed)
+
+
+def check_train(experiment: Experiment) -> None:
+    """Raises UserError where a batch cannot be cut into equal parts for the workers, or these into equal pieces, or a term cannot be weighed."""
+    train, workers = experiment.train, experiment.scale.workers
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    if least > most:
+        raise UserError(f"scale.workers=[{least}, {most}]: give the least number first")
+    for count in range(least, most + 1):
+        if train.batch_size % (count * train.accumulate):
+            pieces = f" in {train.accumulate} pieces each (train.accumulate)" if train.accumulate > 1 else ""
+            raise UserError(
+                f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} workers{pieces}; choose a multiple of "
+                f"{math.lcm(*(number * train.accumulate for number in range(least, most + 1)))}, or other scale.workers"
+            )
+    sums = [name for name, term in experiment.loss if getattr(term, "reduction", "mean") == "sum"]
+    if train.accumulate > 1 and sums:
+        raise UserError(
+            f"train.accumulate={train.accumulate}: loss.{sums[0]}.reduction=sum adds up a whole batch; set it to mean, or accumulate 1"
+        )
 
 
 def check_model(experiment: Experiment) -> AgeNetwork:
@@ -103,10 +127,25 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     return network
 
 
-def _steps(experiment: Experiment, train_faces: int) -> list[int]:
+def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, Listed]:
+    """The faces of every stream in the order of the shards."""
+    listed = {name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string())))) for name in ("train", "val")}
+    for index, stage in enumerate(experiment.train.stages):
+        listed[f"stage-{index}"] = listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
+    return listed
+
+
+def _listing(faces: pa.Table, shards: str = "") -> Listed:
+    listed = Listed.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
+    if len(np.unique(listed.mark)) < len(listed):
+        raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
+    return listed
+
+
+def _steps(experiment: Experiment, listed: dict[str, Listed]) -> list[int]:
     steps = []
-    for stage in experiment.train.stages:
-        faces = train_faces if stage.shards is None else labelled_faces(stage.shards).num_rows
+    for index, stage in enumerate(experiment.train.stages):
+        faces = len(listed[f"stage-{index}"])
         if faces < experiment.train.batch_size:
             where = stage.shards or experiment.data.shards
             raise UserError(
@@ -116,7 +155,8 @@ def _steps(experiment: Experiment, train_faces: int) -> list[int]:
     return steps
 
 
-def _facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[str, Any]:
+def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[str, Any]:
+    """What a bundle's card says of the faces that it was trained on."""
     parts = split.parts
     ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
     training = np.array([ages[key] for key in parts["train"]])

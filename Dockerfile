@@ -1,0 +1,8 @@
+# What every node of cluster.yaml runs: Ray, and all that ageray needs. A submitted job brings its own copy of the code, which goes first; build
+# anew when pyproject.toml changes.
+#
+#   docker build -t REGISTRY/ageray:0.1 . && docker push REGISTRY/ageray:0.1
+
+FROM rayproject/ray:2.60.0-py311-gpu
+COPY --chown=ray:users . /tmp/ageray
+RUN pip install --no-cache-dir /tmp/ageray && rm -rf /tmp/ageray

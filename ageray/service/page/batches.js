@@ -1,0 +1,94 @@
+// Jobs: started by a form, followed while their tab is open.
+
+import { alertIn, ask, element } from "./ask.js";
+
+const list = document.getElementById("batch-list");
+const form = document.getElementById("batch-form");
+const warning = document.getElementById("batch-alert");
+let timer = 0;
+let open = false;
+
+export function showBatches(model) {
+  form.hidden = !model.batches;
+  document.getElementById("batch-off").hidden = model.batches;
+}
+
+export function watchBatches(visible) {
+  open = visible;
+  clearTimeout(timer);
+  if (open) refresh();
+}
+
+async function refresh() {
+  clearTimeout(timer);
+  try {
+    const found = await ask("v1/batches");
+    document.getElementById("input-hint").textContent = `below ${found.inputs.join(", ")}`;
+    document.getElementById("out-hint").textContent = `below ${found.outputs.join(", ")}`;
+    draw(found.batches);
+  } catch (error) {
+    alertIn(warning, error.message);
+  }
+  if (open) timer = setTimeout(refresh, 1000);
+}
+
+function draw(batches) {
+  const focused = document.activeElement?.dataset?.job;
+  list.replaceChildren(...batches.map(item));
+  if (focused) list.querySelector(`[data-job="${CSS.escape(focused)}"]`)?.focus();
+  const going = batches.filter((job) => job.state === "running").length;
+  const said = `${batches.length} batches, ${going} running`;
+  const status = document.getElementById("batch-status");
+  if (status.textContent !== said) status.textContent = said;
+}
+
+function item(job) {
+  const made = element("li", "panel job");
+  const top = element("div", "row");
+  top.append(element("span", `state ${job.state}`, job.state), element("code", "", job.out));
+  made.append(top, element("p", "soft", `from ${job.input}, submitted ${job.submitted.replace("T", " ").replace("Z", " UTC")}`));
+  if (job.progress) made.append(bar(job), element("p", "soft", figures(job)));
+  if (job.message) made.append(element("p", "failed", job.message));
+  if (job.state === "running" || job.state === "waiting") {
+    const stop = element("button", "button", "Cancel");
+    stop.dataset.job = job.id;
+    stop.setAttribute("aria-label", `Cancel ${job.out}`);
+    stop.addEventListener("click", () => send(`v1/batches/${encodeURIComponent(job.id)}/cancel`));
+    made.append(stop);
+  }
+  return made;
+}
+
+function bar(job) {
+  const made = element("progress");
+  made.setAttribute("aria-label", `Progress of ${job.out}`);
+  if (job.progress.total !== null) {
+    made.max = Math.max(1, job.progress.total);
+    made.value = job.progress.done;
+  }
+  return made;
+}
+
+function figures({ progress, state }) {
+  const number = (value) => value.toLocaleString("en");
+  const parts = [`${number(progress.done)}${progress.total === null ? "" : ` of ${number(progress.total)}`} images`];
+  parts.push(`${number(progress.faces)} faces`, `${number(progress.errors)} without a face`);
+  if (progress.images_per_second) parts.push(`${progress.images_per_second.toFixed(1)} images/s`);
+  if (state === "running" && progress.seconds_left !== null) parts.push(`${Math.ceil(progress.seconds_left)} s left`);
+  return parts.join(" · ");
+}
+
+async function send(path, body) {
+  alertIn(warning, "");
+  try {
+    await ask(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: body && JSON.stringify(body) });
+    await refresh();
+  } catch (error) {
+    alertIn(warning, error.message);
+  }
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  send("v1/batches", { input: document.getElementById("input").value.trim(), out: document.getElementById("out").value.trim() });
+});

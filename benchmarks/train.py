@@ -1,0 +1,192 @@
+"""Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory, against a plain loop with a DataLoader.
+
+    python benchmarks/train.py [SHARDS] [--faces 768] [--rounds 3] [--recipe default dhaa] [--threads 0] [key=value ...]
+
+Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one worker; `memory`, the same worker on one batch
+that it holds, which needs no data at all; `loader`, a process without Ray, whose DataLoader workers decode with the same code, encoded faces
+held in memory, batches in shared memory, two a worker ahead. All run `ageray.train.loop.train_one_epoch`: the same warp, changes and network.
+
+A rate is that of an epoch from its second step on; `start` is how long the first batch takes. Without SHARDS, faces are drawn. On a machine
+whose cores both decode and train, decoding takes its share of them; where a GPU trains it does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Queue
+from torch.utils.data import DataLoader, Dataset
+
+from ageray import cluster, config, storage
+from ageray.data import order, synthetic
+from ageray.data.stream import decode_rows
+from ageray.experiment import Experiment
+from ageray.train import plan as planning
+from ageray.train.loop import Columns, State, new_state, train_one_epoch
+from ageray.train.plan import Plan
+from ageray.train.streams import Streams, sources
+
+ROOT = Path(__file__).resolve().parents[1]
+_COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
+Turn = dict[str, float]
+
+
+def timed(state: State, batches: Iterable[Columns]) -> Turn:
+    """One epoch: images a second from the second step on, seconds to the first batch's end, resident memory in MiB."""
+    started, ends = time.perf_counter(), list[float]()
+    train_one_epoch(state, batches, lambda step, images: ends.append(time.perf_counter()))
+    state.epoch += 1
+    size = state.config.train.batch_size
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    rate = size * (len(ends) - 1) / (ends[-1] - ends[0])
+    return {"rate": rate, "start": ends[0] - started, "mib": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+
+
+def begin(experiment: Experiment, plan: Plan, threads: int) -> State:
+    """A network before its first step. Centroids stay random: they cost the same."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(threads)
+    state = new_state(experiment, device)
+    state.start_stage(0, 10 * plan.steps[0])
+    return state
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until there is no further name."""
+    experiment, plan = Experiment.model_validate(settings["experiment"]), settings["plan"]
+    state, streams = begin(experiment, plan, settings["threads"]), Streams(experiment, plan, settings["rows"])
+    held = next(iter(streams.training(state).batches))
+    while (name := settings["asked"].get()) is not None:
+        if name == "memory":
+            settings["said"].put(timed(state, [held] * plan.steps[0]))
+        else:
+            faces = streams.training(state)
+            turn = timed(state, faces.batches)
+            settings["said"].put(turn | {"waited": faces.batches.waited})
+
+
+class Faces(Dataset[Columns]):
+    """Batches of faces, encoded in memory, decoded when asked for."""
+
+    def __init__(self, table: pa.Table, align: dict[str, Any]) -> None:
+        self._table, self._align = table, align
+
+    def __getitem__(self, rows: list[int]) -> Columns:
+        columns = decode_rows(self._table.take(pa.array(rows)), self._align)
+        return {name: torch.from_numpy(values) for name, values in columns.items() if values.dtype != object}
+
+
+class Plain:
+    """The plain loop with its DataLoader, in this process."""
+
+    def __init__(self, experiment: Experiment, plan: Plan, threads: int, workers: int) -> None:
+        self._state, self._plan = begin(experiment, plan, threads), plan
+        files = [file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")]
+        table = pa.concat_tables([pq.read_table(file, columns=_COLUMNS) for file in files])
+        faces = plan.faces["stage-0"].wanted().find(table.column("key").to_pylist())
+        self._faces = Faces(table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json"))
+        self._order: list[list[int]] = []
+        self._loader = DataLoader(
+            self._faces,
+            sampler=self._order,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2,
+            persistent_workers=True,
+            pin_memory=self._state.device.type == "cuda",
+            multiprocessing_context="spawn",
+        )
+
+    def turn(self) -> Turn:
+        train = self._state.config.train
+        rows = order.shuffled(self._plan.faces["stage-0"], train.shuffle, (train.seed, self._state.epoch))
+        self._order[:] = order.share(rows, train.batch_size).tolist()
+        return timed(self._state, self._loader)
+
+
+def compare(recipe: str, shards: str, rounds: int, threads: int, words: list[str]) -> None:
+    """All contenders on one recipe, and what is to be read off them."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [str(ROOT / "configs" / f"{recipe}.yaml")]
+        fixed = [f"data.shards={shards}", f"scale.runs={folder}", "protocol.val=0", "protocol.test=0", "model.weights=none"]
+        experiment = config.load(files, [*fixed, *words])
+        plan = planning.make(experiment)
+        asked, said = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+        settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": sources(experiment), "threads": threads}
+        trainer = TorchTrainer(
+            serve,
+            train_loop_config={**settings, "asked": asked, "said": said},
+            scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
+            run_config=RunConfig(name="ray", storage_path=folder),
+        )
+        running = Thread(target=trainer.fit)
+        running.start()
+        plain = Plain(experiment, plan, threads, workers=max(1, min(8, (os.cpu_count() or 2) - 1)))
+        turns: dict[str, list[Turn]] = {"streamed": [], "memory": [], "loader": []}
+        for number in range(rounds + 1):  # the first one warms up
+            for name, taken in turns.items():
+                if name == "loader":
+                    turn = plain.turn()
+                else:
+                    asked.put(name)
+                    turn = said.get()
+                if number:
+                    taken.append(turn)
+        asked.put(None)
+        running.join()
+        report(recipe, experiment, plan, turns)
+
+
+def report(recipe: str, experiment: Experiment, plan: Plan, turns: dict[str, list[Turn]]) -> None:
+    """Medians, and ratios within a round, so that what slows a whole round cancels out."""
+    print(
+        f"\n{recipe}: {plan.steps[0]} steps of {experiment.train.batch_size}, {experiment.align.size} pixels, {experiment.train.precision}"
+    )
+    for name, taken in turns.items():
+        rates = " ".join(f"{turn['rate']:.1f}" for turn in taken)
+        start = statistics.median(turn["start"] for turn in taken)
+        print(f"  {name:<9} {statistics.median(turn['rate'] for turn in taken):>8.1f} images/s   (rounds {rates}; start {start:.1f} s)")
+    for name, target in (("memory", 0.95), ("loader", 1.0)):
+        ratios = [own["rate"] / other["rate"] for own, other in zip(turns["streamed"], turns[name], strict=True)]
+        print(f"  streamed / {name}: {statistics.median(ratios):.3f} (target {target}; rounds {np.round(ratios, 3).tolist()})")
+    memory = [turn["mib"] for turn in turns["streamed"]]
+    print(f"  worker's memory after its epochs: {', '.join(f'{mib:.0f}' for mib in memory)} MiB ({memory[-1] - memory[0]:+.0f})")
+    waited = [turn["waited"] - turn["start"] for turn in turns["streamed"]]
+    print(f"  waiting for data beyond the start of an epoch: {', '.join(f'{max(0.0, seconds):.2f}' for seconds in waited)} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="SHARDS | key=value", help="a folder of face shards, settings")
+    parser.add_argument("--faces", type=int, default=768, help="faces to draw where no shards are named (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="epochs of each contender (default: %(default)s)")
+    parser.add_argument("--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)")
+    parser.add_argument("--threads", type=int, default=0, help="of a CPU that trains; 0 for all cores (default: %(default)s)")
+    given = parser.parse_args()
+    words, folders = [word for word in given.words if "=" in word], [word for word in given.words if "=" not in word]
+    with tempfile.TemporaryDirectory() as drawn:
+        if not folders:
+            synthetic.write_faces_table(Path(drawn), given.faces, subjects=given.faces, size=200, shards=2)
+        cluster.connect(config.load([], ["scale.progress=false"]).scale)
+        for recipe in given.recipe:
+            compare(recipe, (folders or [drawn])[0], given.rounds, given.threads or os.cpu_count() or 1, words)
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
