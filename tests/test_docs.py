@@ -1,0 +1,58 @@
+"""The commands that README and docs show: each parses, names files that are there and settings that exist; and what pages link to is there."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ageray import config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python -m jobs\.(\w+)(.*)")
+_PLACEHOLDERS = ("RECIPE", "$SMALL", "...", "OVERRIDES", "=E")  # commands that stand for many
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """Job and words of each command of a page's blocks, lines that end in a backslash joined, comments and what is optional left out."""
+    found = []
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        match = COMMAND.search(line)
+        shown = line.startswith(("python", "ray job", "    python", "    ray job"))
+        if not match or not shown or any(mark in line for mark in _PLACEHOLDERS[:2] + _PLACEHOLDERS[3:]):
+            continue
+        words = re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", match[2]) if "'" not in match[2] else match[2]
+        found.append((match[1], shlex.split(words, comments=True)))
+    return found
+
+
+SHOWN = [(page.name, job, words) for page in PAGES for job, words in commands(page.read_text())]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {job for _, job, _ in SHOWN} == {"prepare", "train", "tune", "evaluate", "score", "serve"}
+    assert len(SHOWN) > 20
+
+
+@pytest.mark.parametrize(("page", "job", "words"), SHOWN, ids=[f"{page}-{job}-{number}" for number, (page, job, _) in enumerate(SHOWN)])
+def test_a_command_that_a_page_shows_is_one(page: str, job: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser = importlib.import_module(f"jobs.{job}").parser()
+    parser.parse_intermixed_args(words)  # ends the test with SystemExit where it does not parse
+    files = [word for word in words if word.endswith(".yaml")]
+    assert all((ROOT / file).is_file() for file in files)
+    if job != "serve":
+        settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
+        for read in [[file] for file in files] if "--cross" in words else [files]:  # that one takes several sets
+            config.read(read, settings)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    for place in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in place:
+            assert (page.parent / place).exists(), place
