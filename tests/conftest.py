@@ -29,7 +29,7 @@ def ray_local() -> Iterator[None]:
     """A Ray on this machine with 4 logical CPUs: with 2, actors can hold every CPU and wait for ever."""
     import ray
 
-    ray.init(num_cpus=4, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=4, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
