@@ -313,6 +313,17 @@ def test_two_workers_one_of_them_killed_end_as_one_worker(run: Run, settings: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
+def test_as_many_workers_as_there_is_room_for(run: Run, settings: Path, tmp_path: Path) -> None:
+    """An elastic number of workers takes two here; the batch stays what it is, and so do the figures. With a trace of ten steps."""
+    elastic = Run(settings, tmp_path, "scale.workers=[1, 2]", "scale.profile=true")
+    for record, expected in zip(elastic.log, run.log, strict=True):
+        assert (record["step"], record["images"]) == (expected["step"], expected["images"])
+        assert record["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+    assert json.loads((elastic.folder / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_faces_aligned_by_actors_train_the_same_network(run: Run, settings: Path, tmp_path: Path) -> None:
     actors = Run(settings, tmp_path, "align.placement=actors")
     assert [record["loss"] for record in actors.log] == [record["loss"] for record in run.log]
