@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import socket
 import sys
 import time
 import warnings
@@ -28,6 +29,7 @@ LASTING = "on_demand"
 """A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
 
 _REST_SECONDS = 0.02
+_PATIENCE_SECONDS = 10.0
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` leaves on the head node, where submitted jobs run: the node types that its autoscaler may start."""
@@ -87,6 +89,7 @@ def _address() -> str | None:
 def _join(address: str) -> None:
     if "://" in address:
         raise UserError(f"RAY_ADDRESS={address}: {_other_use(address)}")
+    _answers(address)
     try:
         ray.init(address=address, runtime_env=_passed_on(), log_to_driver=False, logging_level=logging.WARNING)
     except AuthenticationError:
@@ -94,7 +97,22 @@ def _join(address: str) -> None:
         raise UserError(f"RAY_ADDRESS={address}: the cluster wants its token and got none or another; {remedy}") from None
     except (ConnectionError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine ({reason})") from None
+        raise _silent(address, reason) from None
+
+
+def _answers(address: str) -> None:
+    """Raises UserError if nothing listens at host:port: Ray would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return  # `auto`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _silent(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _silent(address: str, reason: str) -> UserError:
+    return UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine ({reason})")
 
 
 def _passed_on() -> dict[str, Any] | None:
