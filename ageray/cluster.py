@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shlex
 import socket
 import sys
@@ -30,6 +31,7 @@ LASTING = "on_demand"
 
 _REST_SECONDS = 0.02
 _PATIENCE_SECONDS = 10.0
+_NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` leaves on the head node, where submitted jobs run: the node types that its autoscaler may start."""
@@ -92,10 +94,13 @@ def _join(address: str) -> None:
     _answers(address)
     try:
         ray.init(address=address, runtime_env=_passed_on(), log_to_driver=False, logging_level=logging.WARNING)
-    except AuthenticationError:
-        remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token of its head node, or submit the command as a job"
-        raise UserError(f"RAY_ADDRESS={address}: the cluster wants its token and got none or another; {remedy}") from None
-    except (ConnectionError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, ValueError) as error:
+        # Ray tells of a wrong token by its own error or, on the way to one, by the text of what caused another
+        if isinstance(error, AuthenticationError) or _NO_TOKEN.search(str(error.__cause__)):
+            remedy = (
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to its head node's, or submit the command as a job"
+            )
+            raise UserError(f"RAY_ADDRESS={address}: the cluster wants its token and got none or another; {remedy}") from None
         reason = str(error).strip().partition("\n")[0]
         raise _silent(address, reason) from None
 
