@@ -152,7 +152,7 @@ def check_fits(what: str, workers: int, needs: dict[str, float], beside: float =
     """Raises UserError if the cluster could never hold so many workers of such needs at once and `beside` logical CPUs for other work: Ray
     would wait for room for ever. `what` names the setting and its value."""
     largest = nodes()
-    fit = sum(_holds(node, needs) for node in largest)
+    fit = holds(largest, needs)
     cpus = _sum(largest, "CPU")
     each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount and name != LASTING)
     if fit < workers:
@@ -164,6 +164,11 @@ def check_fits(what: str, workers: int, needs: dict[str, float], beside: float =
         raise UserError(
             f"{what}: {workers} of {each} leave less than {beside:g} of {cpus:g} logical CPUs to read data; lower it or add nodes"
         )
+
+
+def holds(nodes: list[dict[str, float]], needs: dict[str, float]) -> int:
+    """How many workers of such needs, each on one node, the nodes hold at once."""
+    return sum(_holds(node, needs) for node in nodes)
 
 
 def lasting(needs: dict[str, float]) -> dict[str, float]:
@@ -190,7 +195,6 @@ def _launched(config: dict[str, object]) -> Iterator[dict[str, float]]:
 
 
 def _holds(node: dict[str, float], needs: dict[str, float]) -> int:
-    """How many workers of such needs a node holds."""
     return int(min((node.get(name, 0) / amount + 1e-6 for name, amount in needs.items() if amount), default=0))
 
 

@@ -32,10 +32,11 @@ def share_out(scale: Scale) -> Team:
         raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
     on_gpu = gpus > 0 and scale.gpu is not False
     each = scale.cpus_per_worker
+    fit = cluster.holds(nodes, {"CPU": each, "GPU": int(on_gpu)})
     if scale.score_workers:
         actors = scale.score_workers
     elif on_gpu:
-        actors = max(1, sum(_fit(node, each, on_gpu) for node in nodes))
+        actors = max(1, fit)
     else:
         actors = 1 if cpus <= _ALONE else max(1, int(cpus / 2 / each))
     if on_gpu and actors > gpus:
@@ -43,7 +44,7 @@ def share_out(scale: Scale) -> Team:
     taken = f"{actors} scoring actors with scale.cpus_per_worker={each:g}"
     if actors * each + 1 > cpus:
         raise UserError(f"{taken} leave none of {cpus:g} logical CPUs for decoding; lower one, or raise scale.local_cpus")
-    if actors > sum(_fit(node, each, on_gpu) for node in nodes):
+    if actors > fit:
         raise UserError(f"{taken}{' and a GPU each' * on_gpu} do not fit the cluster's {len(nodes)} nodes; lower one of the two")
     return Team(actors, each, int(on_gpu), scale.threads or (0 if actors == 1 else max(1, int(each))))
 
@@ -53,8 +54,3 @@ def describe(team: Team, faces: int, photos: int) -> str:
     place = "a GPU" if team.gpus else f"{team.threads or 'all'} core{'s' * (team.threads != 1)}"
     actors = f"{team.actors} actor{'s' * (team.actors > 1)} on {place}{' each' * (team.actors > 1)}"
     return f"{actors}, {faces} faces a batch; other CPUs decode {photos} images a task"
-
-
-def _fit(node: dict[str, float], cpus: float, on_gpu: bool) -> int:
-    fit = int(node.get("CPU", 0) / cpus + 1e-6)
-    return min(fit, int(node.get("GPU", 0))) if on_gpu else fit

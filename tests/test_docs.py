@@ -14,7 +14,7 @@ from ageray import config
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python -m jobs\.(\w+)(.*)")
-_PLACEHOLDERS = ("RECIPE", "$SMALL", "...", "OVERRIDES", "=E")  # commands that stand for many
+_PLACEHOLDERS = ("RECIPE", "$SMALL", "OVERRIDES", "=E")  # commands that stand for many
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
@@ -23,7 +23,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         match = COMMAND.search(line)
         shown = line.startswith(("python", "ray job", "    python", "    ray job"))
-        if not match or not shown or any(mark in line for mark in _PLACEHOLDERS[:2] + _PLACEHOLDERS[3:]):
+        if not match or not shown or any(mark in line for mark in _PLACEHOLDERS):
             continue
         words = re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", match[2]) if "'" not in match[2] else match[2]
         found.append((match[1], shlex.split(words, comments=True)))

@@ -315,7 +315,16 @@ def test_two_workers_one_of_them_killed_end_as_one_worker(run: Run, settings: Pa
 @pytest.mark.timeout(2400)
 def test_as_many_workers_as_there_is_room_for(run: Run, settings: Path, tmp_path: Path) -> None:
     """An elastic number of workers takes two here; the batch stays what it is, and so do the figures. With a trace of ten steps."""
-    elastic = Run(settings, tmp_path, "scale.workers=[1, 2]", "scale.profile=true")
+    most = 0
+
+    def count(folder: Path) -> None:
+        nonlocal most
+        while not (folder / "log.jsonl").exists():
+            most = max(most, len(trainers(os.getpid())))
+            time.sleep(0.2)
+
+    elastic = Run(settings, tmp_path, "scale.workers=[1, 2]", "scale.profile=true", watch=count)
+    assert most == 2
     for record, expected in zip(elastic.log, run.log, strict=True):
         assert (record["step"], record["images"]) == (expected["step"], expected["images"])
         assert record["loss"] == pytest.approx(expected["loss"], rel=2e-3)

@@ -139,12 +139,18 @@ def importance(report: Record) -> Figure:
     return figure
 
 
+def _in_rows(count: int) -> tuple[Figure, Any]:
+    """Axes as high as so many named rows, to be read across."""
+    figure, axes = new_figure(_WIDE, 0.42 * count + 1.0)
+    axes.grid(visible=False)
+    axes.grid(axis="x", color=INK, alpha=0.12)
+    return figure, axes
+
+
 def finalists(report: Record) -> Figure:
     """MAE on the test faces: a point a seed, a line at the mean."""
     rows = report["finalists"][::-1]
-    figure, axes = new_figure(_WIDE, 0.42 * len(rows) + 1.0)
-    axes.grid(visible=False)
-    axes.grid(axis="x", color=INK, alpha=0.12)
+    figure, axes = _in_rows(len(rows))
     for number, row in enumerate(rows):
         colour = _RECIPE if row["name"] == "recipe" else _BEST if row["name"] == report["winner"]["name"] else ACCENT
         axes.plot([run["test_mae"] for run in row["runs"]], [number] * len(row["runs"]), "o", color=colour, alpha=0.75)
@@ -158,9 +164,7 @@ def finalists(report: Record) -> Figure:
 def differences(report: Record) -> Figure:
     """Each finalist minus the recipe, with its interval."""
     rows = report["comparisons"][::-1]
-    figure, axes = new_figure(_WIDE, 0.42 * len(rows) + 1.0)
-    axes.grid(visible=False)
-    axes.grid(axis="x", color=INK, alpha=0.12)
+    figure, axes = _in_rows(len(rows))
     axes.axvline(0, color=INK, linewidth=1)
     for number, row in enumerate(rows):
         error_bars(axes, [number], [row["difference"]], upright=False, color=ACCENT if row["real"] else SOFT)

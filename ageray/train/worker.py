@@ -113,6 +113,5 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
 def _room(needed: dict[str, float], beside: float) -> int:
     """How many workers fit on the nodes, with `beside` CPUs more each, if one CPU is left to decode."""
     nodes = cluster.nodes()
-    fits = sum(int(min(node.get(name, 0) // amount for name, amount in needed.items() if amount)) for node in nodes)
     spare = sum(node.get("CPU", 0) for node in nodes) - 1
-    return min(fits, int(spare // (needed["CPU"] + beside)))
+    return min(cluster.holds(nodes, needed), int(spare / (needed["CPU"] + beside) + 1e-6))
