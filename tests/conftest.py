@@ -17,6 +17,7 @@ ON_RAY = "ray_local"
 REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests (`-n 2 --dist loadgroup`): one has those that need Ray, which often wait, and a file stays whole."""
     with_ray = {item.path for item in items if ON_RAY in getattr(item, "fixturenames", ())}

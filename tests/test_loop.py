@@ -119,10 +119,14 @@ def test_pieces_of_a_batch_are_the_whole_batch() -> None:
         state = started(settings, 3)
         result = train_one_epoch(state, cut)
         found.append((result.loss, state.step, torch.cat([weight.flatten() for weight in state.network.parameters()])))
+    before = torch.cat([weight.flatten() for weight in started(settings, 3).network.parameters()])
+    moved = (found[0][2] - before).norm()
+    assert moved > 0
     for loss, steps, weights in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         assert steps == 3
-        torch.testing.assert_close(weights, found[0][2], rtol=1e-4, atol=1e-5)
+        # of single weights with hardly any gradient the optimiser may turn the last bits into a step
+        assert (weights - found[0][2]).norm() < 1e-3 * moved
 
 
 def test_fp16_scales_its_loss_and_trains_close_to_float32() -> None:
