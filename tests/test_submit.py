@@ -33,12 +33,12 @@ from ageray.predictor import Predictor
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
-BUCKET = "faces"
+BUCKET = "chain"  # servers in one process share their buckets
 PEOPLE, FACES = 48, 96
 PATIENCE = 240.0  # seconds
 TRAIN = [
-    *("configs/baseline.yaml", "configs/scale/cluster.yaml", "scale.runs=s3://faces/runs", "scale.workers=2", "scale.gpu=false"),
-    *("scale.cpus_per_worker=1", "scale.decode_batch=16", "scale.audit=false", "data.name=drawn", "data.shards=s3://faces/shards"),
+    *("configs/baseline.yaml", "configs/scale/cluster.yaml", "scale.runs=s3://chain/runs", "scale.workers=2", "scale.gpu=false"),
+    *("scale.cpus_per_worker=1", "scale.decode_batch=16", "scale.audit=false", "data.name=drawn", "data.shards=s3://chain/shards"),
     *("model.weights=none", "align.size=48", "train.batch_size=16", "train.precision=float32", "train.sync_batchnorm=true"),
 ]
 
@@ -201,13 +201,13 @@ def chain(store: Store, cluster: Cluster) -> dict[str, str]:
         store.client.put_object(Bucket=BUCKET, Key=f"photos/{number}.jpg", Body=face.jpeg())
         rows.append(f"{number}.jpg,{face.age:.1f},{face.subject},{','.join(f'{value:.2f}' for value in face.points.ravel())}")
     store.client.put_object(Bucket=BUCKET, Key="photos/faces.csv", Body="\n".join(rows).encode())
-    prepare = ["jobs.prepare", "data.source=s3://faces/photos/faces.csv", "data.name=drawn", "data.shards=s3://faces/shards"]
+    prepare = ["jobs.prepare", "data.source=s3://chain/photos/faces.csv", "data.name=drawn", "data.shards=s3://chain/shards"]
     said = {"prepare": cluster.ends(cluster.submit("prepare-1", *prepare, "scale.progress=false"))}
     said["train"] = cluster.ends(cluster.submit("train-1", "jobs.train", *TRAIN, "train.stages=[{epochs: 1}]"))
     model = run_of(said["train"])
-    score = ["jobs.score", "s3://faces/shards", "--model", model, "--out", "s3://faces/scores", "configs/scale/cluster.yaml"]
+    score = ["jobs.score", "s3://chain/shards", "--model", model, "--out", "s3://chain/scores", "configs/scale/cluster.yaml"]
     said["score"] = cluster.ends(cluster.submit("score-1", *score, "scale.gpu=false", "scale.cpus_per_worker=1"))
-    evaluate = ["jobs.evaluate", model, "data.name=drawn", "data.shards=s3://faces/shards", "--out", "s3://faces/results"]
+    evaluate = ["jobs.evaluate", model, "data.name=drawn", "data.shards=s3://chain/shards", "--out", "s3://chain/results"]
     said["evaluate"] = cluster.ends(cluster.submit("evaluate-1", *evaluate, "scale.progress=false"))
     return said
 
@@ -220,7 +220,7 @@ def run_of(said: str) -> str:
 @pytest.mark.timeout(1200)
 def test_the_chain_as_submitted_jobs(store: Store, chain: dict[str, str]) -> None:
     assert f"{FACES} photos, {FACES} faces kept" in chain["prepare"]
-    run = run_of(chain["train"]).removeprefix("s3://faces/")
+    run = run_of(chain["train"]).removeprefix("s3://chain/")
     assert {f"{run}/{name}" for name in ("bundle/model.safetensors", "log.jsonl", "curves.png", "state.pt")} <= set(store.list(run))
     scored = {row["key"]: row for row in store.rows("scores/part")}
     assert sorted(scored) == sorted(f"drawn/{number}.jpg" for number in range(FACES))
@@ -237,7 +237,7 @@ def test_the_chain_as_submitted_jobs(store: Store, chain: dict[str, str]) -> Non
 def test_a_repeated_id_starts_nothing(store: Store, cluster: Cluster, chain: dict[str, str]) -> None:
     before = {key: store.client.head_object(Bucket=BUCKET, Key=key)["LastModified"] for key in store.list("shards/")}
     again = cluster.submit(
-        "prepare-1", "jobs.prepare", "data.source=s3://faces/photos/faces.csv", "data.shards=s3://faces/shards", "--fresh"
+        "prepare-1", "jobs.prepare", "data.source=s3://chain/photos/faces.csv", "data.shards=s3://chain/shards", "--fresh"
     )
     said, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode != 0
@@ -260,7 +260,7 @@ def test_a_job_that_can_never_fit_says_so_in_one_line(cluster: Cluster, chain: d
 def ask(cluster: Cluster, environment: dict[str, str]) -> tuple[int, str]:
     """Exit code and errors of a command that joins a cluster from a shell."""
     inherited = {name: value for name, value in cluster.environment.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "jobs.score", "s3://faces/shards", "--model", "zoo:default", "--out", "s3://faces/never"]
+    command = [sys.executable, "-m", "jobs.score", "s3://chain/shards", "--model", "zoo:default", "--out", "s3://chain/never"]
     ended = subprocess.run(command, cwd=ROOT, env=inherited | environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
     return ended.returncode, ended.stderr
 
@@ -310,11 +310,11 @@ def test_a_node_lost_while_scoring_loses_no_row(store: Store, cluster: Cluster, 
         store.client.upload_file(str(file), BUCKET, f"many/{Path(file).name}")
     words = [
         "jobs.score",
-        "s3://faces/many",
+        "s3://chain/many",
         "--model",
         "zoo:default",
         "--out",
-        "s3://faces/lost",
+        "s3://chain/lost",
         "scale.score_batch=16",
         "scale.score_workers=2",
     ]
@@ -340,9 +340,9 @@ def test_a_node_lost_while_training_is_made_up_for(store: Store, cluster: Cluste
     """One worker a node; the node of one goes in the middle of an epoch: the same figures at the end as a run that kept its nodes."""
     cluster.workers += [cluster.add(2), cluster.add(2)]
     stages = ["train.stages=[{epochs: 4, optimizer: {name: sgd, lr: 0.01}}]", "scale.checkpoint_steps=2", "scale.cpus_per_worker=2"]
-    whole = run_of(cluster.ends(cluster.submit("train-whole", "jobs.train", *TRAIN, *stages, "scale.runs=s3://faces/whole")))
-    job = cluster.submit("train-lost", "jobs.train", *TRAIN, *stages, "scale.runs=s3://faces/less")
-    run = whole.replace("s3://faces/whole", "less")
+    whole = run_of(cluster.ends(cluster.submit("train-whole", "jobs.train", *TRAIN, *stages, "scale.runs=s3://chain/whole")))
+    job = cluster.submit("train-lost", "jobs.train", *TRAIN, *stages, "scale.runs=s3://chain/less")
+    run = whole.replace("s3://chain/whole", "less")
     cluster.wait_for(lambda: job.poll() is not None or f"{run}/log.jsonl" in store.list(run))
     assert job.poll() is None, job.communicate()[0]
     lost = cluster.with_process("TrainWorker")[0]
@@ -350,7 +350,7 @@ def test_a_node_lost_while_training_is_made_up_for(store: Store, cluster: Cluste
     kill(lost)
     said = cluster.ends(job)
     assert "a worker was lost; going on from the last checkpoint (1 of 3)" in said
-    logs = [store.read(f"{place}/log.jsonl").decode().splitlines() for place in (whole.removeprefix("s3://faces/"), run)]
+    logs = [store.read(f"{place}/log.jsonl").decode().splitlines() for place in (whole.removeprefix("s3://chain/"), run)]
     assert len(logs[0]) == len(logs[1]) == 4
     for expected, record in zip(*([json.loads(line) for line in log] for log in logs), strict=True):
         assert record["step"] == expected["step"]
