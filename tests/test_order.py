@@ -106,7 +106,8 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
     assert first["row"].tolist() == first["age"].tolist() == [5, 0, 5]
     assert first["canvas"].tolist() == [[5] * 3, [0] * 3, [5] * 3]
     assert first["weight"].tolist() == [2.5, 0, 2.5]
-    assert first.keys() == {"row", "age", "canvas", "weight"}
+    assert first["slot"].tolist() == [0, 1, 2]
+    assert first.keys() == {"row", "age", "canvas", "weight", "slot"}
     assert next(ordered)["row"].tolist() == [1, 9, 2]
     with pytest.raises(StopIteration):
         next(ordered)
@@ -116,14 +117,20 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
 def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_workers(world: int) -> None:
     rows = np.arange(16)
     streams = [Ordered(blocks(16, 4, broken=(1, 6, 7)), order.share(rows, 8, rank, world)) for rank in range(world)]
-    found = [np.concatenate([part["row"] for part in parts]) for parts in zip(*streams, strict=True)]
+    batches = list(zip(*streams, strict=True))
+    found = [np.concatenate([part["row"] for part in parts]) for parts in batches]
     assert [batch.tolist() for batch in found] == [[0, 0, 2, 3, 4, 5, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15]]
+    # a face comes with the number of its own place, whose random map it is given
+    slots = np.concatenate([part["slot"] + rank * 8 // world for rank, part in enumerate(batches[0])])
+    assert slots.tolist() == found[0].tolist()
     assert [row for stream in streams for row in stream.skipped][:3] == [(f"face-{row}", "no picture") for row in (1, 6, 7)]
 
 
 def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
     ordered = Ordered(blocks(8, 2, broken=(2, 3), gone=(6,)), np.arange(8).reshape(4, 2))
-    assert [batch["row"].tolist() for batch in ordered] == [[0, 1], [1, 1], [4, 5], [7, 7]]
+    taken = list(ordered)
+    assert [batch["row"].tolist() for batch in taken] == [[0, 1], [1, 1], [4, 5], [7, 7]]
+    assert [batch["slot"].tolist() for batch in taken] == [[0, 1], [0, 1], [0, 1], [1, 1]]
     assert ordered.skipped == [("face-2", "no picture"), ("face-3", "no picture"), ("row 6", "the shards no longer hold it")]
     begin = Ordered(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
     assert [batch["row"].tolist() for batch in begin] == [[2, 2], [2, 3]]

@@ -104,6 +104,9 @@ class Ordered:
 
     So that every batch is whole, on every worker, the place of such a face is taken by another of the batch (a neighbour, so that cutting the
     batch into parts changes nothing), or by the last one before.
+
+    The column `slot` says which face of the batch stands at each place: its own number, but for such a neighbour. The neighbour comes with its
+    own random map, so that faces aligned ahead (`align.placement: actors`) are those that the worker would align.
     """
 
     def __init__(self, blocks: Iterable[Columns], rows_SB: Rows, more: Mapping[str, NDArray[Any]] | None = None) -> None:
@@ -122,7 +125,8 @@ class Ordered:
             while self._last is None:
                 if not self._read():
                     return
-            yield self._batch([self._instead(faces, slot) for slot in range(len(faces))])
+            found = [self._instead(faces, slot) for slot in range(len(faces))]
+            yield self._batch([face for face, _ in found]) | {"slot": np.array([slot for _, slot in found])}
 
     def _face(self, row: int) -> tuple[Columns, int] | None:
         while row not in self._pool:
@@ -148,12 +152,16 @@ class Ordered:
                 self._last = (block, place)
         return True
 
-    def _instead(self, faces: list[tuple[Columns, int] | None], slot: int) -> tuple[Columns, int]:
-        near = (faces[slot ^ step] for step in range(1 << len(faces).bit_length()) if slot ^ step < len(faces))
-        found = next((face for face in near if face is not None), self._last)
-        assert found is not None
-        self._last = found
-        return found
+    def _instead(self, faces: list[tuple[Columns, int] | None], slot: int) -> tuple[tuple[Columns, int], int]:
+        """The face for a place, and the place that it was meant for; its own where it comes from an earlier batch."""
+        near = (slot ^ step for step in range(1 << len(faces).bit_length()) if slot ^ step < len(faces))
+        for place in near:
+            found = faces[place]
+            if found is not None:
+                self._last = found
+                return found, place
+        assert self._last is not None
+        return self._last, slot
 
     def _batch(self, faces: list[tuple[Columns, int]]) -> Columns:
         names = [name for name, values in faces[0][0].items() if values.dtype != object]

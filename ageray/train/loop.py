@@ -3,6 +3,8 @@
 Batches are dicts of numpy columns `canvas` (B, C, C, 3) uint8, `points`, `box`, `age`; see `ageray.data.batches`. For a network whose frozen
 body was taken away (`ageray.train.frozen`), `features` (B, 2, D) of face and mirror image stand in the place of the first three.
 
+With a column `slot` (B,), a face takes the random map of that place of the batch (`ageray.data.order.Ordered`).
+
 Where faces come aligned already (`align.placement: actors`), `aligned` (B, S, S, 3) float32 and their `points` stand there.
 
 Where torch.distributed runs, each of N workers brings its part of every batch, worker 0's faces first, all equally many; together they do what
@@ -37,7 +39,7 @@ from ageray.train.optim import make_optimizer, make_schedule
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
-_TRAINED = ("canvas", "aligned", "points", "box", "features", "age", "gender", "weight")
+_TRAINED = ("canvas", "aligned", "points", "box", "slot", "features", "age", "gender", "weight")
 _JUDGED = ("canvas", "points", "box", "features", "subject")
 _GALLERY = (*_JUDGED, "age", "gender")
 
@@ -281,6 +283,8 @@ def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     colours, then the same standardisation as in use."""
     align, augment, share = state.config.align, state.config.train.augment, parallel.rank_and_world()
     random_map = geometric_map(len(batch["points"]), align.size, augment, state.generator, *share).to(state.device)
+    if "slot" in batch:
+        random_map = random_map[batch["slot"]]
     if "aligned" in batch:  # with this same map
         faces, points = batch["aligned"], batch["points"]
     else:
