@@ -54,8 +54,9 @@ def connect(scale: Scale) -> None:
 
     Raises UserError if RAY_ADDRESS does not answer, wants a token, or is an address for other uses.
     """
-    # Spinning OpenMP threads starve everything else on the same cores; processes that Ray starts inherit this.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # OpenMP threads that spin starve everything else on the same cores; asleep at once, they cost a step a tenth. A short spin does neither
+    # (docs/benchmarks.md). Processes that Ray starts inherit this.
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if ray.is_initialized():
         return

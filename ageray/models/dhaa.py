@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 from ageray.experiment.model import Dhaa as Config
 from ageray.models.network import AgeNetwork, Batch, age_head, head_output, no_imagenet, scaled
@@ -39,6 +37,8 @@ def _parents(name: str) -> tuple[str, str]:
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     """A residual block of the paper: two residual units. Parameters are named as those of torchvision's `layer1` to `layer4`."""
+    from torchvision.models.resnet import BasicBlock  # here: the import takes seconds, and other networks do without
+
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -213,6 +213,8 @@ class Dhaa(AgeNetwork):
         self.subnetwork_heads = nn.ModuleDict({name: age_head(config, config.features) for name in with_own})
         self.classifier_names = (*with_own, FINAL) if with_own else ()
         if config.weights == "imagenet":
+            import torchvision
+
             self.load_backbone(torchvision.models.resnet18(weights="IMAGENET1K_V1").state_dict())
 
     def forward(self, batch: Batch) -> Batch:
