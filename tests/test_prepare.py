@@ -423,6 +423,7 @@ def command_line(*words: str, **environment: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow  # the submitted chain goes from store to store in every run
 def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
