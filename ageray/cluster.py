@@ -32,6 +32,7 @@ LASTING = "on_demand"
 _REST_SECONDS = 0.02
 _PATIENCE_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
+_NO_TIME = "timed out during startup"
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` leaves on the head node, where submitted jobs run: the node types that its autoscaler may start."""
@@ -52,7 +53,7 @@ class Pace(ExecutionCallback):
 def connect(scale: Scale) -> None:
     """Joins the cluster of RAY_ADDRESS, or starts Ray here with `scale.local_cpus` logical CPUs; does nothing if Ray runs already.
 
-    Raises UserError if RAY_ADDRESS does not answer, wants a token, or is an address for other uses.
+    Raises UserError if RAY_ADDRESS does not answer, wants a token, or is an address for other uses, and if Ray does not start here in time.
     """
     # OpenMP threads that spin starve everything else on the same cores; asleep at once, they cost a step a tenth. A short spin does neither
     # (docs/benchmarks.md). Processes that Ray starts inherit this.
@@ -64,14 +65,7 @@ def connect(scale: Scale) -> None:
     if address:
         _join(address)
     else:
-        ray.init(
-            address="local",
-            num_cpus=scale.local_cpus or max(4, os.cpu_count() or 1),
-            object_store_memory=scale.object_store_mib * 2**20 or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
+        _start(scale)
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = scale.progress
     if Pace not in data_context.custom_execution_callback_classes:
@@ -81,6 +75,23 @@ def connect(scale: Scale) -> None:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Ray's own uses of what it deprecated are not the user's concern
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+
+
+def _start(scale: Scale) -> None:
+    try:
+        ray.init(
+            address="local",
+            num_cpus=scale.local_cpus or max(4, os.cpu_count() or 1),
+            object_store_memory=scale.object_store_mib * 2**20 or None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+    except Exception as error:  # Ray raises no narrower one; what it started ends with this process
+        if _NO_TIME not in str(error):
+            raise
+        load = f"{os.getloadavg()[0]:.0f} processes want {os.cpu_count()} cores"
+        raise UserError(f"Ray did not start within its 30 seconds ({load}); give the command again when the machine is less busy") from None
 
 
 def _address() -> str | None:

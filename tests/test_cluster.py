@@ -51,6 +51,22 @@ def test_an_address_for_jobs_is_answered_with_the_command_to_give(address: str, 
     assert str(caught.value) == f"RAY_ADDRESS={address}: takes jobs and cannot be joined; submit the command: {command}"
 
 
+@pytest.mark.parametrize(
+    ("said", "error"), [("The current node timed out during startup. This could happen.", UserError), ("anything else", RuntimeError)]
+)
+def test_a_start_that_takes_too_long_is_told(said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(**_: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(error) as caught:
+        cluster.connect(Scale())
+    assert "\n" not in str(caught.value)
+    assert error is RuntimeError or str(caught.value).startswith("Ray did not start within its 30 seconds (")
+
+
 def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")

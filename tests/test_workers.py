@@ -163,6 +163,17 @@ def test_batch_statistics_of_the_whole_batch(found: Any) -> None:
 # --- aligned elsewhere ----------------------------------------------------------------------------------------------
 
 
+def test_a_face_that_stands_in_brings_its_own_map() -> None:
+    """Face 0 in the places 0 and 1 of the batch, the second time for one that cannot be decoded."""
+    base = settings("baseline")
+    still = dict.fromkeys(type(base.train.augment).model_fields, 0.0) | {"rotation": 20.0}
+    experiment = Experiment.model_validate(merged(base.model_dump(), {"train": {"augment": still}}))
+    drawn = {name: values[[0, 0]] for name, values in faces(2, experiment.align).items()}
+    seen = [augmented_faces(new_state(experiment, CPU), to_tensors(drawn | extra, CPU))[1] for extra in ({}, {"slot": np.array([0, 0])})]
+    torch.testing.assert_close(seen[1], seen[0][[0, 0]], atol=1e-4, rtol=0)
+    assert float((seen[0][0] - seen[0][1]).abs().max()) > 0.1
+
+
 def test_faces_aligned_ahead_are_those_that_the_worker_aligns() -> None:
     """Two steps of four faces, one of which comes twice, with every random change between the draws of the maps."""
     experiment = settings("baseline")

@@ -78,10 +78,10 @@ class TorchvisionBackbone(Backbone):
 
 
 def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module:
-    # torchvision refuses these two options beside weights and warns without them
-    options = {"aux_logits": False, "init_weights": True} if spec.auxiliary and not imagenet else {}
     import torchvision  # here: the import takes seconds, and networks of our own do without
 
+    # torchvision refuses these two options beside weights and warns without them
+    options = {"aux_logits": False, "init_weights": True} if spec.auxiliary and not imagenet else {}
     network: Any = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if imagenet else None, **options)
     for part in spec.classifier:
         network.set_submodule(part, nn.Identity())
