@@ -1,10 +1,11 @@
 """Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory, against a plain loop with a DataLoader.
 
-    python benchmarks/train.py [SHARDS] [--faces 768] [--rounds 3] [--recipe default dhaa] [--threads 0] [key=value ...]
+    python benchmarks/train.py [SHARDS] [--faces 768] [--repeat 1] [--rounds 3] [--recipe default dhaa] [--threads 0] [key=value ...]
 
 Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one worker; `memory`, the same worker on one batch
-that it holds, which needs no data at all; `loader`, a process without Ray, whose DataLoader workers decode with the same code, encoded faces
-held in memory, batches in shared memory, two a worker ahead. All run `ageray.train.loop.train_one_epoch`: the same warp, changes and network.
+that it holds, which needs no data at all; `loader`, a process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode
+with the same code, encoded faces held in memory, batches in shared memory, two a worker ahead. All run
+`ageray.train.loop.train_one_epoch`: the same warp, changes and network.
 
 A rate is that of an epoch from its second step on; `start` is how long the first batch takes. Without SHARDS, faces are drawn. On a machine
 whose cores both decode and train, decoding takes its share of them; where a GPU trains it does not.
@@ -119,8 +120,21 @@ class Plain:
         return timed(self._state, self._loader)
 
 
-def compare(recipe: str, shards: str, rounds: int, threads: int, words: list[str]) -> None:
+def repeated(shards: str, times: int, folder: Path) -> str:
+    """A folder of shards with each face so many times, under keys of their own: an epoch that lasts, of few faces."""
+    for file in storage.list_files(shards):
+        if file.endswith(".parquet"):
+            table = pq.read_table(file)
+            for turn in range(times):
+                keys = pa.array([f"{turn}/{key}" for key in table.column("key").to_pylist()], table.schema.field("key").type)
+                copied = table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys)
+                pq.write_table(copied, folder / f"{turn:03}-{file.rsplit('/', 1)[-1]}")
+    return str(folder)
+
+
+def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str]) -> None:
     """All contenders on one recipe, and what is to be read off them."""
+    threads = given.threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         files = [str(ROOT / "configs" / f"{recipe}.yaml")]
         fixed = [f"data.shards={shards}", f"scale.runs={folder}", "protocol.val=0", "protocol.test=0", "model.weights=none"]
@@ -136,9 +150,9 @@ def compare(recipe: str, shards: str, rounds: int, threads: int, words: list[str
         )
         running = Thread(target=trainer.fit)
         running.start()
-        plain = Plain(experiment, plan, threads, workers=max(1, min(8, (os.cpu_count() or 2) - 1)))
+        plain = Plain(experiment, plan, threads, workers=given.loaders or max(1, (os.cpu_count() or 2) - 1))
         turns: dict[str, list[Turn]] = {"streamed": [], "memory": [], "loader": []}
-        for number in range(rounds + 1):  # the first one warms up
+        for number in range(given.rounds + 1):  # the first one warms up
             for name, taken in turns.items():
                 if name == "loader":
                     turn = plain.turn()
@@ -174,17 +188,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="SHARDS | key=value", help="a folder of face shards, settings")
     parser.add_argument("--faces", type=int, default=768, help="faces to draw where no shards are named (default: %(default)s)")
+    parser.add_argument("--repeat", type=int, default=1, help="how often each face is in an epoch (default: %(default)s)")
+    parser.add_argument("--loaders", type=int, default=0, help="DataLoader workers; 0 for all cores but one (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="epochs of each contender (default: %(default)s)")
     parser.add_argument("--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU that trains; 0 for all cores (default: %(default)s)")
     given = parser.parse_args()
     words, folders = [word for word in given.words if "=" in word], [word for word in given.words if "=" not in word]
-    with tempfile.TemporaryDirectory() as drawn:
+    with tempfile.TemporaryDirectory() as drawn, tempfile.TemporaryDirectory() as many:
         if not folders:
             synthetic.write_faces_table(Path(drawn), given.faces, subjects=given.faces, size=200, shards=2)
+        shards = (folders or [drawn])[0]
+        if given.repeat > 1:
+            shards = repeated(shards, given.repeat, Path(many))
         cluster.connect(config.load([], ["scale.progress=false"]).scale)
         for recipe in given.recipe:
-            compare(recipe, (folders or [drawn])[0], given.rounds, given.threads or os.cpu_count() or 1, words)
+            compare(recipe, shards, given, words)
         ray.shutdown()
 
 

@@ -16,7 +16,7 @@ from torchvision.models._api import WeightsEnum
 from ageray.errors import UserError
 from ageray.experiment.model import Backbone as Name
 from ageray.experiment.model import Baseline
-from ageray.models import backbones
+from ageray.models import backbones, googlenet
 from ageray.models.model import build
 from ageray.models.network import Backbone
 
@@ -228,3 +228,14 @@ def test_another_networks_file_is_refused_in_one_line(name: Name, other: Name, f
 
 def test_every_name_of_the_vocabulary_is_one_of_these() -> None:
     assert set(get_args(Name)) == {*PUBLISHED, "bvlc_googlenet"} == FEATURES.keys()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="autocast of a GPU has rules of its own")
+def test_response_norm_trains_in_bf16_on_a_gpu() -> None:
+    norm, x = googlenet.ResponseNorm(16).cuda(), torch.randn(2, 16, 4, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

@@ -38,7 +38,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor) -> Tensor:
         s = F.conv2d(x.square(), band).add_(1.0)
-        root = s.rsqrt()
+        root = s.rsqrt().to(x.dtype)  # autocast on a GPU makes it float32, which the convolution of the backward pass could not join
         power = root * root.sqrt()
         ctx.save_for_backward(x, s, power, band)
         return x * power
