@@ -51,7 +51,8 @@ class Pace(ExecutionCallback):
 
 
 def connect(scale: Scale) -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts Ray here with `scale.local_cpus` logical CPUs; does nothing if Ray runs already.
+    """Joins the cluster of RAY_ADDRESS, or starts Ray here with `scale.local_cpus` logical CPUs, unless this process has a Ray already; then
+    settles how Ray Data runs in this process.
 
     Raises UserError if RAY_ADDRESS does not answer, wants a token, or is an address for other uses, and if Ray does not start here in time.
     """
@@ -59,13 +60,12 @@ def connect(scale: Scale) -> None:
     # (docs/benchmarks.md). Processes that Ray starts inherit this.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if ray.is_initialized():
-        return
-    address = _address()
-    if address:
-        _join(address)
-    else:
-        _start(scale)
+    if not ray.is_initialized():
+        address = _address()
+        if address:
+            _join(address)
+        else:
+            _start(scale)
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = scale.progress
     if Pace not in data_context.custom_execution_callback_classes:
@@ -78,20 +78,26 @@ def connect(scale: Scale) -> None:
 
 
 def _start(scale: Scale) -> None:
-    try:
-        ray.init(
-            address="local",
-            num_cpus=scale.local_cpus or max(4, os.cpu_count() or 1),
-            object_store_memory=scale.object_store_mib * 2**20 or None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    except Exception as error:  # Ray raises no narrower one; what it started ends with this process
-        if _NO_TIME not in str(error):
-            raise
-        load = f"{os.getloadavg()[0]:.0f} processes want {os.cpu_count()} cores"
-        raise UserError(f"Ray did not start within its 30 seconds ({load}); give the command again when the machine is less busy") from None
+    """Starts Ray here; a second time if the first took longer than Ray allows, which is a fixed 30 seconds."""
+    for last in (False, True):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=scale.local_cpus or max(4, os.cpu_count() or 1),
+                object_store_memory=scale.object_store_mib * 2**20 or None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+            return
+        except Exception as error:  # Ray raises no narrower one; what it started ends with this process
+            if _NO_TIME not in str(error):
+                raise
+        if last:
+            load = f"{os.getloadavg()[0]:.0f} processes want {os.cpu_count()} cores"
+            raise UserError(
+                f"Ray did not start within its 30 seconds, twice ({load}); give the command again when the machine is less busy"
+            )
 
 
 def _address() -> str | None:

@@ -30,8 +30,11 @@ def ray_local() -> Iterator[None]:
     """A Ray on this machine with 4 logical CPUs: with 2, actors can hold every CPU and wait for ever."""
     import ray
 
+    from ageray import cluster
+    from ageray.experiment import Scale
+
     ray.init(address="local", num_cpus=4, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    cluster.connect(Scale(progress=False))
     yield
     ray.shutdown()
 

@@ -265,7 +265,10 @@ def ask(cluster: Cluster, environment: dict[str, str]) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-@pytest.mark.parametrize("token", [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, {"RAY_AUTH_MODE": "disabled"}])
+@pytest.mark.parametrize(
+    "token",
+    [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}, pytest.param({"RAY_AUTH_MODE": "disabled"}, marks=pytest.mark.slow)],
+)
 def test_another_token_or_none_is_told(token: dict[str, str], store: Store, cluster: Cluster, chain: dict[str, str]) -> None:
     code, said = ask(cluster, {"RAY_ADDRESS": cluster.address, **token})
     assert code == 2, said

@@ -232,14 +232,16 @@ def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
 # --- again ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_run_is_refused_and_fresh_repeats_it(
-    run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_run_is_refused(run: Run, settings: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{run.folder}: this run is finished; .* --fresh$"):
+        job.main([str(settings), f"scale.runs={run.folder.parent}"])
+
+
+@pytest.mark.slow
+def test_fresh_repeats_a_finished_run(run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / run.folder.name
     shutil.copytree(run.folder, folder)
     words = [str(settings), f"scale.runs={tmp_path}"]
-    with pytest.raises(UserError, match=rf"^{folder}: this run is finished; .* --fresh$"):
-        job.main(words)
     (folder / "stray").write_text("of an earlier run")
     job.main([*words, "--fresh"])
     assert not (folder / "stray").exists()
