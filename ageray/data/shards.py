@@ -115,8 +115,8 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
             schema.check(pq.read_schema(path, filesystem=filesystem).empty_table(), wanted, file)
     except (ValueError, OSError) as error:
         raise UserError(f"{error}; write face shards with jobs.prepare") from None
-    # Ray's newer reader starts an actor for the footers and a listing for every pass over the data: on 2 cores an epoch's first batch comes
-    # seconds later, and a short training takes 59 worker processes where the older reader takes 14 (docs/benchmarks.md)
+    # Ray's newer reader starts an actor for the footers and a listing for every pass over the data: a short training started 59 worker
+    # processes where the older reader starts 14 (docs/benchmarks.md)
     ray.data.DataContext.get_current().use_datasource_v2 = False
     dataset = ray.data.read_parquet(paths, filesystem=filesystem, columns=wanted.names, partitioning=None)
     dataset.context.execution_options.preserve_order = True
