@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
+import requests
 from moto.server import ThreadedMotoServer
 
 from ageray import bundle
@@ -95,15 +96,17 @@ class Cluster:
     """The nodes, each a `ray start --block`: two logical CPUs on the head, one on the others."""
 
     def __init__(self, store: Store, folder: Path) -> None:
-        (folder / "token").write_text(secrets.token_hex(32))
+        token = secrets.token_hex(32)
+        (folder / "token").write_text(token)
+        self._bearer = {"Authorization": f"Bearer {token}"}
         self.address, self.door = f"{ray.util.get_node_ip_address()}:{free_port()}", f"http://127.0.0.1:{free_port()}"
         self._folder = folder
         others = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         # Ray kills the largest where a machine is short of memory; here three nodes count the same memory
-        token |= {"RAY_memory_monitor_refresh_ms": "0"}
-        self.environment = others | store.variables | token | {"PATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        settings |= {"RAY_memory_monitor_refresh_ms": "0"}
+        self.environment = others | store.variables | settings | {"PATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         port, door = self.address.split(":")[1], self.door.rsplit(":", 1)[1]
         head = [
             "--head",
@@ -114,8 +117,10 @@ class Cluster:
         ]
         # a folder of its own: a Ray that a test starts would join a cluster that it finds in the usual one
         self.head = self._start(2, *head, f"--temp-dir={folder / 'ray'}")
-        self.wait_for(lambda: self.jobs().returncode == 0)
-        self.workers = [self.add(), self.add()]
+        self.wait_for(self._takes_jobs)
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(2):
+            self.add()
 
     def _start(self, cpus: int, *words: str) -> subprocess.Popen[bytes]:
         ports = ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
@@ -124,18 +129,29 @@ class Cluster:
         with (self._folder / "nodes").open("ab") as said:
             return subprocess.Popen(command, env=self.environment, stdout=said, stderr=said, cwd=self._folder)
 
-    def add(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """One more worker node, once the cluster counts it."""
+    def add(self, cpus: int = 1) -> None:
+        """One more worker node, once the cluster counts it: two that start at once on one machine time out in Ray."""
         before = self.alive()
-        started = self._start(cpus, f"--address={self.address}")
+        self.workers.append(self._start(cpus, f"--address={self.address}"))
         self.wait_for(lambda: self.alive() > before)
-        return started
+
+    def _get(self, path: str) -> Any:
+        answer = requests.get(f"{self.door}{path}", headers=self._bearer, timeout=PATIENCE)
+        answer.raise_for_status()
+        return answer.json()
+
+    def _takes_jobs(self) -> bool:
+        with suppress(requests.RequestException):  # nothing listens there yet
+            return self.jobs() == []
+        return False
 
     def alive(self) -> int:
         """Nodes that the cluster counts."""
-        command = [RAY, "list", "nodes", f"--address={self.door}", "--filter", "state=ALIVE", "--format", "json"]
-        said = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, cwd=self._folder).stdout
-        return said.count('"node_id"')
+        return sum(node["state"] == "ALIVE" for node in self._get("/api/v0/nodes")["data"]["result"]["result"])
+
+    def jobs(self) -> list[str]:
+        """Ids of the jobs that were submitted."""
+        return [job["submission_id"] for job in self._get("/api/jobs/")]
 
     def wait_for(self, what: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE
@@ -144,10 +160,6 @@ class Cluster:
             assert self.head.poll() is None, said
             assert time.monotonic() < until, said
             time.sleep(0.2)
-
-    def jobs(self) -> subprocess.CompletedProcess[str]:
-        command = [RAY, "job", "list", f"--address={self.door}"]
-        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False, cwd=self._folder)
 
     def submit(self, name: str, *words: str) -> subprocess.Popen[str]:
         """`ray job submit` from the repository's root; what the job prints is its output."""
@@ -244,7 +256,7 @@ def test_a_repeated_id_starts_nothing(store: Store, cluster: Cluster, chain: dic
     assert "prepare-1" in said
     assert "already" in said
     assert {key: store.client.head_object(Bucket=BUCKET, Key=key)["LastModified"] for key in store.list("shards/")} == before
-    assert cluster.jobs().stdout.count("submission_id='prepare-1'") == 1
+    assert cluster.jobs().count("prepare-1") == 1
 
 
 def test_a_job_that_can_never_fit_says_so_in_one_line(cluster: Cluster, chain: dict[str, str]) -> None:
@@ -341,7 +353,8 @@ def test_a_node_lost_while_scoring_loses_no_row(store: Store, cluster: Cluster, 
 @pytest.mark.timeout(2400)
 def test_a_node_lost_while_training_is_made_up_for(store: Store, cluster: Cluster, chain: dict[str, str]) -> None:
     """One worker a node; the node of one goes in the middle of an epoch: the same figures at the end as a run that kept its nodes."""
-    cluster.workers += [cluster.add(2), cluster.add(2)]
+    for _ in range(2):
+        cluster.add(2)
     stages = ["train.stages=[{epochs: 4, optimizer: {name: sgd, lr: 0.01}}]", "scale.checkpoint_steps=2", "scale.cpus_per_worker=2"]
     whole = run_of(cluster.ends(cluster.submit("train-whole", "jobs.train", *TRAIN, *stages, "scale.runs=s3://chain/whole")))
     job = cluster.submit("train-lost", "jobs.train", *TRAIN, *stages, "scale.runs=s3://chain/less")
