@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -30,7 +31,7 @@ import ray
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
+from ray.util.queue import Empty, Queue
 from torch.utils.data import DataLoader, Dataset
 
 from ageray import cluster, config, storage
@@ -79,6 +80,14 @@ def serve(settings: dict[str, Any]) -> None:
             faces = streams.training(state)
             turn = timed(state, faces.batches)
             settings["said"].put(turn | {"waited": faces.batches.waited})
+
+
+def answer(said: Queue, running: Thread) -> Turn:
+    """What the worker's turn took; an end where the worker has failed, its error being told by then."""
+    while running.is_alive():
+        with suppress(Empty):
+            return said.get(timeout=1)  # type: ignore[no-any-return]
+    raise SystemExit("error: the worker of `streamed` and `memory` ended before its turn; see above")
 
 
 class Faces(Dataset[Columns]):
@@ -158,7 +167,7 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
                     turn = plain.turn()
                 else:
                     asked.put(name)
-                    turn = said.get()
+                    turn = answer(said, running)
                 if number:
                     taken.append(turn)
         asked.put(None)

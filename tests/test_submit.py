@@ -318,6 +318,7 @@ def alone(faces: pa.Table) -> dict[str, float]:
     return dict(zip(faces.column("key").to_pylist(), said.age.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_node_lost_while_scoring_loses_no_row(store: Store, cluster: Cluster, chain: dict[str, str], tmp_path: Path) -> None:
     files = synthetic.write_faces_table(tmp_path, 600, seed=5, size=96, shards=6)
