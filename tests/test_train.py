@@ -89,13 +89,18 @@ class Run:
     def __init__(self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None) -> None:
         self.experiment: Experiment = config.load([str(file)], [f"scale.runs={runs}", *words])
         self.plan = plan.make(self.experiment)
-        self.folder, self.shown = Path(self.plan.folder), list[Record]()
+        self.folder, self.shown, self.started_with = Path(self.plan.folder), list[Record](), list[bytes]()
         watcher = threading.Thread(target=watch, args=(self.folder,)) if watch else None
         if watcher:
             watcher.start()
-        worker.train(self.experiment, self.plan, self.shown.append)
+        worker.train(self.experiment, self.plan, self._show)
         if watcher:
             watcher.join()
+
+    def _show(self, record: Record) -> None:
+        if not self.shown:
+            self.started_with = [Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())]
+        self.shown.append(record)
 
     @property
     def log(self) -> list[Record]:
@@ -117,6 +122,11 @@ def labelled(shards: Path) -> list[Record]:
 
 
 # --- what a run leaves behind ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_keeps_the_memory_that_it_frees(run: Run) -> None:
+    [variables] = run.started_with
+    assert {f"{name}={value}".encode() for name, value in worker.environment().items()} <= set(variables.split(b"\0"))
 
 
 def test_the_run_folder(run: Run, settings: Path) -> None:

@@ -1,0 +1,46 @@
+"""What the process of a training worker is started with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ageray.train import worker
+
+ROUNDS = 20
+MEASURED = f"""
+import resource, threading, torch
+
+def steps():
+    for _ in range(10):  # the first ones still grow the heap
+        torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range({ROUNDS}):
+        torch.ones(2**24)  # 64 MiB, used and freed
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+thread = threading.Thread(target=steps)  # where Ray Train runs its function
+thread.start()
+thread.join()
+"""
+
+
+def faults(more: dict[str, str]) -> int:
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    said = subprocess.run([sys.executable, "-c", MEASURED], env=bare | more, capture_output=True, text=True, check=True).stdout
+    return int(said)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="variables of glibc")
+def test_freed_memory_is_used_again() -> None:
+    kept, given_back = faults(worker.environment()), faults({})
+    assert given_back > ROUNDS * 16  # pages may be of 2 MiB
+    assert kept < given_back / 10
+
+
+def test_the_callers_own_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    assert worker.environment()["GOMP_SPINCOUNT"] == "7"
