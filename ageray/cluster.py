@@ -29,6 +29,9 @@ from ageray.experiment import Scale
 LASTING = "on_demand"
 """A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
 
+SPIN_COUNT = "2000"
+"""How often an OpenMP thread looks for work before it sleeps."""
+
 _REST_SECONDS = 0.02
 _PATIENCE_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
@@ -58,7 +61,7 @@ def connect(scale: Scale) -> None:
     """
     # OpenMP threads that spin starve everything else on the same cores; asleep at once, they cost a step a tenth. A short spin does neither
     # (docs/benchmarks.md). Processes that Ray starts inherit this.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = _address()

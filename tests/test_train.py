@@ -98,8 +98,8 @@ class Run:
             watcher.join()
 
     def _show(self, record: Record) -> None:
-        if not self.shown:
-            self.started_with = [Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())]
+        with suppress(OSError):  # a process that ended while it was looked at: the next record finds them
+            self.started_with = self.started_with or [Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())]
         self.shown.append(record)
 
     @property

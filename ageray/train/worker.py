@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "GOMP_SPINCOUNT": "2000",  # as in cluster.connect, for workers on other machines
+    "GOMP_SPINCOUNT": cluster.SPIN_COUNT,  # for workers on other machines, too
 }
 """What is freed, glibc gives back to the system, and the next step touches every page anew: of a step of `dhaa` on a CPU that is a twelfth. So
 freed memory is kept; and in one arena, as those of threads are too small for large tensors (docs/benchmarks.md)."""
