@@ -9,7 +9,6 @@ import re
 import shlex
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,12 @@ import ray
 import ray.data
 import yaml
 from ray._private.state import state as ray_state
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.exceptions import AuthenticationError
 from ray.util.annotations import RayDeprecationWarning
 
 from ageray.errors import UserError
 from ageray.experiment import Scale
+from ageray.pace import Pace
 
 LASTING = "on_demand"
 """A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
@@ -32,25 +31,13 @@ LASTING = "on_demand"
 SPIN_COUNT = "2000"
 """How often an OpenMP thread looks for work before it sleeps."""
 
-_REST_SECONDS = 0.02
+_KEEPING = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 _PATIENCE_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
 _NO_TIME = "timed out during startup"
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 """What `ray up` leaves on the head node, where submitted jobs run: the node types that its autoscaler may start."""
-
-
-class Pace(ExecutionCallback):
-    """Rests between two steps of Ray Data's scheduling loop.
-
-    While blocks wait for a slow consumer the loop does not block: it spins, takes most of a core from a 2-core machine, and where it runs
-    inside a training worker, the interpreter lock too (measured: training at half its speed).
-    """
-
-    def on_execution_step(self, executor: object) -> None:
-        """Called by Ray Data after each step."""
-        time.sleep(_REST_SECONDS)
 
 
 def connect(scale: Scale) -> None:
@@ -156,6 +143,20 @@ def _other_use(address: str) -> str:
     if address.startswith("ray://"):
         return f"Ray Client cannot carry these commands; run it as a job: ray job submit --address http://HEAD:8265 --working-dir . -- {command}"
     return f"takes jobs and cannot be joined; submit the command: ray job submit --address {address} --working-dir . -- {command}"
+
+
+# --- processes that compute -----------------------------------------------------------------------------------------
+
+
+def environment(on_gpu: bool = False) -> dict[str, str]:
+    """Variables for a process that holds a network, on whichever node Ray starts it; the caller's own values where it has any.
+
+    What a batch frees, glibc gives back to the system, and the next batch touches every page anew: on CPUs up to a third of the time of scoring
+    and a twelfth of a training step of `dhaa` (docs/benchmarks.md). So what is freed is kept there; and in one arena, as those of threads are
+    too small for large tensors. With a GPU the tensors are elsewhere, and glibc's defaults stay.
+    """
+    wanted = {"GOMP_SPINCOUNT": SPIN_COUNT} if on_gpu else {"GOMP_SPINCOUNT": SPIN_COUNT, **_KEEPING}
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 # --- room -----------------------------------------------------------------------------------------------------------

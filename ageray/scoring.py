@@ -36,6 +36,7 @@ from ageray.data.opening import Survey, read_stretches
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Scale
 from ageray.ledger import Ledger
+from ageray.pace import limit_reading_ahead
 from ageray.tally import Report, Tally
 from ageray.team import Team, describe, share_out
 
@@ -162,6 +163,7 @@ def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     # Ray Data's own bars count blocks, and know nothing of an earlier run.
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    limit_reading_ahead(dataset)
     tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     yield from (table for table in tables if table.num_rows)
 
@@ -287,4 +289,5 @@ def age(found: ray.data.Dataset, model: str, team: Team, batch: int, posterior: 
         fn_constructor_kwargs={"model": model, "threads": team.threads, "posterior": posterior},
         num_cpus=team.cpus,
         num_gpus=team.gpus,
+        runtime_env={"env_vars": cluster.environment(bool(team.gpus))},
     )

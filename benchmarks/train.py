@@ -39,7 +39,6 @@ from ageray.data import order, synthetic
 from ageray.data.stream import decode_rows
 from ageray.experiment import Experiment
 from ageray.train import plan as planning
-from ageray.train import worker
 from ageray.train.loop import Columns, State, new_state, train_one_epoch
 from ageray.train.plan import Plan
 from ageray.train.streams import Streams, sources
@@ -156,7 +155,9 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
             serve,
             train_loop_config={**settings, "asked": asked, "said": said},
             scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
-            run_config=RunConfig(name="ray", storage_path=folder, worker_runtime_env={"env_vars": worker.environment()}),
+            run_config=RunConfig(
+                name="ray", storage_path=folder, worker_runtime_env={"env_vars": cluster.environment(torch.cuda.is_available())}
+            ),
         )
         running = Thread(target=trainer.fit)
         running.start()

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ageray import cluster
 from ageray.data import synthetic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,8 +56,8 @@ class Job:
         for process in left:
             process.kill()
 
-    def kill_the_model(self) -> None:
-        """SIGKILL to an actor that holds the model."""
+    def kill_the_model(self) -> dict[str, str]:
+        """SIGKILL to an actor that holds the model; the variables that its process had."""
         found: list[psutil.Process] = []
 
         def an_actor() -> bool:
@@ -64,7 +65,9 @@ class Job:
             return bool(found)
 
         self.wait_for(an_actor)
+        variables = found[0].environ()
         found[0].kill()
+        return variables
 
     def end(self) -> str:
         """What it printed, once it is done."""
@@ -103,7 +106,8 @@ def test_killed_driver_and_killed_model(tmp_path: Path) -> None:
     assert not out.exists()
     assert (kept["state"], kept["total"]) == ("running", 200)
     second = Job(shards, out)
-    second.kill_the_model()
+    variables = second.kill_the_model()
+    assert cluster.environment().items() <= variables.items()  # it keeps the memory that it frees
     said = second.end()
     assert " photos that are done" in said
     done = int(said.split("goes on after ")[1].split()[0])

@@ -23,7 +23,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from ageray import bundle, config, metrics
+from ageray import bundle, cluster, config, metrics
 from ageray.data import protocols, splits, synthetic
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
@@ -126,7 +126,7 @@ def labelled(shards: Path) -> list[Record]:
 
 def test_a_worker_keeps_the_memory_that_it_frees(run: Run) -> None:
     [variables] = run.started_with
-    assert {f"{name}={value}".encode() for name, value in worker.environment().items()} <= set(variables.split(b"\0"))
+    assert {f"{name}={value}".encode() for name, value in cluster.environment().items()} <= set(variables.split(b"\0"))
 
 
 def test_the_run_folder(run: Run, settings: Path) -> None:

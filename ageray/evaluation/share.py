@@ -26,7 +26,8 @@ class Share(NamedTuple):
 
     def task(self, function: Callable[..., Any]) -> Any:
         """The function as a Ray task that takes one fold's share."""
-        return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus)(function)
+        variables = cluster.environment(bool(self.gpus))
+        return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": variables})(function)
 
     def side_by_side(
         self, function: Callable[..., Any], calls: Iterable[tuple[int, tuple[Any, ...]]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -22,14 +21,6 @@ from ageray.train.plan import Plan
 
 _RAYS = "ray"
 """What Ray Train itself keeps of a run, in its folder."""
-_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "GOMP_SPINCOUNT": cluster.SPIN_COUNT,  # for workers on other machines, too
-}
-"""What is freed, glibc gives back to the system, and the next step touches every page anew: of a step of `dhaa` on a CPU that is a twelfth. So
-freed memory is kept; and in one arena, as those of threads are too small for large tensors (docs/benchmarks.md)."""
 Record = dict[str, Any]
 Show = Callable[[Record], None]
 
@@ -74,7 +65,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, folder: str, show: Sh
         storage_path=path,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=0),
-        worker_runtime_env={"env_vars": environment()},
+        worker_runtime_env={"env_vars": cluster.environment(bool(scaling.use_gpu))},
     )
     trainer = TorchTrainer(rank.work, train_loop_config={**settings, "queue": queue}, scaling_config=scaling, run_config=run)
     listener = Thread(target=_listen, args=(queue, show, final), daemon=True)
@@ -96,11 +87,6 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, folder: str, show: Sh
         queue.shutdown()
         with suppress(UserError):  # the storage that a run stopped for
             storage.remove_tree(storage.join(folder, _RAYS))
-
-
-def environment() -> dict[str, str]:
-    """Variables of a training worker's process, on whichever node it is; the caller's own values where it has any."""
-    return {name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()}
 
 
 def _listen(queue: Queue, show: Show, final: list[str | None]) -> None:

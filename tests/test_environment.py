@@ -1,4 +1,4 @@
-"""What the process of a training worker is started with."""
+"""What a process that holds a network is started with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ageray.train import worker
+from ageray import cluster
 
 ROUNDS = 20
 MEASURED = f"""
@@ -36,11 +36,18 @@ def faults(more: dict[str, str]) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="variables of glibc")
 def test_freed_memory_is_used_again() -> None:
-    kept, given_back = faults(worker.environment()), faults({})
+    kept, given_back = faults(cluster.environment()), faults({})
     assert given_back > ROUNDS * 16  # pages may be of 2 MiB
     assert kept < given_back / 10
 
 
 def test_the_callers_own_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    assert worker.environment()["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "3")
+    for on_gpu in (False, True):
+        assert cluster.environment(on_gpu)["GOMP_SPINCOUNT"] == "7"
+    assert cluster.environment()["MALLOC_ARENA_MAX"] == "3"
+
+
+def test_beside_a_gpu_the_system_keeps_its_defaults() -> None:
+    assert not [name for name in cluster.environment(on_gpu=True) if name.startswith("MALLOC_")]
