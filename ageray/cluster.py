@@ -28,7 +28,7 @@ from ageray.pace import Pace
 LASTING = "on_demand"
 """A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
 
-SPIN_COUNT = "2000"
+_SPIN_COUNT = "2000"
 """How often an OpenMP thread looks for work before it sleeps."""
 
 _KEEPING = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -48,7 +48,7 @@ def connect(scale: Scale) -> None:
     """
     # OpenMP threads that spin starve everything else on the same cores; asleep at once, they cost a step a tenth. A short spin does neither
     # (docs/benchmarks.md). Processes that Ray starts inherit this.
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    os.environ.setdefault("GOMP_SPINCOUNT", _SPIN_COUNT)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = _address()
@@ -151,11 +151,11 @@ def _other_use(address: str) -> str:
 def environment(on_gpu: bool = False) -> dict[str, str]:
     """Variables for a process that holds a network, on whichever node Ray starts it; the caller's own values where it has any.
 
-    What a batch frees, glibc gives back to the system, and the next batch touches every page anew: on CPUs up to a third of the time of scoring
-    and a twelfth of a training step of `dhaa` (docs/benchmarks.md). So what is freed is kept there; and in one arena, as those of threads are
-    too small for large tensors. With a GPU the tensors are elsewhere, and glibc's defaults stay.
+    What a batch frees, glibc gives back to the system, and the next batch touches every page anew: on CPUs a quarter to a third of the model's
+    time in scoring, and a twelfth of a training step of `dhaa` (docs/benchmarks.md). So what is freed is kept there; and in one arena, as those
+    of threads are too small for large tensors. With a GPU the tensors are elsewhere, and glibc's defaults stay.
     """
-    wanted = {"GOMP_SPINCOUNT": SPIN_COUNT} if on_gpu else {"GOMP_SPINCOUNT": SPIN_COUNT, **_KEEPING}
+    wanted = {"GOMP_SPINCOUNT": _SPIN_COUNT} if on_gpu else {"GOMP_SPINCOUNT": _SPIN_COUNT, **_KEEPING}
     return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 

@@ -287,7 +287,5 @@ def age(found: ray.data.Dataset, model: str, team: Team, batch: int, posterior: 
         compute=ActorPoolStrategy(size=team.actors, max_concurrent_calls_per_actor=2 if team.gpus else 1),
         # The model's name, not the model: an actor that restarts loads it again.
         fn_constructor_kwargs={"model": model, "threads": team.threads, "posterior": posterior},
-        num_cpus=team.cpus,
-        num_gpus=team.gpus,
-        runtime_env={"env_vars": cluster.environment(bool(team.gpus))},
+        **team.each(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ageray import cluster
 from ageray.errors import UserError
@@ -18,6 +18,10 @@ class Team(NamedTuple):
     cpus: float
     gpus: int
     threads: int
+
+    def each(self) -> dict[str, Any]:
+        """What Ray is told of each actor: what it takes, and the variables of its process."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": cluster.environment(bool(self.gpus))}}
 
 
 def share_out(scale: Scale) -> Team:

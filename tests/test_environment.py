@@ -7,8 +7,11 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from ageray import cluster
+from ageray.evaluation.share import Share
+from ageray.team import Team
 
 ROUNDS = 20
 MEASURED = f"""
@@ -51,3 +54,10 @@ def test_the_callers_own_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_beside_a_gpu_the_system_keeps_its_defaults() -> None:
     assert not [name for name in cluster.environment(on_gpu=True) if name.startswith("MALLOC_")]
+
+
+def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
+    fold = Share(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
+    assert cluster.environment().items() <= ray.get(fold.remote()).items()
+    for gpus in (0, 1):
+        assert Team(1, 1, gpus, 0).each() == {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": cluster.environment(gpus == 1)}}

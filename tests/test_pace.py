@@ -1,4 +1,4 @@
-"""The first stage of a dataset starts no more tasks than the later ones can use soon."""
+"""The first stage of scoring starts no more tasks than the later ones can use soon."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import ray.data
 
-from ageray.pace import limit_reading_ahead
+from ageray import scoring
 
 BLOCKS = 80
 
@@ -47,10 +47,9 @@ def test_reading_ahead_of_a_model_that_is_not_ready(limited: bool, ray_local: No
     # stages of unequal needs stay apart
     dataset = ray.data.from_arrow(tables).map_batches(read, **options, num_cpus=1)
     dataset = dataset.map_batches(Use, **options, num_cpus=0.5, compute=ray.data.ActorPoolStrategy(size=1))
-    if limited:
-        limit_reading_ahead(dataset)
+    rows: Any = scoring._tables(dataset) if limited else dataset.iter_batches(**options)
     used: list[int] = []
-    drain = threading.Thread(target=lambda: used.extend(batch.num_rows for batch in dataset.iter_batches(**options)))
+    drain = threading.Thread(target=lambda: used.extend(batch.num_rows for batch in rows))
     drain.start()
     try:
         waiting = at_rest(folder)

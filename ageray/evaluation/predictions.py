@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
-from ageray import bundle, cluster, storage
+from ageray import bundle, storage
 from ageray.bundle import Bundle
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
@@ -100,9 +100,7 @@ def predictions(model: str, loaded: Bundle, experiment: Experiment, split: str, 
         batch_format="numpy",
         compute=ActorPoolStrategy(size=team.actors),
         fn_constructor_kwargs={"model": place, "threads": team.threads, "mapped": mapped(keys)},
-        num_cpus=team.cpus,
-        num_gpus=team.gpus,
-        runtime_env={"env_vars": cluster.environment(bool(team.gpus))},
+        **team.each(),
     )
     tables: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
     rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("key")
