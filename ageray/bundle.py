@@ -19,8 +19,8 @@ from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.build import build
 from ageray.models.gallery import Gallery
-from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"

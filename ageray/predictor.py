@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
 from ageray.calibration import TAILS
-from ageray.data.batches import to_tensors
+from ageray.faces.canvases import to_tensors
 from ageray.models.decode import bins, decode, quantiles
-from ageray.models.posterior import classifier_posteriors, embeddings, predict
+from ageray.models.inference import classifier_posteriors, embeddings, predict
 
 Array = NDArray[np.float32]
 
@@ -59,7 +59,7 @@ class Predictor:
     @torch.inference_mode()
     def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None) -> Ages:
         """Ages of B faces: canvases uint8 (B, C, C, 3) with points (B, 5, 2) and boxes (B, 4) in canvas pixels, as
-        `ageray.data.batches.face_canvases` makes them.
+        `ageray.faces.canvases.face_canvases` makes them.
 
         subject: (B,) as `ageray.data.stream.subject_number` makes them, 0 unknown. A gallery's faces of the same subject are counted and,
         with `decode.gallery.exclude_subject`, left out."""

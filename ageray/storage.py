@@ -325,3 +325,7 @@ def _trouble(error: Exception) -> str | None:
 def _brief(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+READERS = 16
+"""Threads of a task that fetch files: on an object store they take long to come and nothing to compute."""

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray.audit import audit, fingerprints
-from ageray.data import protocols, twins
+from ageray.audit import audit, fingerprints, near_duplicates
+from ageray.data import protocols
 from ageray.experiment import Protocol
 
 LIGHT = ("key", "age", "subject", "group", "gender", "dataset")
@@ -71,11 +71,11 @@ def pairs_by_distance(table: pa.Table) -> None:
     found = []
     for start in range(0, len(hashes), 64):
         distance = np.bitwise_count(hashes[start : start + 64, None] ^ hashes)
-        mine, other = np.nonzero(distance < twins.NEAR + 2)
+        mine, other = np.nonzero(distance < near_duplicates.NEAR + 2)
         apart = mine + start < other
         found.append(np.stack([mine + start, other, distance[mine, other]], 1)[apart])
     pairs = np.concatenate(found)
-    alike = np.einsum("pk,pk->p", thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]) >= twins.ALIKE
+    alike = np.einsum("pk,pk->p", thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]) >= near_duplicates.ALIKE
     gap = np.abs(ages[pairs[:, 0]] - ages[pairs[:, 1]])
     print(f"{'distance':>9}{'pairs':>8}{'confirmed':>11}{'of those, ages differ':>24}{'by years, median':>18}")
     for distance in np.unique(pairs[:, 2]):
@@ -91,16 +91,16 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     hashes = table["phash"].to_numpy()
     thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1)
 
-    def drawn(count: int) -> twins.Prints:
+    def drawn(count: int) -> near_duplicates.Prints:
         """Each hash with 8 random bits flipped, so that it is as far from its origin as from strangers, but as clustered."""
         rows = rng.integers(0, len(hashes), count)
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (count, 8), dtype=np.uint64), axis=1)
-        return twins.Prints(hashes[rows] ^ flips, thumbnails[rows])
+        return near_duplicates.Prints(hashes[rows] ^ flips, thumbnails[rows])
 
     for size in sizes:
         among, searched = drawn(size), drawn(max(size // 10, min(size, 20_000)))
         started = time.process_time()
-        found = twins.across(searched, among)
+        found = near_duplicates.across(searched, among)
         seconds = time.process_time() - started
         print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found")
 

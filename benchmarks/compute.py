@@ -26,9 +26,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ageray import config
-from ageray.data.batches import to_tensors
 from ageray.experiment import Experiment
-from ageray.train.loop import Columns, State, _augmented, new_state, train_one_epoch
+from ageray.faces.canvases import to_tensors
+from ageray.train.loop import Columns, _augmented, train_one_epoch
+from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

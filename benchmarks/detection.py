@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ageray import storage
-from ageray.data import sources
-from ageray.data.images import Photo, decode
 from ageray.errors import UserError
 from ageray.experiment import Detect
 from ageray.faces.detect import YuNet
+from ageray.faces.images import Photo, decode
+from ageray.prepare import sources
 
 FOLDER = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "fgnet"
 NAMES = ("left eye", "right eye", "nose tip", "mouth left", "mouth right")

@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from ageray import bundle, config
-from ageray.data import synthetic
-from ageray.data.batches import face_canvases
 from ageray.experiment import Align
 from ageray.experiment.model import Siamese
+from ageray.faces.canvases import face_canvases
+from ageray.models.build import build
 from ageray.models.gallery import Gallery
-from ageray.models.model import build
 from ageray.predictor import Predictor, _fast_bf16
+from ageray.synthetic import faces as synthetic_faces
 
 RECIPES = ("default", "cluster_cnn", "baseline", "neighborhood", "siamese", "deep_embedding", "dhaa")
 GALLERY = 20_000  # faces that a siamese network compares with
@@ -37,7 +37,7 @@ Faces = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 def drawn(count: int, align: Align) -> Faces:
     """Canvases, points and boxes of `count` faces: a few drawn ones, repeated."""
-    few = [face_canvases(face.jpeg(), face.points[None], face.box[None], align) for face in synthetic.faces(min(count, 8), size=200)]
+    few = [face_canvases(face.jpeg(), face.points[None], face.box[None], align) for face in synthetic_faces.faces(min(count, 8), size=200)]
     order = np.arange(count) % len(few)
     pixels, points, box = (np.concatenate([getattr(face, name) for face in few])[order] for name in ("pixels", "points", "box"))
     return pixels, points, box

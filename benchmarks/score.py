@@ -34,14 +34,16 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ageray import bundle, cluster, scoring, storage
-from ageray.data import opening, synthetic
-from ageray.data.batches import face_canvases
-from ageray.data.collection import Collection
+from ageray import bundle, cluster, storage
+from ageray.cluster.actors import share_out
 from ageray.experiment import Scale
-from ageray.ledger import Ledger
+from ageray.faces.canvases import face_canvases
 from ageray.predictor import Predictor
-from ageray.team import share_out
+from ageray.score import pipeline as score_pipeline
+from ageray.score import read
+from ageray.score.checkpoint import Ledger
+from ageray.score.inputs import Collection
+from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 64
@@ -113,10 +115,10 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     """Faces done as they come out of the job's own stages."""
     collection = Collection.of(shards)
     loaded = bundle.load(model)
-    photos = scoring.read(collection, opening.survey(collection), scale.decode_batch, Ledger(shards + "-none"))
+    photos = score_pipeline.read(collection, read.survey(collection), scale.decode_batch, Ledger(shards + "-none"))
     assert photos is not None
-    found = scoring.find(photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto")
-    for table in scoring._tables(scoring.age(found, model, share_out(scale), BATCH, posterior=False)):
+    found = score_pipeline.find(photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto")
+    for table in score_pipeline._tables(score_pipeline.age(found, model, share_out(scale), BATCH, posterior=False)):
         yield table.num_rows
 
 
@@ -131,7 +133,7 @@ def steady(run: Iterator[int], faces: int) -> float:
 
 def compare_faces(given: argparse.Namespace, folder: Path) -> None:
     shards = str(folder / "shards")
-    synthetic.write_faces_table(shards, given.faces, shards=4)
+    synthetic_faces.write_faces_table(shards, given.faces, shards=4)
     scale = Scale(gpu=False, progress=False)
     cluster.connect(scale)
     ways: dict[str, Callable[[], Iterator[int]]] = {
@@ -160,7 +162,7 @@ def compare_photos(given: argparse.Namespace, folder: Path) -> None:
         for number in range(given.photos):
             file = photos / f"{number:05d}.jpg"
             if number < DRAWN:
-                Image.fromarray(synthetic.draw_photo(number, 1154, 866).pixels).save(file, quality=90)
+                Image.fromarray(synthetic_faces.draw_photo(number, 1154, 866).pixels).save(file, quality=90)
             else:  # drawing takes longer than scoring
                 shutil.copy(photos / f"{number % DRAWN:05d}.jpg", file)
     ours, theirs = [], []
@@ -235,7 +237,7 @@ def compare_growth(given: argparse.Namespace, folder: Path) -> None:
     found = []
     for count in (given.faces, 10 * given.faces):
         shards = str(folder / f"shards-{count}")
-        synthetic.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
+        synthetic_faces.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
         with Peak() as peak:
             started, times = time.perf_counter(), []
             for done in pipeline(shards, given.model, scale):

@@ -22,11 +22,11 @@ import cv2
 import requests
 
 from ageray import bundle
-from ageray.age_faces import AgeFaces
-from ageray.data import synthetic
-from ageray.service import Service, start
-from ageray.service.door import find
-from ageray.service.photos import Photo
+from ageray.serve import Service, start
+from ageray.serve.ingress import find
+from ageray.serve.uploads import Photo
+from ageray.stages.predict import AgeFaces
+from ageray.synthetic import faces
 
 Files = list[tuple[str, tuple[str, bytes]]]
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=60, help="seconds of it (default: %(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        photos = [Photo(Path(file).name, Path(file).read_bytes()) for file in synthetic.write_photos(folder, given.images)]
+        photos = [Photo(Path(file).name, Path(file).read_bytes()) for file in faces.write_photos(folder, given.images)]
     files: Files = [("images", (photo.name, photo.content)) for photo in photos]
     plain = in_process(photos, given.model, 4)
     with socket.socket() as free:

@@ -35,13 +35,15 @@ from ray.util.queue import Empty, Queue
 from torch.utils.data import DataLoader, Dataset
 
 from ageray import cluster, config, storage
-from ageray.data import order, synthetic
 from ageray.data.stream import decode_rows
 from ageray.experiment import Experiment
+from ageray.synthetic import faces as synthetic_faces
 from ageray.train import plan as planning
-from ageray.train.loop import Columns, State, new_state, train_one_epoch
+from ageray.train import sampler
+from ageray.train.loader import Streams, sources
+from ageray.train.loop import Columns, train_one_epoch
 from ageray.train.plan import Plan
-from ageray.train.streams import Streams, sources
+from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
 _COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
@@ -124,8 +126,8 @@ class Plain:
 
     def turn(self) -> Turn:
         train = self._state.config.train
-        rows = order.shuffled(self._plan.faces["stage-0"], train.shuffle, (train.seed, self._state.epoch))
-        self._order[:] = order.share(rows, train.batch_size).tolist()
+        rows = sampler.shuffled(self._plan.faces["stage-0"], train.shuffle, (train.seed, self._state.epoch))
+        self._order[:] = sampler.share(rows, train.batch_size).tolist()
         return timed(self._state, self._loader)
 
 
@@ -208,7 +210,7 @@ def main() -> None:
     words, folders = [word for word in given.words if "=" in word], [word for word in given.words if "=" not in word]
     with tempfile.TemporaryDirectory() as drawn, tempfile.TemporaryDirectory() as many:
         if not folders:
-            synthetic.write_faces_table(Path(drawn), given.faces, subjects=given.faces, size=200, shards=2)
+            synthetic_faces.write_faces_table(Path(drawn), given.faces, subjects=given.faces, size=200, shards=2)
         shards = (folders or [drawn])[0]
         if given.repeat > 1:
             shards = repeated(shards, given.repeat, Path(many))

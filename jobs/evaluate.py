@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import yaml
 
-from ageray import bundle, cluster, config, evaluation, storage
+from ageray import bundle, cluster, config, evaluate, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Scale
-from jobs import cli, evaluation_tables
-from jobs.fold_progress import FoldProgress
+from jobs import cli
+from jobs.terminal import tables
+from jobs.terminal.folds import FoldProgress
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from FILE.yaml and key=value; alignment and
@@ -76,9 +77,9 @@ def main(words: Sequence[str]) -> None:
         experiments = [_experiment(model, settings) for model in models]
         cluster.connect(experiments[0].scale)
         if len(models) == 1:
-            evaluation_tables.show(evaluation.evaluate(models[0], experiments[0], given.out, given.trained_on))
+            tables.show(evaluate.evaluate(models[0], experiments[0], given.out, given.trained_on))
         else:
-            evaluation_tables.show_comparison(evaluation.compare(models, experiments, given.out, given.trained_on))
+            tables.show_comparison(evaluate.compare(models, experiments, given.out, given.trained_on))
     print(f"written to {given.out}; open {storage.join(given.out, 'report.html')}")
 
 
@@ -106,7 +107,7 @@ def _cross(given: argparse.Namespace, models: list[str], settings: list[str]) ->
     experiments = [_experiment(models[0], [word, *rest]) for word in sets]
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in rest)
-    evaluation_tables.show_matrix(evaluation.cross(models, experiments, given.out, fixed))
+    tables.show_matrix(evaluate.cross(models, experiments, given.out, fixed))
 
 
 def _names_a_set(path: str) -> bool:
@@ -125,8 +126,8 @@ def _folds(given: argparse.Namespace, models: list[str], settings: list[str]) ->
     experiment = config.load(paths, [*overrides, f"protocol.name={given.protocol}"])
     cluster.connect(experiment.scale)
     with FoldProgress(live=experiment.scale.progress) as progress:
-        report = evaluation.evaluate_folds(experiment, given.out, progress.show, given.fresh)
-    evaluation_tables.show(report)
+        report = evaluate.evaluate_folds(experiment, given.out, progress.show, given.fresh)
+    tables.show(report)
 
 
 if __name__ == "__main__":

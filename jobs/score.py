@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ageray import bundle, config, report, scoring, storage
-from ageray.data import collection
+from ageray import bundle, config, report, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Scale, Storage
+from ageray.score import run
+from ageray.synthetic import demo
 from jobs import cli
-from jobs.score_progress import ScoreProgress
+from jobs.terminal.scores import ScoreProgress
 
 _EPILOG = """\
 INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
@@ -38,7 +39,7 @@ examples:
   python -m jobs.score --demo --out scores
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command or the data, told in
-one line; 1: anything else. More in docs/scoring.md.
+one line; 1: anything else. More in docs/score.md.
 """
 
 
@@ -83,8 +84,8 @@ def main(words: Sequence[str]) -> None:
         raise UserError(f"INPUT: give one, or --demo; got {' and '.join(inputs) or 'none'}; see --help")
     experiment = settings(arguments.model, given)
     with ScoreProgress(live=experiment.scale.progress) as progress:
-        summary = scoring.score(
-            collection.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
+        summary = run.score(
+            demo.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
             arguments.out,
             arguments.model,
             experiment.scale,

@@ -13,7 +13,7 @@ import ray
 from ray import serve
 
 from ageray.errors import UserError
-from ageray.service import from_words, start
+from ageray.serve import from_words, start
 from jobs import cli
 
 _EPILOG = """\
@@ -31,7 +31,7 @@ examples:
   python -m jobs.serve 'batches.inputs=[/data/photos]' 'batches.outputs=[/data/scores]'
   AGERAY_API_KEYS=$(openssl rand -hex 32) python -m jobs.serve --host 0.0.0.0
 
-Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serving.md explains them. Runs on the
+Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serve.md explains them. Runs on the
 cluster of RAY_ADDRESS, else on this machine, until it is interrupted. Exit 0: stopped; 2: a mistake in the command, told
 in one line; 1: anything else.
 """

@@ -6,11 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ageray import bundle, cluster, config, evaluation, storage
+from ageray import bundle, cluster, config, evaluate, storage
 from ageray.experiment import Experiment
-from ageray.train import plan, worker
+from ageray.train import plan, run
 from jobs import cli
-from jobs.progress import EpochTable
+from jobs.terminal.epochs import EpochTable
 
 _EPILOG = """\
 the run folder (scale.runs, named by model, data and a hash of the settings) holds
@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> None:
     cluster.connect(experiment.scale)
     _audit(experiment, made)
     with EpochTable(live=experiment.scale.progress) as table:
-        worker.train(experiment, made, table.show)
+        run.train(experiment, made, table.show)
     folder = storage.join(made.folder, bundle.IN_RUN)
     card = json.loads(storage.read_text(storage.join(folder, bundle.CARD)))
     if "validation" in card:
@@ -74,7 +74,7 @@ def _audit(experiment: Experiment, made: plan.Plan) -> None:
     kept = storage.join(made.folder, _AUDIT)
     if not experiment.scale.audit or storage.exists(kept):
         return
-    found = evaluation.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
+    found = evaluate.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
     if found is not None:
         print("\n".join(["audit of the split:", *(f"  {line}" for line in found["lines"])]), flush=True)
         storage.write_text(kept, json.dumps(found, indent=1) + "\n")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ageray import cluster, config, search, storage
-from ageray.report.search import value_text, verdict
+from ageray import cluster, config, storage, tune
+from ageray.tune.page import value_text, verdict
 from jobs import cli
-from jobs.tune_progress import TuneProgress
+from jobs.terminal.trials import TuneProgress
 
 _EPILOG = """\
 One of the files holds `tune`: the settings to search with their ranges, the budget, who is retrained. configs/tune/ has some. Any path of the
@@ -52,14 +52,14 @@ def main(words: Sequence[str]) -> None:
     """Searches and prints what was found. Raises UserError for mistakes in the settings or the data."""
     arguments = parser().parse_intermixed_args(words)
     paths, overrides = config.parse_arguments(arguments.words)
-    plan = search.make(config.read(paths, overrides), arguments.out, arguments.resume)
+    plan = tune.make(config.read(paths, overrides), arguments.out, arguments.resume)
     scale = plan.space.written.experiment.scale
     print(f"search {plan.file.folder}", flush=True)
     for note in plan.split.notes:
         print(f"note: {note}")
     cluster.connect(scale)
     with TuneProgress(list(plan.space.ranges), plan.space.tune.minutes, live=scale.progress) as progress:
-        found = search.search(plan, progress.show)
+        found = tune.search(plan, progress.show)
     console = Console(highlight=False, soft_wrap=True)
     table = Table("", *found["space"], "validation", "test MAE", "95 % of the difference", "p", "real")
     pairs = {row["first"]: row for row in found["comparisons"]}

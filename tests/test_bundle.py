@@ -17,8 +17,8 @@ from torch import Tensor
 from ageray import bundle, calibration, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.build import Classifier, build
 from ageray.models.gallery import Gallery
-from ageray.models.model import Classifier, build
 
 FILES = {"model.safetensors", "config.yaml", "card.json"}
 SETTINGS = Experiment.model_validate(

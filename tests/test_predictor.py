@@ -13,15 +13,16 @@ import torch
 from ageray import bundle
 from ageray.bundle import Bundle
 from ageray.calibration import Calibration
-from ageray.data import synthetic
-from ageray.data.batches import Canvases, canvas_side, face_canvases
 from ageray.experiment import Align, Experiment
 from ageray.faces import geometry
 from ageray.faces.align import align_faces, standardize
+from ageray.faces.canvases import Canvases, canvas_side, face_canvases
+from ageray.models.build import Classifier, build
 from ageray.models.gallery import Gallery
-from ageray.models.model import Classifier, build
 from ageray.predictor import Predictor, _fast_bf16
-from ageray.train.loop import make_gallery, new_state, validate
+from ageray.synthetic import faces as synthetic_faces
+from ageray.train.state import new_state
+from ageray.train.validation import make_gallery, validate
 
 ALIGN = Align(size=48, standardize=True)
 LINE = Calibration(1.1, -6.0, 1.5, 200)
@@ -37,7 +38,7 @@ def _threads() -> Iterator[None]:
 
 @cache
 def canvases(count: int = 7) -> Canvases:
-    drawn = list(synthetic.faces(count, seed=3, size=110))
+    drawn = list(synthetic_faces.faces(count, seed=3, size=110))
     pieces = [face_canvases(face.jpeg(), face.points[None], face.box[None], ALIGN) for face in drawn]
     parts = [(piece.pixels, piece.points, piece.box) for piece in pieces]
     return Canvases(*(np.concatenate(part) for part in zip(*parts, strict=True)))

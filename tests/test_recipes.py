@@ -11,8 +11,8 @@ import torch
 
 from ageray import config
 from ageray.losses.criterion import Criterion
+from ageray.models.build import build
 from ageray.models.decode import bins
-from ageray.models.model import build
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(file for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text())

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ageray.audit import near_duplicates
 from ageray.audit.conflicts import EXAMPLES, Ages, Rows, identical_conflicts, near_conflicts
-from ageray.data import twins
-from ageray.data.twins import Prints
+from ageray.audit.near_duplicates import Prints
 
 UNKNOWN = "unknown"
 
@@ -32,7 +32,7 @@ class Audit:
     byte_identical: dict[str, Any]
     """`across`: test images of which a training image is a copy, `share` of them; `train` and `test`: images with a copy in the same part."""
     near_identical: dict[str, Any]
-    """The same for pictures that are nearly the same (see `ageray.data.twins`), byte-identical ones included; `confirmed` says whether
+    """The same for pictures that are nearly the same (see `ageray.audit.near_duplicates`), byte-identical ones included; `confirmed` says whether
     thumbnails confirmed it; `examples`: keys of a test image and of its nearest training image."""
     leaked: dict[str, Any]
     """Test images that share a subject or a picture with training, `share` of them."""
@@ -203,9 +203,9 @@ def _near(train: pa.Table, test: pa.Table, keys: list[str]) -> tuple[dict[str, A
         return figures, twin_M, np.empty((0, 2), np.int64)
     offset = train.num_rows
     found = [
-        _pairs(tested_rows + offset, seen_rows, twins.across(tested, seen)),
-        _pairs(seen_rows, seen_rows, twins.within(seen)),
-        _pairs(tested_rows + offset, tested_rows + offset, twins.within(tested)),
+        _pairs(tested_rows + offset, seen_rows, near_duplicates.across(tested, seen)),
+        _pairs(seen_rows, seen_rows, near_duplicates.within(seen)),
+        _pairs(tested_rows + offset, tested_rows + offset, near_duplicates.within(tested)),
     ]
     twin_M[found[0][:, 0] - offset] = found[0][:, 1]
     figures = {

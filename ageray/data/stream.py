@@ -17,11 +17,11 @@ import ray.data
 from numpy.typing import NDArray
 
 from ageray.data import splits
-from ageray.data.batches import canvas_side, face_canvases
-from ageray.data.images import ImageError
-from ageray.data.order import Wanted
-from ageray.data.shards import read_faces
+from ageray.data.face_shards import read_faces
+from ageray.data.row_index import Wanted
 from ageray.experiment import Align
+from ageray.faces.canvases import canvas_side, face_canvases
+from ageray.faces.images import ImageError
 
 _COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
 _TASKS_PER_PROCESS = 1000

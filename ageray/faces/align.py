@@ -21,7 +21,7 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
     """The map from source pixels to the aligned face without augmentation: (B, 2, 3).
 
     `similarity` and `eyes` read the points, `box` and `none` the box (for `none` the box is the whole photo). A face whose needed points or
-    box are NaN gives NaN; `ageray.data.batches` refuses those earlier.
+    box are NaN gives NaN; `ageray.faces.canvases` refuses those earlier.
     """
     if align.mode == "similarity":
         target = geometry.template(align.size, align.coverage).to(points_B52)

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.data.images import Photo
 from ageray.errors import UserError
 from ageray.experiment import Detect
+from ageray.faces.images import Photo
 
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NMS_OVERLAP = 0.3
@@ -94,3 +94,18 @@ def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], pho
     places = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
     full = photo.grow(((places + 0.5) * ratio - 0.5).astype(np.float32))
     return Face(full[:2].reshape(4), full[2:], float(min(row[14], 1.0)))
+
+
+def subject_of(faces: list[Face], width: int, height: int) -> Face:
+    """The face that a photo's label is about: the one with the largest product of score, size and nearness to the
+    centre.
+
+    `width` and `height` are those of the photo, in the pixels of the boxes.
+    """
+
+    def prominence(face: Face) -> float:
+        x0, y0, x1, y1 = face.box.tolist()
+        offset = np.hypot((x0 + x1 + 1) / width - 1, (y0 + y1 + 1) / height - 1) / np.sqrt(2)
+        return float(face.score * np.sqrt(max(x1 - x0, 0) * max(y1 - y0, 0)) * max(1 - offset, 0))
+
+    return max(faces, key=prominence)

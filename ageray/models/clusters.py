@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from ageray.distributed import gathered, rank_and_world
 from ageray.errors import UserError
-from ageray.parallel import gathered, rank_and_world
 
 _ROUNDS = 100  # of Lloyd's algorithm; it is done when no face changes its cluster, which takes some tens
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ageray import storage
-from ageray.data.images import ImageError, Photo, decode
 from ageray.errors import UserError
+from ageray.faces.images import ImageError, Photo, decode
 
 _SIDE = 320  # pixels of a thumbnail's longer side: sharp on the sheet, some 15 kB
 _FACE_SIDE = 240

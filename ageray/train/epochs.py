@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ageray import metrics
 from ageray.experiment import Stage
-from ageray.train.loop import EpochResult, State
+from ageray.train.loop import EpochResult
+from ageray.train.state import State
 
 Record = dict[str, Any]
 

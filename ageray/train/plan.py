@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -11,22 +10,20 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ageray import bundle, config, schema, storage
+from ageray import bundle, config, storage
 from ageray.data import protocols, splits
-from ageray.data.order import Listed
+from ageray.data.labelled_faces import labelled_faces
+from ageray.data.row_index import Listed
+from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
-from ageray.models.model import build
+from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 
 CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
 CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
-
-
-_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
 
 
 @dataclass(frozen=True)
@@ -39,25 +36,6 @@ class Plan:
     steps: list[int]
     facts: dict[str, Any]
     faces: dict[str, Listed]
-
-
-def labelled_faces(shards: str) -> pa.Table:
-    """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
-    files = storage.list_files(shards, (".parquet",))
-    if not files:
-        raise UserError(f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare")
-    tables = []
-    for file in files:
-        filesystem, path = storage.filesystem(file)
-        try:
-            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in _LIGHT.names]
-            table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
-            tables.append(schema.check(table, _LIGHT, file))
-        except (ValueError, OSError) as error:
-            reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
-            raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None
-    table = pa.concat_tables(tables)
-    return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream
 
 
 def run_folder(experiment: Experiment) -> str:
@@ -170,11 +148,6 @@ def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[
         "train_ages": {"median": float(np.median(training)), "min": float(training.min()), "max": float(training.max())},
         "outside_bins": int(((training < first) | (training > last)).sum()),
     }
-
-
-def train_digest(keys: list[str]) -> str:
-    """Names a set of training faces, so that an evaluation can tell whether its split is the model's."""
-    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=8).hexdigest()
 
 
 def to_lines(records: list[dict[str, Any]]) -> str:

@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor
 
-from ageray.data.synthetic import draw_face
 from ageray.faces import geometry
 from ageray.models.regions import REGIONS, RegionPooling, affine, targets, to_unit
+from ageray.synthetic.faces import draw_face
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 NAMES = list(REGIONS)
