@@ -1,7 +1,7 @@
 """Several workers as one, over torch.distributed: what each of them knows of the whole batch, with the right gradient. Alone, nothing changes.
 
 A global batch of G faces is cut into equal runs, worker 0's faces first. Every worker computes the loss of the whole batch and the workers'
-parameter gradients are averaged, so what crosses workers on the way back is summed: `Gather` and `Sum` below.
+parameter gradients are averaged, so what crosses workers on the way back is all_reduce_sum: `Gather` and `Sum` below.
 Shape letters: B faces of this worker, G faces of the whole batch.
 """
 
@@ -41,7 +41,7 @@ class _Gather(torch.autograd.Function):
         return total.narrow(0, distributed.get_rank() * ctx.rows, ctx.rows)
 
 
-def gathered(own: Tensor) -> Tensor:
+def all_gather(own: Tensor) -> Tensor:
     """Rows of this worker, (B, ...), to those of all workers, (G, ...); alone, the same. Every worker must bring equally many rows."""
     if rank_and_world()[1] == 1:
         return own
@@ -65,7 +65,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-def summed(own: Tensor) -> Tensor:
+def all_reduce_sum(own: Tensor) -> Tensor:
     """The sum of a tensor over all workers, with gradient; alone, the same."""
     if rank_and_world()[1] == 1:
         return own
@@ -97,7 +97,7 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     yield from open_buckets.values()
 
 
-def everybodys(own: Any) -> list[Any]:
+def all_gather_object(own: Any) -> list[Any]:
     """A plain value or CPU tensors of every worker, in their order. Workers may bring unequal amounts."""
     world = rank_and_world()[1]
     if world == 1:
@@ -133,9 +133,9 @@ class BatchNorm(nn.modules.batchnorm._BatchNorm):
         dims, shape = [0, *range(2, input.ndim)], [1, -1, *[1] * (input.ndim - 2)]
         values = input.float()
         count = values.numel() // values.shape[1] * rank_and_world()[1]
-        mean_D = summed(values.sum(dims)) / count
+        mean_D = all_reduce_sum(values.sum(dims)) / count
         centred = values - mean_D.view(shape)
-        variance_D = summed(centred.square().sum(dims)) / count
+        variance_D = all_reduce_sum(centred.square().sum(dims)) / count
         self._remember(mean_D.detach(), variance_D.detach() * (count / max(1, count - 1)))
         normal = centred * (variance_D + self.eps).rsqrt().view(shape)
         if self.affine:

@@ -14,6 +14,6 @@ class UserError(ValueError):
         return type(self), (str(self),)
 
 
-def brief(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())[:200]

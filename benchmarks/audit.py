@@ -2,7 +2,7 @@
 
     python benchmarks/audit.py SHARDS [--fingerprints FILE] [--search 20000 1000000]
 
-SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Prints the audit of the default split (seeded, 10 % for the test,
+SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of the default split (seeded, 10 % for the test,
 validation counted with the training), near-identical pairs by the distance of their hashes with and without confirmation by thumbnails, images a
 second on one core, and with --search the seconds of a search among so many hashes (repeated from those found, with bits flipped at random).
 """
@@ -24,7 +24,7 @@ from ageray.experiment import Protocol
 LIGHT = ("key", "age", "subject", "group", "gender", "dataset")
 
 
-def fingerprinted(shards: Path) -> pa.Table:
+def load_or_compute_fingerprints(shards: Path) -> pa.Table:
     """The shards' light columns with each image's fingerprint."""
     tables = []
     started = time.process_time()
@@ -91,11 +91,11 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     hashes = table["phash"].to_numpy()
     thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1)
 
-    def drawn(count: int) -> near_duplicates.Prints:
+    def drawn(count: int) -> near_duplicates.Fingerprints:
         """Each hash with 8 random bits flipped, so that it is as far from its origin as from strangers, but as clustered."""
         rows = rng.integers(0, len(hashes), count)
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (count, 8), dtype=np.uint64), axis=1)
-        return near_duplicates.Prints(hashes[rows] ^ flips, thumbnails[rows])
+        return near_duplicates.Fingerprints(hashes[rows] ^ flips, thumbnails[rows])
 
     for size in sizes:
         among, searched = drawn(size), drawn(max(size // 10, min(size, 20_000)))
@@ -114,7 +114,7 @@ def main() -> None:
     if given.fingerprints and given.fingerprints.exists():
         table = pq.read_table(given.fingerprints)
     else:
-        table = fingerprinted(given.shards)
+        table = load_or_compute_fingerprints(given.shards)
         if given.fingerprints:
             pq.write_table(table, given.fingerprints)
     show(table)

@@ -41,7 +41,7 @@ from ageray.faces.canvases import face_canvases
 from ageray.predictor import Predictor
 from ageray.score import pipeline as score_pipeline
 from ageray.score import read
-from ageray.score.checkpoint import Ledger
+from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Collection
 from ageray.synthetic import faces as synthetic_faces
 
@@ -115,7 +115,7 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     """Faces done as they come out of the job's own stages."""
     collection = Collection.of(shards)
     loaded = bundle.load(model)
-    photos = score_pipeline.read(collection, read.survey(collection), scale.decode_batch, Ledger(shards + "-none"))
+    photos = score_pipeline.read(collection, read.survey(collection), scale.decode_batch, ScoreCheckpoint(shards + "-none"))
     assert photos is not None
     found = score_pipeline.find(photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto")
     for table in score_pipeline._tables(score_pipeline.age(found, model, share_out(scale), BATCH, posterior=False)):

@@ -70,7 +70,7 @@ def main(words: Sequence[str]) -> None:
 
 
 def _audit(experiment: Experiment, made: plan.Plan) -> None:
-    """Prints and keeps what the split leaks; once a run."""
+    """Fingerprints and keeps what the split leaks; once a run."""
     kept = storage.join(made.folder, _AUDIT)
     if not experiment.scale.audit or storage.exists(kept):
         return

@@ -22,7 +22,7 @@ from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor, _fast_bf16
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train.state import new_state
-from ageray.train.validation import make_gallery, validate
+from ageray.train.validation import build_gallery, validate
 
 ALIGN = Align(size=48, standardize=True)
 LINE = Calibration(1.1, -6.0, 1.5, 200)
@@ -237,7 +237,7 @@ def nearest(folder: Path, exclude: bool = True, gender: bool = True, flip: bool 
     faces = canvases()
     columns = {"canvas": faces.pixels, "points": faces.points, "box": faces.box, "age": np.arange(10, 80, 10, dtype=np.float32)}
     columns |= {"subject": SUBJECTS, "gender": np.array([1, 1, 0, 0, 1, 0, 1]) if gender else np.full(7, -1)}
-    made = make_gallery(state, [columns])
+    made = build_gallery(state, [columns])
     assert made is not None
     bundle.save(str(folder), state.network, experiment, {}, made)
     return Predictor(bundle.load(str(folder)), "cpu", 1), made

@@ -18,7 +18,7 @@ from ageray.faces.images import ImageError
 FILE = "fingerprints.arrow"
 """Beside the shards; taken anew where the shards are no longer those that it was taken of."""
 
-PRINTS = pa.schema([("key", pa.string()), ("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())])
+FINGERPRINTS_SCHEMA = pa.schema([("key", pa.string()), ("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())])
 """Nulls where the bytes are no picture."""
 
 _BLOCK_ROWS = 256  # rows a task takes at once: one shard alone then keeps all cores busy
@@ -26,8 +26,8 @@ _TAIL = 64 * 2**10  # bytes at a Parquet file's end: the footer with its statist
 _OF = b"ageray.shards"
 
 
-def fingerprinted(shards: str) -> pa.Table:
-    """The columns PRINTS of every row of `shards`, in the order of the shards.
+def load_or_compute_fingerprints(shards: str) -> pa.Table:
+    """The columns FINGERPRINTS_SCHEMA of every row of `shards`, in the order of the shards.
 
     Taken once, some 300 to 500 faces a second and core, and kept in `fingerprints.arrow` in the folder where that can be written. Needs a
     connected cluster unless they are kept. About 330 bytes a face come to the driver. Raises UserError if there are no shards.
@@ -38,7 +38,7 @@ def fingerprinted(shards: str) -> pa.Table:
     rows = read_faces(shards, ["key", "image"]).repartition(target_num_rows_per_block=_BLOCK_ROWS)
     taken = rows.map_batches(_take, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     batches: Any = taken.iter_batches(batch_size=None, batch_format="pyarrow")
-    table = pa.concat_tables([batch.cast(PRINTS) for batch in batches if batch.num_rows]).combine_chunks()
+    table = pa.concat_tables([batch.cast(FINGERPRINTS_SCHEMA) for batch in batches if batch.num_rows]).combine_chunks()
     with suppress(UserError):  # shards that can only be read are looked at again the next time
         storage.write_bytes(kept, _to_bytes(table, of))
     return table
@@ -51,7 +51,7 @@ def _take(faces: pa.Table) -> pa.Table:
             rows.append({"key": key, **fingerprints(image)._asdict()})
         except ImageError:
             rows.append({"key": key})
-    return pa.Table.from_pylist(rows, schema=PRINTS)
+    return pa.Table.from_pylist(rows, schema=FINGERPRINTS_SCHEMA)
 
 
 def _shards_digest(shards: str) -> bytes:
@@ -74,8 +74,8 @@ def _read(uri: str, of: bytes) -> pa.Table | None:
         table = pa.ipc.open_file(pa.BufferReader(storage.read_bytes(uri))).read_all()
     except (pa.ArrowException, UserError):
         return None
-    fits = table.schema.names == PRINTS.names and (table.schema.metadata or {}).get(_OF) == of
-    return table.replace_schema_metadata(None).cast(PRINTS) if fits else None
+    fits = table.schema.names == FINGERPRINTS_SCHEMA.names and (table.schema.metadata or {}).get(_OF) == of
+    return table.replace_schema_metadata(None).cast(FINGERPRINTS_SCHEMA) if fits else None
 
 
 def _to_bytes(table: pa.Table, of: bytes) -> bytes:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ageray.audit import near_duplicates
 from ageray.audit.conflicts import EXAMPLES, Ages, Rows, identical_conflicts, near_conflicts
-from ageray.audit.near_duplicates import Prints
+from ageray.audit.near_duplicates import Fingerprints
 
 UNKNOWN = "unknown"
 
@@ -218,7 +218,7 @@ def _near(train: pa.Table, test: pa.Table, keys: list[str]) -> tuple[dict[str, A
     return figures, twin_M, np.unique(np.sort(np.concatenate(found), 1), axis=0)
 
 
-def _prints(table: pa.Table) -> tuple[Prints, Rows]:
+def _prints(table: pa.Table) -> tuple[Fingerprints, Rows]:
     """Fingerprints of the images that have one, and their rows."""
     phash, thumbnail = _column(table, "phash", pa.uint64()), _column(table, "thumbnail", pa.binary())
     rows = np.flatnonzero(phash.is_valid().to_numpy(zero_copy_only=False))
@@ -226,7 +226,7 @@ def _prints(table: pa.Table) -> tuple[Prints, Rows]:
     if len(rows) and thumbnail.take(rows).null_count == 0:
         pixels = b"".join(thumbnail.take(rows).to_pylist())
         thumbnails = np.frombuffer(pixels, np.uint8).reshape(len(rows), -1)
-    return Prints(phash.take(rows).to_numpy(zero_copy_only=False).astype(np.uint64), thumbnails), rows
+    return Fingerprints(phash.take(rows).to_numpy(zero_copy_only=False).astype(np.uint64), thumbnails), rows
 
 
 def _pairs(rows: Rows, others: Rows, twin_N: Rows) -> NDArray[np.int64]:

@@ -25,7 +25,7 @@ _FAR = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
-class Prints:
+class Fingerprints:
     """Perceptual hashes (N,) uint64 and thumbnails (N, pixels) uint8, or no thumbnails: then hashes alone decide."""
 
     phash_N: NDArray[np.uint64]
@@ -34,19 +34,19 @@ class Prints:
     def __len__(self) -> int:
         return len(self.phash_N)
 
-    def only(self, rows: NDArray[np.int64]) -> Prints:
+    def only(self, rows: NDArray[np.int64]) -> Fingerprints:
         """Some of them."""
-        return Prints(self.phash_N[rows], None if self.thumbnail_N is None else self.thumbnail_N[rows])
+        return Fingerprints(self.phash_N[rows], None if self.thumbnail_N is None else self.thumbnail_N[rows])
 
 
-def across(searched: Prints, among: Prints) -> NDArray[np.int64]:
+def across(searched: Fingerprints, among: Fingerprints) -> NDArray[np.int64]:
     """For each of `searched` the nearest near-identical one of `among`, the first of equally near ones: its row, or -1 (N,)."""
     kinds, kind_N = _kinds(searched)
     others, _ = _kinds(among)
     return _rows(_nearest(searched.only(kinds), among.only(others), same=False), others)[kind_N]
 
 
-def within(prints: Prints) -> NDArray[np.int64]:
+def within(prints: Fingerprints) -> NDArray[np.int64]:
     """For each the nearest near-identical other one: its row, or -1 (N,)."""
     kinds, kind_N = _kinds(prints)
     twin_N = _rows(_nearest(prints.only(kinds), prints.only(kinds), same=True), kinds)[kind_N]
@@ -59,7 +59,7 @@ def within(prints: Prints) -> NDArray[np.int64]:
     return twin_N
 
 
-def _kinds(prints: Prints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _kinds(prints: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First row of each distinct print, and the number of each row's: copies of one picture are compared once."""
     columns = prints.phash_N[:, None].view(np.uint8)
     if prints.thumbnail_N is not None:
@@ -73,7 +73,7 @@ def _rows(found_N: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int
     return np.where(found_N < 0, -1, rows[found_N]) if len(rows) else found_N
 
 
-def _nearest(searched: Prints, among: Prints, same: bool) -> NDArray[np.int64]:
+def _nearest(searched: Fingerprints, among: Fingerprints, same: bool) -> NDArray[np.int64]:
     """Number of the nearest one, -1 if none is near; `same` leaves out each one itself."""
     best_N = np.full(len(searched), _FAR)
     for mine_P, other_P, distance_P in _candidates(searched, among):
@@ -86,7 +86,7 @@ def _nearest(searched: Prints, among: Prints, same: bool) -> NDArray[np.int64]:
     return np.where(best_N == _FAR, -1, best_N % max(len(among), 1))
 
 
-def _candidates(searched: Prints, among: Prints) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
+def _candidates(searched: Fingerprints, among: Fingerprints) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
     """Pairs with fewer than 6 different bits, and how many; a pair comes once for every band that it shares."""
     for first, bits in _BANDS:
         (mine, order), (other, among_order) = (_sorted_band(prints.phash_N, first, bits) for prints in (searched, among))
@@ -108,7 +108,7 @@ def _sorted_band(phash_N: NDArray[np.uint64], first: int, bits: int) -> tuple[ND
     return band_N[order], order
 
 
-def _alike(searched: Prints, among: Prints, mine_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _alike(searched: Fingerprints, among: Fingerprints, mine_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether the thumbnails of each pair correlate; two flat ones do, a flat one and another do not."""
     if searched.thumbnail_N is None or among.thumbnail_N is None:
         return np.ones(len(mine_P), bool)

@@ -2,6 +2,6 @@
 
 from ageray.cluster.connect import connect
 from ageray.cluster.environment import environment
-from ageray.cluster.resources import LASTING, check_fits, holds, lasting, nodes
+from ageray.cluster.resources import ON_DEMAND, check_fits, holds, nodes, pin_to_on_demand
 
-__all__ = ["LASTING", "check_fits", "connect", "environment", "holds", "lasting", "nodes"]
+__all__ = ["ON_DEMAND", "check_fits", "connect", "environment", "holds", "nodes", "pin_to_on_demand"]

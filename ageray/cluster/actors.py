@@ -11,7 +11,7 @@ from ageray.experiment import Scale
 _ALONE = 4  # logical CPUs up to which one actor computes on all cores
 
 
-class Team(NamedTuple):
+class ActorPool(NamedTuple):
     """The actors that hold the model, and what each takes: logical CPUs, GPUs and compute threads (0: all cores)."""
 
     actors: int
@@ -24,7 +24,7 @@ class Team(NamedTuple):
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": cluster.environment(bool(self.gpus))}}
 
 
-def share_out(scale: Scale) -> Team:
+def share_out(scale: Scale) -> ActorPool:
     """Actors for the model, with CPUs left to decode: one a GPU; without GPUs one on all cores of a small machine, or a single-threaded one
     for every other CPU.
 
@@ -50,10 +50,10 @@ def share_out(scale: Scale) -> Team:
         raise UserError(f"{taken} leave none of {cpus:g} logical CPUs for decoding; lower one, or raise scale.local_cpus")
     if actors > fit:
         raise UserError(f"{taken}{' and a GPU each' * on_gpu} do not fit the cluster's {len(nodes)} nodes; lower one of the two")
-    return Team(actors, each, int(on_gpu), scale.threads or (0 if actors == 1 else max(1, int(each))))
+    return ActorPool(actors, each, int(on_gpu), scale.threads or (0 if actors == 1 else max(1, int(each))))
 
 
-def describe(team: Team, faces: int, photos: int) -> str:
+def describe(team: ActorPool, faces: int, photos: int) -> str:
     """The team and the sizes of its batches, for a reader."""
     place = "a GPU" if team.gpus else f"{team.threads or 'all'} core{'s' * (team.threads != 1)}"
     actors = f"{team.actors} actor{'s' * (team.actors > 1)} on {place}{' each' * (team.actors > 1)}"

@@ -13,7 +13,7 @@ _REST_SECONDS = 0.02
 _BLOCKS_A_CPU = 4
 
 
-class Pace(ExecutionCallback):
+class SchedulerPause(ExecutionCallback):
     """Rests between two steps of the loop.
 
     While blocks wait for a slow consumer the loop does not block: it spins, takes most of a core from a 2-core machine, and where it runs
@@ -25,7 +25,7 @@ class Pace(ExecutionCallback):
         time.sleep(_REST_SECONDS)
 
 
-class ReadAhead(policies.BackpressurePolicy):
+class ReadBackpressure(policies.BackpressurePolicy):
     """Starts no more tasks of a dataset's first stage while as many of its blocks wait as the logical CPUs there are take in four rounds.
 
     Ray Data starts the stage that holds the least first. Encoded photos are small, so it reads on and on, and what it has read takes its part of
@@ -41,6 +41,8 @@ class ReadAhead(policies.BackpressurePolicy):
         return bool(self._topology[op].output_queue.num_blocks < _BLOCKS_A_CPU * max(1.0, cpus))
 
 
-def limit_reading_ahead(dataset: Dataset) -> None:
+def limit_read_ahead(dataset: Dataset) -> None:
     """Has the dataset, when it runs, read its photos only as fast as they are used."""
-    dataset.context.set_config(policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, ReadAhead])
+    dataset.context.set_config(
+        policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, ReadBackpressure]
+    )

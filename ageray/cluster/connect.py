@@ -17,7 +17,7 @@ import ray.data
 from ray.exceptions import AuthenticationError
 from ray.util.annotations import RayDeprecationWarning
 
-from ageray.cluster.backpressure import Pace
+from ageray.cluster.backpressure import SchedulerPause
 from ageray.cluster.environment import _SPIN_COUNT
 from ageray.errors import UserError
 from ageray.experiment import Scale
@@ -46,8 +46,8 @@ def connect(scale: Scale) -> None:
             _start(scale)
     data_context = ray.data.DataContext.get_current()
     data_context.enable_progress_bars = scale.progress
-    if Pace not in data_context.custom_execution_callback_classes:
-        data_context.custom_execution_callback_classes.append(Pace)
+    if SchedulerPause not in data_context.custom_execution_callback_classes:
+        data_context.custom_execution_callback_classes.append(SchedulerPause)
     if not scale.progress:
         data_context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

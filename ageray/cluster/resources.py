@@ -13,7 +13,7 @@ from ray._private.state import state as ray_state
 from ageray.cluster.connect import _address
 from ageray.errors import UserError
 
-LASTING = "on_demand"
+ON_DEMAND = "on_demand"
 """A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
 
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
@@ -34,9 +34,9 @@ def check_fits(what: str, workers: int, needs: dict[str, float], beside: float =
     largest = nodes()
     fit = holds(largest, needs)
     cpus = _sum(largest, "CPU")
-    each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount and name != LASTING)
+    each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount and name != ON_DEMAND)
     if fit < workers:
-        on = f" on nodes that offer {LASTING}" if needs.get(LASTING) else ""
+        on = f" on nodes that offer {ON_DEMAND}" if needs.get(ON_DEMAND) else ""
         raise UserError(
             f"{what}: {workers} of {each} do not fit{on}; the cluster's {len(largest)} nodes hold {fit} at most; lower it or add nodes"
         )
@@ -51,9 +51,9 @@ def holds(nodes: list[dict[str, float]], needs: dict[str, float]) -> int:
     return sum(_holds(node, needs) for node in nodes)
 
 
-def lasting(needs: dict[str, float]) -> dict[str, float]:
+def pin_to_on_demand(needs: dict[str, float]) -> dict[str, float]:
     """The needs of a training worker, which is to run on nodes that stay where the cluster tells those from spot nodes."""
-    return needs | {LASTING: 0.001} if any(LASTING in node for node in nodes()) else needs
+    return needs | {ON_DEMAND: 0.001} if any(ON_DEMAND in node for node in nodes()) else needs
 
 
 def _may_come() -> Iterator[dict[str, float]]:

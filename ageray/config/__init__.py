@@ -1,7 +1,7 @@
 """Settings: YAML files and key=value overrides become one validated `Experiment`, or one message that lists every mistake."""
 
 from ageray.config.load import (
-    Written,
+    ParsedConfig,
     difference,
     digest,
     dump,
@@ -12,4 +12,4 @@ from ageray.config.load import (
     read,
 )
 
-__all__ = ["Written", "difference", "digest", "dump", "json_schema", "load", "loads", "parse_arguments", "read"]
+__all__ = ["ParsedConfig", "difference", "digest", "dump", "json_schema", "load", "loads", "parse_arguments", "read"]

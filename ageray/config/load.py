@@ -34,7 +34,7 @@ from ageray.experiment import Experiment
 
 
 @dataclass(frozen=True)
-class Written:
+class ParsedConfig:
     """An experiment beside what was written of it, every value with its place."""
 
     experiment: Experiment
@@ -68,7 +68,7 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
     return written.experiment
 
 
-def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> Written:
+def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> ParsedConfig:
     """What `load` reads, with the places of all values; `tune` may be among it."""
     problems: list[Problem] = []
     root = Node({}, Place(-1, 0, ""))
@@ -81,7 +81,7 @@ def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
         raise _mistake(problems)
     for order, word in enumerate(overrides, len(paths)):
         override(root, word, order, problems)
-    return Written(_validated(root, problems), root)
+    return ParsedConfig(_validated(root, problems), root)
 
 
 def loads(text: str, name: str) -> Experiment:

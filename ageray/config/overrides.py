@@ -41,11 +41,11 @@ def put(root: Node, keys: Keys, node: Node, problems: list[Problem]) -> None:
     """Puts `node` at `keys`; null takes away what is there."""
     try:
         _unset(root, keys) if node.value is None else _set(root, keys, node)
-    except _Impossible as error:
+    except OverrideError as error:
         problems.append(Problem(node.place, error.keys, str(error)))
 
 
-class _Impossible(Exception):
+class OverrideError(Exception):
     """An override that cannot be done: the keys as far as they go, and why."""
 
     def __init__(self, keys: Keys, why: str) -> None:
@@ -67,7 +67,7 @@ def _set(root: Node, keys: Keys, node: Node) -> None:
             here = here.value[index]
         else:
             holds = f"{dotted(keys[:depth])} holds {messages.show(here.value)}"
-            raise _Impossible(keys[: depth + 1], f"no such key; {holds}")
+            raise OverrideError(keys[: depth + 1], f"no such key; {holds}")
     here.value, here.place = node.value, node.place
 
 
@@ -78,7 +78,7 @@ def _unwritten(keys: Keys, place: Place) -> dict[str, Node] | list[Node]:
         return {}
     defaults = [schema.get("default") or [] for schema in schemas]
     if any(default != defaults[0] for default in defaults):  # two models that differ in it
-        raise _Impossible(keys, f"nothing is written there; give the whole list, {dotted(keys)}=[...]")
+        raise OverrideError(keys, f"nothing is written there; give the whole list, {dotted(keys)}=[...]")
     return [wrap(item, place) for item in defaults[0]]
 
 
@@ -92,10 +92,10 @@ def _unset(root: Node, keys: Keys) -> None:
     else:
         for depth, key in enumerate(keys):
             if not messages.at(keys[: depth + 1]):
-                raise _Impossible(keys[: depth + 1], messages.unknown_key(key, messages.at(keys[:depth])))
+                raise OverrideError(keys[: depth + 1], messages.unknown_key(key, messages.at(keys[:depth])))
 
 
 def _index(items: list[Node], keys: Keys, last: int) -> int:
     if isinstance(keys[-1], str) or keys[-1] > last:
-        raise _Impossible(keys, f"no such element; {dotted(keys[:-1])} is a list of {len(items)}, counted from 0")
+        raise OverrideError(keys, f"no such element; {dotted(keys[:-1])} is a list of {len(items)}, counted from 0")
     return keys[-1]

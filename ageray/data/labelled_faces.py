@@ -15,7 +15,7 @@ from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
-_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
+LABELS_SCHEMA = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
 
 
 def labelled_faces(shards: str) -> pa.Table:
@@ -27,9 +27,9 @@ def labelled_faces(shards: str) -> pa.Table:
     for file in files:
         filesystem, path = storage.filesystem(file)
         try:
-            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in _LIGHT.names]
+            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in LABELS_SCHEMA.names]
             table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
-            tables.append(schema.check(table, _LIGHT, file))
+            tables.append(schema.check(table, LABELS_SCHEMA, file))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
             raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None

@@ -13,35 +13,35 @@ Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Listed:
+class RowIndex:
     """The faces of a part in the order of the shards: `mark` (N,) uint64, a digest of the key, and `age` (N,) float32."""
 
     mark: NDArray[np.uint64]
     age: NDArray[np.float32]
 
     @classmethod
-    def of(cls, keys: Sequence[str], ages: Sequence[float]) -> Listed:
+    def of(cls, keys: Sequence[str], ages: Sequence[float]) -> RowIndex:
         """From keys, which must be unique, and ages."""
-        return cls(marks(keys), np.asarray(ages, np.float32))
+        return cls(key_hashes(keys), np.asarray(ages, np.float32))
 
     def __len__(self) -> int:
         return len(self.mark)
 
-    def wanted(self, rows: Rows | None = None) -> Wanted:
+    def wanted(self, rows: Rows | None = None) -> RowLookup:
         """What finds the faces with these row numbers, or all."""
         rows = np.arange(len(self)) if rows is None else np.unique(rows)
         order = np.argsort(self.mark[rows])
-        return Wanted(self.mark[rows][order], rows[order])
+        return RowLookup(self.mark[rows][order], rows[order])
 
 
-def marks(keys: Sequence[str]) -> NDArray[np.uint64]:
+def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
     """A 64-bit digest of each key: among ten million faces two are alike once in 400,000 sets."""
     digests = (hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-row").digest() for key in keys)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowLookup:
     """Faces to be found by key: their `mark`, ascending, and row number."""
 
     mark: NDArray[np.uint64]
@@ -49,7 +49,7 @@ class Wanted:
 
     def find(self, keys: Sequence[str]) -> Rows:
         """Row numbers of faces by key; -1 for one that is not wanted."""
-        mark = marks(keys)
+        mark = key_hashes(keys)
         if not len(self.mark):
             return np.full(len(mark), -1)
         place = np.searchsorted(self.mark, mark).clip(max=len(self.mark) - 1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ageray.data import splits
 from ageray.data.face_shards import read_faces
-from ageray.data.row_index import Wanted
+from ageray.data.row_index import RowLookup
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.images import ImageError
@@ -48,7 +48,7 @@ def canvases(
     decode_batch: int,
     split: str | None = None,
     part: str | None = None,
-    wanted: Wanted | None = None,
+    wanted: RowLookup | None = None,
 ) -> ray.data.Dataset:
     """Rows decoded as `face_stream` does. wanted: only these faces are decoded; their row numbers are the column `row`."""
     return rows.map_batches(
@@ -69,7 +69,7 @@ def _members(split: str, part: str) -> pa.Array:
 
 
 def decode_rows(
-    table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None, wanted: Wanted | None = None
+    table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None, wanted: RowLookup | None = None
 ) -> Columns:
     """Rows of the faces table to canvases (see `face_stream`). A row that cannot be used keeps its place, with its reason in `error`."""
     config = Align.model_validate(align)
@@ -131,7 +131,7 @@ def _as_box(values: list[float] | None) -> NDArray[np.float32] | None:
     return None if values is None else np.asarray(values, np.float32).reshape(1, 4)
 
 
-class Usable:
+class UsableBatches:
     """Iterates over batches, leaving out the rows that have an `error`; `skipped` lists their keys and reasons afterwards."""
 
     def __init__(self, batches: Any) -> None:

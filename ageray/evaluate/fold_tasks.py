@@ -21,7 +21,7 @@ from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import Held, hold, remember
+from ageray.train.in_memory.face_cache import FaceCache, hold, remember
 from ageray.train.in_memory.slots import on_device, share_out
 from ageray.train.in_memory.train import Fold, Result
 
@@ -63,11 +63,11 @@ class Work:
         """Number, result and seconds of each fold as it ends; no more tasks at once than the machine is shared out to."""
         levels, threads = tuple(self._levels), self._share.threads
         calls = [(number, (self._experiment, columns, fold, levels, threads)) for number, fold in waiting]
-        with closing(self._share.side_by_side(_train_fold, calls)) as ended:
+        with closing(self._share.map_unordered(_train_fold, calls)) as ended:
             for number, ready in ended:
                 yield number, *self._outcome(ready, number)
 
-    def _fold(self, number: int, faces: Held) -> Fold:
+    def _fold(self, number: int, faces: FaceCache) -> Fold:
         """The fold's rows among the usable faces, in the order of the shards."""
         rows = faces.rows(self._splits[number].parts)
         size, found = self._experiment.train.batch_size, len(rows["train"])
@@ -92,7 +92,7 @@ class Work:
             raise
         return outcome
 
-    def _table(self, number: int, fold: Fold, result: Result | None, faces: Held) -> pa.Table:
+    def _table(self, number: int, fold: Fold, result: Result | None, faces: FaceCache) -> pa.Table:
         """A row a test face, also of those that cannot be used: those of `predictions`, and `fold`."""
         keys = self._splits[number].parts["test"]
         labels = self._labelled.take(pc.index_in(pa.array(keys, pa.string()), value_set=self._labelled.column("key")))

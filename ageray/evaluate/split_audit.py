@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ageray import storage
 from ageray.audit import Audit, audit
 from ageray.audit.conflicts import EXAMPLES
-from ageray.audit.fingerprint_table import fingerprinted
+from ageray.audit.fingerprint_table import load_or_compute_fingerprints
 from ageray.bundle import Bundle
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
@@ -144,7 +144,7 @@ def _only(faces: pa.Table, keys: list[str]) -> pa.Table:
 
 
 def _with_prints(faces: pa.Table, shards: str) -> pa.Table:
-    prints = fingerprinted(shards)
+    prints = load_or_compute_fingerprints(shards)
     rows = prints.take(pc.index_in(faces.column("key"), value_set=prints.column("key")))
     for name in prints.column_names[1:]:
         faces = faces.append_column(name, rows.column(name))

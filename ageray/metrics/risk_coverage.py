@@ -17,7 +17,7 @@ ANSWERED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the faces that are answered, at which a curve is read."""
 
 
-class Refusal:
+class ApiError:
     """Faces in the order in which they are answered, narrowest interval first.
 
     Faces with equally wide intervals come in any order: each counts the mean error of its group, which gives the expectation over these
@@ -72,7 +72,7 @@ def area_under_risk(errors: ArrayLike, widths: ArrayLike) -> float:
     Without any order it would be the mean error; the best order is that of the errors themselves (`risk_coverage` gives both).
     """
     errors_N, widths_N = pair(errors, widths)
-    return float(Refusal(errors_N, widths_N).figures(np.ones((1, len(errors_N))), ())[0, 0])
+    return float(ApiError(errors_N, widths_N).figures(np.ones((1, len(errors_N))), ())[0, 0])
 
 
 def risk_coverage(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def risk_coverage(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: A
 
 def refusal_figures(errors_N: Ages, widths_N: Ages) -> dict[str, Any]:
     """`risk_coverage` of errors and widths."""
-    aurc, *risks = Refusal(errors_N, widths_N).figures(np.ones((1, len(errors_N))))[0].tolist()
+    aurc, *risks = ApiError(errors_N, widths_N).figures(np.ones((1, len(errors_N))))[0].tolist()
     return {
         "curve": [{"answered": share, "mae": risk} for share, risk in zip(ANSWERED, risks, strict=True)],
         "aurc": aurc,

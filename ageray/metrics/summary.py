@@ -25,7 +25,7 @@ from ageray.metrics.breakdown import bands, by_decade, decades, labelled
 from ageray.metrics.challenge import RULES, Rule, challenge_means
 from ageray.metrics.interval import calibration_means, coverage, covered, mean_width
 from ageray.metrics.mean import Mean, Tree
-from ageray.metrics.risk_coverage import Refusal, refusal_figures
+from ageray.metrics.risk_coverage import ApiError, refusal_figures
 
 
 def summary(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike, training_median: float | None) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _refusal(fine: Tested, bootstrap: Bootstrap) -> dict[str, Any]:
     true_N, predicted_N = pair(fine.true, fine.predicted)
     low_N, high_N = pair(fine.low, fine.high)
     error_N = np.abs(predicted_N - true_N)
-    refusal, best = Refusal(error_N, high_N - low_N), Refusal(error_N, error_N)
+    refusal, best = ApiError(error_N, high_N - low_N), ApiError(error_N, error_N)
 
     def statistic(counts_rN: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.concatenate([best.figures(counts_rN, ()), refusal.figures(counts_rN)], 1)

@@ -63,7 +63,7 @@ class ClusterCnn(AgeNetwork):
         self.head = age_head(config, config.branch_features)
 
     @property
-    def faces_to_start(self) -> int:
+    def num_init_faces(self) -> int:
         """Faces for k-means++, as long as there are no centroids; weights of a trained network bring theirs."""
         return 0 if bool(self.clusters.started) else self._init_faces
 

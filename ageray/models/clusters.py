@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from ageray.distributed import gathered, rank_and_world
+from ageray.distributed import all_gather, rank_and_world
 from ageray.errors import UserError
 
 _ROUNDS = 100  # of Lloyd's algorithm; it is done when no face changes its cluster, which takes some tens
@@ -134,7 +134,7 @@ class Clusters(nn.Module):
         with torch.autocast(features_BD.device.type, enabled=False):
             features_BD = features_BD.to(self.centroids.dtype)
             cluster_B = self._drawn(features_BD)
-            features_GD, cluster_G = gathered(features_BD), gathered(cluster_B)
+            features_GD, cluster_G = all_gather(features_BD), all_gather(cluster_B)
             centroids_kD = moved(self.centroids, features_GD, cluster_G, self.momentum)
             self.centroids.copy_(centroids_kD.detach())
         return Assignment(features_GD, cluster_G, centroids_kD, cluster_B)

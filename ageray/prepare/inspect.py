@@ -19,7 +19,7 @@ from ageray.faces.detect import YuNet, subject_of
 from ageray.faces.images import MOST_BYTES
 from ageray.storage import READERS
 
-SEEN = pa.schema(
+INSPECTED_SCHEMA = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("bytes", pa.int64()),
@@ -38,7 +38,7 @@ SEEN = pa.schema(
 
 
 def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False) -> pa.Table:
-    """Reads each photo (columns `key`, `uri`, `landmarks`) and returns its row of SEEN.
+    """Reads each photo (columns `key`, `uri`, `landmarks`) and returns its row of INSPECTED_SCHEMA.
 
     `landmarks` is `data.landmarks`; `prints`: whether fingerprints are wanted. A photo that cannot be used gets a `kind` (unreadable,
     undecodable, no face, no points) and a reason; nothing is raised for it.
@@ -51,7 +51,7 @@ def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False)
             {"key": key, **_print(content, prints), **_seen(content, own, landmarks, detect)}
             for key, content, own in zip(keys, contents, points, strict=True)
         ]
-    return pa.Table.from_pylist(rows, schema=SEEN)
+    return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
 
 
 def _fetch(uri: str) -> bytes | UserError:

@@ -25,7 +25,7 @@ from ageray.prepare.manifest import Problem
 from ageray.prepare.write import _write
 
 REPORT = "prepare.json"
-"""Written last: a folder of shards that has it is complete."""
+"""ParsedConfig last: a folder of shards that has it is complete."""
 
 _BLOCKS = 256  # blocks of the first pass, about: enough to fill a cluster, few enough for the driver
 _MOST_ROWS = 4096  # of a block of the first pass, so that a lost task costs seconds
@@ -109,7 +109,7 @@ def _target(data: Data, fresh: bool) -> str:
 
 
 def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
-    """First pass: a row of `inspection.SEEN` for every photo, in any order."""
+    """First pass: a row of `inspection.INSPECTED_SCHEMA` for every photo, in any order."""
     light = photos.select(["key", "uri", "landmarks"]).combine_chunks()
     step = max(batch, min(-(-light.num_rows // _BLOCKS), _MOST_ROWS))
     blocks = [light.slice(start, step) for start in range(0, light.num_rows, step)]
@@ -118,7 +118,7 @@ def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
         batch_size=batch,
         batch_format="pyarrow",
     )
-    return pa.concat_tables([table.cast(inspect.SEEN) for table in ray.get(dataset.to_arrow_refs())])
+    return pa.concat_tables([table.cast(inspect.INSPECTED_SCHEMA) for table in ray.get(dataset.to_arrow_refs())])
 
 
 def _several(rows: pa.Table) -> list[Problem]:

@@ -10,22 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from ageray.audit import near_duplicates
-from ageray.prepare.inspect import SEEN
+from ageray.prepare.inspect import INSPECTED_SCHEMA
 from ageray.prepare.manifest import Problem
 
 
 def choose(photos: pa.Table, seen: pa.Table) -> tuple[pa.Table, list[Problem]]:
-    """The photos to keep, with what was seen of them (columns of MANIFEST and SEEN; the points are those seen), and the
+    """The photos to keep, with what was seen of them (columns of MANIFEST and INSPECTED_SCHEMA; the points are those seen), and the
     dropped ones with a reason each.
 
-    `photos` is a manifest sorted by key; `seen` holds a row of SEEN for each, in any order. A photo is dropped for what
+    `photos` is a manifest sorted by key; `seen` holds a row of INSPECTED_SCHEMA for each, in any order. A photo is dropped for what
     was seen of it, as a copy (see `copies`) if another has the same bytes and the same points, or, where there are fingerprints, as
     nearly the same picture as another (see `near_copies`). The kept rows come in an order fixed by a hash of their keys.
     """
     seen = seen.sort_by("key")
     assert seen.column("key").equals(photos.column("key")), "every photo is seen once"
     table = photos.drop_columns(["landmarks"])
-    for field in list(SEEN)[1:]:
+    for field in list(INSPECTED_SCHEMA)[1:]:
         table = table.append_column(field, seen.column(field.name))
     wanted = ("key", "sha256", "landmarks", "age", "kind", "reason")
     keys, hashes, points, ages, kinds, reasons = (table.column(name).to_pylist() for name in wanted)
@@ -75,7 +75,7 @@ def near_copies(table: pa.Table, dropped: Collection[int]) -> Iterator[tuple[int
     left = [row for row in range(len(keys)) if row not in dropped and phash[row] is not None and often[hashes[row]] == 1]
     thumbnails = table.column("thumbnail").take(pa.array(left, pa.int64())).to_pylist()
     pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(left), -1) if left else np.empty((0, 1), np.uint8)
-    prints, rows = near_duplicates.Prints(np.array([phash[row] for row in left], np.uint64), pixels), np.array(left, np.int64)
+    prints, rows = near_duplicates.Fingerprints(np.array([phash[row] for row in left], np.uint64), pixels), np.array(left, np.int64)
     while len(rows):  # what stays may have another twin
         pairs = {(min(one, other), max(one, other)) for one, other in enumerate(near_duplicates.within(prints)) if other >= 0}
         gone: dict[int, Problem] = {}

@@ -39,7 +39,7 @@ _SECONDS = (2.0, 300.0)  # but at least and at most
 _ROWS = 250_000  # of a piece, about
 
 
-class Ledger:
+class ScoreCheckpoint:
     """The unfinished folder beside `target`. `photos`, `faces`, `errors` and `weight` count what its pieces hold, `seconds` is the time
     that earlier runs took."""
 
@@ -80,7 +80,7 @@ class Ledger:
             found[stretch].append(position)
         return {stretch: tuple(positions) for stretch, positions in found.items()}
 
-    def finished_stretches(self) -> set[int]:
+    def finished_segments(self) -> set[int]:
         """Stretches of which every lot is done."""
         return {stretch for stretch, done in self.done_of().items() if self._last.get(stretch) == len(done) - 1}
 

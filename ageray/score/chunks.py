@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ageray.stages.labels import OF_A_PHOTO
+from ageray.stages.labels import CHUNK_OF_PHOTO_SCHEMA
 
 SIZE = 64
 """Photos of a lot; a stretch's last has what is left."""
@@ -22,7 +22,7 @@ SIZE = 64
 _LOTS = 1 << 24  # of a stretch, at most
 
 
-class Stretch(NamedTuple):
+class Segment(NamedTuple):
     """One stretch: its number, its file, in a table the row group and the number of its first row, and its lots that need not be read."""
 
     number: int
@@ -38,7 +38,7 @@ def number(stretch: int, position: int) -> int:
 
 
 def place(lot: int) -> tuple[int, int]:
-    """Stretch and position of a lot."""
+    """Segment and position of a lot."""
     return divmod(lot, _LOTS)
 
 
@@ -48,11 +48,11 @@ def count(photos: int) -> int:
 
 
 def labels(stretch: int, position: int, weights: Collection[int], last: bool) -> dict[str, Any]:
-    """The columns of OF_A_PHOTO for the photos of one lot."""
+    """The columns of CHUNK_OF_PHOTO_SCHEMA for the photos of one lot."""
     photos = len(weights)
     columns = {"lot": np.full(photos, number(stretch, position)), "photo": np.arange(photos), "photos": np.full(photos, photos)}
     columns |= {"last": np.full(photos, last), "weight": np.fromiter(weights, np.int64, photos)}
-    return {field.name: pa.array(columns[field.name], field.type) for field in OF_A_PHOTO}
+    return {field.name: pa.array(columns[field.name], field.type) for field in CHUNK_OF_PHOTO_SCHEMA}
 
 
 def cut(table: pa.Table, stretch: int, done: Collection[int]) -> Iterator[pa.Table]:
@@ -62,12 +62,12 @@ def cut(table: pa.Table, stretch: int, done: Collection[int]) -> Iterator[pa.Tab
         if position not in done:
             lot = table.slice(position * SIZE, SIZE)
             for name, column in labels(stretch, position, [1] * lot.num_rows, position == lots - 1).items():
-                lot = lot.append_column(OF_A_PHOTO.field(name), column)
+                lot = lot.append_column(CHUNK_OF_PHOTO_SCHEMA.field(name), column)
             yield lot
 
 
-class Gathering:
-    """Takes rows with OF_A_ROW in whatever order and pieces they come, even repeated, and gives them back lot by lot, each row once."""
+class ChunkAssembler:
+    """Takes rows with CHUNK_OF_ROW_SCHEMA in whatever order and pieces they come, even repeated, and gives them back lot by lot, each row once."""
 
     def __init__(self, done: Collection[int] = ()) -> None:
         """done: lots whose rows are to be dropped."""

@@ -81,7 +81,7 @@ class Collection:
         return cls(known.kind, uri, files, known)
 
     @property
-    def has_places(self) -> bool:
+    def lists_files(self) -> bool:
         """Whether its photos are files of their own."""
         return self.kind in ("photos", "manifest")
 
@@ -96,7 +96,7 @@ class Collection:
 
         Raises UserError if a manifest cannot be read or lacks the column.
         """
-        assert self.has_places
+        assert self.lists_files
         if self.kind == "photos":
             for start in range(0, len(self.files), LIST):
                 yield _places(map(_text, self.files[start : start + LIST]))
@@ -127,7 +127,7 @@ def _columns(uri: str) -> Iterator[pa.Array]:
     try:
         yield from _csv_column(uri) if uri.lower().endswith(".csv") else _parquet_column(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{uri}: cannot be read ({errors.brief(error)}); write it again as comma-separated UTF-8 or Parquet") from None
+        raise UserError(f"{uri}: cannot be read ({errors.one_line(error)}); write it again as comma-separated UTF-8 or Parquet") from None
 
 
 def _csv_column(uri: str) -> Iterator[pa.Array]:

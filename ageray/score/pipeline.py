@@ -12,14 +12,14 @@ import ray
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from ageray.cluster.actors import Team
-from ageray.cluster.backpressure import limit_reading_ahead
+from ageray.cluster.actors import ActorPool
+from ageray.cluster.backpressure import limit_read_ahead
 from ageray.experiment import Align, Detect
 from ageray.score import chunks
 from ageray.score import read as score_read
-from ageray.score.checkpoint import Ledger
+from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Collection
-from ageray.score.read import Survey, read_stretches
+from ageray.score.read import InputSummary, read_segments
 from ageray.stages.detect import Search, find_faces
 from ageray.stages.predict import AgeFaces
 
@@ -30,15 +30,15 @@ def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     # Ray Data's own bars count blocks, and know nothing of an earlier run.
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    limit_reading_ahead(dataset)
+    limit_read_ahead(dataset)
     tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
     yield from (table for table in tables if table.num_rows)
 
 
-def read(collection: Collection, survey: Survey, batch: int, book: Ledger) -> ray.data.Dataset | None:
+def read(collection: Collection, survey: InputSummary, batch: int, book: ScoreCheckpoint) -> ray.data.Dataset | None:
     """The photos that are not done as `find_faces` takes them, in blocks of `batch` rows; None if all are."""
-    finished, done = book.finished_stretches(), book.done_of()
-    if collection.has_places:
+    finished, done = book.finished_segments(), book.done_of()
+    if collection.lists_files:
         # In the object store from the start: a long list must not weigh on the driver.
         blocks: list[Any] = []
         for number, places in enumerate(collection.places()):
@@ -52,8 +52,8 @@ def read(collection: Collection, survey: Survey, batch: int, book: Ledger) -> ra
         left = [stretch._replace(done=done.get(stretch.number, ())) for stretch in survey.stretches if stretch.number not in finished]
         if not left:
             return None
-        dataset = ray.data.from_arrow([score_read.stretch_table([stretch]) for stretch in left]).map_batches(
-            read_stretches,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
+        dataset = ray.data.from_arrow([score_read.segment_table([stretch]) for stretch in left]).map_batches(
+            read_segments,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
             batch_size=1,
             batch_format="pyarrow",
             fn_kwargs={"columns": collection.columns},
@@ -63,7 +63,7 @@ def read(collection: Collection, survey: Survey, batch: int, book: Ledger) -> ra
 
 
 def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search) -> ray.data.Dataset:
-    """Second stage: rows of `finding.FOUND`, in any order."""
+    """Second stage: rows of `finding.DETECTED_SCHEMA`, in any order."""
     return photos.map_batches(
         find_faces,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
         batch_size=batch,
@@ -76,7 +76,7 @@ def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, sea
     )
 
 
-def age(found: ray.data.Dataset, model: str, team: Team, batch: int, posterior: bool) -> ray.data.Dataset:
+def age(found: ray.data.Dataset, model: str, team: ActorPool, batch: int, posterior: bool) -> ray.data.Dataset:
     """Third stage: rows of the scores table, in any order."""
     return found.map_batches(
         AgeFaces,

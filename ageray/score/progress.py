@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from ageray import storage
 from ageray.errors import UserError
 from ageray.score import chunks
-from ageray.score.checkpoint import PROGRESS, Ledger, read_json
+from ageray.score.checkpoint import PROGRESS, ScoreCheckpoint, read_json
 
 _BEAT = 1.0  # seconds between two reports
 _WINDOW = 60  # beats over which the pace is taken
@@ -33,11 +33,11 @@ done), faces, errors (photos without a face, whatever the reason), error_kinds, 
 seconds_left (null: not known yet); process, host, beat and updated tell that the run is alive; message, if it failed."""
 
 
-class Tally:
+class ProgressReporter:
     """Counts rows as they come, and reports every second from a thread of its own until it is left."""
 
-    def __init__(self, ledger: Ledger, total: int | None, weight: int, watch: Callable[[Report], None] | None = None) -> None:
-        """total, weight: of all photos, as `opening.Survey` has them. watch: gets every report."""
+    def __init__(self, ledger: ScoreCheckpoint, total: int | None, weight: int, watch: Callable[[Report], None] | None = None) -> None:
+        """total, weight: of all photos, as `opening.InputSummary` has them. watch: gets every report."""
         self._ledger, self._total, self._all, self._watch = ledger, total, weight, watch
         self._done, self._faces, self._weight = ledger.photos, ledger.faces, ledger.weight
         self._errors = Counter(ledger.errors)
@@ -121,7 +121,7 @@ class Tally:
         storage.write_text(storage.join(self._ledger.folder, PROGRESS), json.dumps(self.report(), ensure_ascii=False) + "\n")
 
 
-def refuse_company(ledger: Ledger) -> None:
+def check_single_writer(ledger: ScoreCheckpoint) -> None:
     """Raises UserError if another run writes to the same folder: one that says so and goes on saying so."""
     place = storage.join(ledger.folder, PROGRESS)
     found = read_json(place)

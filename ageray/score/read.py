@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ageray.errors import UserError
 from ageray.score import chunks, tables, tars
-from ageray.score.chunks import Stretch
+from ageray.score.chunks import Segment
 from ageray.score.inputs import Collection
 from ageray.score.tables import Columns
 from ageray.stages import labels
@@ -32,26 +32,26 @@ STRETCH = pa.schema(
 )
 
 
-class Survey(NamedTuple):
+class InputSummary(NamedTuple):
     """What there is to do. photos: how many (None: only reading the tars would tell). weight: their shares of the work together (see
-    `lots.OF_A_PHOTO`). names: a hash that changes with the photos' places or the files' sizes. stretches: of tables and tars."""
+    `lots.CHUNK_OF_PHOTO_SCHEMA`). names: a hash that changes with the photos' places or the files' sizes. stretches: of tables and tars."""
 
     photos: int | None
     weight: int
     names: str
-    stretches: list[Stretch]
+    stretches: list[Segment]
 
 
-def survey(collection: Collection) -> Survey:
+def survey(collection: Collection) -> InputSummary:
     """Looks through a collection. Raises UserError if it has no photo, or a file that cannot be used: nothing is then begun."""
-    if collection.has_places:
+    if collection.lists_files:
         found = _survey_places(collection)
     elif collection.kind == "tars":
         with ThreadPoolExecutor(READERS) as pool:
             sizes = list(pool.map(tars.check, collection.files))
-        stretches = [Stretch(number, uri) for number, uri in enumerate(collection.files)]
+        stretches = [Segment(number, uri) for number, uri in enumerate(collection.files)]
         names = _hash(f"{uri} {size}" for uri, size in zip(collection.files, sizes, strict=True))
-        return Survey(None, sum(sizes), names, stretches)
+        return InputSummary(None, sum(sizes), names, stretches)
     else:
         found = _survey_tables(collection)
     if not found.photos:
@@ -59,36 +59,36 @@ def survey(collection: Collection) -> Survey:
     return found
 
 
-def read_stretches(rows: pa.Table, columns: Columns | None) -> Iterator[pa.Table]:
-    """The lots of stretches (rows of STRETCH) that are not done: PHOTO with OF_A_PHOTO. columns: of tables; None reads tars."""
+def read_segments(rows: pa.Table, columns: Columns | None) -> Iterator[pa.Table]:
+    """The lots of stretches (rows of STRETCH) that are not done: PHOTO with CHUNK_OF_PHOTO_SCHEMA. columns: of tables; None reads tars."""
     for row in rows.to_pylist():
-        stretch = Stretch(**row)
+        stretch = Segment(**row)
         if columns is None:
             yield from _read_tar(stretch)
         else:
             yield from chunks.cut(tables.photos(stretch.uri, stretch.group, stretch.first, columns), stretch.number, set(stretch.done))
 
 
-def _survey_places(collection: Collection) -> Survey:
+def _survey_places(collection: Collection) -> InputSummary:
     seen, photos = hashlib.sha256(), 0
     for table in collection.places():
         photos += table.num_rows
         seen.update("\n".join(table.column("image").to_pylist()).encode() + b"\n")
-    return Survey(photos, photos, seen.hexdigest()[:16], [])
+    return InputSummary(photos, photos, seen.hexdigest()[:16], [])
 
 
-def _survey_tables(collection: Collection) -> Survey:
+def _survey_tables(collection: Collection) -> InputSummary:
     with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(partial(_footer, collection), collection.files))
-    stretches: list[Stretch] = []
+    stretches: list[Segment] = []
     for uri, footer in zip(collection.files, footers, strict=True):
         first = 0
         for group in range(footer.num_row_groups):
-            stretches.append(Stretch(len(stretches), uri, group, first))
+            stretches.append(Segment(len(stretches), uri, group, first))
             first += footer.row_group(group).num_rows
     photos = sum(footer.num_rows for footer in footers)
     names = _hash(f"{uri} {footer.num_rows} {footer.serialized_size}" for uri, footer in zip(collection.files, footers, strict=True))
-    return Survey(photos, photos, names, stretches)
+    return InputSummary(photos, photos, names, stretches)
 
 
 def _footer(collection: Collection, uri: str) -> pq.FileMetaData:
@@ -100,7 +100,7 @@ def _footer(collection: Collection, uri: str) -> pq.FileMetaData:
     return footer
 
 
-def _read_tar(stretch: Stretch) -> Iterator[pa.Table]:
+def _read_tar(stretch: Segment) -> Iterator[pa.Table]:
     """A lot is given once the next one has begun: only then is it known not to be the last."""
     members: list[tars.Member] = []
     position = start = 0
@@ -114,7 +114,7 @@ def _read_tar(stretch: Stretch) -> Iterator[pa.Table]:
         yield _lot(stretch, position, members, start, last=True)
 
 
-def _lot(stretch: Stretch, position: int, members: list[tars.Member], start: int, last: bool) -> pa.Table:
+def _lot(stretch: Segment, position: int, members: list[tars.Member], start: int, last: bool) -> pa.Table:
     rows = [
         {
             "image": f"{stretch.uri}/{member.name}" if member.name else stretch.uri,
@@ -126,7 +126,7 @@ def _lot(stretch: Stretch, position: int, members: list[tars.Member], start: int
     ends = [start, *(member.end for member in members)]
     table = pa.Table.from_pylist(rows, schema=PHOTO)
     for name, column in chunks.labels(stretch.number, position, [b - a for a, b in pairwise(ends)], last).items():
-        table = table.append_column(labels.OF_A_PHOTO.field(name), column)
+        table = table.append_column(labels.CHUNK_OF_PHOTO_SCHEMA.field(name), column)
     return table
 
 
@@ -134,6 +134,6 @@ def _hash(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def stretch_table(stretches: list[Stretch]) -> pa.Table:
+def segment_table(stretches: list[Segment]) -> pa.Table:
     """Rows of STRETCH."""
     return pa.Table.from_pylist([stretch._asdict() for stretch in stretches], schema=STRETCH)

@@ -1,7 +1,7 @@
 """Ages for a collection of photos: their places first, bytes later, uint8 canvases between the stages, then a table.
 
     uris of photos, or stretches of tables and tars
-      -> read_stretches  tasks that fetch the encoded photos of tables and tars (`ageray.score.read`)
+      -> read_segments  tasks that fetch the encoded photos of tables and tars (`ageray.score.read`)
       -> find_faces      tasks on CPUs: read, decode, detect, cut out canvases (`ageray.stages.detect`)
       -> AgeFaces        actors that hold the model, on GPUs where there are any; canvases in, ages out (`ageray.stages.predict`)
       -> here            rows of whole lots, kept in OUT.unfinished as they come (`ageray.score.checkpoint`)
@@ -21,29 +21,29 @@ from typing import Any, NamedTuple
 
 from ageray import bundle, cluster, report, storage
 from ageray.bundle import Bundle
-from ageray.cluster.actors import Team, describe, share_out
+from ageray.cluster.actors import ActorPool, describe, share_out
 from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
 from ageray.score import checkpoint, chunks, progress, results, write
 from ageray.score import read as score_read
-from ageray.score.checkpoint import Ledger
+from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Collection
 from ageray.score.page import score_report
 from ageray.score.pipeline import _tables, age, find, read
-from ageray.score.progress import Report, Tally
-from ageray.score.read import Survey
+from ageray.score.progress import ProgressReporter, Report
+from ageray.score.read import InputSummary
 from ageray.stages.detect import Search
 from ageray.stages.predict import scores_schema
 
 SUMMARY = "summary.json"
-"""Written last: a folder of scores that has it is complete."""
+"""ParsedConfig last: a folder of scores that has it is complete."""
 
 
 class Order(NamedTuple):
     """What is to be scored with what."""
 
     collection: Collection
-    survey: Survey
+    survey: InputSummary
     model: str
     loaded: Bundle
     detect: Detect
@@ -89,7 +89,7 @@ def score(
     """
     order = _order(inputs, model, detect, search, posterior)
     target = check_target(out)
-    book = Ledger(target)
+    book = ScoreCheckpoint(target)
     earlier = check_plan(book, target, out, order.plan(), fresh)
     print(f"{inputs}: {order.collection.describe(order.survey.photos)}")
     if earlier is not None:
@@ -101,7 +101,7 @@ def score(
         cluster.connect(scale)
         team = share_out(scale)
         print(f"{model} ({order.loaded.identity}): {describe(team, scale.faces_a_batch(bool(team.gpus)), scale.decode_batch)}", flush=True)
-        with Tally(book, order.survey.photos, order.survey.weight, watch) as count:
+        with ProgressReporter(book, order.survey.photos, order.survey.weight, watch) as count:
             _score(order, team, scale, book, count)
             count.turn("finishing")
             book.flush(count.seconds)
@@ -124,7 +124,7 @@ def _order(inputs: str, model: str, detect: Detect | None, search: Search, poste
     return Order(collection, score_read.survey(collection), model, loaded, detect or loaded.experiment.data.detect, search, posterior)
 
 
-def _begin(book: Ledger, plan: dict[str, Any], out: str) -> None:
+def _begin(book: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
     try:
         book.begin(plan)
     except UserError as error:
@@ -133,7 +133,7 @@ def _begin(book: Ledger, plan: dict[str, Any], out: str) -> None:
         print(f"goes on after {book.photos:,} photos that are done", flush=True)
 
 
-def _score(order: Order, team: Team, scale: Scale, book: Ledger, count: Tally) -> None:
+def _score(order: Order, team: ActorPool, scale: Scale, book: ScoreCheckpoint, count: ProgressReporter) -> None:
     """Keeps the rows of all lots that are not done. Rows come in any order; a lot is kept once its last row is there."""
     photos = read(order.collection, order.survey, scale.decode_batch, book)
     if photos is None:
@@ -142,7 +142,7 @@ def _score(order: Order, team: Team, scale: Scale, book: Ledger, count: Tally) -
     place = order.model if order.model.startswith("zoo:") else storage.absolute(order.loaded.uri)
     found = find(photos, scale.decode_batch, order.loaded.experiment.align, order.detect, order.search)
     rows = age(found, place, team, scale.faces_a_batch(bool(team.gpus)), order.posterior)
-    gathering = chunks.Gathering(book.done)
+    gathering = chunks.ChunkAssembler(book.done)
     for table in _tables(rows):
         count.turn("running")
         for lot in gathering.add(table):
@@ -152,7 +152,7 @@ def _score(order: Order, team: Team, scale: Scale, book: Ledger, count: Tally) -
         raise RuntimeError(f"{len(gathering)} lots of photos came back without all of their rows")
 
 
-def _finish(order: Order, team: Team, book: Ledger, count: Tally, target: str, inputs: str) -> dict[str, Any]:
+def _finish(order: Order, team: ActorPool, book: ScoreCheckpoint, count: ProgressReporter, target: str, inputs: str) -> dict[str, Any]:
     """Makes the result of the pieces and puts it in its place."""
     if not book.photos:
         raise UserError(f"{inputs}: holds no photo; check that its tars do")
@@ -194,12 +194,12 @@ def check_target(out: str) -> str:
     return target
 
 
-def check_plan(book: Ledger, target: str, out: str, plan: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
+def check_plan(book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
     """The summary of a result that is complete already, or None if there is something to do.
 
     Raises UserError if what is there, finished or not, is of another plan, or another run is at it.
     """
-    progress.refuse_company(book)
+    progress.check_single_writer(book)
     begun = book.plan
     if fresh or begun is None:
         book.discard()

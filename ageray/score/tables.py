@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ageray import storage
-from ageray.errors import UserError, brief
+from ageray.errors import UserError, one_line
 from ageray.stages.detect import PHOTO
 
 Kind = Literal["manifest", "photo table", "face shards"]
@@ -43,7 +43,7 @@ def footer(uri: str) -> pq.FileMetaData:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.metadata
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{uri}: cannot be read as Parquet ({brief(error)}); write it again") from None
+        raise UserError(f"{uri}: cannot be read as Parquet ({one_line(error)}); write it again") from None
 
 
 def columns(uri: str, found: pa.Schema) -> Columns:
@@ -100,7 +100,7 @@ def _read_group(uri: str, group: int, names: list[str]) -> pa.Table:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.read_row_group(group, names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{uri}: cannot be read ({brief(error)}); write it again, then run the command again") from None
+        raise UserError(f"{uri}: cannot be read ({one_line(error)}); write it again, then run the command again") from None
 
 
 def _names(table: pa.Table, uri: str, first: int, known: Columns) -> dict[str, pa.Array]:

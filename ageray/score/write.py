@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import storage
-from ageray.errors import UserError, brief
+from ageray.errors import UserError, one_line
 
 ERRORS = "errors.parquet"
 """Holds the rows that have an `error`, the parts all others: the .parquet files of a folder are the whole table."""
@@ -46,7 +46,7 @@ def write(folder: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         with closing(_Part(storage.join(folder, ERRORS), schema)) as errors:
             _write_parts(folder, tables, schema, errors)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({brief(error)}); check the space and the permissions there") from None
+        raise UserError(f"{folder}: cannot be written ({one_line(error)}); check the space and the permissions there") from None
 
 
 def _write_parts(folder: str, tables: Iterable[pa.Table], schema: pa.Schema, errors: _Part) -> None:

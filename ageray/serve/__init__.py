@@ -1,9 +1,9 @@
 """The predictor behind HTTP, on Ray Serve: `app` is what `serve run` and `serve deploy` import, `start` what `jobs.serve` calls.
 
 browser or program
-  -> Door     HTTP: keys, limits, a bounded queue; decodes and detects in threads (`ageray.stages.detect`)
-  -> Ages     holds the model; faces of all requests share its batches (`ageray.stages.predict`)
-  -> Scribe   starts scoring jobs as processes of their own and follows them
+  -> Ingress     HTTP: keys, limits, a bounded queue; decodes and detects in threads (`ageray.stages.detect`)
+  -> AgeModel     holds the model; faces of all requests share its batches (`ageray.stages.predict`)
+  -> BatchJobs   starts scoring jobs as processes of their own and follows them
 """
 
 from ageray.serve.app import app, start

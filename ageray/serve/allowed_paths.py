@@ -7,22 +7,22 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ageray.serve.errors import Refusal
+from ageray.serve.errors import ApiError
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _STRANGE = re.compile(r"[\x00-\x1f\x7f\\?#%*\[\]]|::")
 
 
 def below(uri: str, prefixes: Sequence[str], key: str, itself: bool = False) -> str:
-    """`uri` made absolute, links followed. Raises Refusal (403, or 400 for what is no path) unless it lies below one of `prefixes`.
+    """`uri` made absolute, links followed. Raises ApiError (403, or 400 for what is no path) unless it lies below one of `prefixes`.
 
     key: what the request calls it. itself: a prefix itself will do.
     """
     if not uri or _STRANGE.search(uri) or len(uri) > 1024 or uri.endswith((".yaml", ".yml")):
-        raise Refusal(400, "malformed", f"{key}: give a plain absolute path or url")
+        raise ApiError(400, "malformed", f"{key}: give a plain absolute path or url")
     found = _url(uri, prefixes, itself) if "://" in uri else _path(uri, prefixes, itself)
     if found is None:
-        raise Refusal(403, "forbidden", f"{key}: must lie below one of {', '.join(prefixes)}")
+        raise ApiError(403, "forbidden", f"{key}: must lie below one of {', '.join(prefixes)}")
     return found
 
 
@@ -49,7 +49,7 @@ def _path(uri: str, prefixes: Sequence[str], itself: bool) -> str | None:
     return None
 
 
-def stray_link(folder: str, prefixes: Sequence[str]) -> str | None:
+def first_escaping_link(folder: str, prefixes: Sequence[str]) -> str | None:
     """The first link within a local folder that leads out of every prefix; what follows it would be read too."""
     if "://" in folder or not Path(folder).is_dir():
         return None

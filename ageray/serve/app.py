@@ -12,9 +12,9 @@ from ageray import bundle, cluster, storage
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.serve import auth
-from ageray.serve.batches import Scribe
-from ageray.serve.ingress import Door
-from ageray.serve.model import Ages
+from ageray.serve.batches import BatchJobs
+from ageray.serve.ingress import Ingress
+from ageray.serve.model import AgeModel
 from ageray.serve.settings import Replicas, Service
 
 NAME = "ageray"
@@ -25,7 +25,7 @@ def app(settings: Service) -> Application:
     """The application; API keys are taken from the environment of the process that builds it. Raises UserError if there is no such model."""
     settings = settings.model_copy(update={"model": _place(settings.model)})
     limits, batch = settings.limits, settings.faces_a_batch
-    ages = Ages.options(  # type: ignore[attr-defined]
+    ages = AgeModel.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": settings.models.cpus, "num_gpus": int(_on_gpu(settings))},
         # batches never fill if fewer calls may be under way than a batch holds
         max_ongoing_requests=4 * batch,
@@ -33,10 +33,10 @@ def app(settings: Service) -> Application:
         health_check_timeout_s=60,
         **_copies(settings.models),
     ).bind(settings)
-    scribe = Scribe.options(  # type: ignore[attr-defined]
+    scribe = BatchJobs.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100
     ).bind(settings)
-    return Door.options(  # type: ignore[attr-defined,no-any-return]
+    return Ingress.options(  # type: ignore[attr-defined,no-any-return]
         ray_actor_options={"num_cpus": settings.doors.cpus},
         max_ongoing_requests=limits.requests + _BESIDES,
         max_queued_requests=limits.requests + _BESIDES,

@@ -8,20 +8,20 @@ from fastapi import FastAPI, Request
 from ray.exceptions import RayTaskError
 
 from ageray.serve import schemas
-from ageray.serve.errors import Refusal
+from ageray.serve.errors import ApiError
 from ageray.serve.settings import Batches
 
 
 def add(made: FastAPI, scribe: Any, settings: Batches) -> None:
-    """Adds them; `scribe` is the handle of `scribe.Scribe`."""
+    """Adds them; `scribe` is the handle of `scribe.BatchJobs`."""
 
     @made.post("/v1/batches", status_code=202)
     async def submit(asked: schemas.BatchRequest, request: Request) -> schemas.Batch:
         """Starts `jobs.score`, or has it wait for its turn."""
         if not request.headers.get("content-type", "").startswith("application/json"):  # a form of another site can send anything else
-            raise Refusal(415, "unsupported", "send application/json")
+            raise ApiError(415, "unsupported", "send application/json")
         if not settings.inputs or not settings.outputs:
-            raise Refusal(403, "no_batches", "this service has no prefixes for batches; start it with batches.inputs and batches.outputs")
+            raise ApiError(403, "no_batches", "this service has no prefixes for batches; start it with batches.inputs and batches.outputs")
         found: schemas.Batch = await _ask(scribe.submit, asked)
         return found
 
@@ -49,6 +49,6 @@ async def _ask(method: Any, *values: Any) -> Any:
         return await method.remote(*values)
     except RayTaskError as error:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, Refusal):
+        if isinstance(cause, ApiError):
             raise cause from None
         raise

@@ -21,8 +21,8 @@ from ray import serve
 from ageray import storage
 from ageray.errors import UserError
 from ageray.serve import process as serve_process
-from ageray.serve.allowed_paths import below, stray_link
-from ageray.serve.errors import Refusal
+from ageray.serve.allowed_paths import below, first_escaping_link
+from ageray.serve.errors import ApiError
 from ageray.serve.schemas import Batch, BatchRequest, Progress
 from ageray.serve.settings import Service
 
@@ -31,7 +31,7 @@ _LOST = "the service ended while it ran; submit it again, and it goes on where i
 
 
 @serve.deployment
-class Scribe:
+class BatchJobs:
     """Keeps the jobs; there is one copy of it."""
 
     def __init__(self, settings: Service) -> None:
@@ -48,17 +48,17 @@ class Scribe:
         self._beat = asyncio.get_event_loop().create_task(self._go())
 
     async def submit(self, asked: BatchRequest) -> Batch:
-        """Checks a job and puts it in the queue. Raises Refusal."""
+        """Checks a job and puts it in the queue. Raises ApiError."""
         inputs = below(asked.input, self._limits.inputs, "input", itself=True)
         out = below(asked.out, self._limits.outputs, "out")
-        stray = await asyncio.to_thread(stray_link, inputs, self._limits.inputs)
+        stray = await asyncio.to_thread(first_escaping_link, inputs, self._limits.inputs)
         if stray is not None:
-            raise Refusal(403, "forbidden", f"input: {Path(stray).name} in it is a link that leads elsewhere")
+            raise ApiError(403, "forbidden", f"input: {Path(stray).name} in it is a link that leads elsewhere")
         open_ = [batch for batch in self._batches.values() if batch.state in ("waiting", "running")]
         if any(batch.out == out for batch in open_):
-            raise Refusal(409, "conflict", "out: another job is writing there")
+            raise ApiError(409, "conflict", "out: another job is writing there")
         if len(open_) >= self._limits.waiting + self._limits.at_once:
-            raise Refusal(503, "busy", "too many jobs are waiting; try again later", {"Retry-After": "60"})
+            raise ApiError(503, "busy", "too many jobs are waiting; try again later", {"Retry-After": "60"})
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
         batch = Batch(**{**asked.model_dump(), "input": inputs, "out": out}, id=name, state="waiting", submitted=_now())
         self._batches[name] = batch
@@ -70,16 +70,16 @@ class Scribe:
         return [await self.one(name) for name in sorted(self._batches, reverse=True)]
 
     async def one(self, name: str) -> Batch:
-        """A job with its progress. Raises Refusal (404)."""
+        """A job with its progress. Raises ApiError (404)."""
         batch = self._batches.get(name)
         if batch is None:
-            raise Refusal(404, "not_found", f"there is no batch {name[:60]!r}")
+            raise ApiError(404, "not_found", f"there is no batch {name[:60]!r}")
         if batch.state == "running":
             batch.progress = await asyncio.to_thread(_progress, batch.out) or batch.progress
         return batch
 
     async def cancel(self, name: str) -> Batch:
-        """Takes a job out of the queue, or stops it. Raises Refusal (404; 409 if it has ended)."""
+        """Takes a job out of the queue, or stops it. Raises ApiError (404; 409 if it has ended)."""
         batch = await self.one(name)
         if batch.state == "waiting":
             self._end(batch, "cancelled")
@@ -88,7 +88,7 @@ class Scribe:
             await asyncio.to_thread(serve_process.stop, self._running[name])
             await self._look()
         else:
-            raise Refusal(409, "conflict", f"the batch has ended already: {batch.state}")
+            raise ApiError(409, "conflict", f"the batch has ended already: {batch.state}")
         return batch
 
     def check_health(self) -> None:

@@ -20,11 +20,11 @@ from ageray.experiment import Align, Detect
 from ageray.faces.images import upright_size
 from ageray.models.decode import bins
 from ageray.serve import routes, schemas
-from ageray.serve.errors import Refusal
+from ageray.serve.errors import ApiError
 from ageray.serve.model import blank_face
 from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
-from ageray.stages.detect import FOUND, Item, rows_of
+from ageray.stages.detect import DETECTED_SCHEMA, Item, rows_of
 
 _GROUP = 4  # images that a thread takes at once: the model can start while others are still being decoded
 _FRESH = 1.0  # seconds that an answer about health stays good
@@ -32,7 +32,7 @@ _FRESH = 1.0  # seconds that an answer about health stays good
 
 @serve.deployment
 @serve.ingress()
-class Door:
+class Ingress:
     """`web.Engine` on this cluster."""
 
     def __init__(self, settings: Service, keys: tuple[bytes, ...], ages: DeploymentHandle[Any], scribe: DeploymentHandle[Any]) -> None:
@@ -66,7 +66,7 @@ class Door:
         )
 
     async def check(self) -> None:
-        """Has the model answer for a blank face. Raises Refusal (503) if it does not."""
+        """Has the model answer for a blank face. Raises ApiError (503) if it does not."""
         async with self._checking:  # many who ask at once share one pass
             if time.monotonic() - self._healthy < _FRESH:
                 return
@@ -74,7 +74,7 @@ class Door:
                 async with asyncio.timeout(self._settings.limits.seconds):
                     await self._ages.age.remote(self._blank)
             except (RayError, TimeoutError):
-                raise Refusal(503, "unhealthy", "the model does not answer") from None
+                raise ApiError(503, "unhealthy", "the model does not answer") from None
             self._healthy = time.monotonic()
 
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
@@ -98,7 +98,7 @@ class Door:
 
 
 def find(photos: list[Photo], align: Align, detect: Detect, megapixels: float) -> tuple[list[schemas.Image], pa.Table]:
-    """Each image without its faces, and the rows of FOUND of all their faces; `image` there is the image's number."""
+    """Each image without its faces, and the rows of DETECTED_SCHEMA of all their faces; `image` there is the image's number."""
     images, faces = [], []
     for number, photo in enumerate(photos):
         size = upright_size(photo.content)
@@ -113,7 +113,7 @@ def find(photos: list[Photo], align: Align, detect: Detect, megapixels: float) -
             image.error = rows[0]["error"]
         else:
             faces += rows
-    return images, pa.Table.from_pylist(faces, schema=FOUND)
+    return images, pa.Table.from_pylist(faces, schema=DETECTED_SCHEMA)
 
 
 def _face(row: dict[str, Any]) -> schemas.Face:

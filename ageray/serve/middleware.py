@@ -8,7 +8,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ageray.serve.auth import fits, is_loopback
-from ageray.serve.errors import Refusal
+from ageray.serve.errors import ApiError
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -24,7 +24,7 @@ _HEADERS = {
 }
 
 
-class Guard:
+class RequestGuard:
     """Lets a request through to `app`, or answers it."""
 
     def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], body: int) -> None:
@@ -46,7 +46,7 @@ class Guard:
 
         try:
             self._check(scope)
-        except Refusal as refusal:
+        except ApiError as refusal:
             await refusal.response()(scope, receive, dressed)
             return
         await self._app(scope, self._counted(receive), dressed)
@@ -55,11 +55,11 @@ class Guard:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
         if origin is not None and scope["method"] not in ("GET", "HEAD") and urlsplit(origin).netloc != host:
-            raise Refusal(403, "other_origin", "another site's page may not ask here")
+            raise ApiError(403, "other_origin", "another site's page may not ask here")
         if self._keys:
             self._check_key(scope, headers)
         elif not is_loopback((scope.get("client") or ("",))[0]) or not is_loopback(host):
-            raise Refusal(403, "no_keys", "this service has no API keys and so answers its own machine alone, as localhost")
+            raise ApiError(403, "no_keys", "this service has no API keys and so answers its own machine alone, as localhost")
         self._check_length(headers.get("content-length"))
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
@@ -69,18 +69,18 @@ class Guard:
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not given or not fits(given, self._keys):
             text = "wrong API key" if given else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
-            raise Refusal(401, "unauthorized", text, {"WWW-Authenticate": "Bearer"})
+            raise ApiError(401, "unauthorized", text, {"WWW-Authenticate": "Bearer"})
 
     def _check_length(self, length: str | None) -> None:
         if length is None:
             return
         if not length.isdecimal():
-            raise Refusal(400, "malformed", "Content-Length is not a number")
+            raise ApiError(400, "malformed", "Content-Length is not a number")
         if int(length) > self._body:
             raise self._too_large()
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, "too_large", f"the body is over {self._body / 2**20:g} MiB; send fewer or smaller images")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "too_large", f"the body is over {self._body / 2**20:g} MiB; send fewer or smaller images")
 
     def _counted(self, receive: Receive) -> Receive:
         seen = 0

@@ -14,7 +14,7 @@ from ageray import bundle
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side
 from ageray.serve.settings import Service
-from ageray.stages.detect import FOUND
+from ageray.stages.detect import DETECTED_SCHEMA
 from ageray.stages.predict import AgeFaces
 
 _POINTS = ((0.36, 0.4), (0.64, 0.4), (0.5, 0.55), (0.39, 0.7), (0.61, 0.7))
@@ -25,8 +25,8 @@ def _rows(tables: list[pa.Table]) -> int:
 
 
 @serve.deployment
-class Ages:
-    """Rows of `finding.FOUND` in, rows of the scores table with their posteriors out."""
+class AgeModel:
+    """Rows of `finding.DETECTED_SCHEMA` in, rows of the scores table with their posteriors out."""
 
     def __init__(self, settings: Service) -> None:
         self._aged = AgeFaces(settings.model, settings.threads, posterior=True)
@@ -39,7 +39,7 @@ class Ages:
 
     @serve.batch(batch_size_fn=_rows)
     async def age(self, found: list[pa.Table]) -> list[pa.Table]:
-        """Ages of tables of at most `faces_a_batch` rows each, as Serve collects them."""
+        """AgeModel of tables of at most `faces_a_batch` rows each, as Serve collects them."""
         aged = await self._pass(pa.concat_tables(found))
         ends = np.cumsum([table.num_rows for table in found]).tolist()
         return [aged.slice(end - table.num_rows, table.num_rows) for table, end in zip(found, ends, strict=True)]
@@ -53,7 +53,7 @@ class Ages:
 
 
 def blank_face(align: Align) -> pa.Table:
-    """A row of FOUND: a gray canvas with points where a face's would be."""
+    """A row of DETECTED_SCHEMA: a gray canvas with points where a face's would be."""
     side = canvas_side(align)
     row = {
         "key": "blank",
@@ -63,4 +63,4 @@ def blank_face(align: Align) -> pa.Table:
         "canvas_points": (np.array(_POINTS, np.float32) * side).ravel().tolist(),
         "canvas_box": [0.2 * side, 0.15 * side, 0.8 * side, 0.85 * side],
     }
-    return pa.Table.from_pylist([row], schema=FOUND)
+    return pa.Table.from_pylist([row], schema=DETECTED_SCHEMA)

@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from ageray.serve import batch_routes, schemas
-from ageray.serve.errors import Refusal
-from ageray.serve.middleware import Guard
+from ageray.serve.errors import ApiError
+from ageray.serve.middleware import RequestGuard
 from ageray.serve.settings import Limits, Service
 from ageray.serve.uploads import Photo, read_photos
 
@@ -45,19 +45,19 @@ class Engine(Protocol):
     """What is behind the routes."""
 
     scribe: Any
-    """Handle of `scribe.Scribe`."""
+    """Handle of `scribe.BatchJobs`."""
 
     def about(self) -> schemas.Model:
         """The model and the limits."""
 
     async def check(self) -> None:
-        """Raises Refusal if the model does not answer."""
+        """Raises ApiError if the model does not answer."""
 
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
         """Images with faces, ages and posteriors."""
 
 
-class Turnstile:
+class ConcurrencyLimit:
     """Lets a number of requests in at once; the next is sent away with the time to come back, before its body is read."""
 
     def __init__(self, limits: Limits) -> None:
@@ -67,7 +67,7 @@ class Turnstile:
     def __call__(self) -> Any:
         if self._inside >= self._limits.requests:
             wait = self._limits.retry_after_s
-            raise Refusal(503, "busy", f"too many requests at once; try again in {wait} s", {"Retry-After": str(wait)})
+            raise ApiError(503, "busy", f"too many requests at once; try again in {wait} s", {"Retry-After": str(wait)})
         self._inside += 1
         try:
             yield
@@ -78,20 +78,22 @@ class Turnstile:
 def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI:
     """The app of one door."""
     # The interactive pages of FastAPI load scripts from other hosts: none of them here.
-    made = FastAPI(title="ageray", summary="Ages of the faces in photos", version="1", docs_url=None, redoc_url=None, responses=_troubles())
+    made = FastAPI(
+        title="ageray", summary="AgeModel of the faces in photos", version="1", docs_url=None, redoc_url=None, responses=_troubles()
+    )
     _explain(made)
-    about, turnstile = engine.about(), Turnstile(settings.limits)
+    about, turnstile = engine.about(), ConcurrencyLimit(settings.limits)
     who = schemas.ModelName(name=about.name, identity=about.identity)
 
     @made.post("/v1/score", response_model=schemas.Scores, openapi_extra={"requestBody": _BODY})
     async def score(request: Request, posterior: Annotated[bool, Query(description="add the posteriors")] = False) -> Response:
-        """Ages of every face in one or many images. An image that gives none has its own `error`; the others do not suffer."""
+        """AgeModel of every face in one or many images. An image that gives none has its own `error`; the others do not suffer."""
         with turnstile():
             try:
                 async with asyncio.timeout(settings.limits.seconds):
                     images = await engine.score(await read_photos(request, settings.limits))
             except TimeoutError:
-                raise Refusal(504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images") from None
+                raise ApiError(504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images") from None
         hidden = None if posterior else {"images": {"__all__": {"faces": {"__all__": {"posterior"}}}}}
         text = schemas.Scores.model_construct(model=who, images=images).model_dump_json(exclude=hidden)
         return Response(text, media_type="application/json")
@@ -109,27 +111,27 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
 
     batch_routes.add(made, engine.scribe, settings.batches)
     made.mount("/", StaticFiles(directory=_PAGE, html=True))
-    made.add_middleware(Guard, keys=keys, body=int(settings.limits.body_mib * 2**20))
+    made.add_middleware(RequestGuard, keys=keys, body=int(settings.limits.body_mib * 2**20))
     return made
 
 
 def _troubles() -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schemas.Trouble} for status in (400, 401, 403, 404, 413, 415, 422, 503, 504)}
+    return {status: {"model": schemas.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 422, 503, 504)}
 
 
 def _explain(made: FastAPI) -> None:
     """Every error is JSON of one form, and none has a traceback."""
 
-    def on(kind: type[Exception], told: Callable[[Any], Refusal]) -> None:
+    def on(kind: type[Exception], told: Callable[[Any], ApiError]) -> None:
         async def answer(_: Request, error: Exception) -> JSONResponse:
             return told(error).response()
 
         made.add_exception_handler(kind, answer)
 
-    on(Refusal, lambda error: error)
-    on(HTTPException, lambda error: Refusal(error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail)))
-    on(RequestValidationError, lambda error: Refusal(422, "malformed", _first(error)))
-    on(Exception, lambda _: Refusal(500, "internal", "the service failed; its log says more"))
+    on(ApiError, lambda error: error)
+    on(HTTPException, lambda error: ApiError(error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail)))
+    on(RequestValidationError, lambda error: ApiError(422, "malformed", _first(error)))
+    on(Exception, lambda _: ApiError(500, "internal", "the service failed; its log says more"))
 
 
 def _first(error: RequestValidationError) -> str:

@@ -7,13 +7,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class Said(BaseModel):
+class ApiModel(BaseModel):
     """Attribute docstrings become descriptions; nothing else is accepted."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class Face(Said):
+class Face(ApiModel):
     """A face, numbered from the left of its image."""
 
     face: int
@@ -36,7 +36,7 @@ class Face(Said):
     """Why this face has no age."""
 
 
-class Image(Said):
+class Image(ApiModel):
     """An image of the request, in its order."""
 
     name: str
@@ -51,7 +51,7 @@ class Image(Said):
     """Why there is no face: `no face found`, `cannot decode: ...`, `too large: ...`."""
 
 
-class ModelName(Said):
+class ModelName(ApiModel):
     """Which model answered."""
 
     name: str
@@ -60,7 +60,7 @@ class ModelName(Said):
     """Changes whenever the weights, the settings or the calibration do."""
 
 
-class Scores(Said):
+class Scores(ApiModel):
     """The answer to `POST /v1/score`."""
 
     model: ModelName
@@ -69,7 +69,7 @@ class Scores(Said):
     """One for each image of the request."""
 
 
-class Bins(Said):
+class Bins(ApiModel):
     """The age that bin k of a posterior stands for: scale * (first + k) + shift years."""
 
     first: int
@@ -82,7 +82,7 @@ class Bins(Said):
     """Of the calibration, in years."""
 
 
-class Bounds(Said):
+class Bounds(ApiModel):
     """What a request may bring."""
 
     body_mib: float
@@ -93,7 +93,7 @@ class Bounds(Said):
     """Size of an image."""
 
 
-class Model(Said):
+class Model(ApiModel):
     """The answer to `GET /v1/model`."""
 
     name: str
@@ -112,7 +112,7 @@ class Model(Said):
     """Data and its terms, figures, what the model is not good for."""
 
 
-class Health(Said):
+class Health(ApiModel):
     """The answer to `GET /healthz`."""
 
     status: Literal["ok"]
@@ -121,7 +121,7 @@ class Health(Said):
     """Of that model."""
 
 
-class BatchRequest(Said):
+class BatchRequest(ApiModel):
     """The body of `POST /v1/batches`."""
 
     input: str
@@ -136,7 +136,7 @@ class BatchRequest(Said):
     """Whether to replace an earlier result."""
 
 
-class Progress(Said):
+class Progress(ApiModel):
     """How far a job is."""
 
     done: int
@@ -148,7 +148,7 @@ class Progress(Said):
     errors: int = 0
     """Images without a face, whatever the reason."""
     images_per_second: float | None = None
-    """Pace."""
+    """SchedulerPause."""
     seconds_left: float | None = None
     """Time to go; null while that is not known."""
 
@@ -172,7 +172,7 @@ class Batch(BatchRequest):
     """Why it failed."""
 
 
-class BatchList(Said):
+class BatchList(ApiModel):
     """The answer to `GET /v1/batches`."""
 
     inputs: list[str]
@@ -183,7 +183,7 @@ class BatchList(Said):
     """The newest first."""
 
 
-class Problem(Said):
+class Problem(ApiModel):
     """What went wrong."""
 
     code: str
@@ -192,7 +192,7 @@ class Problem(Said):
     """For people, in one line."""
 
 
-class Trouble(Said):
+class ErrorBody(ApiModel):
     """Body of every answer of 400 and above."""
 
     error: Problem

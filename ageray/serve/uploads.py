@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from ageray.serve.errors import Refusal
+from ageray.serve.errors import ApiError
 from ageray.serve.settings import Limits
 
 _NAME = 255  # characters of an image's name that come back
@@ -36,16 +36,16 @@ class _Body(BaseModel):
 
 
 async def read_photos(request: Request, limits: Limits) -> list[Photo]:
-    """The images of a request. Raises Refusal: 400 for a body that is not what it says, 413 for too many, 415 for another type."""
+    """The images of a request. Raises ApiError: 400 for a body that is not what it says, 413 for too many, 415 for another type."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         photos = await _multipart(request, limits)
     elif kind == "application/json":
         photos = _json(await request.body(), limits)
     else:
-        raise Refusal(415, "unsupported", f"{kind or 'no content type'}: send multipart/form-data or application/json")
+        raise ApiError(415, "unsupported", f"{kind or 'no content type'}: send multipart/form-data or application/json")
     if not photos:
-        raise Refusal(400, "malformed", "there is no image in the request")
+        raise ApiError(400, "malformed", "there is no image in the request")
     return photos
 
 
@@ -56,7 +56,7 @@ async def _multipart(request: Request, limits: Limits) -> list[Photo]:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise _too_many(limits) if "Too many" in error.message else Refusal(400, "malformed", error.message) from None
+        raise _too_many(limits) if "Too many" in error.message else ApiError(400, "malformed", error.message) from None
     try:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if len(files) > limits.images:
@@ -73,7 +73,7 @@ def _json(body: bytes, limits: Limits) -> list[Photo]:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the body"
         text = f'{place}: {first["msg"]}; expected {{"images": [{{"name": "a.jpg", "data": "BASE64"}}]}}'
-        raise Refusal(400, "malformed", text) from None
+        raise ApiError(400, "malformed", text) from None
     if len(images) > limits.images:
         raise _too_many(limits)
     return [_decoded(image, number) for number, image in enumerate(images)]
@@ -84,12 +84,12 @@ def _decoded(image: _Encoded | str, number: int) -> Photo:
     try:
         return Photo(_short(name, number), base64.b64decode(data, validate=True))
     except (binascii.Error, ValueError):
-        raise Refusal(400, "malformed", f"images.{number}: the data is not base64") from None
+        raise ApiError(400, "malformed", f"images.{number}: the data is not base64") from None
 
 
 def _short(name: str | None, number: int) -> str:
     return (name or f"image-{number}")[:_NAME]
 
 
-def _too_many(limits: Limits) -> Refusal:
-    return Refusal(413, "too_large", f"more than {limits.images} images; send them in several requests, or as a batch")
+def _too_many(limits: Limits) -> ApiError:
+    return ApiError(413, "too_large", f"more than {limits.images} images; send them in several requests, or as a batch")

@@ -27,13 +27,13 @@ from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.detect import Face, YuNet, subject_of
 from ageray.faces.images import MOST_BYTES, ImageError, Photo, decode
-from ageray.stages.labels import OF_A_PHOTO, OF_A_ROW
+from ageray.stages.labels import CHUNK_OF_PHOTO_SCHEMA, CHUNK_OF_ROW_SCHEMA
 from ageray.storage import READERS
 
 Search = Literal["auto", "always", "never"]
 """Where the detector runs: where the input has no landmarks of its own, everywhere, nowhere."""
 
-FOUND = pa.schema(
+DETECTED_SCHEMA = pa.schema(
     [
         *(field for field in schema.SCORES if not field.name.startswith("age")),
         pa.field("canvas", pa.binary()),
@@ -60,10 +60,10 @@ class Item(NamedTuple):
 
 
 def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str) -> pa.Table:
-    """The faces of a batch of photos: rows of FOUND.
+    """The faces of a batch of photos: rows of DETECTED_SCHEMA.
 
-    photos: column `image` (uri), or rows of `tables.PHOTO`. With the columns of `lots.OF_A_PHOTO` the rows have those of
-    `lots.OF_A_ROW` too.
+    photos: column `image` (uri), or rows of `tables.PHOTO`. With the columns of `lots.CHUNK_OF_PHOTO_SCHEMA` the rows have those of
+    `lots.CHUNK_OF_ROW_SCHEMA` too.
     run: names the run; a photo on which the process died twice in this run (a fault of a decoder, or too little memory)
     is not tried again. Ray repeats a task whose process died, without end.
     """
@@ -86,7 +86,7 @@ def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, r
             rows += own
             siblings.append(len(own))
     diary.unlink(missing_ok=True)
-    return _labelled(pa.Table.from_pylist(rows, schema=FOUND), photos, np.array(siblings, np.int32))
+    return _labelled(pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA), photos, np.array(siblings, np.int32))
 
 
 def _labelled(found: pa.Table, photos: pa.Table, siblings: NDArray[np.int32]) -> pa.Table:
@@ -94,14 +94,14 @@ def _labelled(found: pa.Table, photos: pa.Table, siblings: NDArray[np.int32]) ->
     if "lot" not in photos.column_names:
         return found
     origin = np.repeat(np.arange(photos.num_rows), siblings)
-    labels = photos.select(OF_A_PHOTO.names).take(origin)
-    for field in OF_A_PHOTO:
+    labels = photos.select(CHUNK_OF_PHOTO_SCHEMA.names).take(origin)
+    for field in CHUNK_OF_PHOTO_SCHEMA:
         found = found.append_column(field, labels.column(field.name))
-    return found.append_column(OF_A_ROW.field("siblings"), pa.array(siblings[origin]))
+    return found.append_column(CHUNK_OF_ROW_SCHEMA.field("siblings"), pa.array(siblings[origin]))
 
 
 def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
-    """Rows of FOUND for one photo: its faces numbered from left to right, or the one that says why there is none.
+    """Rows of DETECTED_SCHEMA for one photo: its faces numbered from left to right, or the one that says why there is none.
 
     A face shard's row is a photo of one subject: of several faces found, the one that `jobs.prepare` would take.
     """
@@ -127,7 +127,7 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
 
 
 def _cropped(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Face]]) -> list[dict[str, Any]]:
-    """Rows of FOUND for numbered faces. Raises ImageError if one of them cannot be aligned."""
+    """Rows of DETECTED_SCHEMA for numbered faces. Raises ImageError if one of them cannot be aligned."""
     assert isinstance(item.content, bytes)
     points, boxes = np.stack([face.points for _, face in faces]), np.stack([face.box for _, face in faces])
     canvases = face_canvases(item.content, points, boxes, align, photo)

@@ -22,7 +22,7 @@ def scores_schema(posterior: bool) -> pa.Schema:
 
 
 class AgeFaces:
-    """Gives the faces of a batch of `finding.FOUND` their ages: rows of the scores table, with the labels of their lots if those are there.
+    """Gives the faces of a batch of `finding.DETECTED_SCHEMA` their ages: rows of the scores table, with the labels of their lots if those are there.
     Holds the model."""
 
     def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
@@ -44,7 +44,7 @@ class AgeFaces:
         if not np.isfinite(ages.age).all():
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
         columns = {"age": ages.age, "age_low": ages.low, "age_high": ages.high, "posterior": ages.posterior}
-        whole = self._schema if "lot" not in found.column_names else pa.schema([*self._schema, *labels.OF_A_ROW])
+        whole = self._schema if "lot" not in found.column_names else pa.schema([*self._schema, *labels.CHUNK_OF_ROW_SCHEMA])
         table = found.select([name for name in found.column_names if name in whole.names])
         for field in self._schema:
             if field.name in columns:

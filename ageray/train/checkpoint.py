@@ -17,7 +17,7 @@ from ageray import storage
 from ageray.errors import UserError
 
 
-class Keeper:
+class AsyncCheckpointer:
     """Writes states to a file, one after the other."""
 
     def __init__(self, uri: str) -> None:

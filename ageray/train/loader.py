@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray.data import ExecutionResources
 
 from ageray.data import row_index
-from ageray.data.stream import Usable, canvases, face_rows
+from ageray.data.stream import UsableBatches, canvases, face_rows
 from ageray.distributed import rank_and_world
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
@@ -28,8 +28,8 @@ from ageray.faces.augment import maps_ahead
 from ageray.faces.canvases import to_tensors
 from ageray.train import sampler
 from ageray.train.plan import Plan
-from ageray.train.prefetch import Ahead
-from ageray.train.sampler import Ordered
+from ageray.train.prefetch import Prefetcher
+from ageray.train.sampler import OrderedBatches
 from ageray.train.state import Columns, State
 
 _PREFETCH = 3  # batches made ready ahead
@@ -71,8 +71,8 @@ class Streams:
             # every place of a face has a map of its own, so places take the part of faces from here on
             more = {name: values[rows_SB.reshape(-1)] for name, values in more.items()}
             blocks, rows_SB = self._aligned(blocks, rows_SB, state), np.arange(rows_SB.size).reshape(rows_SB.shape)
-        ordered = Ordered(blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH), rows_SB, more)
-        return Training(ordered, Ahead(ordered, _PREFETCH, state.device))
+        ordered = OrderedBatches(blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH), rows_SB, more)
+        return Training(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: row_index.Rows, state: State) -> ray.data.Dataset:
         """The faces with the maps that the worker would draw, in an actor of this worker's own."""
@@ -89,16 +89,18 @@ class Streams:
         )
         return aligned
 
-    def whole(self, part: str, most: int | None = None) -> Usable:
+    def whole(self, part: str, most: int | None = None) -> UsableBatches:
         """This worker's share of a part ('val', 'train') or of its first `most` faces, each face once, in the order of the shards, with its number
         `row`."""
         rank, world = rank_and_world()
         faces = self.plan.faces[part]
         rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
         decoded = self._canvases(str(self.experiment.data.shards), faces.wanted(rows))
-        return Usable(decoded.iter_batches(batch_size=self.experiment.train.batch_size, batch_format="numpy", prefetch_batches=_PREFETCH))
+        return UsableBatches(
+            decoded.iter_batches(batch_size=self.experiment.train.batch_size, batch_format="numpy", prefetch_batches=_PREFETCH)
+        )
 
-    def _canvases(self, shards: str, wanted: row_index.Wanted) -> ray.data.Dataset:
+    def _canvases(self, shards: str, wanted: row_index.RowLookup) -> ray.data.Dataset:
         return canvases(self.rows[shards], self.experiment.align, self.experiment.scale.decode_batch, wanted=wanted)
 
 
@@ -131,8 +133,8 @@ class Aligner:
 class Training:
     """An epoch's batches, to be read once, and what became of them: `ordered.skipped`, `batches.waited`."""
 
-    ordered: Ordered
-    batches: Ahead
+    ordered: OrderedBatches
+    batches: Prefetcher
 
 
 def no_face(shards: Any, what: str, skipped: list[tuple[str, str]]) -> UserError:

@@ -3,7 +3,7 @@
 Batches are dicts of numpy columns `canvas` (B, C, C, 3) uint8, `points`, `box`, `age`; see `ageray.faces.canvases`. For a network whose frozen
 body was taken away (`ageray.train.in_memory.frozen`), `features` (B, 2, D) of face and mirror image stand in the place of the first three.
 
-With a column `slot` (B,), a face takes the random map of that place of the batch (`ageray.train.sampler.Ordered`).
+With a column `slot` (B,), a face takes the random map of that place of the batch (`ageray.train.sampler.OrderedBatches`).
 
 Where faces come aligned already (`align.placement: actors`), `aligned` (B, S, S, 3) float32 and their `points` stand there.
 
@@ -83,8 +83,8 @@ def _set_mode(state: State) -> None:
 
 @torch.no_grad()
 def start(state: State, batches: Iterable[Columns]) -> None:
-    """Shows a network that asks for it (`faces_to_start`) so many augmented training faces before its first step; else reads nothing."""
-    wanted, network = state.network.faces_to_start, state.network
+    """Shows a network that asks for it (`num_init_faces`) so many augmented training faces before its first step; else reads nothing."""
+    wanted, network = state.network.num_init_faces, state.network
     if not wanted:
         return
     network.eval()
@@ -93,7 +93,7 @@ def start(state: State, batches: Iterable[Columns]) -> None:
         batch = to_tensors({name: columns[name] for name in _TRAINED if name in columns}, state.device)
         batch |= _augmented(state, batch)
         with autocast(state.config, state.device):
-            cached.append(distributed.gathered(network.cache(batch).float()))
+            cached.append(distributed.all_gather(network.cache(batch).float()))
         if sum(map(len, cached)) >= wanted:
             break
     if not cached:  # the epoch that follows says why there is no face
@@ -135,7 +135,7 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, 
     else:
         apart = state.network.whole_batch | {"bins"}
         # sorted: workers must gather in one order, and that of a set of names differs from process to process
-        everything = {name: own[name] if name in apart else distributed.gathered(own[name]) for name in sorted(own)}
+        everything = {name: own[name] if name in apart else distributed.all_gather(own[name]) for name in sorted(own)}
         loss, terms = state.criterion(everything, own if state.config.train.mining == "local" else None)
     state.scaler.scale(loss / pieces if pieces > 1 else loss).backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.detach(), **terms}

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from ageray import bundle, config, storage
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
-from ageray.data.row_index import Listed
+from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -35,7 +35,7 @@ class Plan:
     parts: dict[str, int]
     steps: list[int]
     facts: dict[str, Any]
-    faces: dict[str, Listed]
+    faces: dict[str, RowIndex]
 
 
 def run_folder(experiment: Experiment) -> str:
@@ -105,7 +105,7 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     return network
 
 
-def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, Listed]:
+def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
     """The faces of every stream in the order of the shards."""
     listed = {name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string())))) for name in ("train", "val")}
     for index, stage in enumerate(experiment.train.stages):
@@ -113,14 +113,14 @@ def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]
     return listed
 
 
-def _listing(faces: pa.Table, shards: str = "") -> Listed:
-    listed = Listed.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
+def _listing(faces: pa.Table, shards: str = "") -> RowIndex:
+    listed = RowIndex.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
     if len(np.unique(listed.mark)) < len(listed):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
     return listed
 
 
-def _steps(experiment: Experiment, listed: dict[str, Listed]) -> list[int]:
+def _steps(experiment: Experiment, listed: dict[str, RowIndex]) -> list[int]:
     steps = []
     for index, stage in enumerate(experiment.train.stages):
         faces = len(listed[f"stage-{index}"])

@@ -15,7 +15,7 @@ _END = object()
 _PATIENCE = 0.2  # seconds between looks whether anybody still wants a batch
 
 
-class Ahead:
+class Prefetcher:
     """Iterates once over `batches`, `depth` of them read ahead; `waited` counts the seconds in which none was ready.
 
     What the reading raises is raised here. When iteration stops early, the thread ends too.

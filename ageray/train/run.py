@@ -105,7 +105,7 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
     if scale.gpu is True and gpus < least:
         raise UserError(f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; set scale.gpu=false or add GPUs")
     use_gpu = gpus >= least if scale.gpu == "auto" else scale.gpu
-    needed = cluster.lasting({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
+    needed = cluster.pin_to_on_demand({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
     room = _room(needed, loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0)
     if room < least:
         raise UserError(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.data.row_index import Listed, Rows
+from ageray.data.row_index import RowIndex, Rows
 
 Columns = dict[str, Any]
 _MOST = 10.0
@@ -39,7 +39,7 @@ def resampled(age_N: NDArray[np.float32], start: float) -> Rows:
     return np.repeat(np.arange(len(age_N)), copies)
 
 
-def shuffled(faces: Listed, window: int, seed: tuple[int, ...], resample: bool = False) -> Rows:
+def shuffled(faces: RowIndex, window: int, seed: tuple[int, ...], resample: bool = False) -> Rows:
     """The row numbers of an epoch in training order: (N,). A face moves by at most `window` places, so that a stream in the order of the shards
     needs no larger buffer. resample: every year of age alike (`weights`)."""
     generator = np.random.default_rng(seed)
@@ -54,7 +54,7 @@ def share(rows: Rows, batch: int, rank: int = 0, world: int = 1, first: int = 0)
     return rows[: steps * batch].reshape(steps, world, batch // world)[first:, rank]
 
 
-class Ordered:
+class OrderedBatches:
     """Batches in a given order out of a stream in another. `skipped` lists keys and reasons of faces that could not be used.
 
     So that every batch is whole, on every worker, the place of such a face is taken by another of the batch (a neighbour, so that cutting the

@@ -22,7 +22,7 @@ _GALLERY = (*_JUDGED, "age", "gender")
 
 
 @torch.no_grad()
-def make_gallery(state: State, batches: Iterable[Columns], most: int | None = None) -> Gallery | None:
+def build_gallery(state: State, batches: Iterable[Columns], most: int | None = None) -> Gallery | None:
     """The gallery (`decode.method: gallery`) of the faces of `batches`, or of the first `most`, as the judged network embeds them without
     augmentation; None if there is no face. Of several workers each embeds its own faces and all get all, in the order of the column `row`.
     Raises FloatingPointError if an embedding is not finite."""
@@ -50,7 +50,7 @@ def _in_order(own: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         found = own
     else:
         found = [{name: torch.cat([rows[name].cpu() for rows in own]) for name in own[0]}]
-    everything = [table for tables in distributed.everybodys(found) for table in tables]
+    everything = [table for tables in distributed.all_gather_object(found) for table in tables]
     if not everything or "row" not in everything[0]:
         return everything
     whole = {name: torch.cat([table[name] for table in everything]) for name in everything[0]}

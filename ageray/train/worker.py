@@ -15,19 +15,19 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 
 from ageray import bundle, calibration, distributed, metrics, storage
-from ageray.data.stream import Usable
+from ageray.data.stream import UsableBatches
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
 from ageray.train import checkpoint, curves, epochs, profiling
 from ageray.train import plan as planning
-from ageray.train.checkpoint import Keeper
+from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
 from ageray.train.loop import start, train_one_epoch
 from ageray.train.plan import Plan
 from ageray.train.state import State, new_state
-from ageray.train.validation import make_gallery, validate
+from ageray.train.validation import build_gallery, validate
 
 _REPORT_SECONDS = 2.0  # between two progress messages
 _AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)  # and what is derived from them
@@ -38,13 +38,13 @@ def work(settings: dict[str, Any]) -> None:
     queue before it is raised: going on from the last checkpoint would not help."""
     queue: Queue = settings["queue"]
     try:
-        _Rank(Experiment.model_validate(settings["experiment"]), settings["plan"], settings["rows"], queue).run()
+        Worker(Experiment.model_validate(settings["experiment"]), settings["plan"], settings["rows"], queue).run()
     except _AGAIN as error:
         queue.put({"kind": "final", "mistake": str(error) if type(error) is UserError else None})
         raise
 
 
-class _Rank:
+class Worker:
     def __init__(self, experiment: Experiment, plan: Plan, rows: dict[str, Any], queue: Queue) -> None:
         device = ray.train.torch.get_device()
         if device.type == "cpu":
@@ -53,7 +53,7 @@ class _Rank:
         self.plan, self.queue = plan, queue
         self.streams = Streams(experiment, plan, rows)
         self.state: State = new_state(experiment, device)
-        self.keeper = Keeper(self._place(planning.STATE))
+        self.keeper = AsyncCheckpointer(self._place(planning.STATE))
 
     def run(self) -> None:
         saved = checkpoint.load(self._place(planning.STATE))
@@ -71,16 +71,16 @@ class _Rank:
     def _epoch(self) -> None:
         """What is left of an epoch, its validation, its record and its checkpoint."""
         state, scale = self.state, self.state.config.scale
-        if state.step == 0 and state.network.faces_to_start:
+        if state.step == 0 and state.network.num_init_faces:
             start(state, self.streams.training(state).batches)
         faces, started = self.streams.training(state), time.perf_counter() - state.partial.seconds
         with profiling.trace(self._place(planning.TRACE), scale.profile and self.number == 0) as profiled:
             tell = self._progress(profiled)
             result = train_one_epoch(state, faces.batches, tell, self._keep, scale.checkpoint_steps)
-        skipped = [row for rows in distributed.everybodys(faces.ordered.skipped) for row in rows]
+        skipped = [row for rows in distributed.all_gather_object(faces.ordered.skipped) for row in rows]
         if result.images == 0:
             raise no_face(state.config.train.stages[state.stage].shards or state.config.data.shards, "", skipped)
-        self._agree()
+        self._sync_batch_stats()
         near = self._gallery(state.config.model.decode.gallery.validation_faces) if self.plan.parts["val"] else None
         true, predicted = validate(state, self.streams.whole("val"), near)
         seconds = time.perf_counter() - started
@@ -108,7 +108,7 @@ class _Rank:
 
         return tell
 
-    def _agree(self) -> None:
+    def _sync_batch_stats(self) -> None:
         """Batch statistics become the mean over the workers. They are means themselves, so doing it now or later is the same."""
         buffers = [buffer for buffer in self.state.network.buffers() if buffer.is_floating_point()]
         distributed.average(buffers)
@@ -117,7 +117,7 @@ class _Rank:
                 kept.copy_(current)
 
     def _keep(self) -> None:
-        self._agree()
+        self._sync_batch_stats()
         if self.number == 0:
             self.keeper.keep(self.state.state_dict())
 
@@ -137,7 +137,7 @@ class _Rank:
         if self.state.config.model.decode.method != "gallery":
             return None
         batches = self.streams.whole("train", most)
-        made = make_gallery(self.state, batches)
+        made = build_gallery(self.state, batches)
         if made is None:
             raise no_face(self.state.config.data.shards, " for the gallery", batches.skipped)
         return made
@@ -151,15 +151,15 @@ class _Rank:
         draft, gallery = folder + ".unfinished", self._gallery()
         if self.number == 0:
             bundle.save(draft, network, state.config, card, gallery)
-        self._meet()
+        self._barrier()
         predictor = Predictor(bundle.load(draft), device=str(state.device), threads=threads(state.config))
         found = _predict_all(predictor, self.streams.whole("val"))
-        self._meet()
+        self._barrier()
         if self.number == 0:
             bundle.save(folder, network, state.config, _judged(dict(predictor.bundle.card), found, state.config, self.plan), gallery)
             storage.remove_tree(draft)
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         if self.world > 1:
             torch.distributed.barrier()
 
@@ -177,12 +177,12 @@ def _judged(card: dict[str, Any], found: dict[str, Any], config: Experiment, pla
     return card
 
 
-def _predict_all(predictor: Predictor, batches: Usable) -> dict[str, Any]:
+def _predict_all(predictor: Predictor, batches: UsableBatches) -> dict[str, Any]:
     """True age, decoded age and quantiles before calibration, of every face of all workers, in the order of the shards."""
     rows = [np.zeros((0, 5))]
     for batch in batches:
         decoded = predictor.predict(batch["canvas"], batch["points"], batch["box"], batch["subject"]).decoded
         rows.append(np.column_stack([batch["row"], batch["age"], decoded[:, :3]]))
-    table = np.concatenate(distributed.everybodys(np.concatenate(rows)))
+    table = np.concatenate(distributed.all_gather_object(np.concatenate(rows)))
     table = table[np.argsort(table[:, 0], kind="stable")].astype(np.float32)
     return dict(zip(("age", "decoded", "low", "high"), table[:, 1:].T, strict=True))

@@ -85,7 +85,7 @@ def retrain(
     done = len(wanted) - len(todo)
     show({"kind": "finalists", "done": done, "total": len(wanted), "names": [one.name for one in chosen]})
     calls = [(number, (_seeded(space, *wanted[number]), faces, whole, share.threads)) for number in todo]
-    with closing(share.side_by_side(_train, calls)) as ended:
+    with closing(share.map_unordered(_train, calls)) as ended:
         for number, ready in ended:
             one, seed = wanted[number]
             run = _outcome(ready, one, seed)

@@ -16,7 +16,7 @@ from ageray import metrics
 from ageray.data.splits import Split
 from ageray.metrics.paired_tests import LEVEL
 from ageray.train import plan
-from ageray.train.in_memory.face_cache import Held
+from ageray.train.in_memory.face_cache import FaceCache
 from ageray.train.in_memory.train import Fold
 from ageray.tune import winner
 from ageray.tune.finalists import RECIPE, Contender, Run
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 def report(
     labelled: pa.Table,
     split: Split,
-    held: Held,
+    held: FaceCache,
     fold: Fold,
     space: Space,
     tried: Sequence[Trial],
@@ -83,7 +83,7 @@ class _Finalists:
     """The contenders' runs, on the same faces."""
 
     def __init__(
-        self, labelled: pa.Table, held: Held, fold: Fold, metric: str, chosen: Sequence[Contender], runs: dict[str, list[Run]]
+        self, labelled: pa.Table, held: FaceCache, fold: Fold, metric: str, chosen: Sequence[Contender], runs: dict[str, list[Run]]
     ) -> None:
         self._chosen, self._runs, self._metric, self._val = chosen, runs, metric, len(fold.val)
         self._age = np.asarray(held.column("age", fold.test), np.float64)

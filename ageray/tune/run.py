@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow as pa
 
 from ageray import storage
-from ageray.config import Written
+from ageray.config import ParsedConfig
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import faces_digest, labelled_faces
 from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.models.build import build
-from ageray.train.in_memory.face_cache import Held, hold, remember
+from ageray.train.in_memory.face_cache import FaceCache, hold, remember
 from ageray.train.in_memory.slots import Share, share_out
 from ageray.train.in_memory.train import Fold
 from ageray.tune import results, tuner, winner
@@ -44,7 +44,7 @@ class Plan:
     split: Split
 
 
-def make(written: Written, out: str | None = None, resume: bool = False) -> Plan:
+def make(written: ParsedConfig, out: str | None = None, resume: bool = False) -> Plan:
     """Checks all that can be checked before a cluster is touched, and opens the search's folder: `out`, or one of `scale.runs`.
 
     Raises UserError for a space, a metric or faces that do not allow a search, and for a folder that holds another one.
@@ -115,7 +115,7 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     return found
 
 
-def _remember(space: Space, held: Held, share: Share) -> bool:
+def _remember(space: Space, held: FaceCache, share: Share) -> bool:
     """Puts features in the place of pixels where no trial moves or changes the body; whether it did."""
     experiment = space.written.experiment
     changes = [

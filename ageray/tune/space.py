@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ageray.config import Written, messages
+from ageray.config import ParsedConfig, messages
 from ageray.config.nodes import Place, Problem, flat
 from ageray.config.overrides import parts
 from ageray.errors import UserError
@@ -28,7 +28,7 @@ Values = Mapping[str, Any]
 class Space:
     """The searched settings of an experiment: path to range, and what the recipe itself has there. `notes` say what was left out."""
 
-    written: Written
+    written: ParsedConfig
     ranges: dict[str, Dimension]
     defaults: dict[str, Any]
     notes: list[str]
@@ -52,7 +52,7 @@ class Space:
         return all(_inside(self.ranges[path], value) for path, value in values.items())
 
 
-def check(written: Written) -> Space:
+def check(written: ParsedConfig) -> Space:
     """The space that `tune` asks for. Raises UserError, with file and line, for a path that does not exist (with the nearest), is held fixed or
     is not used, a range whose end the experiment cannot have, and a metric that no epoch reports."""
     tune = written.experiment.tune

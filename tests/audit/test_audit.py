@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from ageray.audit import audit, fingerprints, near_duplicates
-from ageray.audit.near_duplicates import Prints
+from ageray.audit.near_duplicates import Fingerprints
 from ageray.faces.images import ImageError
 from ageray.synthetic import faces as synthetic_faces
 
@@ -239,7 +239,7 @@ FLIPS = st.lists(st.tuples(st.integers(0, 5), st.sets(st.integers(0, 63), max_si
 @settings(max_examples=150, deadline=None)
 def test_the_search_equals_comparing_all_with_all(origins: list[int], flips: list[tuple[int, set[int]]], cut: int) -> None:
     hashes = [origins[which % len(origins)] ^ sum(1 << bit for bit in bits) for which, bits in flips]
-    prints = Prints(np.array(hashes, np.uint64))
+    prints = Fingerprints(np.array(hashes, np.uint64))
     distance = [
         (one ^ hashes[at]).bit_count() if at >= 0 else 64 for one, at in zip(hashes, near_duplicates.within(prints).tolist(), strict=True)
     ]
@@ -247,7 +247,7 @@ def test_the_search_equals_comparing_all_with_all(origins: list[int], flips: lis
     assert distance == wanted
     assert all(at != row for row, at in enumerate(near_duplicates.within(prints).tolist()))
     mine, others = hashes[:cut], hashes[cut:]
-    found = near_duplicates.across(*(Prints(np.array(part, np.uint64)) for part in (mine, others))).tolist()
+    found = near_duplicates.across(*(Fingerprints(np.array(part, np.uint64)) for part in (mine, others))).tolist()
     assert [at >= 0 for at in found] == [at >= 0 for at in plain(mine, others)]
     for one, at, best in zip(mine, found, plain(mine, others), strict=True):
         assert at < 0 or (one ^ others[at]).bit_count() == (one ^ others[best]).bit_count()
@@ -256,9 +256,9 @@ def test_the_search_equals_comparing_all_with_all(origins: list[int], flips: lis
 def test_long_blocks_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**20, 400, dtype=np.uint64)  # most share their upper bands
-    whole = near_duplicates.within(Prints(hashes)).tolist()
+    whole = near_duplicates.within(Fingerprints(hashes)).tolist()
     monkeypatch.setattr(near_duplicates, "_CELLS", 500)
-    assert near_duplicates.within(Prints(hashes)).tolist() == whole
+    assert near_duplicates.within(Fingerprints(hashes)).tolist() == whole
     assert (np.array(whole) >= 0).sum() == sum(at >= 0 for at in plain(hashes.tolist(), hashes.tolist(), True))
 
 
@@ -269,15 +269,15 @@ def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
     thumbnails[1] = np.clip(thumbnails[0].astype(int) // 2 + 40, 0, 255)
     thumbnails[3] = 200
     same = np.full(4, 77, np.uint64)
-    assert (near_duplicates.within(Prints(same)) >= 0).all()
-    assert near_duplicates.within(Prints(same, thumbnails)).tolist() == [1, 0, -1, -1]
+    assert (near_duplicates.within(Fingerprints(same)) >= 0).all()
+    assert near_duplicates.within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
     flat = np.full((1, 256), 30, np.uint8)
-    assert near_duplicates.across(Prints(same[:1], flat), Prints(same, thumbnails)).tolist() == [3]
+    assert near_duplicates.across(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [3]
 
 
 def test_many_copies_of_one_picture_are_compared_once() -> None:
     """100,000 blank images would make 10^10 pairs."""
-    prints = Prints(np.zeros(100_000, np.uint64))
+    prints = Fingerprints(np.zeros(100_000, np.uint64))
     found = near_duplicates.within(prints)
     assert found[0] == 1
     assert (found[1:] == 0).all()

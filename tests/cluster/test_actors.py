@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from ageray.cluster.actors import Team, describe, share_out
+from ageray.cluster.actors import ActorPool, describe, share_out
 from ageray.errors import UserError
 from ageray.experiment import Scale
 
@@ -22,16 +22,16 @@ def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("nodes", "scale", "team"),
     [
-        ([FOUR], {}, Team(1, 1, 0, 0)),
-        ([BIG], {}, Team(16, 1, 0, 1)),
-        ([BIG, FOUR], {"cpus_per_worker": 2}, Team(9, 2, 0, 2)),
-        ([GPUS, FOUR], {}, Team(4, 1, 1, 1)),
-        ([{"CPU": 2.0, "GPU": 4.0}, BIG], {}, Team(2, 1, 1, 1)),
-        ([GPUS], {"gpu": False, "score_workers": 2, "threads": 6}, Team(2, 1, 0, 6)),
-        ([FOUR], {"score_workers": 6, "cpus_per_worker": 0.5, "threads": 3}, Team(6, 0.5, 0, 3)),
+        ([FOUR], {}, ActorPool(1, 1, 0, 0)),
+        ([BIG], {}, ActorPool(16, 1, 0, 1)),
+        ([BIG, FOUR], {"cpus_per_worker": 2}, ActorPool(9, 2, 0, 2)),
+        ([GPUS, FOUR], {}, ActorPool(4, 1, 1, 1)),
+        ([{"CPU": 2.0, "GPU": 4.0}, BIG], {}, ActorPool(2, 1, 1, 1)),
+        ([GPUS], {"gpu": False, "score_workers": 2, "threads": 6}, ActorPool(2, 1, 0, 6)),
+        ([FOUR], {"score_workers": 6, "cpus_per_worker": 0.5, "threads": 3}, ActorPool(6, 0.5, 0, 3)),
     ],
 )
-def test_share_out(nodes: list[dict[str, float]], scale: dict[str, Any], team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_out(nodes: list[dict[str, float]], scale: dict[str, Any], team: ActorPool, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, *nodes)
     assert share_out(Scale(**scale)) == team
 
@@ -55,8 +55,8 @@ def test_what_could_never_run(nodes: list[dict[str, float]], scale: dict[str, An
 
 
 def test_describe() -> None:
-    assert describe(Team(1, 1, 0, 0), 64, 32) == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
-    assert describe(Team(2, 1, 1, 1), 256, 32).startswith("2 actors on a GPU each, 256 faces a batch")
+    assert describe(ActorPool(1, 1, 0, 0), 64, 32) == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
+    assert describe(ActorPool(2, 1, 1, 1), 256, 32).startswith("2 actors on a GPU each, 256 faces a batch")
 
 
 def test_batches_follow_the_accelerator() -> None:

@@ -155,9 +155,9 @@ def test_what_can_never_fit_is_told(
 
 def test_training_keeps_to_nodes_that_stay_where_any_is_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     with holding(monkeypatch, {"CPU": 8}, {"CPU": 8, "on_demand": 1}):
-        assert cluster.lasting({"CPU": 2}) == {"CPU": 2, "on_demand": 0.001}
+        assert cluster.pin_to_on_demand({"CPU": 2}) == {"CPU": 2, "on_demand": 0.001}
     with holding(monkeypatch, {"CPU": 8}):
-        assert cluster.lasting({"CPU": 2}) == {"CPU": 2}
+        assert cluster.pin_to_on_demand({"CPU": 2}) == {"CPU": 2}
 
 
 def test_without_an_autoscaler_the_nodes_are_those_that_are_there(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,9 +191,9 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
 def test_only_scoring_is_on_spot_and_nothing_trains_there() -> None:
     types = launched()["available_node_types"]
     spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
-    lasting = {name for name, kind in types.items() if cluster.LASTING in kind["resources"]}
+    pin_to_on_demand = {name for name, kind in types.items() if cluster.ON_DEMAND in kind["resources"]}
     assert spot == {"spot"}
-    assert lasting == {"cpu", "gpu", "gpu8"}
+    assert pin_to_on_demand == {"cpu", "gpu", "gpu8"}
 
 
 def test_no_port_is_open_and_a_token_is_demanded() -> None:
@@ -212,7 +212,7 @@ def test_four_lines_are_to_be_changed() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "scale").glob("*.yaml")), ids=lambda file: file.stem)
 def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = config.load([str(file)]).scale
-    needs = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpu is True), cluster.LASTING: 0.001}
+    needs = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpu is True), cluster.ON_DEMAND: 0.001}
     workers = scale.workers
     assert isinstance(workers, int)
     with holding(monkeypatch, *cluster._launched(launched())):

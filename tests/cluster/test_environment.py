@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from ageray import cluster
-from ageray.cluster.actors import Team
+from ageray.cluster.actors import ActorPool
 from ageray.train.in_memory.slots import Share
 
 ROUNDS = 20
@@ -60,4 +60,8 @@ def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
     fold = Share(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
     assert cluster.environment().items() <= ray.get(fold.remote()).items()
     for gpus in (0, 1):
-        assert Team(1, 1, gpus, 0).each() == {"num_cpus": 1, "num_gpus": gpus, "runtime_env": {"env_vars": cluster.environment(gpus == 1)}}
+        assert ActorPool(1, 1, gpus, 0).each() == {
+            "num_cpus": 1,
+            "num_gpus": gpus,
+            "runtime_env": {"env_vars": cluster.environment(gpus == 1)},
+        }

@@ -13,7 +13,7 @@ import pytest
 
 from ageray import schema
 from ageray.data import splits
-from ageray.data.stream import Usable, decode_rows, face_stream, gender_number, subject_number
+from ageray.data.stream import UsableBatches, decode_rows, face_stream, gender_number, subject_number
 from ageray.errors import UserError
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side, face_canvases
@@ -159,7 +159,7 @@ def test_missing_shards(ray_local: None, tmp_path: Path) -> None:
 
 
 def test_usable_leaves_out_and_lists(ray_local: None, shards: Path, table: pa.Table) -> None:
-    usable = Usable(face_stream(str(shards), ALIGN, 4).iter_batches(batch_size=2))
+    usable = UsableBatches(face_stream(str(shards), ALIGN, 4).iter_batches(batch_size=2))
     found = gather(usable)
     check(found, table, [row for row in KNOWN if row not in REASONS])
     assert sorted(where for where, _ in usable.skipped) == [key(row) for row in sorted(REASONS)]
@@ -170,11 +170,11 @@ def test_usable_leaves_out_and_lists(ray_local: None, shards: Path, table: pa.Ta
 def test_usable_gives_no_empty_batch(table: pa.Table) -> None:
     whole = decode_rows(table, OPTIONS)
     batches = [{name: values[start : start + 1] for name, values in whole.items()} for start in range(len(KNOWN))]
-    usable = Usable(batches)
+    usable = UsableBatches(batches)
     assert [len(batch["age"]) for batch in usable] == [1] * (len(KNOWN) - len(REASONS))
     assert len(usable.skipped) == len(REASONS)
     fine = [batch for batch in batches if batch["error"][0] == ""]
-    untouched = Usable(fine)
+    untouched = UsableBatches(fine)
     assert all(one is other for one, other in zip(untouched, fine, strict=True))  # no copy where nothing is left out
     assert untouched.skipped == []
 

@@ -119,7 +119,7 @@ def test_fingerprints_are_taken_once_and_anew_when_the_shards_change(
         raise AssertionError("read the shards again")
 
     monkeypatch.setattr(fingerprint_table, "read_faces", refuse)
-    kept = fingerprint_table.fingerprinted(str(shards))
+    kept = fingerprint_table.load_or_compute_fingerprints(str(shards))
     assert kept.schema == fingerprint_table.PRINTS
     assert sorted(kept.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
     assert kept.column("phash").null_count == 0
@@ -127,18 +127,18 @@ def test_fingerprints_are_taken_once_and_anew_when_the_shards_change(
     copy.mkdir()
     for file in shards.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert fingerprint_table.fingerprinted(str(copy)).equals(kept)
+    assert fingerprint_table.load_or_compute_fingerprints(str(copy)).equals(kept)
     (file,) = copy.glob("*.parquet")
     table = pq.read_table(file)
     pq.write_table(table.slice(1), file)
     with pytest.raises(AssertionError, match="read the shards again"):
-        fingerprint_table.fingerprinted(str(copy))
+        fingerprint_table.load_or_compute_fingerprints(str(copy))
 
 
 def test_a_broken_file_of_fingerprints_is_no_obstacle(shards: Path, ray_local: None, tmp_path: Path) -> None:
     (tmp_path / "faces.parquet").write_bytes(next(shards.glob("*.parquet")).read_bytes())
     (tmp_path / fingerprint_table.FILE).write_bytes(b"cut short")
-    assert fingerprint_table.fingerprinted(str(tmp_path)).num_rows == 60
+    assert fingerprint_table.load_or_compute_fingerprints(str(tmp_path)).num_rows == 60
     assert (tmp_path / fingerprint_table.FILE).stat().st_size > 1000
 
 

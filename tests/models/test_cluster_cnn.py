@@ -235,11 +235,11 @@ def test_mixture_of_a_face_on_a_centroid_is_that_centroids_branch() -> None:
 @pytest.mark.usefixtures("small")
 def test_faces_are_asked_for_once() -> None:
     network = build(settings(init_faces=30), seed=0)
-    assert network.faces_to_start == 30
+    assert network.num_init_faces == 30
     before = network.clusters.centroids.clone()
     cached = network.cache(faces(30, dtype=torch.float32)).detach()
     network.start(cached, torch.Generator().manual_seed(0))
-    assert network.faces_to_start == 0
+    assert network.num_init_faces == 0
     assert not torch.equal(network.clusters.centroids, before)
     assert float(cached.amin()) <= float(network.clusters.centroids.amin())
     assert float(cached.amax()) >= float(network.clusters.centroids.amax())
@@ -256,7 +256,7 @@ def test_saved_weights_bring_their_centroids(tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     continued = build(settings(weights=str(tmp_path / "model.safetensors")), seed=4)
     assert torch.equal(continued.clusters.centroids, network.clusters.centroids)
-    assert (other.faces_to_start, continued.faces_to_start) == (0, 0)
+    assert (other.num_init_faces, continued.num_init_faces) == (0, 0)
 
 
 def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
         network.eval().start(network.cache(pictures), torch.Generator().manual_seed(0))
         bundle.save(str(tmp_path), network, experiment, {})
         loaded = bundle.load(str(tmp_path)).network()
-        assert loaded.faces_to_start == 0
+        assert loaded.num_init_faces == 0
         torch.testing.assert_close(loaded.clusters.centroids, network.clusters.centroids, rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(loaded(pictures)["logits"], network(pictures)["logits"], rtol=0, atol=0.02)
 
@@ -394,7 +394,7 @@ def work(rank: int, folder: str) -> None:
     network = network_for_workers().float()
     with torch.no_grad():  # unequal caches, unequal generators
         network.start(network.cache(faces(20 + rank, seed=rank, dtype=torch.float32)), torch.Generator().manual_seed(rank))
-    begun, asked = network.clusters.centroids.clone(), build(settings(init_faces=31)).faces_to_start
+    begun, asked = network.clusters.centroids.clone(), build(settings(init_faces=31)).num_init_faces
     wrapped = DistributedDataParallel(network, broadcast_buffers=False)  # they are equal without it
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     torch.manual_seed(6 + rank)
@@ -444,7 +444,7 @@ def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> No
     straight = new_state(experiment, torch.device("cpu"))
     straight.start_stage(0, 4)
     start(straight, cut)
-    assert straight.network.faces_to_start == 0
+    assert straight.network.num_init_faces == 0
     train_one_epoch(straight, cut[:2])
     file = io.BytesIO()
     torch.save(straight.state_dict(), file)

@@ -25,7 +25,7 @@ from ageray.models.inference import Prediction, predict
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train.loop import Columns, train_one_epoch
 from ageray.train.state import new_state
-from ageray.train.validation import make_gallery, validate
+from ageray.train.validation import build_gallery, validate
 
 BINS = torch.arange(0.0, 101)
 ALIGN = Align(size=32)
@@ -332,7 +332,7 @@ def embedded(network: torch.nn.Module, faces: Columns, name: str = "embedding") 
 
 def test_validation_with_a_gallery_equals_neighbours_by_hand(faces: Columns) -> None:
     state = new_state(experiment(), CPU)
-    made = make_gallery(state, batches(faces, 5))
+    made = build_gallery(state, batches(faces, 5))
     assert made is not None
     assert len(made) == 18
     assert made.age.tolist() == faces["age"].tolist()
@@ -350,7 +350,7 @@ def test_validation_uses_the_own_subject_where_it_is_told_to(faces: Columns) -> 
     ages = {}
     for exclude in (True, False):
         state = new_state(experiment(gallery={"neighbours": 1, "exclude_subject": exclude}), CPU)
-        ages[exclude] = validate(state, batches(faces, 9), make_gallery(state, batches(faces, 9)))[1]
+        ages[exclude] = validate(state, batches(faces, 9), build_gallery(state, batches(faces, 9)))[1]
     assert ages[False] == pytest.approx(faces["age"], abs=0.02)  # each face is its own nearest
     assert float(np.abs(ages[True] - faces["age"]).min()) > 0.1
 
@@ -365,11 +365,11 @@ def test_a_gallery_of_the_first_faces_reads_no_further(most: int | None, expecte
             yield batch
 
     state = new_state(experiment(), CPU)
-    made = make_gallery(state, stream(), most)
+    made = build_gallery(state, stream(), most)
     assert made is not None
     assert made.age.tolist() == faces["age"][:expected].tolist()
     assert sum(read) - read[-1] < expected <= sum(read)
-    assert make_gallery(state, []) is None
+    assert build_gallery(state, []) is None
 
 
 def test_a_gallery_and_its_validation_change_nothing_in_the_run(faces: Columns) -> None:
@@ -381,7 +381,7 @@ def test_a_gallery_and_its_validation_change_nothing_in_the_run(faces: Columns) 
         for _ in range(2):
             train_one_epoch(state, batches(faces, 9))
             if judged:
-                validate(state, batches(faces, 6), make_gallery(state, batches(faces, 6)))
+                validate(state, batches(faces, 6), build_gallery(state, batches(faces, 6)))
         states.append(state)
     one, other = (state.state_dict() for state in states)
     assert all(torch.equal(tensor, other["network"][name]) for name, tensor in one["network"].items())
@@ -391,11 +391,11 @@ def test_a_gallery_and_its_validation_change_nothing_in_the_run(faces: Columns) 
 
 def test_embeddings_that_are_not_finite_stop_the_run(faces: Columns) -> None:
     state = new_state(experiment(), CPU)
-    made = make_gallery(state, batches(faces, 9))
+    made = build_gallery(state, batches(faces, 9))
     with torch.no_grad():
         state.network.get_parameter("embedding.bias")[0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"^step 0: embeddings are not finite; lower the learning rate"):
-        make_gallery(state, batches(faces, 9))
+        build_gallery(state, batches(faces, 9))
     with pytest.raises(FloatingPointError, match=r"^step 0: predicted ages are not finite"):
         validate(state, batches(faces, 9), made)
 
@@ -427,7 +427,7 @@ def said(network: torch.nn.Module, faces: Columns, gallery: Gallery, decoding: d
 def told_gallery(network: torch.nn.Module, faces: Columns) -> Gallery:
     state = new_state(experiment(), CPU)
     state.network = network  # type: ignore[assignment]
-    made = make_gallery(state, batches(faces, 9))
+    made = build_gallery(state, batches(faces, 9))
     assert made is not None
     return made
 

@@ -143,7 +143,7 @@ def bvlc() -> Path:
 
 
 def test_first_layer_of_bvlc_weights_by_hand(bvlc: Path) -> None:
-    """One response of conv1, summed pixel by pixel from the file's BGR kernel over the BGR picture."""
+    """One response of conv1, all_reduce_sum pixel by pixel from the file's BGR kernel over the BGR picture."""
     faces, seen = rgb_faces(1, 64), list[Tensor]()
     backbone = googlenet(bvlc)
     backbone.layers["conv1_7x7_s2"].register_forward_hook(lambda _layer, _inputs, output: seen.append(output))

@@ -14,11 +14,11 @@ import pytest
 from ageray import schema
 from ageray.errors import UserError
 from ageray.score import checkpoint, chunks, progress, write
-from ageray.score.checkpoint import Ledger
-from ageray.score.progress import Tally
+from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.progress import ProgressReporter
 from ageray.stages import labels
 
-TABLE = pa.schema([*schema.SCORES, *labels.OF_A_ROW])
+TABLE = pa.schema([*schema.SCORES, *labels.CHUNK_OF_ROW_SCHEMA])
 
 
 def lot(stretch: int, position: int, last: bool = False, weight: int = 1) -> pa.Table:
@@ -43,8 +43,8 @@ def lot(stretch: int, position: int, last: bool = False, weight: int = 1) -> pa.
     return pa.Table.from_pylist(rows, schema=TABLE)
 
 
-def begun(folder: Path) -> Ledger:
-    book = Ledger(str(folder / "out"))
+def begun(folder: Path) -> ScoreCheckpoint:
+    book = ScoreCheckpoint(str(folder / "out"))
     book.begin({"model": "one"})
     return book
 
@@ -59,7 +59,7 @@ def test_the_next_run_knows_what_is_done(tmp_path: Path) -> None:
     again = begun(tmp_path)
     assert (again.photos, again.faces, again.weight, dict(again.errors)) == (12, 12, 12, {"cannot read": 4})
     assert again.done_of() == {0: (0, 1, 2), 1: (1,)}
-    assert again.finished_stretches() == {0}
+    assert again.finished_segments() == {0}
     assert again.plan == {"model": "one"}
     assert len(pa.concat_tables(again.pieces())) == 16
 
@@ -133,7 +133,7 @@ def test_parts_are_there_even_if_empty(tmp_path: Path) -> None:
 
 def test_reports_go_on_from_an_earlier_run(tmp_path: Path) -> None:
     book = begun(tmp_path)
-    with Tally(book, 9, 9) as count:
+    with ProgressReporter(book, 9, 9) as count:
         count.turn("running")
         count.add(lot(0, 0))
         book.add(lot(0, 0), 10)
@@ -145,13 +145,13 @@ def test_reports_go_on_from_an_earlier_run(tmp_path: Path) -> None:
     again = begun(tmp_path)
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        _interrupted(Tally(again, 9, 9, seen.append), seen)
+        _interrupted(ProgressReporter(again, 9, 9, seen.append), seen)
     left = json.loads((tmp_path / "out.unfinished" / "progress.json").read_text())
     assert (left["state"], left["done"], left["seconds_left"]) == ("interrupted", 3, None)
     assert seen[0]["beat"] == 1
 
 
-def _interrupted(count: Tally, seen: list[Any]) -> None:
+def _interrupted(count: ProgressReporter, seen: list[Any]) -> None:
     with count:
         while not seen:  # the thread reports by itself
             time.sleep(0.01)
@@ -159,7 +159,7 @@ def _interrupted(count: Tally, seen: list[Any]) -> None:
 
 
 def test_photos_of_tars_are_an_estimate_until_all_are_read(tmp_path: Path) -> None:
-    count = Tally(begun(tmp_path), None, 3000)
+    count = ProgressReporter(begun(tmp_path), None, 3000)
     assert count.report()["total"] is None
     count.add(lot(0, 0, weight=100))
     assert count.report()["total"] == 30
@@ -169,7 +169,7 @@ def test_photos_of_tars_are_an_estimate_until_all_are_read(tmp_path: Path) -> No
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book, place = begun(tmp_path), tmp_path / "out.unfinished" / "progress.json"
-    progress.refuse_company(book)  # nothing there yet
+    progress.check_single_writer(book)  # nothing there yet
     alive = {"state": "running", "host": "another", "process": 1, "beat": 1}
     place.write_text(json.dumps(alive))
     naps = []
@@ -178,7 +178,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest
         naps.append(seconds)
 
     monkeypatch.setattr(progress.time, "sleep", nap)
-    progress.refuse_company(book)  # it gave no sign of life for a while: killed
+    progress.check_single_writer(book)  # it gave no sign of life for a while: killed
     assert sum(naps) >= 5
 
     def beat(_: float) -> None:
@@ -186,6 +186,6 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(progress.time, "sleep", beat)
     with pytest.raises(UserError, match=r"another run is writing there \(process 1 on another\); wait"):
-        progress.refuse_company(book)
+        progress.check_single_writer(book)
     place.write_text(json.dumps(alive | {"state": "failed"}))
-    progress.refuse_company(book)
+    progress.check_single_writer(book)

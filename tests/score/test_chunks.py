@@ -20,7 +20,7 @@ def rows_of(lot: pa.Table, faces: int) -> list[pa.Table]:
     made = []
     for photo in lot.to_pylist():
         numbers = [-1] if photo["photo"] % 3 == 0 else list(range(faces))
-        labels = {name: photo[name] for name in stages_labels.OF_A_PHOTO.names} | {"siblings": len(numbers)}
+        labels = {name: photo[name] for name in stages_labels.CHUNK_OF_PHOTO_SCHEMA.names} | {"siblings": len(numbers)}
         made += [{"key": f"{photo['image']}#{face}", "face": face, **labels} for face in numbers]
     return [pa.Table.from_pylist([row]) for row in made]
 
@@ -41,7 +41,7 @@ def test_gathered_lots_are_whole_whatever_the_order(seed: int) -> None:
     expected = sorted(key for row in rows for key in row.column("key").to_pylist())
     rows += random.Random(seed).sample(rows, 40)  # a task that was run again gives its rows again
     random.Random(seed).shuffle(rows)
-    gathering, complete = chunks.Gathering(), []
+    gathering, complete = chunks.ChunkAssembler(), []
     for start in range(0, len(rows), 7):
         complete += gathering.add(pa.concat_tables(rows[start : start + 7]))
     assert len(gathering) == 0
@@ -52,7 +52,7 @@ def test_gathered_lots_are_whole_whatever_the_order(seed: int) -> None:
 
 def test_a_lot_waits_for_its_last_row_and_a_done_one_is_dropped() -> None:
     first, second = chunks.cut(photos(70), 0, ())
-    gathering = chunks.Gathering(done=[chunks.number(0, 0)])
+    gathering = chunks.ChunkAssembler(done=[chunks.number(0, 0)])
     assert gathering.add(pa.concat_tables(rows_of(first, 2))) == []
     assert len(gathering) == 0
     *rows, last = rows_of(second, 2)

@@ -31,7 +31,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 def read(collection: Collection, done: dict[int, tuple[int, ...]] | None = None) -> pa.Table:
     found = score_read.survey(collection)
     stretches = [stretch._replace(done=(done or {}).get(stretch.number, ())) for stretch in found.stretches]
-    made = list(score_read.read_stretches(score_read.stretch_table(stretches), collection.columns))
+    made = list(score_read.read_segments(score_read.segment_table(stretches), collection.columns))
     return pa.concat_tables(made) if made else pa.table({"image": pa.array([], pa.string())})
 
 

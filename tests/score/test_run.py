@@ -31,10 +31,10 @@ from ageray.faces.images import decode
 from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.score import chunks, pipeline, read, results, run, tables
-from ageray.score.checkpoint import Ledger
+from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Collection
 from ageray.stages import detect, labels
-from ageray.stages.detect import FOUND, find_faces
+from ageray.stages.detect import DETECTED_SCHEMA, find_faces
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
 from ageray.synthetic.demo import draw_demo
@@ -237,22 +237,22 @@ def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ra
     dataset = labelled(photos, 2)
     found = pipeline.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
     bare = find(places(*Collection.of(str(photos)).files))
-    assert bare.schema.equals(FOUND)
+    assert bare.schema.equals(DETECTED_SCHEMA)
     rows = _sorted(found)
-    assert rows.select(FOUND.names).equals(bare.sort_by("key"))
+    assert rows.select(DETECTED_SCHEMA.names).equals(bare.sort_by("key"))
     first = chunks.first_rows(rows)
     assert sorted(first.column("photo").to_pylist()) == list(range(9))
     assert sum(first.column("siblings").to_pylist()) == rows.num_rows
-    aged = pipeline.age(found, model, run.Team(1, 1, 0, 1), 4, posterior=True)
+    aged = pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
     assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
     rows = _sorted(aged)
-    assert chunks.Gathering().add(rows)[0].num_rows == rows.num_rows
-    assert _close(rows.drop_columns(labels.OF_A_ROW.names), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
+    assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
+    assert _close(rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
 
 
 def labelled(photos: Path, batch: int) -> Any:
     collection = Collection.of(str(photos))
-    dataset = pipeline.read(collection, read.survey(collection), batch, Ledger(str(photos / "none")))
+    dataset = pipeline.read(collection, read.survey(collection), batch, ScoreCheckpoint(str(photos / "none")))
     assert dataset is not None
     return dataset
 
@@ -308,7 +308,7 @@ def test_model_actor_that_dies_starts_again(
 
     monkeypatch.setattr(run, "AgeFaces", Frail)
     found = pipeline.find(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
-    rows = _sorted(pipeline.age(found, model, run.Team(1, 1, 0, 1), 4, posterior=False))
+    rows = _sorted(pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
     assert len(set(rows.column("image").to_pylist())) == 9

@@ -10,8 +10,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from ageray.errors import UserError
 from ageray.serve import Service, auth, from_words
-from ageray.serve.errors import Refusal
-from ageray.serve.routes import Turnstile
+from ageray.serve.errors import ApiError
+from ageray.serve.routes import ConcurrencyLimit
 from ageray.serve.settings import Limits
 from jobs import serve as job
 
@@ -64,9 +64,9 @@ def test_keys_are_compared_by_digest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_door_says_when_to_come_back() -> None:
-    enter = Turnstile(Limits(requests=1, retry_after_s=7))
+    enter = ConcurrencyLimit(Limits(requests=1, retry_after_s=7))
     with enter():
-        with pytest.raises(Refusal) as caught, enter():
+        with pytest.raises(ApiError) as caught, enter():
             pass
         assert (caught.value.status, caught.value.headers) == (503, {"Retry-After": "7"})
     with enter():

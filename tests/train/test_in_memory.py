@@ -181,7 +181,7 @@ def test_every_classifier_of_dhaa_says_an_age() -> None:
 
 
 def remembered(settings: Experiment, columns: Columns) -> Columns:
-    body = frozen.take_body(build(settings.model, seed=settings.train.seed))
+    body = frozen.detach_backbone(build(settings.model, seed=settings.train.seed))
     features = frozen.features(body, columns, settings, CPU)
     assert features.shape == (len(columns["age"]), 2, 512)
     assert features.dtype == np.float32
@@ -229,7 +229,7 @@ def test_the_cluster_module_starts_from_remembered_features() -> None:
 def test_the_body_is_taken_out_whole() -> None:
     network = build(experiment().model, seed=0)
     count = len(list(network.body().parameters()))
-    body = frozen.take_body(network)
+    body = frozen.detach_backbone(network)
     assert len(list(body.parameters())) == count > 0
     assert [name for name, _ in network.named_parameters()] == ["head.weight", "head.bias"]
     features = torch.randn(3, 512)

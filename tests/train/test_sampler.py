@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from ageray.data.row_index import Listed
+from ageray.data.row_index import RowIndex
 from ageray.errors import UserError
 from ageray.train import checkpoint, curves, sampler
-from ageray.train.checkpoint import Keeper
-from ageray.train.prefetch import Ahead
-from ageray.train.sampler import Columns, Ordered
+from ageray.train.checkpoint import AsyncCheckpointer
+from ageray.train.prefetch import Prefetcher
+from ageray.train.sampler import Columns, OrderedBatches
 
 CPU = torch.device("cpu")
 
 
-def listed(ages: list[float]) -> Listed:
-    return Listed.of([f"face-{number}" for number in range(len(ages))], ages)
+def listed(ages: list[float]) -> RowIndex:
+    return RowIndex.of([f"face-{number}" for number in range(len(ages))], ages)
 
 
 # --- the order ------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
         assert len(rows) == len(ages)
         times = np.bincount(rows, minlength=len(ages))
         assert (np.abs(times - found) < 1).all()
-    seen = sampler.shuffled(Listed.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True)
+    seen = sampler.shuffled(RowIndex.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True)
     assert Counter(year[seen].tolist())[90.0] == 10
 
 
@@ -99,7 +99,7 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
             read.append(int(block["row"][0]))
             yield block
 
-    ordered = iter(Ordered(watched(), rows, {"weight": np.arange(12) / 2}))
+    ordered = iter(OrderedBatches(watched(), rows, {"weight": np.arange(12) / 2}))
     first = next(ordered)
     assert read == [0, 2, 4]
     assert first["row"].tolist() == first["age"].tolist() == [5, 0, 5]
@@ -115,7 +115,7 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_workers(world: int) -> None:
     rows = np.arange(16)
-    streams = [Ordered(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world)) for rank in range(world)]
+    streams = [OrderedBatches(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world)) for rank in range(world)]
     batches = list(zip(*streams, strict=True))
     found = [np.concatenate([part["row"] for part in parts]) for parts in batches]
     assert [batch.tolist() for batch in found] == [[0, 0, 2, 3, 4, 5, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15]]
@@ -126,14 +126,14 @@ def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_w
 
 
 def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
-    ordered = Ordered(blocks(8, 2, broken=(2, 3), gone=(6,)), np.arange(8).reshape(4, 2))
+    ordered = OrderedBatches(blocks(8, 2, broken=(2, 3), gone=(6,)), np.arange(8).reshape(4, 2))
     taken = list(ordered)
     assert [batch["row"].tolist() for batch in taken] == [[0, 1], [1, 1], [4, 5], [7, 7]]
     assert [batch["slot"].tolist() for batch in taken] == [[0, 1], [0, 1], [0, 1], [1, 1]]
     assert ordered.skipped == [("face-2", "no picture"), ("face-3", "no picture"), ("row 6", "the shards no longer hold it")]
-    begin = Ordered(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
+    begin = OrderedBatches(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
     assert [batch["row"].tolist() for batch in begin] == [[2, 2], [2, 3]]
-    none = Ordered(blocks(4, 2, broken=(0, 1, 2, 3)), np.arange(4).reshape(2, 2))
+    none = OrderedBatches(blocks(4, 2, broken=(0, 1, 2, 3)), np.arange(4).reshape(2, 2))
     assert list(none) == []
     assert len(none.skipped) == 4
 
@@ -146,12 +146,12 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
         yield from range(20)
         raise RuntimeError("the disk is gone")
 
-    found, ahead = list[int](), Ahead(numbers(), 2, CPU)
+    found, ahead = list[int](), Prefetcher(numbers(), 2, CPU)
     with pytest.raises(RuntimeError, match="the disk is gone"):
         found.extend(ahead)
     assert found == list(range(20))
     assert ahead.waited > 0
-    assert list(Ahead([], 1, CPU)) == []
+    assert list(Prefetcher([], 1, CPU)) == []
 
 
 def test_reading_ahead_ends_with_its_reader() -> None:
@@ -162,12 +162,12 @@ def test_reading_ahead_ends_with_its_reader() -> None:
             taken.append(len(taken))
             yield taken[-1]
 
-    for number in Ahead(endless(), 2, CPU):
+    for number in Prefetcher(endless(), 2, CPU):
         if number == 3:
             break
     count = len(taken)
     assert count <= 8
-    assert next(iter(Ahead(endless(), 1, CPU))) == count  # the thread before has ended: nobody else counts
+    assert next(iter(Prefetcher(endless(), 1, CPU))) == count  # the thread before has ended: nobody else counts
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def state(step: int) -> dict[str, Any]:
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     place = str(tmp_path / "run" / "state.pt")
     assert checkpoint.load(place) is None
-    keeper, now = Keeper(place), state(1)
+    keeper, now = AsyncCheckpointer(place), state(1)
     keeper.keep(now)
     now["network"]["weight"].fill_(9)
     keeper.wait()
@@ -196,7 +196,7 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "state.pt"
-    keeper = Keeper(str(place))
+    keeper = AsyncCheckpointer(str(place))
     keeper.keep(state(1))
     keeper.wait()
 
@@ -219,7 +219,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(tmp_path: Path, mo
 def test_a_checkpoint_that_is_none(content: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "state.pt"
     if content is None:  # cut off
-        keeper = Keeper(str(place))
+        keeper = AsyncCheckpointer(str(place))
         keeper.keep(state(1))
         keeper.wait()
         content = place.read_bytes()[:-200]

@@ -16,7 +16,7 @@ from ageray.faces.canvases import to_tensors
 from ageray.train.loader import Aligner
 from ageray.train.loop import Columns, augmented_faces, start, train_one_epoch
 from ageray.train.state import new_state
-from ageray.train.validation import make_gallery, validate
+from ageray.train.validation import build_gallery, validate
 from tests.train.test_golden import BATCH, STEPS, drawn_batches, scaled_down
 from tests.train.test_loop import faces
 
@@ -79,7 +79,7 @@ def judged(name: str) -> list[float]:
     state = new_state(experiment, CPU)
     drawn = faces(9, experiment.align) | {"row": torch.arange(9).numpy(), "subject": torch.zeros(9, dtype=torch.int64).numpy()}
     own = [{key: values[rank::world][:5] for key, values in drawn.items()}, {key: values[rank::world][5:] for key, values in drawn.items()}]
-    gallery = make_gallery(state, [batch for batch in own if len(batch["age"])])
+    gallery = build_gallery(state, [batch for batch in own if len(batch["age"])])
     true, said = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
     assert true.tolist() == drawn["age"][:5].tolist()
     return [float(age) for age in said]
@@ -90,7 +90,7 @@ def augmented() -> Tensor:
     experiment = merged(settings("baseline").model_dump(), {"train": {"augment": {"tint": 0.2, "gamma": 0.3, "gray": 0.5}}})
     state = new_state(Experiment.model_validate(experiment), CPU)
     own = part(faces(8, state.config.align), *distributed.rank_and_world())
-    return distributed.gathered(augmented_faces(state, to_tensors(own, CPU))[0])
+    return distributed.all_gather(augmented_faces(state, to_tensors(own, CPU))[0])
 
 
 def normalised() -> dict[str, Tensor]:
@@ -100,11 +100,11 @@ def normalised() -> dict[str, Tensor]:
     distributed.spread(norm, sync_batchnorm=True)
     rank, world = distributed.rank_and_world()
     own = inputs.chunk(world)[rank].requires_grad_()
-    out = distributed.gathered(norm(own))
+    out = distributed.all_gather(norm(own))
     (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()  # type: ignore[no-untyped-call]
     distributed.average(parameter.grad for parameter in norm.parameters() if parameter.grad is not None)
     assert own.grad is not None
-    found = {"out": out.detach(), "input": distributed.gathered(own.grad / world), **norm.state_dict()}
+    found = {"out": out.detach(), "input": distributed.all_gather(own.grad / world), **norm.state_dict()}
     return found | {f"{name} grad": parameter.grad for name, parameter in norm.named_parameters() if parameter.grad is not None}
 
 

@@ -59,7 +59,7 @@ def recipe(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def written(recipe: Path, folder: Path, *words: str, **settings: Any) -> config.Written:
+def written(recipe: Path, folder: Path, *words: str, **settings: Any) -> config.ParsedConfig:
     file = folder / "space.yaml"
     file.write_text(yaml.safe_dump({"tune": {"space": SPACE, **settings}}))
     return config.read([str(recipe), str(file)], words)

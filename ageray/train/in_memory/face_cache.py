@@ -24,8 +24,8 @@ _NUMBERED = ("canvas", "points", "box", "age", "gender", "subject")
 
 
 @dataclass
-class Held:
-    """Usable faces: `columns` in the object store, where each key's row is; and the reason why another cannot be used."""
+class FaceCache:
+    """UsableBatches faces: `columns` in the object store, where each key's row is; and the reason why another cannot be used."""
 
     columns: Any
     row: dict[str, int]
@@ -45,7 +45,7 @@ class Held:
         return [names[row] for row in rows]
 
 
-def hold(experiment: Experiment, labelled: pa.Table) -> Held:
+def hold(experiment: Experiment, labelled: pa.Table) -> FaceCache:
     """All labelled faces as canvases, once, in the object store, in the order of the shards. Raises UserError if they do not fit in it."""
     shards, side, count = str(experiment.data.shards), canvas_side(experiment.align), labelled.num_rows
     _check_room(shards, count, side, experiment.align.size)
@@ -65,10 +65,10 @@ def hold(experiment: Experiment, labelled: pa.Table) -> Held:
         key, reason = next(iter(errors.items()))
         raise UserError(f"data.shards={shards}: no face can be used; the first of {len(errors)}: {key}: {reason}")
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-    return Held(ray.put({"canvas": canvas[: len(row)], **columns}), row, errors)
+    return FaceCache(ray.put({"canvas": canvas[: len(row)], **columns}), row, errors)
 
 
-def remember(experiment: Experiment, network: AgeNetwork, faces: Held, share: Share) -> bool:
+def remember(experiment: Experiment, network: AgeNetwork, faces: FaceCache, share: Share) -> bool:
     """Puts features in the place of pixels where the body of the experiment's network is frozen; whether it did."""
     if not frozen.applies(experiment, network):
         return False
@@ -83,7 +83,7 @@ def remember(experiment: Experiment, network: AgeNetwork, faces: Held, share: Sh
 def _features(experiment: Experiment, faces: dict[str, Any], first: int, last: int, threads: int) -> Any:
     """A task: the frozen body's features of some of the faces."""
     with on_device(threads) as device:
-        body = frozen.take_body(build(experiment.model, seed=experiment.train.seed))
+        body = frozen.detach_backbone(build(experiment.model, seed=experiment.train.seed))
         return frozen.features(body, {name: values[first:last] for name, values in faces.items()}, experiment, device)
 
 

@@ -19,7 +19,7 @@ from ageray.train.state import Columns
 _SEEN = ("canvas", "points", "box")
 
 
-class Remembered(nn.Module):
+class PrecomputedFeatures(nn.Module):
     """Stands where a body stood: features (B, D), given in the place of faces, come out as they are."""
 
     def forward(self, features_BD: Tensor) -> Tensor:
@@ -35,11 +35,11 @@ def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     return still and not any(changes.values()) and isinstance(network.body(), Backbone)
 
 
-def take_body(network: AgeNetwork) -> nn.Module:
+def detach_backbone(network: AgeNetwork) -> nn.Module:
     """Takes the body out of the network and returns it. From then on the network takes features (B, D) as its `face`."""
     body = network.body()
     name = next(name for name, module in network.named_modules() if module is body)
-    network.set_submodule(name, Remembered())
+    network.set_submodule(name, PrecomputedFeatures())
     return body
 
 

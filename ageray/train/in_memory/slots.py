@@ -29,7 +29,7 @@ class Share(NamedTuple):
         variables = cluster.environment(bool(self.gpus))
         return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": variables})(function)
 
-    def side_by_side(
+    def map_unordered(
         self, function: Callable[..., Any], calls: Iterable[tuple[int, tuple[Any, ...]]]
     ) -> Generator[tuple[int, Any], None, None]:
         """Number and outcome (a reference) of each call, `number, arguments`, as it ends; no more at once than there are shares. What still runs

@@ -28,7 +28,7 @@ from ageray.train import epochs
 from ageray.train.in_memory import frozen
 from ageray.train.loop import start, train_one_epoch
 from ageray.train.state import Columns, State, new_state
-from ageray.train.validation import make_gallery, validate
+from ageray.train.validation import build_gallery, validate
 
 Rows = NDArray[np.int64]
 Array = NDArray[np.float32]
@@ -80,7 +80,7 @@ def begin(experiment: Experiment, faces: Columns, device: torch.device) -> State
     if "features" in faces:
         for network in (state.network, state.average):
             if network is not None:
-                frozen.take_body(network)
+                frozen.detach_backbone(network)
     return state
 
 
@@ -135,7 +135,7 @@ def _batches(faces: Columns, rows: Rows, size: int) -> Iterator[Columns]:
 def _gallery(state: State, faces: Columns, rows: Rows, most: int | None = None) -> Gallery | None:
     if state.config.model.decode.method != "gallery":
         return None
-    return make_gallery(state, _batches(faces, rows, state.config.train.batch_size), most)
+    return build_gallery(state, _batches(faces, rows, state.config.train.batch_size), most)
 
 
 def _calibrate(state: State, faces: Columns, rows: Rows, gallery: Gallery | None) -> Calibration:
