@@ -30,7 +30,10 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
         ctx.rows = len(own)
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(distributed.get_world_size())]
+        parts = [
+            torch.empty_like(own, memory_format=torch.contiguous_format)
+            for _ in range(distributed.get_world_size())
+        ]
         distributed.all_gather(parts, own.contiguous())
         return torch.cat(parts)
 
@@ -83,7 +86,9 @@ def average(tensors: Iterable[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         distributed.all_reduce(flat)
         flat /= world
-        for tensor, mean in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+        for tensor, mean in zip(
+            bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True
+        ):
             tensor.copy_(mean.view_as(tensor))
 
 
@@ -116,7 +121,9 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0:
             return input
         rank, world = rank_and_world()
-        kept = torch.empty((world, *input.shape), dtype=input.dtype, device=input.device).bernoulli_(1 - self.p)[rank]
+        kept = torch.empty((world, *input.shape), dtype=input.dtype, device=input.device).bernoulli_(
+            1 - self.p
+        )[rank]
         return input * kept.div_(1 - self.p)
 
 

@@ -37,7 +37,9 @@ def load_or_compute_fingerprints(shards: Path) -> pa.Table:
             tables.append(table)
     made = pa.concat_tables(tables)
     seconds = time.process_time() - started
-    print(f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)")
+    print(
+        f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)"
+    )
     return made
 
 
@@ -57,7 +59,9 @@ def show(table: pa.Table) -> None:
     print("\n".join(f"  {line}" for line in found.lines()))
     alone = audit(train.drop_columns("thumbnail"), test.drop_columns("thumbnail"))
     near, unsure = found.near_identical, alone.near_identical
-    print(f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails")
+    print(
+        f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails"
+    )
     for example in found.conflicts["near"]["examples"][:5]:
         print("  {} is {:g}, {} is {:g}".format(*example))
 
@@ -65,7 +69,11 @@ def show(table: pa.Table) -> None:
 def pairs_by_distance(table: pa.Table) -> None:
     """All pairs below the limit, by distance, and how many are confirmed and differ in age."""
     hashes, ages = table["phash"].to_numpy(), table["age"].to_numpy()
-    thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1).astype(np.float32)
+    thumbnails = (
+        np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8)
+        .reshape(len(hashes), -1)
+        .astype(np.float32)
+    )
     thumbnails -= thumbnails.mean(1, keepdims=True)
     thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)
     found = []
@@ -77,12 +85,16 @@ def pairs_by_distance(table: pa.Table) -> None:
     pairs = np.concatenate(found)
     alike = np.einsum("pk,pk->p", thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]) >= near_duplicates.ALIKE
     gap = np.abs(ages[pairs[:, 0]] - ages[pairs[:, 1]])
-    print(f"{'distance':>9}{'pairs':>8}{'confirmed':>11}{'of those, ages differ':>24}{'by years, median':>18}")
+    print(
+        f"{'distance':>9}{'pairs':>8}{'confirmed':>11}{'of those, ages differ':>24}{'by years, median':>18}"
+    )
     for distance in np.unique(pairs[:, 2]):
         sure = (pairs[:, 2] == distance) & alike
         differ = gap[sure & (gap > 0)]
         median = f"{np.median(differ):.0f}" if len(differ) else ""
-        print(f"{distance:>9}{(pairs[:, 2] == distance).sum():>8}{sure.sum():>11}{len(differ):>24}{median:>18}")
+        print(
+            f"{distance:>9}{(pairs[:, 2] == distance).sum():>8}{sure.sum():>11}{len(differ):>24}{median:>18}"
+        )
 
 
 def search(table: pa.Table, sizes: list[int]) -> None:
@@ -102,14 +114,22 @@ def search(table: pa.Table, sizes: list[int]) -> None:
         started = time.process_time()
         found = near_duplicates.across(searched, among)
         seconds = time.process_time() - started
-        print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found")
+        print(
+            f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shards", type=Path, help="folder of Parquet shards")
-    parser.add_argument("--fingerprints", type=Path, help="keep the fingerprints in this file, and use it if it is there")
-    parser.add_argument("--search", type=int, nargs="*", default=[], help="time a search among so many hashes")
+    parser.add_argument(
+        "--fingerprints", type=Path, help="keep the fingerprints in this file, and use it if it is there"
+    )
+    parser.add_argument(
+        "--search", type=int, nargs="*", default=[], help="time a search among so many hashes"
+    )
     given = parser.parse_args()
     if given.fingerprints and given.fingerprints.exists():
         table = pq.read_table(given.fingerprints)

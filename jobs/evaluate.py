@@ -46,7 +46,10 @@ _SETTINGS = (".yaml", ".yml")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.evaluate",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
         "words",
@@ -56,9 +59,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
     made.add_argument("--cross", action="store_true", help="every model on every set")
-    made.add_argument("--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo")
-    made.add_argument("--trained-on", metavar="DIR", help="shards that the model was trained on, for the audit (else those it names)")
-    made.add_argument("--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run")
+    made.add_argument(
+        "--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo"
+    )
+    made.add_argument(
+        "--trained-on",
+        metavar="DIR",
+        help="shards that the model was trained on, for the audit (else those it names)",
+    )
+    made.add_argument(
+        "--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run"
+    )
     return made
 
 
@@ -70,7 +81,9 @@ def main(words: Sequence[str]) -> None:
     if given.protocol:
         _folds(given, models, settings)
     elif not models:
-        raise UserError("no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)")
+        raise UserError(
+            "no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)"
+        )
     elif given.cross:
         _cross(given, models, settings)
     else:
@@ -95,7 +108,9 @@ def _experiment(model: str, settings: Sequence[str]) -> Experiment:
     experiment = config.load(paths, overrides, base=loaded.experiment.model_copy(update={"scale": Scale()}))
     for section in _OWN:
         if getattr(experiment, section) != getattr(loaded.experiment, section):
-            raise UserError(f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale")
+            raise UserError(
+                f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+            )
     return experiment
 
 
@@ -103,7 +118,9 @@ def _cross(given: argparse.Namespace, models: list[str], settings: list[str]) ->
     sets = [word for word in settings if "=" not in word and _names_a_set(word)]
     rest = [word for word in settings if word not in sets]
     if not sets:
-        raise UserError("--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml")
+        raise UserError(
+            "--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml"
+        )
     experiments = [_experiment(models[0], [word, *rest]) for word in sets]
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in rest)
@@ -121,7 +138,9 @@ def _names_a_set(path: str) -> bool:
 
 def _folds(given: argparse.Namespace, models: list[str], settings: list[str]) -> None:
     if models:
-        raise UserError(f"{models[0]}: --protocol {given.protocol} trains its own models; give a recipe (FILE.yaml), no MODEL")
+        raise UserError(
+            f"{models[0]}: --protocol {given.protocol} trains its own models; give a recipe (FILE.yaml), no MODEL"
+        )
     paths, overrides = config.parse_arguments(settings)
     experiment = config.load(paths, [*overrides, f"protocol.name={given.protocol}"])
     cluster.connect(experiment.scale)

@@ -84,7 +84,10 @@ def summary(report: dict[str, Any], target: str) -> str:
     mib = sum(file["bytes"] for file in files) / 2**20
     lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {kept} faces kept"]
     lines += [f"  {number:>7} dropped: {kind}" for kind, number in counts.items()]
-    lines += [f"  {number:>7} kept, but: {kind}" for kind, number in Counter(note["kind"] for note in report["notes"]).items()]
+    lines += [
+        f"  {number:>7} kept, but: {kind}"
+        for kind, number in Counter(note["kind"] for note in report["notes"]).items()
+    ]
     lines.append(f"{len(files)} shards, {mib:.0f} MiB, {seconds:.0f} s, {rate:.0f} photos/s: {target}")
     lines.append(f"every dropped photo and why: {storage.join(target, run.REPORT)}")
     return "\n".join(lines)

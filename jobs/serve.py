@@ -40,10 +40,15 @@ in one line; 1: anything else.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.serve", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.serve",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="*", metavar="key=value", help="settings of the service")
-    made.add_argument("--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)")
+    made.add_argument(
+        "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
+    )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     made.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     return made

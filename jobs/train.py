@@ -36,7 +36,10 @@ _AUDIT = "audit.json"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.train", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.train",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="settings; later ones win")
     made.add_argument("--fresh", action="store_true", help="forget an earlier run of the same settings")
@@ -65,7 +68,9 @@ def main(words: Sequence[str]) -> None:
     if "validation" in card:
         found = card["validation"]
         floor = found["constant"]["own_median"]["mae"]
-        print(f"validation: MAE {found['mae']:.3f} (always saying the median age: {floor:.3f}), CS(5) {found['cs5']:.3f}")
+        print(
+            f"validation: MAE {found['mae']:.3f} (always saying the median age: {floor:.3f}), CS(5) {found['cs5']:.3f}"
+        )
     print(f"model: {made.folder}")
 
 

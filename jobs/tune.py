@@ -40,10 +40,22 @@ data, told in one line; 1: anything else.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.tune", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.tune",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="recipe, data, machine and search; later ones win")
-    made.add_argument("--out", metavar="DIR", help="folder of the search (default: one in scale.runs, named by its settings)")
+    made.add_argument(
+        "words",
+        nargs="+",
+        metavar="FILE.yaml | key=value",
+        help="recipe, data, machine and search; later ones win",
+    )
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the search (default: one in scale.runs, named by its settings)",
+    )
     made.add_argument("--resume", action="store_true", help="go on with the search in that folder")
     return made
 
@@ -69,13 +81,25 @@ def main(words: Sequence[str]) -> None:
         if row["name"] in pairs:
             pair = pairs[row["name"]]
             gap = pair["difference"]
-            cells = [f"{gap['low']:+.3f} to {gap['high']:+.3f}", f"{pair['p']:.4f}", "yes" if pair["real"] else "no"]
-        table.add_row(row["name"], *values, f"{row['score']:.3f}", f"{row['test_mae']:.3f} ± {row['deviation']:.3f}", *cells)
+            cells = [
+                f"{gap['low']:+.3f} to {gap['high']:+.3f}",
+                f"{pair['p']:.4f}",
+                "yes" if pair["real"] else "no",
+            ]
+        table.add_row(
+            row["name"],
+            *values,
+            f"{row['score']:.3f}",
+            f"{row['test_mae']:.3f} ± {row['deviation']:.3f}",
+            *cells,
+        )
     if not console.is_terminal:
         console.width = 160  # a log has no edge to fold at
     console.print(table)
     console.print(verdict(found), markup=False)
-    console.print(f"model: {plan.file.folder}; open {storage.join(plan.file.folder, 'report.html')}", markup=False)
+    console.print(
+        f"model: {plan.file.folder}; open {storage.join(plan.file.folder, 'report.html')}", markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -36,4 +36,6 @@ def fingerprints(data: bytes) -> Fingerprint:
     gray = Image.fromarray(images.decode(data, max_side=_DECODED).pixels).convert("L")
     bits = imagehash.phash(gray).hash
     small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))
-    return Fingerprint(hashlib.sha256(data).hexdigest(), int.from_bytes(np.packbits(bits).tobytes(), "big"), small.tobytes())
+    return Fingerprint(
+        hashlib.sha256(data).hexdigest(), int.from_bytes(np.packbits(bits).tobytes(), "big"), small.tobytes()
+    )

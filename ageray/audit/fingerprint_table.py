@@ -18,11 +18,15 @@ from ageray.faces.images import ImageError
 FILE = "fingerprints.arrow"
 """Beside the shards; taken anew where the shards are no longer those that it was taken of."""
 
-FINGERPRINTS_SCHEMA = pa.schema([("key", pa.string()), ("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())])
+FINGERPRINTS_SCHEMA = pa.schema(
+    [("key", pa.string()), ("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())]
+)
 """Nulls where the bytes are no picture."""
 
 _BLOCK_ROWS = 256  # rows a task takes at once: one shard alone then keeps all cores busy
-_TAIL = 64 * 2**10  # bytes at a Parquet file's end: the footer with its statistics, which another content changes
+_TAIL = (
+    64 * 2**10
+)  # bytes at a Parquet file's end: the footer with its statistics, which another content changes
 _OF = b"ageray.shards"
 
 
@@ -38,7 +42,9 @@ def load_or_compute_fingerprints(shards: str) -> pa.Table:
     rows = read_faces(shards, ["key", "image"]).repartition(target_num_rows_per_block=_BLOCK_ROWS)
     taken = rows.map_batches(_take, batch_size=None, batch_format="pyarrow", zero_copy_batch=True)
     batches: Any = taken.iter_batches(batch_size=None, batch_format="pyarrow")
-    table = pa.concat_tables([batch.cast(FINGERPRINTS_SCHEMA) for batch in batches if batch.num_rows]).combine_chunks()
+    table = pa.concat_tables(
+        [batch.cast(FINGERPRINTS_SCHEMA) for batch in batches if batch.num_rows]
+    ).combine_chunks()
     with suppress(UserError):  # shards that can only be read are looked at again the next time
         storage.write_bytes(kept, _to_bytes(table, of))
     return table

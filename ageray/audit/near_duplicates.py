@@ -86,12 +86,19 @@ def _nearest(searched: Fingerprints, among: Fingerprints, same: bool) -> NDArray
     return np.where(best_N == _FAR, -1, best_N % max(len(among), 1))
 
 
-def _candidates(searched: Fingerprints, among: Fingerprints) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
+def _candidates(
+    searched: Fingerprints, among: Fingerprints
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint8]]]:
     """Pairs with fewer than 6 different bits, and how many; a pair comes once for every band that it shares."""
     for first, bits in _BANDS:
-        (mine, order), (other, among_order) = (_sorted_band(prints.phash_N, first, bits) for prints in (searched, among))
+        (mine, order), (other, among_order) = (
+            _sorted_band(prints.phash_N, first, bits) for prints in (searched, among)
+        )
         shared = np.intersect1d(mine, other)
-        ends = zip(*(np.searchsorted(of, shared, side) for of in (mine, other) for side in ("left", "right")), strict=True)
+        ends = zip(
+            *(np.searchsorted(of, shared, side) for of in (mine, other) for side in ("left", "right")),
+            strict=True,
+        )
         for start, stop, low, high in ends:
             rows = max(1, _CELLS // (high - low))
             there = among.phash_N[among_order[low:high]]
@@ -102,24 +109,33 @@ def _candidates(searched: Fingerprints, among: Fingerprints) -> Iterator[tuple[N
                 yield own[mine_P], among_order[low + other_P], distance[mine_P, other_P]
 
 
-def _sorted_band(phash_N: NDArray[np.uint64], first: int, bits: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+def _sorted_band(
+    phash_N: NDArray[np.uint64], first: int, bits: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     band_N = (phash_N >> np.uint64(first)) & np.uint64(2**bits - 1)
     order = np.argsort(band_N, kind="stable")
     return band_N[order], order
 
 
-def _alike(searched: Fingerprints, among: Fingerprints, mine_P: NDArray[np.int64], other_P: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _alike(
+    searched: Fingerprints, among: Fingerprints, mine_P: NDArray[np.int64], other_P: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     """Whether the thumbnails of each pair correlate; two flat ones do, a flat one and another do not."""
     if searched.thumbnail_N is None or among.thumbnail_N is None:
         return np.ones(len(mine_P), bool)
     alike = np.zeros(len(mine_P), bool)
     for start in range(0, len(mine_P), 2**14):
         rows = slice(start, start + 2**14)
-        mine, other = (_centred(of[at[rows]]) for of, at in ((searched.thumbnail_N, mine_P), (among.thumbnail_N, other_P)))
+        mine, other = (
+            _centred(of[at[rows]])
+            for of, at in ((searched.thumbnail_N, mine_P), (among.thumbnail_N, other_P))
+        )
         power, other_power = (np.einsum("pk,pk->p", of, of) for of in (mine, other))
         dot = np.einsum("pk,pk->p", mine, other)
         flat, other_flat = power < 1, other_power < 1
-        alike[rows] = np.where(flat | other_flat, flat & other_flat, dot >= ALIKE * np.sqrt(power * other_power))
+        alike[rows] = np.where(
+            flat | other_flat, flat & other_flat, dot >= ALIKE * np.sqrt(power * other_power)
+        )
     return alike
 
 

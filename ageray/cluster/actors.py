@@ -21,7 +21,11 @@ class ActorPool(NamedTuple):
 
     def each(self) -> dict[str, Any]:
         """What Ray is told of each actor: what it takes, and the variables of its process."""
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "runtime_env": {"env_vars": cluster.environment(bool(self.gpus))}}
+        return {
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "runtime_env": {"env_vars": cluster.environment(bool(self.gpus))},
+        }
 
 
 def share_out(scale: Scale) -> ActorPool:
@@ -44,12 +48,18 @@ def share_out(scale: Scale) -> ActorPool:
     else:
         actors = 1 if cpus <= _ALONE else max(1, int(cpus / 2 / each))
     if on_gpu and actors > gpus:
-        raise UserError(f"scale.score_workers={actors}: each takes a GPU, and there are {gpus}; use 0 for all of them")
+        raise UserError(
+            f"scale.score_workers={actors}: each takes a GPU, and there are {gpus}; use 0 for all of them"
+        )
     taken = f"{actors} scoring actors with scale.cpus_per_worker={each:g}"
     if actors * each + 1 > cpus:
-        raise UserError(f"{taken} leave none of {cpus:g} logical CPUs for decoding; lower one, or raise scale.local_cpus")
+        raise UserError(
+            f"{taken} leave none of {cpus:g} logical CPUs for decoding; lower one, or raise scale.local_cpus"
+        )
     if actors > fit:
-        raise UserError(f"{taken}{' and a GPU each' * on_gpu} do not fit the cluster's {len(nodes)} nodes; lower one of the two")
+        raise UserError(
+            f"{taken}{' and a GPU each' * on_gpu} do not fit the cluster's {len(nodes)} nodes; lower one of the two"
+        )
     return ActorPool(actors, each, int(on_gpu), scale.threads or (0 if actors == 1 else max(1, int(each))))
 
 

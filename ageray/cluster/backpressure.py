@@ -44,5 +44,6 @@ class ReadBackpressure(policies.BackpressurePolicy):
 def limit_read_ahead(dataset: Dataset) -> None:
     """Has the dataset, when it runs, read its photos only as fast as they are used."""
     dataset.context.set_config(
-        policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, [*policies.ENABLED_BACKPRESSURE_POLICIES, ReadBackpressure]
+        policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
+        [*policies.ENABLED_BACKPRESSURE_POLICIES, ReadBackpressure],
     )

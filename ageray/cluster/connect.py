@@ -89,14 +89,16 @@ def _join(address: str) -> None:
         raise UserError(f"RAY_ADDRESS={address}: {_other_use(address)}")
     _answers(address)
     try:
-        ray.init(address=address, runtime_env=_passed_on(), log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(
+            address=address, runtime_env=_passed_on(), log_to_driver=False, logging_level=logging.WARNING
+        )
     except (AuthenticationError, ConnectionError, ValueError) as error:
         # Ray tells of a wrong token by its own error or, on the way to one, by the text of what caused another
         if isinstance(error, AuthenticationError) or _NO_TOKEN.search(str(error.__cause__)):
-            remedy = (
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to its head node's, or submit the command as a job"
-            )
-            raise UserError(f"RAY_ADDRESS={address}: the cluster wants its token and got none or another; {remedy}") from None
+            remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to its head node's, or submit the command as a job"
+            raise UserError(
+                f"RAY_ADDRESS={address}: the cluster wants its token and got none or another; {remedy}"
+            ) from None
         reason = str(error).strip().partition("\n")[0]
         raise _silent(address, reason) from None
 
@@ -113,7 +115,9 @@ def _answers(address: str) -> None:
 
 
 def _silent(address: str, reason: str) -> UserError:
-    return UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine ({reason})")
+    return UserError(
+        f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine ({reason})"
+    )
 
 
 def _passed_on() -> dict[str, Any] | None:

@@ -7,7 +7,11 @@ import os
 _SPIN_COUNT = "2000"
 """How often an OpenMP thread looks for work before it sleeps."""
 
-_KEEPING = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+_KEEPING = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+}
 
 
 def environment(on_gpu: bool = False) -> dict[str, str]:

@@ -25,7 +25,11 @@ def nodes() -> list[dict[str, float]]:
     many of each type as it may start."""
     there = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     may_come = list(_may_come())
-    return may_come if _sum(may_come, "CPU") > _sum(there, "CPU") or _sum(may_come, "GPU") > _sum(there, "GPU") else there
+    return (
+        may_come
+        if _sum(may_come, "CPU") > _sum(there, "CPU") or _sum(may_come, "GPU") > _sum(there, "GPU")
+        else there
+    )
 
 
 def check_fits(what: str, workers: int, needs: dict[str, float], beside: float = 0) -> None:
@@ -34,7 +38,9 @@ def check_fits(what: str, workers: int, needs: dict[str, float], beside: float =
     largest = nodes()
     fit = holds(largest, needs)
     cpus = _sum(largest, "CPU")
-    each = " and ".join(f"{amount:g} {name}" for name, amount in needs.items() if amount and name != ON_DEMAND)
+    each = " and ".join(
+        f"{amount:g} {name}" for name, amount in needs.items() if amount and name != ON_DEMAND
+    )
     if fit < workers:
         on = f" on nodes that offer {ON_DEMAND}" if needs.get(ON_DEMAND) else ""
         raise UserError(
@@ -58,7 +64,9 @@ def pin_to_on_demand(needs: dict[str, float]) -> dict[str, float]:
 
 def _may_come() -> Iterator[dict[str, float]]:
     """Resources of every node that an autoscaler may have running at once, the head's included; none where there is no autoscaler."""
-    told = ray_state.get_cluster_config() if ray.is_initialized() else None  # by autoscaler v2, so by KubeRay's too
+    told = (
+        ray_state.get_cluster_config() if ray.is_initialized() else None
+    )  # by autoscaler v2, so by KubeRay's too
     if told is not None:
         for group in told.node_group_configs:
             yield from [dict(group.resources)] * group.max_count
@@ -71,11 +79,15 @@ def _launched(config: dict[str, object]) -> Iterator[dict[str, float]]:
     types, head = config["available_node_types"], config["head_node_type"]
     assert isinstance(types, dict)
     for name, kind in types.items():
-        yield from [dict(kind["resources"])] * (1 if name == head else int(kind.get("max_workers", config["max_workers"])))
+        yield from [dict(kind["resources"])] * (
+            1 if name == head else int(kind.get("max_workers", config["max_workers"]))
+        )
 
 
 def _holds(node: dict[str, float], needs: dict[str, float]) -> int:
-    return int(min((node.get(name, 0) / amount + 1e-6 for name, amount in needs.items() if amount), default=0))
+    return int(
+        min((node.get(name, 0) / amount + 1e-6 for name, amount in needs.items() if amount), default=0)
+    )
 
 
 def _sum(nodes: list[dict[str, float]], name: str) -> float:

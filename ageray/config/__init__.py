@@ -12,4 +12,14 @@ from ageray.config.load import (
     read,
 )
 
-__all__ = ["ParsedConfig", "difference", "digest", "dump", "json_schema", "load", "loads", "parse_arguments", "read"]
+__all__ = [
+    "ParsedConfig",
+    "difference",
+    "digest",
+    "dump",
+    "json_schema",
+    "load",
+    "loads",
+    "parse_arguments",
+    "read",
+]

@@ -45,7 +45,9 @@ class ParsedConfig:
 
         Raises UserError as `load` does.
         """
-        root = copy.deepcopy(Node({key: node for key, node in self.root.value.items() if key != "tune"}, self.root.place))
+        root = copy.deepcopy(
+            Node({key: node for key, node in self.root.value.items() if key != "tune"}, self.root.place)
+        )
         problems: list[Problem] = []
         for path, value, place in values:
             put(root, parts(path), wrap(value, place), problems)
@@ -76,7 +78,9 @@ def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
     for file in files:
         _merge(root, file, problems)
     if base is not None:
-        root.value = wrap(base.model_dump(mode="json"), Place(-1, 0, "the given experiment")).value | root.value
+        root.value = (
+            wrap(base.model_dump(mode="json"), Place(-1, 0, "the given experiment")).value | root.value
+        )
     if None in files:  # what an unread file would have said is unknown: no word on overrides and validity
         raise _mistake(problems)
     for order, word in enumerate(overrides, len(paths)):
@@ -140,7 +144,9 @@ def _read_file(path: str, order: int, problems: list[Problem]) -> Node | None:
         line = error.object.count(b"\n", 0, error.start) + 1
         problems.append(Problem(place._replace(line=line), (), "not UTF-8 text; save the file as UTF-8"))
     except FileNotFoundError:
-        near = get_close_matches(Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")], n=1)
+        near = get_close_matches(
+            Path(path).name, [file.name for file in Path(path).parent.glob("*.y*ml")], n=1
+        )
         problems.append(Problem(place, (), "no such file" + (f"; did you mean {near[0]!r}?" if near else "")))
     except OSError as error:
         problems.append(Problem(place, (), f"cannot be read: {error.strerror}"))
@@ -193,12 +199,15 @@ def _own(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     return [
         error
         for error, loc in zip(errors, locations, strict=True)
-        if error["type"] != "too_short" or not any(other[: len(loc)] == loc and other != loc for other in locations)
+        if error["type"] != "too_short"
+        or not any(other[: len(loc)] == loc and other != loc for other in locations)
     ]
 
 
 def _mistake(problems: list[Problem]) -> UserError:
-    lines = list(dict.fromkeys(str(problem) for problem in sorted(problems, key=lambda problem: problem.place)))
+    lines = list(
+        dict.fromkeys(str(problem) for problem in sorted(problems, key=lambda problem: problem.place))
+    )
     return UserError(lines[0] if len(lines) == 1 else "\n  ".join([f"{len(lines)} problems:", *lines]))
 
 

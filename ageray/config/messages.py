@@ -14,7 +14,12 @@ from ageray.config.nodes import Keys, Node, Problem, dotted
 from ageray.experiment import Experiment
 
 Schema: TypeAlias = dict[str, Any]
-_BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+_BOUNDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "above",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
 
 
 @functools.cache
@@ -101,12 +106,16 @@ def explain(root: Node, error: ErrorDetails) -> Problem:
         return _problem(root, (*keys, key), _of_another_choice(root, keys, key) or unknown_key(key, known))
     keys, known = locate(location)
     if kind in ("value_error", "assertion_error") or (kind.startswith("string_") and kind != "string_type"):
-        return _problem(root, keys, error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, "))
+        return _problem(
+            root, keys, error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        )
     chosen = choice(known) if kind.startswith("union_tag_") else None
     if chosen is not None:
         keys, known = (*keys, chosen[0]), [{"enum": list(chosen[1])}]
     written = root.find(keys)
-    return _problem(root, keys, missing_value(known) if written is None else wrong_value(written.plain(), known))
+    return _problem(
+        root, keys, missing_value(known) if written is None else wrong_value(written.plain(), known)
+    )
 
 
 def _problem(root: Node, keys: Keys, text: str) -> Problem:
@@ -177,7 +186,9 @@ def _described(node: Schema) -> list[str]:
         return ["true", "false"]
     if kind == "array":
         return [_described_list(node)]
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "object": "a mapping"}.get(kind, kind)
+    words = {"integer": "a whole number", "number": "a number", "string": "text", "object": "a mapping"}.get(
+        kind, kind
+    )
     limits = " and ".join(f"{phrase} {node[bound]:g}" for bound, phrase in _BOUNDS.items() if bound in node)
     return [f"{words}, {limits}" if limits else words]
 

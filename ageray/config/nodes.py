@@ -79,7 +79,11 @@ class Node:
         """The node at a key or an index, None if there is none."""
         if isinstance(self.value, dict):
             return self.value.get(str(key))
-        return self.value[key] if isinstance(self.value, list) and isinstance(key, int) and key < len(self.value) else None
+        return (
+            self.value[key]
+            if isinstance(self.value, list) and isinstance(key, int) and key < len(self.value)
+            else None
+        )
 
     def find(self, keys: Keys) -> Node | None:
         """The node at `keys`, None if there is none."""
@@ -130,9 +134,13 @@ class YamlText:
             raw = _Loader(text).get_single_node()
             return None if raw is None else self._node(raw, keys, self._place(raw.start_mark))
         except yaml.MarkedYAMLError as error:
-            self._complain(error.problem_mark or error.context_mark, (), f"not valid YAML: {self._about(error)}")
+            self._complain(
+                error.problem_mark or error.context_mark, (), f"not valid YAML: {self._about(error)}"
+            )
         except ReaderError as error:
-            place = self._place(None)._replace(line=text.count("\n", 0, error.position) + 1 if self.has_lines else 0)
+            place = self._place(None)._replace(
+                line=text.count("\n", 0, error.position) + 1 if self.has_lines else 0
+            )
             character = f"U+{ord(text[error.position]):04X}"
             self.problems.append(Problem(place, (), f"not valid YAML: character {character} is not allowed"))
         except RecursionError:
@@ -141,16 +149,32 @@ class YamlText:
 
     def _about(self, error: yaml.MarkedYAMLError) -> str:
         begun, mark = error.context_mark, error.problem_mark
-        since = f", begun in line {begun.line + 1}" if self.has_lines and begun and mark and begun.line < mark.line else ""
+        since = (
+            f", begun in line {begun.line + 1}"
+            if self.has_lines and begun and mark and begun.line < mark.line
+            else ""
+        )
         return f"{error.context}{since}: {error.problem}" if error.context else str(error.problem)
 
     def _node(self, raw: yaml.Node, keys: Keys, place: Place) -> Node:
         if isinstance(raw, yaml.MappingNode):
             return Node(dict(self._entries(raw, keys)), place)
         if isinstance(raw, yaml.SequenceNode):
-            return Node([self._node(item, (*keys, i), self._place(item.start_mark)) for i, item in enumerate(raw.value)], place)
+            return Node(
+                [
+                    self._node(item, (*keys, i), self._place(item.start_mark))
+                    for i, item in enumerate(raw.value)
+                ],
+                place,
+            )
         if raw.tag.endswith(":null") and not raw.value:
-            self.problems.append(Problem(place, keys, "has no value; write null for none, {} for a mapping of defaults, '' for empty text"))
+            self.problems.append(
+                Problem(
+                    place,
+                    keys,
+                    "has no value; write null for none, {} for a mapping of defaults, '' for empty text",
+                )
+            )
         return Node(_CONSTRUCT.get(raw.tag.rsplit(":", 1)[1], str)(raw.value), place)
 
     def _entries(self, raw: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Node]]:
@@ -195,7 +219,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _write_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict | list) for item in items))
+    return dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(item, dict | list) for item in items)
+    )
 
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

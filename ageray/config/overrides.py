@@ -31,7 +31,11 @@ def override(root: Node, word: str, order: int, problems: list[Problem]) -> None
     if text.problems:
         problems += text.problems
     elif node is None:
-        wrong = "has no value; write null to take the key away, '' for empty text" if equals else "is not key=value"
+        wrong = (
+            "has no value; write null to take the key away, '' for empty text"
+            if equals
+            else "is not key=value"
+        )
         problems.append(Problem(place, keys if equals else (), wrong))
     else:
         put(root, keys, node, problems)
@@ -97,5 +101,7 @@ def _unset(root: Node, keys: Keys) -> None:
 
 def _index(items: list[Node], keys: Keys, last: int) -> int:
     if isinstance(keys[-1], str) or keys[-1] > last:
-        raise OverrideError(keys, f"no such element; {dotted(keys[:-1])} is a list of {len(items)}, counted from 0")
+        raise OverrideError(
+            keys, f"no such element; {dotted(keys[:-1])} is a list of {len(items)}, counted from 0"
+        )
     return keys[-1]

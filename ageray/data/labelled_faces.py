@@ -15,24 +15,34 @@ from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
-LABELS_SCHEMA = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
+LABELS_SCHEMA = pa.schema(
+    [schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")]
+)
 
 
 def labelled_faces(shards: str) -> pa.Table:
     """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
     files = storage.list_files(shards, (".parquet",))
     if not files:
-        raise UserError(f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare")
+        raise UserError(
+            f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare"
+        )
     tables = []
     for file in files:
         filesystem, path = storage.filesystem(file)
         try:
-            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in LABELS_SCHEMA.names]
+            there = [
+                name
+                for name in pq.read_schema(path, filesystem=filesystem).names
+                if name in LABELS_SCHEMA.names
+            ]
             table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
             tables.append(schema.check(table, LABELS_SCHEMA, file))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
-            raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None
+            raise UserError(
+                f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare"
+            ) from None
     table = pa.concat_tables(tables)
     return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream
 

@@ -15,7 +15,9 @@ from ageray.errors import UserError
 
 PARTS = ("train", "val", "test")
 
-_TABLE = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("part", pa.string(), nullable=False)])
+_TABLE = pa.schema(
+    [pa.field("key", pa.string(), nullable=False), pa.field("part", pa.string(), nullable=False)]
+)
 
 
 @dataclass(frozen=True)

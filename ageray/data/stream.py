@@ -30,7 +30,9 @@ _BLOCK_ROWS = 256  # rows a decoding task takes at once: small enough to fill th
 Columns = dict[str, Any]
 
 
-def face_stream(shards: str, align: Align, decode_batch: int, split: str | None = None, part: str | None = None) -> ray.data.Dataset:
+def face_stream(
+    shards: str, align: Align, decode_batch: int, split: str | None = None, part: str | None = None
+) -> ray.data.Dataset:
     """The faces of a shard folder with a known age, or those whose key stands in `part` of the saved `split`, as columns `key`, `age`,
     `canvas` (C, C, 3) uint8, `points` (5, 2), `box` (4,), `gender` and `subject` as numbers (`gender_number`, `subject_number`), `error` (''
     where all is well), in the order of the shards."""
@@ -69,7 +71,11 @@ def _members(split: str, part: str) -> pa.Array:
 
 
 def decode_rows(
-    table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None, wanted: RowLookup | None = None
+    table: pa.Table,
+    align: dict[str, Any],
+    split: str | None = None,
+    part: str | None = None,
+    wanted: RowLookup | None = None,
 ) -> Columns:
     """Rows of the faces table to canvases (see `face_stream`). A row that cannot be used keeps its place, with its reason in `error`."""
     config = Align.model_validate(align)
@@ -92,14 +98,24 @@ def decode_rows(
     }
     if numbers is not None:
         columns["row"] = numbers
-    images, landmarks, boxes = table.column("image"), table.column("landmarks").to_pylist(), table.column("box").to_pylist()
+    images, landmarks, boxes = (
+        table.column("image"),
+        table.column("landmarks").to_pylist(),
+        table.column("box").to_pylist(),
+    )
     for row in range(count):
         try:
-            found = face_canvases(images[row].as_py(), _as_points(landmarks[row]), _as_box(boxes[row]), config)
+            found = face_canvases(
+                images[row].as_py(), _as_points(landmarks[row]), _as_box(boxes[row]), config
+            )
         except ImageError as error:
             columns["error"][row] = str(error)
             continue
-        columns["canvas"][row], columns["points"][row], columns["box"][row] = found.pixels[0], found.points[0], found.box[0]
+        columns["canvas"][row], columns["points"][row], columns["box"][row] = (
+            found.pixels[0],
+            found.points[0],
+            found.box[0],
+        )
     return columns
 
 
@@ -120,7 +136,9 @@ def subject_number(dataset: str, subject: str | None) -> int:
     """A number above 0 for a subject of a data set, the same in every process; 0 where the subject is unknown."""
     if subject is None:
         return 0
-    return 1 + int.from_bytes(hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()[:7], "big")
+    return 1 + int.from_bytes(
+        hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()[:7], "big"
+    )
 
 
 def _as_points(values: list[float] | None) -> NDArray[np.float32] | None:

@@ -18,7 +18,9 @@ from ageray.experiment import Experiment
 from ageray.metrics.paired_tests import LEVEL
 
 
-def compare(models: Sequence[str], experiments: Sequence[Experiment], out: str, trained_on: str | None = None) -> dict[str, Any]:
+def compare(
+    models: Sequence[str], experiments: Sequence[Experiment], out: str, trained_on: str | None = None
+) -> dict[str, Any]:
     """Evaluates each model in `out/<number>-<name>` and writes `report.json` and `report.html` of their comparison to `out`; returns the former.
 
     All test the same faces: raises UserError where data or protocol of the experiments differ, or two models cannot be told apart.
@@ -35,7 +37,8 @@ def compare(models: Sequence[str], experiments: Sequence[Experiment], out: str, 
         "protocol": reports[0]["protocol"],
         "images": reports[0]["images"],
         "models": [
-            _summary(model, found, storage.join(folder, report.PAGE)) for model, found, folder in zip(models, reports, folders, strict=True)
+            _summary(model, found, storage.join(folder, report.PAGE))
+            for model, found, folder in zip(models, reports, folders, strict=True)
         ],
         "pairs": _pairs(models, tables),
         "warnings": list(dict.fromkeys(text for found in reports for text in found["warnings"])),
@@ -73,7 +76,13 @@ def _predicted(folder: str) -> pa.Table:
 def _summary(model: str, found: dict[str, Any], page: str) -> dict[str, Any]:
     overall = found["estimates"]["overall"]
     figures = {name: overall[name] for name in ("mae", "bias", "cs5", "coverage", "width", "cs")}
-    return {"name": model, "identity": found["model"]["identity"], **figures, "by_age": found["estimates"]["by_age"], "report": page}
+    return {
+        "name": model,
+        "identity": found["model"]["identity"],
+        **figures,
+        "by_age": found["estimates"]["by_age"],
+        "report": page,
+    }
 
 
 def _pairs(models: Sequence[str], tables: Sequence[pa.Table]) -> list[dict[str, Any]]:

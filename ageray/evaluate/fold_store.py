@@ -39,10 +39,14 @@ class FoldFiles:
         elif storage.exists(settings):
             there = config.loads(storage.read_text(settings), settings)
             if (differs := difference(there, experiment)) is not None:
-                raise UserError(f"--out {out}: holds folds of other settings ({differs}); give another folder, or --fresh to start anew")
+                raise UserError(
+                    f"--out {out}: holds folds of other settings ({differs}); give another folder, or --fresh to start anew"
+                )
             return files
         elif storage.exists(storage.join(folder, FOLDS)):
-            raise UserError(f"--out {out}: holds folds without their {CONFIG}; give another folder, or --fresh to start anew")
+            raise UserError(
+                f"--out {out}: holds folds without their {CONFIG}; give another folder, or --fresh to start anew"
+            )
         storage.make_folder(folder)
         storage.write_text(settings, config.dump(experiment))
         return files
@@ -60,7 +64,9 @@ class FoldFiles:
             table = pq.read_table(pa.BufferReader(storage.read_bytes(place)))
             mark = json.loads((table.schema.metadata or {})[_MARK])
         except (pa.ArrowException, OSError, KeyError, ValueError):
-            raise UserError(f"{place}: not the file of a fold; remove it, and this fold is trained again") from None
+            raise UserError(
+                f"{place}: not the file of a fold; remove it, and this fold is trained again"
+            ) from None
         if mark["identity"] != self.identity:
             raise UserError(
                 f"{place}: is a fold of other faces (the shards or model.weights have changed since); give another folder, or --fresh to start anew"

@@ -28,7 +28,9 @@ from ageray.train.in_memory.train import Fold, Result
 Record = dict[str, Any]
 
 
-def _train_fold(experiment: Experiment, faces: dict[str, Any], fold: Fold, levels: Sequence[float], threads: int) -> tuple[Result, float]:
+def _train_fold(
+    experiment: Experiment, faces: dict[str, Any], fold: Fold, levels: Sequence[float], threads: int
+) -> tuple[Result, float]:
     """A task: the fold's result, and the seconds it took."""
     started = time.perf_counter()
     with on_device(threads) as device:
@@ -38,23 +40,48 @@ def _train_fold(experiment: Experiment, faces: dict[str, Any], fold: Fold, level
 class Work:
     """The folds of one experiment that are still to be trained."""
 
-    def __init__(self, experiment: Experiment, labelled: pa.Table, splits: list[Split], names: list[str], levels: Sequence[float]) -> None:
-        self._experiment, self._labelled, self._splits, self._names, self._levels = experiment, labelled, splits, names, levels
+    def __init__(
+        self,
+        experiment: Experiment,
+        labelled: pa.Table,
+        splits: list[Split],
+        names: list[str],
+        levels: Sequence[float],
+    ) -> None:
+        self._experiment, self._labelled, self._splits, self._names, self._levels = (
+            experiment,
+            labelled,
+            splits,
+            names,
+            levels,
+        )
         self._share, self._network = share_out(experiment.scale), build(experiment.model, pretrained=False)
 
-    def results(self, todo: list[int], show: Callable[[Record], None]) -> Generator[tuple[int, pa.Table, Record], None, None]:
+    def results(
+        self, todo: list[int], show: Callable[[Record], None]
+    ) -> Generator[tuple[int, pa.Table, Record], None, None]:
         """Number, table and figures of each fold as it ends. What still runs is stopped when the caller stops."""
         todo, faces = list(todo), hold(self._experiment, self._labelled)
         planned = {number: self._fold(number, faces) for number in todo}
         remembered = remember(self._experiment, self._network, faces, self._share)
         total = len(self._splits)
-        show({"kind": "start", "done": total - len(todo), "total": total, "frozen_body": remembered, **self._share._asdict()})
+        show(
+            {
+                "kind": "start",
+                "done": total - len(todo),
+                "total": total,
+                "frozen_body": remembered,
+                **self._share._asdict(),
+            }
+        )
         for number in [number for number in todo if not len(planned[number].test)]:  # nothing to ask a model
             todo.remove(number)
             table = self._table(number, planned[number], None, faces)
             yield number, table, {**_figures(table, None), "seconds": 0.0, "left": None}
         started = time.perf_counter()
-        for ended, (number, result, seconds) in enumerate(self._trained([(number, planned[number]) for number in todo], faces.columns), 1):
+        for ended, (number, result, seconds) in enumerate(
+            self._trained([(number, planned[number]) for number in todo], faces.columns), 1
+        ):
             table = self._table(number, planned[number], result, faces)
             left = (time.perf_counter() - started) / ended * (len(todo) - ended)
             yield number, table, {**_figures(table, result), "seconds": seconds, "left": left}
@@ -95,14 +122,22 @@ class Work:
     def _table(self, number: int, fold: Fold, result: Result | None, faces: FaceCache) -> pa.Table:
         """A row a test face, also of those that cannot be used: those of `predictions`, and `fold`."""
         keys = self._splits[number].parts["test"]
-        labels = self._labelled.take(pc.index_in(pa.array(keys, pa.string()), value_set=self._labelled.column("key")))
+        labels = self._labelled.take(
+            pc.index_in(pa.array(keys, pa.string()), value_set=self._labelled.column("key"))
+        )
         row_of = {row: place for place, row in enumerate(fold.test.tolist())}
         places = [row_of[faces.row[key]] if key in faces.row else None for key in keys]
         found = {} if result is None else {**vars(result), **result.besides}
-        found |= {"key": keys, "age": labels.column("age"), "error": [faces.errors.get(key, "") for key in keys]}
+        found |= {
+            "key": keys,
+            "age": labels.column("age"),
+            "error": [faces.errors.get(key, "") for key in keys],
+        }
         found["gender_number"] = [gender_number(name) for name in labels.column("gender").to_pylist()]
         columns = [_column(found.get(field.name), field, places) for field in self._fields()]
-        return pa.table(columns, pa.schema(self._fields())).append_column("fold", pa.array([fold.name] * len(keys), pa.string()))
+        return pa.table(columns, pa.schema(self._fields())).append_column(
+            "fold", pa.array([fold.name] * len(keys), pa.string())
+        )
 
     def _fields(self) -> list[pa.Field]:
         nearest = NEAREST if self._experiment.model.decode.method == "gallery" else []
@@ -114,7 +149,9 @@ def _column(values: Any, field: pa.Field, places: list[int | None]) -> pa.Array:
     if values is not None and not isinstance(values, np.ndarray):
         return pa.array(values, field.type) if isinstance(values, list) else values.cast(field.type)
     nothing = None if pa.types.is_list(field.type) else float("nan")
-    return pa.array([nothing if values is None or place is None else values[place] for place in places], field.type)
+    return pa.array(
+        [nothing if values is None or place is None else values[place] for place in places], field.type
+    )
 
 
 def _figures(table: pa.Table, result: Result | None) -> Record:
@@ -122,4 +159,8 @@ def _figures(table: pa.Table, result: Result | None) -> Record:
     errors = np.abs(table.column("predicted").to_numpy() - table.column("age").to_numpy())
     fine = np.isfinite(errors)
     best = [record["epoch"] for record in result.log if record["best"]] if result else []
-    return {"images": int(fine.sum()), "mae": float(errors[fine].mean()) if fine.any() else None, "best_epoch": best[-1] if best else None}
+    return {
+        "images": int(fine.sum()),
+        "mae": float(errors[fine].mean()) if fine.any() else None,
+        "best_epoch": best[-1] if best else None,
+    }

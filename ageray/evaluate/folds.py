@@ -33,7 +33,9 @@ from ageray.models.build import build
 from ageray.train.plan import check_model
 
 
-def evaluate_folds(experiment: Experiment, out: str, show: Callable[[dict[str, Any]], None], fresh: bool = False) -> dict[str, Any]:
+def evaluate_folds(
+    experiment: Experiment, out: str, show: Callable[[dict[str, Any]], None], fresh: bool = False
+) -> dict[str, Any]:
     """Trains and tests every fold of `experiment.protocol` (see `run_folds`) and writes report.html, report.json and predictions.parquet to `out`;
     returns the report.
 
@@ -48,9 +50,17 @@ def evaluate_folds(experiment: Experiment, out: str, show: Callable[[dict[str, A
     splits = [protocols.split(faces, protocol) for protocol in protocols.folds(faces, experiment.protocol)]
     network = build(experiment.model, pretrained=False)
     decode = experiment.model.decode
-    nearest = results.nearest(rows, facts["gallery"], decode.gallery.exclude_subject) if decode.method == "gallery" else {}
+    nearest = (
+        results.nearest(rows, facts["gallery"], decode.gallery.exclude_subject)
+        if decode.method == "gallery"
+        else {}
+    )
     made = {
-        "model": {"name": f"{experiment.model.name}, trained for each fold", "network": experiment.model.name, "identity": None},
+        "model": {
+            "name": f"{experiment.model.name}, trained for each fold",
+            "network": experiment.model.name,
+            "identity": None,
+        },
         "data": {"name": experiment.data.name, "shards": shards, "landmarks": experiment.data.landmarks},
         "protocol": {**experiment.protocol.model_dump(), "folds_run": facts["folds"]},
         "notes": facts["notes"],
@@ -69,7 +79,11 @@ def evaluate_folds(experiment: Experiment, out: str, show: Callable[[dict[str, A
 
 
 def run_folds(
-    experiment: Experiment, out: str, show: Callable[[Record], None], fresh: bool = False, levels: Sequence[float] = LEVELS
+    experiment: Experiment,
+    out: str,
+    show: Callable[[Record], None],
+    fresh: bool = False,
+    levels: Sequence[float] = LEVELS,
 ) -> pa.Table:
     """Trains and tests every fold of `experiment.protocol` on `experiment.data` and returns what their models say of the faces they did not see.
 
@@ -83,7 +97,9 @@ def run_folds(
     `fresh` forgets finished folds in `out`. Needs a connected cluster.
     Raises UserError if the faces, the settings or the folder do not allow it, or a fold's loss is not finite; finished folds are kept.
     """
-    experiment = experiment.model_copy(update={"protocol": experiment.protocol.model_copy(update={"fold": 0})})  # all of them
+    experiment = experiment.model_copy(
+        update={"protocol": experiment.protocol.model_copy(update={"fold": 0})}
+    )  # all of them
     labelled, planned, splits = _planned(experiment)
     files = FoldFiles.of(out, experiment, faces_digest(experiment, labelled, levels), fresh)
     tables = {number: table for number in range(len(planned)) if (table := files.read(number)) is not None}
@@ -93,11 +109,24 @@ def run_folds(
             for number, table, about in results:
                 files.write(number, table, about)
                 tables[number] = files.read(number)  # as a later run will find it
-                show({"kind": "fold", "done": len(tables), "total": len(planned), "fold": planned[number], **about})
-    whole = with_labels(pa.concat_tables([tables[number].replace_schema_metadata(None) for number in sorted(tables)]), labelled)
+                show(
+                    {
+                        "kind": "fold",
+                        "done": len(tables),
+                        "total": len(planned),
+                        "fold": planned[number],
+                        **about,
+                    }
+                )
+    whole = with_labels(
+        pa.concat_tables([tables[number].replace_schema_metadata(None) for number in sorted(tables)]),
+        labelled,
+    )
     facts = {"folds": len(planned), "notes": _notes(splits), "train_median": _median(labelled, splits)}
     facts["gallery"] = _gallery(experiment, labelled, splits)
-    return whole.sort_by([("key", "ascending"), ("fold", "ascending")]).replace_schema_metadata({"ageray": json.dumps(facts)})
+    return whole.sort_by([("key", "ascending"), ("fold", "ascending")]).replace_schema_metadata(
+        {"ageray": json.dumps(facts)}
+    )
 
 
 # --- which folds ----------------------------------------------------------------------------------------------------
@@ -107,7 +136,9 @@ def _planned(experiment: Experiment) -> tuple[pa.Table, list[str], list[Split]]:
     """The labelled faces, and name and split of every fold. Raises UserError for what can be told before a cluster is needed."""
     shards = experiment.data.shards
     if shards is None:
-        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet")
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"
+        )
     for number, stage in enumerate(experiment.train.stages):
         if stage.shards:
             raise UserError(
@@ -124,7 +155,13 @@ def _planned(experiment: Experiment) -> tuple[pa.Table, list[str], list[Split]]:
                 f"protocol.name={experiment.protocol.name}: leaves no face to {'test' if split.parts['train'] else 'train on'}; "
                 f"set protocol.name=lopo, or subject_exclusive with protocol.folds=5, say"
             )
-    return labelled, _names(labelled, [str(protocol.fold) for protocol in each], splits, experiment.protocol.name == "lopo"), splits
+    return (
+        labelled,
+        _names(
+            labelled, [str(protocol.fold) for protocol in each], splits, experiment.protocol.name == "lopo"
+        ),
+        splits,
+    )
 
 
 def _names(labelled: pa.Table, numbers: list[str], splits: list[Split], people: bool) -> list[str]:
@@ -140,7 +177,9 @@ def _names(labelled: pa.Table, numbers: list[str], splits: list[Split], people: 
 
 def _notes(splits: list[Split]) -> list[str]:
     """What the splits leak: what all say once, else the first that says something, as an example."""
-    said = Counter(note for split in splits for note in split.notes if not note.startswith("lopo: tests subject"))
+    said = Counter(
+        note for split in splits for note in split.notes if not note.startswith("lopo: tests subject")
+    )
     common = [note for note, times in said.items() if times == len(splits)]
     others = [note for note in said if note not in common]
     return common + ([f"in one of {len(splits)} folds, others being alike: {others[0]}"] if others else [])
@@ -157,4 +196,7 @@ def _gallery(experiment: Experiment, labelled: pa.Table, splits: list[Split]) ->
         return None
     known = any(gender_number(name) >= 0 for name in labelled.column("gender").to_pylist())
     by = "gender_embedding" if "gender_embedding" in check_model(experiment).outputs else "embedding"
-    return {"faces": round(np.mean([len(split.parts["train"]) for split in splits])), "gender_by": by if known else None}
+    return {
+        "faces": round(np.mean([len(split.parts["train"]) for split in splits])),
+        "gender_by": by if known else None,
+    }

@@ -33,12 +33,16 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
     loaded = bundle.load(model)
     shards = experiment.data.shards
     if shards is None:
-        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet")
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"
+        )
     faces = labelled_faces(shards)
     divided = protocols.split(faces, experiment.protocol)
     parts = divided.parts
     if not parts["test"]:
-        raise UserError(f"protocol.name={experiment.protocol.name}: leaves no face to test; raise protocol.test, or set protocol.name=all")
+        raise UserError(
+            f"protocol.name={experiment.protocol.name}: leaves no face to test; raise protocol.test, or set protocol.name=all"
+        )
     training = split_audit.training_side(model, loaded, experiment, faces, parts, trained_on)
     storage.make_folder(out)
     split = storage.join(storage.absolute(out), SPLIT)
@@ -47,7 +51,9 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
     rows = results.with_labels(found.rows, faces)
     unusable = results.unusable(rows)
     if len(unusable) == rows.num_rows:
-        raise UserError(f"data.shards={shards}: no test face can be used; the first of {rows.num_rows}: {next(iter(unusable.values()))}")
+        raise UserError(
+            f"data.shards={shards}: no test face can be used; the first of {rows.num_rows}: {next(iter(unusable.values()))}"
+        )
     made = {
         "model": {"name": model, "network": loaded.experiment.model.name, "identity": loaded.identity},
         "data": {"name": experiment.data.name, "shards": shards, "landmarks": experiment.data.landmarks},
@@ -77,7 +83,11 @@ def write(out: str, rows: pa.Table, made: dict[str, Any], embedded: pa.Table | N
 
 def _gallery(loaded: Bundle, rows: pa.Table) -> dict[str, Any]:
     decode = loaded.experiment.model.decode
-    return results.nearest(rows, loaded.card["gallery"], decode.gallery.exclude_subject) if decode.method == "gallery" else {}
+    return (
+        results.nearest(rows, loaded.card["gallery"], decode.gallery.exclude_subject)
+        if decode.method == "gallery"
+        else {}
+    )
 
 
 def _unlabelled(shards: str, labelled: int) -> list[str]:
@@ -93,8 +103,12 @@ def _leak(loaded: Bundle, experiment: Experiment, parts: dict[str, list[str]]) -
     if training.get("data") != experiment.data.name:
         return []
     if experiment.protocol.name == "all":
-        return [f"the model was trained on '{experiment.data.name}': with protocol.name=all its training faces are tested too"]
+        return [
+            f"the model was trained on '{experiment.data.name}': with protocol.name=all its training faces are tested too"
+        ]
     if training.get("train_digest") not in (None, train_digest(parts["train"])):
         other = "other shards, protocol, shares, fold or seed"
-        return [f"this split is not the one the model was trained on ({other}): test faces may have been trained on"]
+        return [
+            f"this split is not the one the model was trained on ({other}): test faces may have been trained on"
+        ]
     return []

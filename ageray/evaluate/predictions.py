@@ -38,7 +38,9 @@ PREDICTED = pa.schema(
 """A row a test face: true age, why there is no prediction ('': there is one), the predicted age, its 90 % interval and the quantiles of the
 calibrated posterior at LEVELS."""
 
-NEAREST = [pa.field("gender_number", pa.int8())] + [pa.field(name, pa.float32()) for name in ("female", "neighbours", "own")]
+NEAREST = [pa.field("gender_number", pa.int8())] + [
+    pa.field(name, pa.float32()) for name in ("female", "neighbours", "own")
+]
 """Of a model with a gallery besides: the true gender (-1 unknown), and what `Ages` says of the nearest faces."""
 
 CLASSIFIERS = pa.field("classifiers", _NUMBERS)
@@ -80,20 +82,32 @@ class _Predict:
             columns["classifiers"] = _lists(self._predictor.classifiers(*faces), fine)
         if "embedding" in self._schema.names:
             columns["embedding"] = self._embeddings(batch, fine)
-        return pa.table({name: pa.array(columns[name], self._schema.field(name).type) for name in self._schema.names}, self._schema)
+        return pa.table(
+            {name: pa.array(columns[name], self._schema.field(name).type) for name in self._schema.names},
+            self._schema,
+        )
 
     def _embeddings(self, batch: dict[str, Any], fine: Any) -> list[Any]:
         wanted = fine & np.array([key in self._mapped for key in batch["key"]], bool)
         if not wanted.any():
             return [None] * len(wanted)
-        return _lists(self._predictor.embeddings(*(batch[name][wanted] for name in ("canvas", "points", "box"))).astype(np.float16), wanted)
+        return _lists(
+            self._predictor.embeddings(*(batch[name][wanted] for name in ("canvas", "points", "box"))).astype(
+                np.float16
+            ),
+            wanted,
+        )
 
 
-def predictions(model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]) -> Predictions:
+def predictions(
+    model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]
+) -> Predictions:
     """Predicts the faces `keys`, the part `test` of the saved `split` of `experiment.data.shards`. Alignment and decoding are the bundle's."""
     team = share_out(experiment.scale)
     place = model if model.startswith("zoo:") else storage.absolute(loaded.uri)
-    stream = face_stream(str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch, split, "test")
+    stream = face_stream(
+        str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch, split, "test"
+    )
     predicted = stream.map_batches(
         _Predict,
         batch_size=experiment.scale.faces_a_batch(bool(team.gpus)),
@@ -112,7 +126,9 @@ def predictions(model: str, loaded: Bundle, experiment: Experiment, split: str, 
 
 def mapped(keys: list[str]) -> list[str]:
     """At most MAPPED of the keys, the same for the same keys."""
-    return sorted(keys, key=lambda key: hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-map").digest())[:MAPPED]
+    return sorted(
+        keys, key=lambda key: hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-map").digest()
+    )[:MAPPED]
 
 
 def _schema(predictor: Predictor) -> pa.Schema:

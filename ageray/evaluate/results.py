@@ -29,7 +29,10 @@ def figures(predicted: pa.Table, levels: tuple[float, ...], training_median: flo
     numbers = {name: predicted.column(name).to_numpy() for name in ("predicted", "low", "high")}
     labels = {name: predicted.column(name).to_pylist() for name in ("subject", "gender", "group")}
     deviation = predicted.column("age_std").cast(pa.float64()).to_numpy(zero_copy_only=False)
-    columns: dict[str, Any] = {name: values if any(value is not None for value in values) else None for name, values in labels.items()}
+    columns: dict[str, Any] = {
+        name: values if any(value is not None for value in values) else None
+        for name, values in labels.items()
+    }
     tested = metrics.Tested(
         predicted.column("age").to_numpy(),
         **numbers,
@@ -62,7 +65,11 @@ def classifiers(predicted: pa.Table, names: list[str]) -> dict[str, Any]:
         return {}
     fine = predicted.filter(pc.equal(predicted.column("error"), ""))
     true = fine.column("age").to_numpy()
-    said = pc.list_flatten(fine.column("classifiers").combine_chunks()).to_numpy(zero_copy_only=False).reshape(-1, len(names))
+    said = (
+        pc.list_flatten(fine.column("classifiers").combine_chunks())
+        .to_numpy(zero_copy_only=False)
+        .reshape(-1, len(names))
+    )
     subjects = fine.column("subject").to_pylist()
     means = metrics.mean_errors(true, said, subjects if any(name is not None for name in subjects) else None)
     return {"classifiers": [{"name": name, "mae": mae} for name, mae in zip(names, means, strict=True)]}
@@ -72,7 +79,9 @@ def nearest(predicted: pa.Table, card: dict[str, Any], excluded: bool) -> dict[s
     """Of a model with a gallery: `gallery`, whose faces the ages came from, and `gender`, how often the nearest faces tell it, where both the
     gallery and the set know genders. A share of exactly one half counts as half right."""
     fine = predicted.filter(pc.equal(predicted.column("error"), ""))
-    gender, female, neighbours, own = (fine.column(name).to_numpy() for name in ("gender_number", "female", "neighbours", "own"))
+    gender, female, neighbours, own = (
+        fine.column(name).to_numpy() for name in ("gender_number", "female", "neighbours", "own")
+    )
     used = float(neighbours.sum())
     report: dict[str, Any] = {
         "gallery": {
@@ -86,5 +95,9 @@ def nearest(predicted: pa.Table, card: dict[str, Any], excluded: bool) -> dict[s
     known = (gender >= 0) & np.isfinite(female)
     if known.any():
         right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[known]
-        report["gender"] = {"faces": int(known.sum()), "accuracy": float(right.mean()), "by": card["gender_by"]}
+        report["gender"] = {
+            "faces": int(known.sum()),
+            "accuracy": float(right.mean()),
+            "by": card["gender_by"],
+        }
     return report

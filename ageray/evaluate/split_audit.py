@@ -32,7 +32,12 @@ class Training(NamedTuple):
 
 
 def training_side(
-    model: str, loaded: Bundle, experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]], given: str | None
+    model: str,
+    loaded: Bundle,
+    experiment: Experiment,
+    faces: pa.Table,
+    parts: dict[str, list[str]],
+    given: str | None,
 ) -> Training | str:
     """The faces that trained the model, or why they cannot be known.
 
@@ -44,7 +49,9 @@ def training_side(
     if trained.get("data") == experiment.data.name and given is None:
         seen = _only(faces, parts["train"] + parts["val"])
         if seen.num_rows:
-            return Training(seen, str(experiment.data.shards), f"the {seen.num_rows:,} faces of this set that do not test")
+            return Training(
+                seen, str(experiment.data.shards), f"the {seen.num_rows:,} faces of this set that do not test"
+            )
         return "no face of this set is left for training under this protocol: the audit has nothing to compare with"
     shards = given or _at_hand(loaded.experiment.data.shards)
     if shards is None:
@@ -52,9 +59,15 @@ def training_side(
     rows = labelled_faces(shards)
     keys = _trained_keys(model, loaded, rows)
     if keys is None:
-        return Training(rows, shards, f"all {rows.num_rows:,} faces of {shards}, for the model's own split is not known")
+        return Training(
+            rows, shards, f"all {rows.num_rows:,} faces of {shards}, for the model's own split is not known"
+        )
     seen = _only(rows, keys)
-    return Training(seen, shards, f"the {seen.num_rows:,} faces of '{trained.get('data')}' that trained and chose the model")
+    return Training(
+        seen,
+        shards,
+        f"the {seen.num_rows:,} faces of '{trained.get('data')}' that trained and chose the model",
+    )
 
 
 def audited(training: Training | str, faces: pa.Table, tested: list[str], shards: str) -> dict[str, Any]:
@@ -82,7 +95,9 @@ def audit_folds(faces: pa.Table, folds: Sequence[dict[str, list[str]]], shards: 
     `train` and `test` of what is counted within a part are those of the whole set, as are conflicts and histograms. Needs a connected cluster.
     """
     printed = _with_prints(faces, shards)
-    found = [audit(_only(printed, parts["train"] + parts["val"]), _only(printed, parts["test"])) for parts in folds]
+    found = [
+        audit(_only(printed, parts["train"] + parts["val"]), _only(printed, parts["test"])) for parts in folds
+    ]
     weights = [each.images["test"] for each in found]
     total, whole = sum(weights), audit(printed, printed)
 
@@ -93,7 +108,11 @@ def audit_folds(faces: pa.Table, folds: Sequence[dict[str, list[str]]], shards: 
 
     def averaged(part: str) -> dict[str, float | None]:
         means = [getattr(each, part)["mae"] for each in found]
-        return {"mae": float(np.average([mean for mean in means if mean is not None], weights=weights)) if None not in means else None}
+        return {
+            "mae": float(np.average([mean for mean in means if mean is not None], weights=weights))
+            if None not in means
+            else None
+        }
 
     people = {name: whole.subjects[name] for name in ("train", "test", "unknown_train", "unknown_test")}
     medians = [median for each in found if (median := each.constant["median"]) is not None]
@@ -102,7 +121,11 @@ def audit_folds(faces: pa.Table, folds: Sequence[dict[str, list[str]]], shards: 
         images={"train": round(np.mean([each.images["train"] for each in found])), "test": total},
         subjects={**people, **summed("subjects", "shared")},
         byte_identical={**whole.byte_identical, **summed("byte_identical", "across")},
-        near_identical={**whole.near_identical, **summed("near_identical", "across"), "examples": _examples(found)},
+        near_identical={
+            **whole.near_identical,
+            **summed("near_identical", "across"),
+            "examples": _examples(found),
+        },
         leaked=summed("leaked", "images"),
         oracle=averaged("oracle"),
         conflicts=found[0].conflicts,  # of its training and test part together

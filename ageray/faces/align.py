@@ -30,7 +30,9 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
         eyes_B22 = points_B52[:, :2]
         distance_B1 = (eyes_B22[:, 1] - eyes_B22[:, 0]).norm(dim=-1, keepdim=True)
         down = torch.tensor([0.0, geometry.EYES_TO_CENTRE]).to(points_B52)
-        return geometry.rectangle_to_square(_square(eyes_B22.mean(1) + down * distance_B1, align.eyes_scale * distance_B1), align.size)
+        return geometry.rectangle_to_square(
+            _square(eyes_B22.mean(1) + down * distance_B1, align.eyes_scale * distance_B1), align.size
+        )
     if align.mode == "box":
         side_B1 = (box_B4[:, 2:] - box_B4[:, :2]).amax(-1, keepdim=True) * align.coverage
         return geometry.rectangle_to_square(_square((box_B4[:, :2] + box_B4[:, 2:]) / 2, side_B1), align.size)

@@ -59,8 +59,16 @@ def face_canvases(
     if photo is None:
         photo = decode(data, max_side=canvas_side(align)) if align.mode == "none" else None
     count = len(points) if points is not None else len(box) if box is not None else 1
-    points = np.full((count, 5, 2), np.nan, np.float32) if points is None else np.asarray(points, np.float32).reshape(count, 5, 2)
-    box = np.full((count, 4), np.nan, np.float32) if box is None else np.asarray(box, np.float32).reshape(count, 4)
+    points = (
+        np.full((count, 5, 2), np.nan, np.float32)
+        if points is None
+        else np.asarray(points, np.float32).reshape(count, 5, 2)
+    )
+    box = (
+        np.full((count, 4), np.nan, np.float32)
+        if box is None
+        else np.asarray(box, np.float32).reshape(count, 4)
+    )
     if align.mode == "none":
         assert photo is not None
         box = np.tile(np.array([-0.5, -0.5, photo.width - 0.5, photo.height - 0.5], np.float32), (count, 1))
@@ -75,7 +83,9 @@ def face_canvases(
     )
 
 
-def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _crops(
+    points: NDArray[np.float32], box: NDArray[np.float32], align: Align
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Corners (N, 4, 2) of each face's crop in the photo and how many photo pixels one crop pixel spans (N,)."""
     needed = {"similarity": points, "eyes": points[:, :2]}.get(align.mode, box)
     if not np.isfinite(needed).all():
@@ -84,7 +94,11 @@ def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) 
         raise ImageError("box has no area: no face to align")
     matrix = crop_map(torch.from_numpy(points), torch.from_numpy(box), align)
     spans = 1 / geometry.scale_of(matrix)
-    fine = torch.isfinite(matrix).all() and torch.isfinite(spans).all() and (spans * align.size >= _SMALLEST_CROP).all()
+    fine = (
+        torch.isfinite(matrix).all()
+        and torch.isfinite(spans).all()
+        and (spans * align.size >= _SMALLEST_CROP).all()
+    )
     if not bool(fine):
         raise ImageError("landmarks or box coincide: no face to align")
     low, high = -0.5, align.size - 0.5
@@ -107,7 +121,9 @@ def _cut(
     # Whole-number shrinking: below one crop pixel a canvas pixel, and further only if the turned crop would not fit.
     shrink = max(1, math.floor(float(span)), math.ceil(extent / (side - 4)))
     # A little larger than need be is as good where the decoder can shrink that far: at 4000x3000 it saves most of the decoding.
-    photo = _decoded_at(data, decoded, next(draft for draft in _DRAFTS if shrink // draft * draft * (side - 4) >= extent))
+    photo = _decoded_at(
+        data, decoded, next(draft for draft in _DRAFTS if shrink // draft * draft * (side - 4) >= extent)
+    )
     if shrink > max(photo.width, photo.height):
         raise ImageError("landmarks or box lie far beyond the photo: no face to align")
     block = shrink // photo.scale
@@ -130,7 +146,9 @@ def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
     return decoded[scale]
 
 
-def _window(pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side: int, fill: int) -> NDArray[np.uint8]:
+def _window(
+    pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side: int, fill: int
+) -> NDArray[np.uint8]:
     """`side` x `side` block means starting at block `first` (x, y); `fill` where the photo ends. A block that reaches past the photo's edge is
     the mean of its own pixels, the outermost repeated."""
     height, width = -(-pixels.shape[0] // block), -(-pixels.shape[1] // block)
@@ -142,8 +160,12 @@ def _window(pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side
         if block > 1:
             below, right = int(y1 - y0) * block - piece.shape[0], int(x1 - x0) * block - piece.shape[1]
             if below or right:
-                piece = np.asarray(cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8)
-            piece = np.asarray(cv2.resize(piece, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA), np.uint8)
+                piece = np.asarray(
+                    cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8
+                )
+            piece = np.asarray(
+                cv2.resize(piece, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA), np.uint8
+            )
         canvas[y0 - first[1] : y1 - first[1], x0 - first[0] : x1 - first[0]] = piece
     return canvas
 
@@ -154,7 +176,11 @@ def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.T
     moved = {}
     for name, values in batch.items():
         # Arrow hands out read-only memory, which torch will not share
-        tensor = torch.from_numpy(values if values.flags.writeable else values.copy()) if isinstance(values, np.ndarray) else values
+        tensor = (
+            torch.from_numpy(values if values.flags.writeable else values.copy())
+            if isinstance(values, np.ndarray)
+            else values
+        )
         if device.type == "cuda":
             tensor = tensor.pin_memory()
         tensor = tensor.to(device, non_blocking=True)

@@ -49,7 +49,9 @@ class YuNet:
 
     def __init__(self, settings: Detect) -> None:
         self._settings = settings
-        self._net = cv2.FaceDetectorYN.create(weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K)
+        self._net = cv2.FaceDetectorYN.create(
+            weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K
+        )
 
     def detect(self, photo: Photo) -> list[Face]:
         """Faces of the photo, best score first; none is an empty list.
@@ -68,7 +70,9 @@ class YuNet:
             border = round(self._settings.pad * max(bgr.shape[:2]))
             wider = cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT)
             rows = self._run(np.asarray(wider, np.uint8))
-        ratio = np.array([photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32)
+        ratio = np.array(
+            [photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32
+        )
         faces = [_face(row, border, ratio, photo) for row in rows]
         return sorted(faces, key=lambda face: -face.score)
 
@@ -83,7 +87,9 @@ class YuNet:
         # In pictures of a few pixels, or a few pixels high, the network sees faces elsewhere, up to the infinite.
         with np.errstate(invalid="ignore", over="ignore"):
             centre = rows[:, 0:2] + rows[:, 2:4] / 2
-            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(rows).all(1)
+            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(
+                rows
+            ).all(1)
             points = rows[:, 4:14].reshape(-1, 5, 2)
             inside &= (np.abs(points - centre[:, None]) <= rows[:, None, 2:4]).all((1, 2))
         return np.asarray(rows[inside], np.float32)

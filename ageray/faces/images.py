@@ -80,7 +80,9 @@ def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
         raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
-    except Exception as error:  # PIL's plugins raise whatever their parser met: struct.error, SyntaxError, KeyError, ...
+    except (
+        Exception
+    ) as error:  # PIL's plugins raise whatever their parser met: struct.error, SyntaxError, KeyError, ...
         raise ImageError(f"cannot decode: {type(error).__name__}: {error}") from None
 
 
@@ -122,6 +124,8 @@ def upright_size(content: bytes) -> tuple[int, int] | None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
                 size, orientation = image.size, image.getexif().get(0x0112, 1)
-    except Exception:  # PIL's plugins raise whatever their parser met, or that it is a bomb; decoding says what is wrong
+    except (
+        Exception
+    ):  # PIL's plugins raise whatever their parser met, or that it is a bomb; decoding says what is wrong
         return None
     return (size[1], size[0]) if orientation in _TURNED else size

@@ -39,11 +39,19 @@ def compare(
     fine_N = np.isfinite(first_N) & np.isfinite(second_N)
     if not fine_N.any():
         raise ValueError("no face has an age by both models")
-    kept = None if subjects is None else [subject for subject, fine in zip(subjects, fine_N, strict=True) if fine]
+    kept = (
+        None
+        if subjects is None
+        else [subject for subject, fine in zip(subjects, fine_N, strict=True) if fine]
+    )
     first_N, second_N = (np.abs(said_N - true_N)[fine_N] for said_N in (first_N, second_N))
     bootstrap = Bootstrap(len(first_N), kept, resamples, level, seed)
     difference_N = first_N - second_N
-    figures = {"first": Mean.over(first_N), "second": Mean.over(second_N), "difference": Mean.over(difference_N)}
+    figures = {
+        "first": Mean.over(first_N),
+        "second": Mean.over(second_N),
+        "difference": Mean.over(difference_N),
+    }
     sum_C = np.bincount(bootstrap.unit_N, difference_N)
     return {
         "images": len(first_N),
@@ -55,7 +63,13 @@ def compare(
     }
 
 
-def mean_errors(true: ArrayLike, predicted: ArrayLike, subjects: Labels | None = None, resamples: int = 1000, seed: int = 0) -> list[Any]:
+def mean_errors(
+    true: ArrayLike,
+    predicted: ArrayLike,
+    subjects: Labels | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Any]:
     """The MAE of several answers to the same faces, `predicted` (N, answers), each as {"value", "low", "high"} with a 95 % interval."""
     predicted_NA = np.asarray(predicted, np.float64)
     errors = [Mean.over(np.abs(pair(true, column)[1] - pair(true, column)[0])) for column in predicted_NA.T]

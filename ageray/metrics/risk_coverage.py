@@ -30,7 +30,9 @@ class ApiError:
         self._errors_N = errors_N[self._order_N]
         self._starts_G = np.flatnonzero(np.diff(widths_N[self._order_N], prepend=-np.inf) > 0)
 
-    def figures(self, counts_RN: NDArray[np.float64], answered: Sequence[float] = ANSWERED) -> NDArray[np.float64]:
+    def figures(
+        self, counts_RN: NDArray[np.float64], answered: Sequence[float] = ANSWERED
+    ) -> NDArray[np.float64]:
         """AURC and then, for each share a answered, the mean error of the narrowest ceil(a n) faces, where face i is there counts[:, i] times
         and n is the sum of the counts: (R, 1 + A).
 
@@ -43,8 +45,12 @@ class ApiError:
         area_R = self._area(size_RG, sum_RG, end_RG, total_RG)
         faces = end_RG[:, -1]
         wanted_RA = np.maximum(np.ceil(np.multiply.outer(faces, answered) - 1e-9), 1)
-        last_RA = np.stack([np.searchsorted(ends, wanted) for ends, wanted in zip(end_RG, wanted_RA, strict=True)])
-        end_RA, total_RA, size_RA, sum_RA = (np.take_along_axis(of, last_RA, 1) for of in (end_RG, total_RG, size_RG, sum_RG))
+        last_RA = np.stack(
+            [np.searchsorted(ends, wanted) for ends, wanted in zip(end_RG, wanted_RA, strict=True)]
+        )
+        end_RA, total_RA, size_RA, sum_RA = (
+            np.take_along_axis(of, last_RA, 1) for of in (end_RG, total_RG, size_RG, sum_RG)
+        )
         risk_RA = (total_RA - (end_RA - wanted_RA) * sum_RA / size_RA) / wanted_RA
         return np.concatenate([area_R[:, None], risk_RA], 1)
 
@@ -55,7 +61,10 @@ class ApiError:
 
     @staticmethod
     def _area(
-        size_RG: NDArray[np.float64], sum_RG: NDArray[np.float64], end_RG: NDArray[np.float64], total_RG: NDArray[np.float64]
+        size_RG: NDArray[np.float64],
+        sum_RG: NDArray[np.float64],
+        end_RG: NDArray[np.float64],
+        total_RG: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, end_RG.max() + 1))])
         rise_RG = harmonic[end_RG.astype(np.int64)]

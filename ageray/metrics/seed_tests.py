@@ -14,7 +14,9 @@ from ageray.metrics.accuracy import Labels, units
 LEVEL = 0.95
 
 
-def compare_seeds(true: ArrayLike, first: ArrayLike, second: ArrayLike, subjects: Labels | None = None) -> dict[str, Any]:
+def compare_seeds(
+    true: ArrayLike, first: ArrayLike, second: ArrayLike, subjects: Labels | None = None
+) -> dict[str, Any]:
     """MAE of both, averaged over the seeds, and of `first` minus `second` an interval and a p-value.
 
     true: (N,). first, second: (S, N) predicted ages; row s of both was trained with the same seed, S >= 2. The difference's variance is that over
@@ -26,7 +28,12 @@ def compare_seeds(true: ArrayLike, first: ArrayLike, second: ArrayLike, subjects
     from scipy import stats  # takes a second to load
 
     true_N, first_SN, second_SN = (np.asarray(ages, np.float64) for ages in (true, first, second))
-    if first_SN.shape != second_SN.shape or first_SN.ndim != 2 or first_SN.shape[1:] != true_N.shape or len(first_SN) < 2:
+    if (
+        first_SN.shape != second_SN.shape
+        or first_SN.ndim != 2
+        or first_SN.shape[1:] != true_N.shape
+        or len(first_SN) < 2
+    ):
         raise ValueError(
             f"need predictions of two seeds or more for each face; got {first_SN.shape} and {second_SN.shape} for {true_N.shape}"
         )
@@ -37,7 +44,9 @@ def compare_seeds(true: ArrayLike, first: ArrayLike, second: ArrayLike, subjects
     seeds, count = len(difference_SN), int(unit_N.max()) + 1
     if count < 2:
         raise ValueError("need two units or more to tell a difference from noise")
-    deviation_C = np.bincount(unit_N, difference_SN.mean(0) - value)  # sums over a unit's faces: of the mean's linearisation
+    deviation_C = np.bincount(
+        unit_N, difference_SN.mean(0) - value
+    )  # sums over a unit's faces: of the mean's linearisation
     of_faces = float((deviation_C**2).sum()) * count / (count - 1) / len(true_N) ** 2
     of_seeds = float(difference_SN.mean(1).var(ddof=1)) / seeds
     variance = of_faces + of_seeds

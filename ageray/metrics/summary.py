@@ -28,13 +28,19 @@ from ageray.metrics.mean import Mean, Tree
 from ageray.metrics.risk_coverage import ApiError, refusal_figures
 
 
-def summary(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike, training_median: float | None) -> dict[str, Any]:
+def summary(
+    true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike, training_median: float | None
+) -> dict[str, Any]:
     """The figures that everybody reads, beside the floors: the MAE of always saying one age, the training set's median (what a model that
     looks at nothing would say; null where it is not known) and this set's own median (the best that any one age can do here)."""
     true_N, predicted_N = pair(true, predicted)
 
     def floor(age: float | None) -> dict[str, float] | None:
-        return None if age is None else {"age": age, "mae": mean_absolute_error(true_N, np.full_like(true_N, age))}
+        return (
+            None
+            if age is None
+            else {"age": age, "mae": mean_absolute_error(true_N, np.full_like(true_N, age))}
+        )
 
     return {
         "images": len(true_N),
@@ -42,8 +48,15 @@ def summary(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLi
         "cs3": cumulative_score(true_N, predicted_N, 3),
         "cs5": cumulative_score(true_N, predicted_N, 5),
         "bias": bias(true_N, predicted_N),
-        "constant": {"training_median": floor(training_median), "own_median": floor(float(np.median(true_N)))},
-        "interval": {"level": 0.9, "coverage": coverage(true_N, low, high), "mean_width": mean_width(low, high)},
+        "constant": {
+            "training_median": floor(training_median),
+            "own_median": floor(float(np.median(true_N))),
+        },
+        "interval": {
+            "level": 0.9,
+            "coverage": coverage(true_N, low, high),
+            "mean_width": mean_width(low, high),
+        },
         "by_decade": by_decade(true_N, predicted_N),
     }
 
@@ -135,13 +148,19 @@ def _tree(fine: Tested, training_median: float | None, rules: Sequence[Rule]) ->
     }
     return {
         "overall": overall,
-        "constant": {"training_median": _floor(true_N, training_median), "own_median": _floor(true_N, float(np.median(true_N)))},
+        "constant": {
+            "training_median": _floor(true_N, training_median),
+            "own_median": _floor(true_N, float(np.median(true_N))),
+        },
         "by_age": [{"ages": name, **_part(fine, here_N)} for name, here_N in bands(true_N, decades(true_N))],
         **{
-            f"by_{name}": [{name: part, **_part(fine, here_N)} for part, here_N in labelled(of, len(true_N))] for name, of in labels.items()
+            f"by_{name}": [{name: part, **_part(fine, here_N)} for part, here_N in labelled(of, len(true_N))]
+            for name, of in labels.items()
         },
         "challenge": challenge_means(true_N, predicted_N, labels, rules),
-        "calibration": None if fine.quantiles is None else calibration_means(true_N, fine.quantiles, fine.levels),
+        "calibration": None
+        if fine.quantiles is None
+        else calibration_means(true_N, fine.quantiles, fine.levels),
     }
 
 
@@ -196,5 +215,13 @@ def _refusal(fine: Tested, bootstrap: Bootstrap) -> dict[str, Any]:
 
     aurc_best, aurc, *risks = bootstrap.percentiles(statistic)
     figures = refusal_figures(error_N, high_N - low_N)
-    curve = [{"answered": row["answered"], "mae": estimate(row["mae"], ends)} for row, ends in zip(figures["curve"], risks, strict=True)]
-    return {**figures, "curve": curve, "aurc": estimate(figures["aurc"], aurc), "aurc_best": estimate(figures["aurc_best"], aurc_best)}
+    curve = [
+        {"answered": row["answered"], "mae": estimate(row["mae"], ends)}
+        for row, ends in zip(figures["curve"], risks, strict=True)
+    ]
+    return {
+        **figures,
+        "curve": curve,
+        "aurc": estimate(figures["aurc"], aurc),
+        "aurc_best": estimate(figures["aurc_best"], aurc_best),
+    }

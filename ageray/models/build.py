@@ -45,7 +45,9 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
         try:
             network = _BUILDERS[config.name](config)
         except OSError as error:  # torchvision's download
-            raise UserError(f"model.weights=imagenet: cannot be downloaded here ({error}); {REMEDY}") from None
+            raise UserError(
+                f"model.weights=imagenet: cannot be downloaded here ({error}); {REMEDY}"
+            ) from None
     if config.weights not in ("none", "imagenet"):
         load_start(network, config.weights)
     return network.to(memory_format=torch.channels_last)
@@ -61,7 +63,12 @@ def load_start(network: AgeNetwork, weights: str) -> None:
         raise UserError(f"model.weights={weights}: not a safetensors file ({error}); {REMEDY}") from None
     try:
         if state.keys() == network.state_dict().keys():
-            network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+            network.load_state_dict(
+                {
+                    name: tensor.float() if tensor.is_floating_point() else tensor
+                    for name, tensor in state.items()
+                }
+            )
         else:
             network.load_backbone(state)
     except (KeyError, RuntimeError) as error:

@@ -33,7 +33,9 @@ class Prediction:
     own: Tensor | None = None
 
 
-def predict(network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None) -> Prediction:
+def predict(
+    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+) -> Prediction:
     """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
 
     With `decode.flip` the mean of the face's posterior and its mirror image's (DHAA, section 4.2). With `decode.method: gallery` the posterior
@@ -47,12 +49,16 @@ def predict(network: nn.Module, batch: Batch, config: Experiment, autocast: bool
     return _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
 
 
-def posterior(network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None) -> Tensor:
+def posterior(
+    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+) -> Tensor:
     """The posterior (B, K) of `predict` alone."""
     return predict(network, batch, config, autocast, gallery).posterior
 
 
-def classifier_posteriors(network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool) -> dict[str, Tensor]:
+def classifier_posteriors(
+    network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool
+) -> dict[str, Tensor]:
     """The posterior (B, K) of each of the network's classifiers, of a batch as `predict` takes it; with `decode.flip` the mean over both images."""
     name = head_output(config.model) if isinstance(config.model, ClassifierBase) else "logits"
     found: list[Batch] = []
@@ -71,7 +77,9 @@ def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast:
     """What `Gallery.of` takes, of a batch as `predict` takes it and `age` (B,), `gender` (B,), `subject` (B,): faces as they are, not mirrored."""
     outputs = _outputs(network, _view(batch, config), autocast)
     labels = {name: batch[name] for name in _LABELS if name in batch}
-    return labels | {name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")}
+    return labels | {
+        name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")
+    }
 
 
 def _view(batch: Batch, config: Experiment) -> Batch:
@@ -90,7 +98,10 @@ def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
         return [view]
     if "features" in batch:
         return [view, {"face": batch["features"][:, 1]}]
-    return [view, {"face": view["face"].flip(-1), "points": geometry.mirror_points(view["points"], config.align.size)}]
+    return [
+        view,
+        {"face": view["face"].flip(-1), "points": geometry.mirror_points(view["points"], config.align.size)},
+    ]
 
 
 def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:
@@ -114,20 +125,29 @@ def _both(found: list[Prediction]) -> Prediction:
     return Prediction(_mean([each.posterior for each in found]), *about)
 
 
-def _of_neighbours(outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None) -> Prediction:
+def _of_neighbours(
+    outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None
+) -> Prediction:
     settings, query_BD = config.decode.gallery, outputs["embedding"].float()
     near = gallery.nearest(query_BD, settings.neighbours, subject_B, settings.exclude_subject)
     posterior_BK = gallery.posterior(near, bins(config).to(query_BD.device))
     broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)  # no distance tells near from far then
     return Prediction(
-        posterior_BK.masked_fill(broken_B1, torch.nan), _female(outputs, near, gallery, settings, subject_B), near.present.sum(-1), near.own
+        posterior_BK.masked_fill(broken_B1, torch.nan),
+        _female(outputs, near, gallery, settings, subject_B),
+        near.present.sum(-1),
+        near.own,
     )
 
 
-def _female(outputs: Batch, near: Neighbours, gallery: Gallery, settings: Settings, subject_B: Tensor | None) -> Tensor | None:
+def _female(
+    outputs: Batch, near: Neighbours, gallery: Gallery, settings: Settings, subject_B: Tensor | None
+) -> Tensor | None:
     by = gallery.gender_by
     if by is None:
         return None
     if by != "embedding" or not gallery.all_genders_known:  # else they are the same neighbours
-        near = gallery.nearest(outputs[by].float(), settings.neighbours, subject_B, settings.exclude_subject, by=by, gender=True)
+        near = gallery.nearest(
+            outputs[by].float(), settings.neighbours, subject_B, settings.exclude_subject, by=by, gender=True
+        )
     return gallery.female(near)

@@ -71,7 +71,9 @@ def _print(content: bytes | UserError, wanted: bool) -> dict[str, Any]:
     return {"phash": found.phash, "thumbnail": found.thumbnail}
 
 
-def _seen(content: bytes | UserError, points: list[float] | None, landmarks: str, detect: Detect) -> dict[str, Any]:
+def _seen(
+    content: bytes | UserError, points: list[float] | None, landmarks: str, detect: Detect
+) -> dict[str, Any]:
     if isinstance(content, UserError):
         return {"kind": "unreadable", "reason": str(content)}
     if len(content) > MOST_BYTES:

@@ -91,12 +91,20 @@ def read_file(uri: str, dataset: str, problems: list[Problem], notes: list[Probl
             try:
                 found = _row(row, folder, dataset)
                 if named and row["subject"] is not None and found["subject"] is None:
-                    raise ValueError("subject is empty, but other rows have one; name the person, or leave the column out")
+                    raise ValueError(
+                        "subject is empty, but other rows have one; name the person, or leave the column out"
+                    )
             except ValueError as error:
                 problems.append(Problem(where, "bad row", str(error)))
                 continue
             if named and found["subject"] is None:
-                notes.append(Problem(where, "no subject", "subject is null, but other rows have one; splits take it for a person"))
+                notes.append(
+                    Problem(
+                        where,
+                        "no subject",
+                        "subject is null, but other rows have one; splits take it for a person",
+                    )
+                )
             yield {**found, "where": where}
 
     return build(usable(), problems), len(rows)
@@ -117,13 +125,17 @@ def number(row: Mapping[str, Any], name: str, most: float) -> float | None:
 
 
 def _csv_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(storage.read_text(uri), newline=""), restkey=_SURPLUS, restval="", strict=True)
+    reader = csv.DictReader(
+        io.StringIO(storage.read_text(uri), newline=""), restkey=_SURPLUS, restval="", strict=True
+    )
     try:
         columns = [str(name).strip() for name in reader.fieldnames or ()]
         reader.fieldnames = columns
         return columns, list(reader)
     except csv.Error as error:
-        raise UserError(f"{uri}: line {reader.reader.line_num} is not CSV ({error}); save it again as comma-separated text") from None
+        raise UserError(
+            f"{uri}: line {reader.reader.line_num} is not CSV ({error}); save it again as comma-separated text"
+        ) from None
 
 
 def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
@@ -131,7 +143,9 @@ def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         schema = pq.read_schema(path, filesystem=filesystem)
         if "image" in schema.names and pa.types.is_binary(schema.field("image").type):
-            raise UserError(f"{uri}: holds face shards already, not a manifest; give their folder as data.shards")
+            raise UserError(
+                f"{uri}: holds face shards already, not a manifest; give their folder as data.shards"
+            )
         wanted = [name for name in _KNOWN if name in schema.names]
         return schema.names, pq.read_table(path, columns=wanted, filesystem=filesystem).to_pylist()
     except FileNotFoundError:
@@ -144,7 +158,9 @@ def _check_columns(uri: str, columns: list[str]) -> None:
     if "image" not in columns and "uri" not in columns:
         near = difflib.get_close_matches("image", columns, n=1, cutoff=0.4)
         hint = f"; rename '{near[0]}'" if near else ""
-        raise UserError(f"{uri}: needs a column 'image' (or 'uri'); it has {', '.join(map(str, columns)) or 'none'}{hint}")
+        raise UserError(
+            f"{uri}: needs a column 'image' (or 'uri'); it has {', '.join(map(str, columns)) or 'none'}{hint}"
+        )
     twice = next((name for name in _KNOWN if columns.count(name) > 1), None)
     if twice:
         raise UserError(f"{uri}: has {columns.count(twice)} columns '{twice}'; leave one")

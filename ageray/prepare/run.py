@@ -40,11 +40,15 @@ def check(experiment: Experiment, fresh: bool = False) -> sources.Source:
     _target(data, fresh)
     source = sources.read(data)
     if data.landmarks == "source" and source.table.column("landmarks").null_count == source.table.num_rows:
-        raise UserError(f"data.landmarks=source: {data.source} ({source.layout}) has no points; use auto or detect")
+        raise UserError(
+            f"data.landmarks=source: {data.source} ({source.layout}) has no points; use auto or detect"
+        )
     return source
 
 
-def prepare(experiment: Experiment, fresh: bool = False, source: sources.Source | None = None) -> dict[str, Any]:
+def prepare(
+    experiment: Experiment, fresh: bool = False, source: sources.Source | None = None
+) -> dict[str, Any]:
     """Writes the face shards of `data.source` to `data.shards`; returns the content of the `prepare.json` beside them.
 
     It holds `counts` (photos, kept, dropped by kind), `problems` (every dropped photo, with kind and reason), `notes`
@@ -79,7 +83,11 @@ def prepare(experiment: Experiment, fresh: bool = False, source: sources.Source 
         "landmarks": data.landmarks,
         "detect": data.detect.model_dump(),
         "near_duplicates": data.near_duplicates,
-        "counts": {"photos": source.photos, "kept": rows.num_rows, **Counter(problem.kind for problem in problems)},
+        "counts": {
+            "photos": source.photos,
+            "kept": rows.num_rows,
+            **Counter(problem.kind for problem in problems),
+        },
         "shards": _write(rows, draft, data.shard_mib),
         "seconds": round(time.perf_counter() - started, 1),
         "photos_per_second": round(source.photos / (time.perf_counter() - started), 1),
@@ -102,9 +110,13 @@ def _target(data: Data, fresh: bool) -> str:
         raise UserError(f"data.shards={data.shards}: is a file; give a folder")
     finished = storage.exists(storage.join(target, REPORT))
     if storage.list_files(target) and not finished:
-        raise UserError(f"data.shards={data.shards}: holds files of something else; give a new or empty folder")
+        raise UserError(
+            f"data.shards={data.shards}: holds files of something else; give a new or empty folder"
+        )
     if finished and not fresh:
-        raise UserError(f"data.shards={data.shards}: holds finished shards; use another folder, or --fresh to rewrite")
+        raise UserError(
+            f"data.shards={data.shards}: holds finished shards; use another folder, or --fresh to rewrite"
+        )
     return target
 
 
@@ -114,15 +126,21 @@ def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
     step = max(batch, min(-(-light.num_rows // _BLOCKS), _MOST_ROWS))
     blocks = [light.slice(start, step) for start in range(0, light.num_rows, step)]
     dataset = ray.data.from_arrow(blocks).map_batches(
-        partial(inspect.look, landmarks=data.landmarks, detect=data.detect, prints=data.near_duplicates == "drop"),
+        partial(
+            inspect.look, landmarks=data.landmarks, detect=data.detect, prints=data.near_duplicates == "drop"
+        ),
         batch_size=batch,
         batch_format="pyarrow",
     )
-    return pa.concat_tables([table.cast(inspect.INSPECTED_SCHEMA) for table in ray.get(dataset.to_arrow_refs())])
+    return pa.concat_tables(
+        [table.cast(inspect.INSPECTED_SCHEMA) for table in ray.get(dataset.to_arrow_refs())]
+    )
 
 
 def _several(rows: pa.Table) -> list[Problem]:
     """Notes on kept photos in which the detector found more than one face."""
     pairs = zip(rows.column("key").to_pylist(), rows.column("faces").to_pylist(), strict=True)
     several = sorted((key, faces) for key, faces in pairs if faces is not None and faces > 1)
-    return [Problem(key, "several faces", f"the most prominent of {faces} was taken") for key, faces in several]
+    return [
+        Problem(key, "several faces", f"the most prominent of {faces} was taken") for key, faces in several
+    ]

@@ -41,7 +41,9 @@ def choose(photos: pa.Table, seen: pa.Table) -> tuple[pa.Table, list[Problem]]:
     return table.take(pa.array(kept, pa.int64())), [faults[row] for row in sorted(faults)]
 
 
-def copies(keys: Sequence[str], faces: Sequence[Hashable | None], ages: Sequence[float | None]) -> Iterator[tuple[int, Problem]]:
+def copies(
+    keys: Sequence[str], faces: Sequence[Hashable | None], ages: Sequence[float | None]
+) -> Iterator[tuple[int, Problem]]:
     """The rows to drop because others are the same face (equal and not None), with reasons.
 
     If their ages agree the first by key is kept, one with an age before one without, and the rest are of kind
@@ -72,12 +74,27 @@ def near_copies(table: pa.Table, dropped: Collection[int]) -> Iterator[tuple[int
     """
     keys, hashes, ages, phash = (table.column(name).to_pylist() for name in ("key", "sha256", "age", "phash"))
     often = Counter(hashes)
-    left = [row for row in range(len(keys)) if row not in dropped and phash[row] is not None and often[hashes[row]] == 1]
+    left = [
+        row
+        for row in range(len(keys))
+        if row not in dropped and phash[row] is not None and often[hashes[row]] == 1
+    ]
     thumbnails = table.column("thumbnail").take(pa.array(left, pa.int64())).to_pylist()
-    pixels = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(left), -1) if left else np.empty((0, 1), np.uint8)
-    prints, rows = near_duplicates.Fingerprints(np.array([phash[row] for row in left], np.uint64), pixels), np.array(left, np.int64)
+    pixels = (
+        np.frombuffer(b"".join(thumbnails), np.uint8).reshape(len(left), -1)
+        if left
+        else np.empty((0, 1), np.uint8)
+    )
+    prints, rows = (
+        near_duplicates.Fingerprints(np.array([phash[row] for row in left], np.uint64), pixels),
+        np.array(left, np.int64),
+    )
     while len(rows):  # what stays may have another twin
-        pairs = {(min(one, other), max(one, other)) for one, other in enumerate(near_duplicates.within(prints)) if other >= 0}
+        pairs = {
+            (min(one, other), max(one, other))
+            for one, other in enumerate(near_duplicates.within(prints))
+            if other >= 0
+        }
         gone: dict[int, Problem] = {}
         for one, other in sorted(pairs, key=lambda pair: (keys[rows[pair[0]]], keys[rows[pair[1]]])):
             if one in gone or other in gone:
@@ -85,11 +102,21 @@ def near_copies(table: pa.Table, dropped: Collection[int]) -> Iterator[tuple[int
             first, second = rows[one], rows[other]
             if None not in (ages[first], ages[second]) and ages[first] != ages[second]:
                 reason = "nearly the same picture as {}, ages {:g} and {:g}"
-                gone[one] = Problem(keys[first], "near duplicate, other age", reason.format(keys[second], ages[first], ages[second]))
-                gone[other] = Problem(keys[second], "near duplicate, other age", reason.format(keys[first], ages[second], ages[first]))
+                gone[one] = Problem(
+                    keys[first],
+                    "near duplicate, other age",
+                    reason.format(keys[second], ages[first], ages[second]),
+                )
+                gone[other] = Problem(
+                    keys[second],
+                    "near duplicate, other age",
+                    reason.format(keys[first], ages[second], ages[first]),
+                )
             else:
                 kept, lost = (one, other) if ages[second] is None or ages[first] is not None else (other, one)
-                gone[lost] = Problem(keys[rows[lost]], "near duplicate", f"nearly the same picture as {keys[rows[kept]]}")
+                gone[lost] = Problem(
+                    keys[rows[lost]], "near duplicate", f"nearly the same picture as {keys[rows[kept]]}"
+                )
         if not gone:
             return
         yield from ((int(rows[place]), problem) for place, problem in gone.items())

@@ -43,7 +43,13 @@ _LISTS = {
     "chalearn_lap": chalearn_lap.LISTS,
     "morph": r"morph.*\.csv",
 }
-_PATHS = {"utkface": named.UTKFACE, "agedb": named.AGEDB, "cacd": cacd.NAME, "morph": morph.NAME, "afad": named.AFAD}
+_PATHS = {
+    "utkface": named.UTKFACE,
+    "agedb": named.AGEDB,
+    "cacd": cacd.NAME,
+    "morph": morph.NAME,
+    "afad": named.AFAD,
+}
 
 
 def read(data: Data) -> Source:
@@ -59,7 +65,9 @@ def read(data: Data) -> Source:
     layout = recognise(uri) if data.layout == "auto" else data.layout
     if (layout == "manifest") == storage.is_folder(uri):
         wanted = "a CSV or Parquet file" if layout == "manifest" else "a folder"
-        raise UserError(f"data.source={data.source}: layout '{layout}' needs {wanted}; set data.layout=auto or another path")
+        raise UserError(
+            f"data.source={data.source}: layout '{layout}' needs {wanted}; set data.layout=auto or another path"
+        )
     source = _reader(layout, data.filters)(uri, data.name)
     if source.photos == 0:
         raise UserError(f"data.source={data.source}: holds no photos ({', '.join(PHOTOS)}); check the path")
@@ -82,19 +90,29 @@ def recognise(uri: str) -> str:
     if uri.lower().endswith(_MANIFESTS) and not storage.is_folder(uri):
         return "manifest"
     if not storage.is_folder(uri):
-        raise UserError(f"data.source={uri}: neither a folder nor a manifest ({', '.join(_MANIFESTS)}); give one of these")
+        raise UserError(
+            f"data.source={uri}: neither a folder nor a manifest ({', '.join(_MANIFESTS)}); give one of these"
+        )
     if all(storage.is_folder(storage.join(uri, part)) for part in ("images", "points")):
         return "fgnet"
     files = storage.list_files(uri)
     names = {posixpath.basename(file) for file in files}
-    sets = [layout for layout, form in _LISTS.items() if any(re.fullmatch(form, name, re.IGNORECASE) for name in names)]
+    sets = [
+        layout
+        for layout, form in _LISTS.items()
+        if any(re.fullmatch(form, name, re.IGNORECASE) for name in names)
+    ]
     if len(sets) > 1:
-        raise UserError(f"data.source={uri}: holds lists of {' and '.join(sets)}; set data.layout, or give one set's folder")
+        raise UserError(
+            f"data.source={uri}: holds lists of {' and '.join(sets)}; set data.layout, or give one set's folder"
+        )
     if sets:
         return sets[0]
     start = len(uri.rstrip("/")) + 1
     photos = [file[start:] for file in files if file.lower().endswith(PHOTOS)]
-    alike = {layout: sum(form.fullmatch(photo) is not None for photo in photos) for layout, form in _PATHS.items()}
+    alike = {
+        layout: sum(form.fullmatch(photo) is not None for photo in photos) for layout, form in _PATHS.items()
+    }
     best = max(alike, key=lambda layout: alike[layout])
     return best if 2 * alike[best] > len(photos) else "folder"
 
@@ -129,7 +147,11 @@ def _filter_ages(source: Source, filters: Filters) -> None:
     ages = source.table.column("age")
     outside = pc.fill_null(pc.or_(pc.less(ages, filters.min_age), pc.greater(ages, filters.max_age)), False)
     wanted = f"data.filters.min_age={filters.min_age:g} to max_age={filters.max_age:g}"
-    dropped = {row["key"]: row["age"] for row in source.table.filter(outside).select(["key", "age"]).to_pylist()}
-    source.problems += [Problem(key, "filtered", f"age {age:g} is not within {wanted}") for key, age in dropped.items()]
+    dropped = {
+        row["key"]: row["age"] for row in source.table.filter(outside).select(["key", "age"]).to_pylist()
+    }
+    source.problems += [
+        Problem(key, "filtered", f"age {age:g} is not within {wanted}") for key, age in dropped.items()
+    ]
     source.notes = [note for note in source.notes if note.where not in dropped]
     source.table = source.table.filter(pc.invert(outside))

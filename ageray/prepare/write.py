@@ -29,7 +29,9 @@ def _write(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]
     blocks = []
     for shard, (start, end) in enumerate(pairwise(cuts)):
         name = storage.join(folder, f"faces-{shard:05d}-of-{len(cuts) - 1:05d}.parquet")
-        blocks.append(light.slice(start, end - start).append_column("shard", pa.array([name] * (end - start))))
+        blocks.append(
+            light.slice(start, end - start).append_column("shard", pa.array([name] * (end - start)))
+        )
     written = ray.data.from_arrow(blocks).map_batches(write_shard, batch_size=None, batch_format="pyarrow")
     files = sorted(written.take_all(), key=lambda file: str(file["file"]))
     for file in files:
@@ -55,7 +57,9 @@ def write_shard(rows: pa.Table) -> pa.Table:
         with ThreadPoolExecutor(storage.READERS) as pool, _writer(uri) as writer:
             for start, end in pairwise(cuts):
                 group = rows.slice(start, end - start)
-                photos = pool.map(_fetch_again, group.column("uri").to_pylist(), group.column("sha256").to_pylist())
+                photos = pool.map(
+                    _fetch_again, group.column("uri").to_pylist(), group.column("sha256").to_pylist()
+                )
                 table = group.append_column("image", pa.array(list(photos), pa.binary()))
                 writer.write_table(schema.check(table, schema.FACES, uri), row_group_size=end - start)
     except UserError as mistake:
@@ -81,5 +85,7 @@ def _writer(uri: str) -> pq.ParquetWriter:
 def _fetch_again(uri: str, sha256: str) -> bytes:
     content = storage.read_bytes(uri)
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{uri}: changed while it was being prepared; run jobs.prepare again when nothing writes there")
+        raise UserError(
+            f"{uri}: changed while it was being prepared; run jobs.prepare again when nothing writes there"
+        )
     return content

@@ -32,7 +32,9 @@ def figure_svg(figure: Figure) -> Markup:
     """A matplotlib figure as inline SVG; its ids do not meet those of another figure on the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ageray"}):
-        figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", dpi=_DPI, metadata={"Date": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, bbox_inches="tight", dpi=_DPI, metadata={"Date": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     for colour, own in _PAGE_COLOURS.items():
@@ -88,11 +90,16 @@ def histogram_svg(counts: Sequence[int], xlabel: str, ylabel: str) -> Markup:
 
 def columns(estimates: Sequence[Estimate | None]) -> NDArray[np.float64]:
     """Values, lower and upper ends of estimates: (3, len), NaN where there is none."""
-    rows = [[np.nan if found is None or found[end] is None else found[end] for found in estimates] for end in ("value", "low", "high")]
+    rows = [
+        [np.nan if found is None or found[end] is None else found[end] for found in estimates]
+        for end in ("value", "low", "high")
+    ]
     return np.asarray(rows, np.float64).reshape(3, len(estimates))
 
 
-def error_bars(axes: Any, places: Any, estimates: Sequence[Estimate | None], upright: bool = True, **style: Any) -> None:
+def error_bars(
+    axes: Any, places: Any, estimates: Sequence[Estimate | None], upright: bool = True, **style: Any
+) -> None:
     """The intervals of estimates as thin lines at `places`, values as points unless `style` takes the marker away."""
     value, low, high = columns(estimates)
     reach = np.clip(np.stack([value - low, high - value]), 0, None)

@@ -64,7 +64,9 @@ class ScoreCheckpoint:
         self.seconds = float(before.get("seconds", 0))
         storage.remove_tree(storage.join(self.folder, RESULT))
         storage.make_folder(storage.join(self.folder, PIECES))
-        storage.write_text(storage.join(self.folder, PLAN), json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
+        storage.write_text(
+            storage.join(self.folder, PLAN), json.dumps(plan, indent=1, ensure_ascii=False) + "\n"
+        )
         for piece in self.pieces():
             self._count(piece)
 
@@ -82,7 +84,9 @@ class ScoreCheckpoint:
 
     def finished_segments(self) -> set[int]:
         """Stretches of which every lot is done."""
-        return {stretch for stretch, done in self.done_of().items() if self._last.get(stretch) == len(done) - 1}
+        return {
+            stretch for stretch, done in self.done_of().items() if self._last.get(stretch) == len(done) - 1
+        }
 
     def add(self, lot: pa.Table, seconds: float) -> None:
         """Takes the rows of a lot; writes a piece if it is time, `seconds` after the start of this run."""
@@ -100,7 +104,9 @@ class ScoreCheckpoint:
         rows = pa.concat_tables(self._rows)
         content = io.BytesIO()
         pq.write_table(rows, content, compression="zstd")
-        storage.write_bytes(storage.join(self.folder, PIECES, f"{uuid.uuid4().hex}.parquet"), content.getvalue())
+        storage.write_bytes(
+            storage.join(self.folder, PIECES, f"{uuid.uuid4().hex}.parquet"), content.getvalue()
+        )
         self._rows = []
         self._count(rows)
 

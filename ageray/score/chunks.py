@@ -50,7 +50,11 @@ def count(photos: int) -> int:
 def labels(stretch: int, position: int, weights: Collection[int], last: bool) -> dict[str, Any]:
     """The columns of CHUNK_OF_PHOTO_SCHEMA for the photos of one lot."""
     photos = len(weights)
-    columns = {"lot": np.full(photos, number(stretch, position)), "photo": np.arange(photos), "photos": np.full(photos, photos)}
+    columns = {
+        "lot": np.full(photos, number(stretch, position)),
+        "photo": np.arange(photos),
+        "photos": np.full(photos, photos),
+    }
     columns |= {"last": np.full(photos, last), "weight": np.fromiter(weights, np.int64, photos)}
     return {field.name: pa.array(columns[field.name], field.type) for field in CHUNK_OF_PHOTO_SCHEMA}
 
@@ -109,7 +113,10 @@ def _once(rows: pa.Table) -> pa.Table:
 
 def _is_complete(rows: pa.Table) -> bool:
     first = first_rows(rows)
-    return bool(first.num_rows == rows.column("photos")[0].as_py() and _numbers(first, "siblings").sum() == rows.num_rows)
+    return bool(
+        first.num_rows == rows.column("photos")[0].as_py()
+        and _numbers(first, "siblings").sum() == rows.num_rows
+    )
 
 
 def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:

@@ -23,7 +23,12 @@ LIST = 8192
 """Photos of a list that are one stretch (see `ageray.score.chunks`)."""
 
 _HEADER_BYTES = 2**16
-_NAMES = {"photos": "photos", "manifest": "photos in a list", "photo table": "photos in tables", "face shards": "faces in shards"}
+_NAMES = {
+    "photos": "photos",
+    "manifest": "photos in a list",
+    "photo table": "photos in tables",
+    "face shards": "faces in shards",
+}
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,20 @@ class Collection:
         if storage.exists(storage.join(uri, storage.UNFINISHED)):
             raise UserError(f"{inputs}: is being written or was left half written; wait, or write it again")
         files = storage.list_files(uri, (*PHOTOS, *TARS, *TABLES))
-        photos, tars, parquet = ([file for file in files if file.lower().endswith(ends)] for ends in (PHOTOS, TARS, TABLES))
+        photos, tars, parquet = (
+            [file for file in files if file.lower().endswith(ends)] for ends in (PHOTOS, TARS, TABLES)
+        )
         if photos and tars:
-            raise UserError(f"{inputs}: holds both photos ({len(photos)}) and tars ({len(tars)}); give the folder of one kind")
+            raise UserError(
+                f"{inputs}: holds both photos ({len(photos)}) and tars ({len(tars)}); give the folder of one kind"
+            )
         if photos or tars:
             return cls("photos" if photos else "tars", uri, photos or tars)
         if parquet:
             return cls._of_tables(uri, parquet)
-        raise UserError(f"{inputs}: holds neither photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet); check the path")
+        raise UserError(
+            f"{inputs}: holds neither photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet); check the path"
+        )
 
     @classmethod
     def _of_file(cls, uri: str, inputs: str) -> Collection:
@@ -72,8 +83,12 @@ class Collection:
             return cls._of_tables(uri, [uri])
         if name.endswith(".csv"):
             return cls("manifest", uri, [uri])
-        hint = "unpack it and give the folder" if name.endswith((".tgz", ".gz", ".zip")) else "give one of these"
-        raise UserError(f"{inputs}: neither a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar); {hint}")
+        hint = (
+            "unpack it and give the folder" if name.endswith((".tgz", ".gz", ".zip")) else "give one of these"
+        )
+        raise UserError(
+            f"{inputs}: neither a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar); {hint}"
+        )
 
     @classmethod
     def _of_tables(cls, uri: str, files: list[str]) -> Collection:
@@ -127,15 +142,22 @@ def _columns(uri: str) -> Iterator[pa.Array]:
     try:
         yield from _csv_column(uri) if uri.lower().endswith(".csv") else _parquet_column(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{uri}: cannot be read ({errors.one_line(error)}); write it again as comma-separated UTF-8 or Parquet") from None
+        raise UserError(
+            f"{uri}: cannot be read ({errors.one_line(error)}); write it again as comma-separated UTF-8 or Parquet"
+        ) from None
 
 
 def _csv_column(uri: str) -> Iterator[pa.Array]:
     text = storage.read_bytes(uri, _HEADER_BYTES).decode("utf-8-sig", errors="replace")
     column = tables.place_column(uri, tuple(next(csv.reader(text.splitlines()[:1]), [])))
     filesystem, path = storage.filesystem(uri)
-    options = pyarrow.csv.ConvertOptions(include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False)
-    with filesystem.open_input_stream(path) as stream, pyarrow.csv.open_csv(stream, convert_options=options) as reader:
+    options = pyarrow.csv.ConvertOptions(
+        include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
+    )
+    with (
+        filesystem.open_input_stream(path) as stream,
+        pyarrow.csv.open_csv(stream, convert_options=options) as reader,
+    ):
         for batch in reader:
             yield batch.column(0)
 

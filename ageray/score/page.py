@@ -24,7 +24,9 @@ def score_report(folder: str, digest: Digest, summary: dict[str, Any], card: dic
     digest: what `scores.read_scores` made of the folder. summary: what goes into summary.json. card: the bundle's.
     """
     photos = list(_sheet(folder, digest.drawn, summary["input"]))
-    histogram = histogram_svg(digest.ages.tolist(), "estimated age (years)", "faces") if digest.faces else None
+    histogram = (
+        histogram_svg(digest.ages.tolist(), "estimated age (years)", "faces") if digest.faces else None
+    )
     html = render(
         "score.html",
         title=f"Ages of the faces in {summary['input']}",
@@ -36,7 +38,9 @@ def score_report(folder: str, digest: Digest, summary: dict[str, Any], card: dic
         spread=_spread(digest) if digest.faces else "",
         errors=[(kind, f"{count:,}") for kind, count in digest.errors.most_common()],
         listed=_listed(digest),
-        failures=[{"name": _short(photo, summary["input"]), "error": error} for photo, error in digest.failures],
+        failures=[
+            {"name": _short(photo, summary["input"]), "error": error} for photo, error in digest.failures
+        ],
         model=describe_model(card),
         run=list(flat({key: value for key, value in summary.items() if key in _RUN})),
     )
@@ -50,7 +54,9 @@ def _figures(digest: Digest, summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Photos without ages", f"{digest.errors.total():,}"),
         ("Photos a second", f"{summary['images_per_second']:,.1f}"),
     ]
-    return [*figures[:3], ("Median age", f"{_quantile(digest, 0.5)}"), figures[3]] if digest.faces else figures
+    return (
+        [*figures[:3], ("Median age", f"{_quantile(digest, 0.5)}"), figures[3]] if digest.faces else figures
+    )
 
 
 def _quantile(digest: Digest, share: float) -> int:
@@ -64,7 +70,11 @@ def _spread(digest: Digest) -> str:
 
 def _drawn(shown: int, digest: Digest) -> str:
     decoded = digest.images - sum(count for kind, count in digest.errors.items() if kind != schema.NO_FACE)
-    what = f"{shown} of {decoded:,} photos, drawn at random" if shown < decoded else "All photos that could be decoded"
+    what = (
+        f"{shown} of {decoded:,} photos, drawn at random"
+        if shown < decoded
+        else "All photos that could be decoded"
+    )
     return f"{what}: the age of each face in years, from left to right, and its 90 % interval."
 
 
@@ -84,7 +94,12 @@ def _sheet(folder: str, photos: list[Photo], root: str) -> Iterator[dict[str, An
         except (KeyError, ImageError):
             source, width, height = "", 1, 1  # gone or changed since it was scored
         faces = [_face(row, width, height) for row in rows if row["face"] >= 0]
-        yield {"name": name, "source": source, "faces": faces, "note": rows[0]["error"] if not faces else None}
+        yield {
+            "name": name,
+            "source": source,
+            "faces": faces,
+            "note": rows[0]["error"] if not faces else None,
+        }
 
 
 def _face(row: dict[str, Any], width: int, height: int) -> dict[str, Any]:
@@ -98,7 +113,12 @@ def _place(box: list[float] | None, width: int, height: int) -> dict[str, float]
         return None
     x0, x1 = (min(max((x + 0.5) / width, 0), 1) * 100 for x in box[0::2])
     y0, y1 = (min(max((y + 0.5) / height, 0), 1) * 100 for y in box[1::2])
-    return {"left": round(x0, 2), "top": round(y0, 2), "width": round(x1 - x0, 2), "height": round(y1 - y0, 2)}
+    return {
+        "left": round(x0, 2),
+        "top": round(y0, 2),
+        "width": round(x1 - x0, 2),
+        "height": round(y1 - y0, 2),
+    }
 
 
 def _short(photo: Photo, root: str) -> str:

@@ -35,7 +35,9 @@ def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     yield from (table for table in tables if table.num_rows)
 
 
-def read(collection: Collection, survey: InputSummary, batch: int, book: ScoreCheckpoint) -> ray.data.Dataset | None:
+def read(
+    collection: Collection, survey: InputSummary, batch: int, book: ScoreCheckpoint
+) -> ray.data.Dataset | None:
     """The photos that are not done as `find_faces` takes them, in blocks of `batch` rows; None if all are."""
     finished, done = book.finished_segments(), book.done_of()
     if collection.lists_files:
@@ -49,7 +51,11 @@ def read(collection: Collection, survey: InputSummary, batch: int, book: ScoreCh
             return None
         dataset: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
     else:
-        left = [stretch._replace(done=done.get(stretch.number, ())) for stretch in survey.stretches if stretch.number not in finished]
+        left = [
+            stretch._replace(done=done.get(stretch.number, ()))
+            for stretch in survey.stretches
+            if stretch.number not in finished
+        ]
         if not left:
             return None
         dataset = ray.data.from_arrow([score_read.segment_table([stretch]) for stretch in left]).map_batches(
@@ -62,7 +68,9 @@ def read(collection: Collection, survey: InputSummary, batch: int, book: ScoreCh
     return dataset.repartition(target_num_rows_per_block=batch)
 
 
-def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search) -> ray.data.Dataset:
+def find(
+    photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search
+) -> ray.data.Dataset:
     """Second stage: rows of `finding.DETECTED_SCHEMA`, in any order."""
     return photos.map_batches(
         find_faces,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
@@ -76,7 +84,9 @@ def find(photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, sea
     )
 
 
-def age(found: ray.data.Dataset, model: str, team: ActorPool, batch: int, posterior: bool) -> ray.data.Dataset:
+def age(
+    found: ray.data.Dataset, model: str, team: ActorPool, batch: int, posterior: bool
+) -> ray.data.Dataset:
     """Third stage: rows of the scores table, in any order."""
     return found.map_batches(
         AgeFaces,

@@ -36,7 +36,13 @@ seconds_left (null: not known yet); process, host, beat and updated tell that th
 class ProgressReporter:
     """Counts rows as they come, and reports every second from a thread of its own until it is left."""
 
-    def __init__(self, ledger: ScoreCheckpoint, total: int | None, weight: int, watch: Callable[[Report], None] | None = None) -> None:
+    def __init__(
+        self,
+        ledger: ScoreCheckpoint,
+        total: int | None,
+        weight: int,
+        watch: Callable[[Report], None] | None = None,
+    ) -> None:
         """total, weight: of all photos, as `opening.InputSummary` has them. watch: gets every report."""
         self._ledger, self._total, self._all, self._watch = ledger, total, weight, watch
         self._done, self._faces, self._weight = ledger.photos, ledger.faces, ledger.weight
@@ -53,7 +59,9 @@ class ProgressReporter:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end.set()
         self._thread.join()
         if error is not None:
@@ -105,7 +113,11 @@ class ProgressReporter:
     def _expected(self) -> int | None:
         if self._total is not None or not self._weight:
             return self._total
-        return self._done if self._state == "finishing" else max(self._done, round(self._done * self._all / self._weight))
+        return (
+            self._done
+            if self._state == "finishing"
+            else max(self._done, round(self._done * self._all / self._weight))
+        )
 
     def _run(self) -> None:
         while not self._end.wait(_BEAT):
@@ -118,7 +130,9 @@ class ProgressReporter:
                 self._watch(self.report())
 
     def _write(self) -> None:
-        storage.write_text(storage.join(self._ledger.folder, PROGRESS), json.dumps(self.report(), ensure_ascii=False) + "\n")
+        storage.write_text(
+            storage.join(self._ledger.folder, PROGRESS), json.dumps(self.report(), ensure_ascii=False) + "\n"
+        )
 
 
 def check_single_writer(ledger: ScoreCheckpoint) -> None:
@@ -136,7 +150,9 @@ def check_single_writer(ledger: ScoreCheckpoint) -> None:
         later = read_json(place) or {}
         if later.get("beat") != found.get("beat") and later.get("state") in _ALIVE:
             where = f"process {found.get('process')} on {found.get('host')}"
-            raise UserError(f"{ledger.folder}: another run is writing there ({where}); wait until it is done, or stop it")
+            raise UserError(
+                f"{ledger.folder}: another run is writing there ({where}); wait until it is done, or stop it"
+            )
 
 
 def _lives(process: Any) -> bool:

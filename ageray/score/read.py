@@ -66,7 +66,11 @@ def read_segments(rows: pa.Table, columns: Columns | None) -> Iterator[pa.Table]
         if columns is None:
             yield from _read_tar(stretch)
         else:
-            yield from chunks.cut(tables.photos(stretch.uri, stretch.group, stretch.first, columns), stretch.number, set(stretch.done))
+            yield from chunks.cut(
+                tables.photos(stretch.uri, stretch.group, stretch.first, columns),
+                stretch.number,
+                set(stretch.done),
+            )
 
 
 def _survey_places(collection: Collection) -> InputSummary:
@@ -87,7 +91,10 @@ def _survey_tables(collection: Collection) -> InputSummary:
             stretches.append(Segment(len(stretches), uri, group, first))
             first += footer.row_group(group).num_rows
     photos = sum(footer.num_rows for footer in footers)
-    names = _hash(f"{uri} {footer.num_rows} {footer.serialized_size}" for uri, footer in zip(collection.files, footers, strict=True))
+    names = _hash(
+        f"{uri} {footer.num_rows} {footer.serialized_size}"
+        for uri, footer in zip(collection.files, footers, strict=True)
+    )
     return InputSummary(photos, photos, names, stretches)
 
 
@@ -96,7 +103,9 @@ def _footer(collection: Collection, uri: str) -> pq.FileMetaData:
     assert first is not None
     known = tables.columns(uri, footer.schema.to_arrow_schema())
     if (known.kind, known.image) != (first.kind, first.image) or known.wanted() != first.wanted():
-        raise UserError(f"{uri}: is another kind of table than {collection.files[0]}; give folders with tables of one kind")
+        raise UserError(
+            f"{uri}: is another kind of table than {collection.files[0]}; give folders with tables of one kind"
+        )
     return footer
 
 
@@ -125,7 +134,9 @@ def _lot(stretch: Segment, position: int, members: list[tars.Member], start: int
     ]
     ends = [start, *(member.end for member in members)]
     table = pa.Table.from_pylist(rows, schema=PHOTO)
-    for name, column in chunks.labels(stretch.number, position, [b - a for a, b in pairwise(ends)], last).items():
+    for name, column in chunks.labels(
+        stretch.number, position, [b - a for a, b in pairwise(ends)], last
+    ).items():
         table = table.append_column(labels.CHUNK_OF_PHOTO_SCHEMA.field(name), column)
     return table
 

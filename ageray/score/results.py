@@ -52,7 +52,10 @@ class Photo(NamedTuple):
         """The file that holds the photo, if it is none itself: the image of a row of a table or tar is that file's uri with a name added."""
         if self.key:
             return self.image
-        return next((self.image[: at + len(end) - 1] for end in _HOLDERS if (at := self.image.rfind(end)) > 0), self.image)
+        return next(
+            (self.image[: at + len(end) - 1] for end in _HOLDERS if (at := self.image.rfind(end)) > 0),
+            self.image,
+        )
 
 
 @dataclass(frozen=True)

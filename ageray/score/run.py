@@ -52,7 +52,12 @@ class Order(NamedTuple):
 
     def plan(self) -> dict[str, Any]:
         """All that a result depends on. Two runs with equal plans give the same rows."""
-        found = {"uri": self.collection.uri, "kind": self.collection.kind, "photos": self.survey.photos, "names": self.survey.names}
+        found = {
+            "uri": self.collection.uri,
+            "kind": self.collection.kind,
+            "photos": self.survey.photos,
+            "names": self.survey.names,
+        }
         return {
             "input": found,
             "model": self.loaded.identity,
@@ -100,7 +105,10 @@ def score(
         _begin(book, order.plan(), out)
         cluster.connect(scale)
         team = share_out(scale)
-        print(f"{model} ({order.loaded.identity}): {describe(team, scale.faces_a_batch(bool(team.gpus)), scale.decode_batch)}", flush=True)
+        print(
+            f"{model} ({order.loaded.identity}): {describe(team, scale.faces_a_batch(bool(team.gpus)), scale.decode_batch)}",
+            flush=True,
+        )
         with ProgressReporter(book, order.survey.photos, order.survey.weight, watch) as count:
             _score(order, team, scale, book, count)
             count.turn("finishing")
@@ -120,8 +128,18 @@ def _order(inputs: str, model: str, detect: Detect | None, search: Search, poste
     loaded = bundle.load(model)
     align = loaded.experiment.align
     if search == "never" and collection.kind != "face shards" and align.mode != "none":
-        raise UserError(f"--detect never: {inputs} has no landmarks of its own, and {model} needs them; use auto")
-    return Order(collection, score_read.survey(collection), model, loaded, detect or loaded.experiment.data.detect, search, posterior)
+        raise UserError(
+            f"--detect never: {inputs} has no landmarks of its own, and {model} needs them; use auto"
+        )
+    return Order(
+        collection,
+        score_read.survey(collection),
+        model,
+        loaded,
+        detect or loaded.experiment.data.detect,
+        search,
+        posterior,
+    )
 
 
 def _begin(book: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
@@ -133,7 +151,9 @@ def _begin(book: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
         print(f"goes on after {book.photos:,} photos that are done", flush=True)
 
 
-def _score(order: Order, team: ActorPool, scale: Scale, book: ScoreCheckpoint, count: ProgressReporter) -> None:
+def _score(
+    order: Order, team: ActorPool, scale: Scale, book: ScoreCheckpoint, count: ProgressReporter
+) -> None:
     """Keeps the rows of all lots that are not done. Rows come in any order; a lot is kept once its last row is there."""
     photos = read(order.collection, order.survey, scale.decode_batch, book)
     if photos is None:
@@ -152,14 +172,18 @@ def _score(order: Order, team: ActorPool, scale: Scale, book: ScoreCheckpoint, c
         raise RuntimeError(f"{len(gathering)} lots of photos came back without all of their rows")
 
 
-def _finish(order: Order, team: ActorPool, book: ScoreCheckpoint, count: ProgressReporter, target: str, inputs: str) -> dict[str, Any]:
+def _finish(
+    order: Order, team: ActorPool, book: ScoreCheckpoint, count: ProgressReporter, target: str, inputs: str
+) -> dict[str, Any]:
     """Makes the result of the pieces and puts it in its place."""
     if not book.photos:
         raise UserError(f"{inputs}: holds no photo; check that its tars do")
     draft = storage.join(book.folder, checkpoint.RESULT)
     storage.make_folder(draft)
     about = {"identity": order.loaded.identity, "network": order.loaded.experiment.model.name}
-    write.write(draft, book.pieces(), scores_schema(order.posterior).with_metadata({"ageray": json.dumps(about)}))
+    write.write(
+        draft, book.pieces(), scores_schema(order.posterior).with_metadata({"ageray": json.dumps(about)})
+    )
     digest = results.read_scores(draft)
     seconds = book.seconds + count.seconds
     summary = {
@@ -170,7 +194,11 @@ def _finish(order: Order, team: ActorPool, book: ScoreCheckpoint, count: Progres
         "seconds": round(seconds, 2),
         "images_per_second": round(digest.images / seconds, 2),
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "model": {"name": order.model, "network": order.loaded.experiment.model.name, "identity": order.loaded.identity},
+        "model": {
+            "name": order.model,
+            "network": order.loaded.experiment.model.name,
+            "identity": order.loaded.identity,
+        },
         "detector": {"search": order.search, **order.detect.model_dump()},
         "actors": team._asdict(),
         "plan": order.plan(),
@@ -186,15 +214,23 @@ def check_target(out: str) -> str:
     target = storage.absolute(out.rstrip("/"))
     if not storage.exists(target) or storage.exists(storage.join(target, storage.UNFINISHED)):
         return target
-    names = [file[len(target) + 1 :] for file in storage.list_files(target)] if storage.is_folder(target) else [out]
+    names = (
+        [file[len(target) + 1 :] for file in storage.list_files(target)]
+        if storage.is_folder(target)
+        else [out]
+    )
     strange = [name for name in names if name not in (SUMMARY, report.PAGE) and not name.endswith(".parquet")]
     if names and (strange or SUMMARY not in names):
         name = (strange or names)[0]
-        raise UserError(f"--out {out}: holds {name}, which jobs.score did not write; give a new or empty folder")
+        raise UserError(
+            f"--out {out}: holds {name}, which jobs.score did not write; give a new or empty folder"
+        )
     return target
 
 
-def check_plan(book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
+def check_plan(
+    book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any], fresh: bool
+) -> dict[str, Any] | None:
     """The summary of a result that is complete already, or None if there is something to do.
 
     Raises UserError if what is there, finished or not, is of another plan, or another run is at it.
@@ -205,7 +241,9 @@ def check_plan(book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any
         book.discard()
     elif begun != plan:
         changes = "; ".join(checkpoint.differences(begun, plan))
-        raise UserError(f"--out {out}: {book.folder} was begun otherwise ({changes}); give another folder, or begin anew with --fresh")
+        raise UserError(
+            f"--out {out}: {book.folder} was begun otherwise ({changes}); give another folder, or begin anew with --fresh"
+        )
     summary = None if fresh else checkpoint.read_json(storage.join(target, SUMMARY))
     if summary is None or storage.exists(storage.join(target, storage.UNFINISHED)):
         return None
@@ -214,7 +252,9 @@ def check_plan(book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any
     if begun is not None:
         return None  # the unfinished one was begun with --fresh, to replace this
     changes = "; ".join(checkpoint.differences(summary.get("plan") or {}, plan))
-    raise UserError(f"--out {out}: holds a result of other settings ({changes}); give another folder, or replace it with --fresh")
+    raise UserError(
+        f"--out {out}: holds a result of other settings ({changes}); give another folder, or replace it with --fresh"
+    )
 
 
 # --- the pipeline ---------------------------------------------------------------------------------------------------

@@ -51,7 +51,12 @@ def columns(uri: str, found: pa.Schema) -> Columns:
     names = tuple(found.names)
     for name in BYTES:
         if name in names and _is_bytes(found.field(name).type):
-            shard = name == "image" and "key" in names and "dataset" in names and found.field(name).type == pa.binary()
+            shard = (
+                name == "image"
+                and "key" in names
+                and "dataset" in names
+                and found.field(name).type == pa.binary()
+            )
             return Columns("face shards" if shard else "photo table", name, names)
     return Columns("manifest", place_column(uri, names), names)
 
@@ -63,7 +68,9 @@ def place_column(uri: str, names: tuple[str, ...]) -> str:
             return name
     near = difflib.get_close_matches(PLACES[0], names, n=1, cutoff=0.4)
     hint = f"; rename '{near[0]}'" if near else ""
-    raise UserError(f"{uri}: needs a column 'image' (or 'uri') of paths or urls; it has {', '.join(names) or 'none'}{hint}")
+    raise UserError(
+        f"{uri}: needs a column 'image' (or 'uri') of paths or urls; it has {', '.join(names) or 'none'}{hint}"
+    )
 
 
 def photos(uri: str, group: int, first: int, known: Columns) -> pa.Table:
@@ -74,7 +81,9 @@ def photos(uri: str, group: int, first: int, known: Columns) -> pa.Table:
     if pa.types.is_struct(content.type):
         content = pc.struct_field(content, "bytes")
     made = {"content": content.cast(pa.binary()), **_names(table, uri, first, known)}
-    made["problem"] = pc.if_else(pc.is_null(made["content"]), "no bytes are given", pa.scalar(None, pa.string()))
+    made["problem"] = pc.if_else(
+        pc.is_null(made["content"]), "no bytes are given", pa.scalar(None, pa.string())
+    )
     if known.kind == "face shards":
         made |= {name: table.column(name) for name in ("landmarks", "box") if name in table.column_names}
     return pa.table([_cast(made, field, table.num_rows) for field in PHOTO], schema=PHOTO)
@@ -90,7 +99,11 @@ def pick(uri: str, wanted: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, st
         here = _pairs(_names(_read_group(uri, group, keys or [known.image]), uri, first, known))
         if not wanted.isdisjoint(here):
             content = photos(uri, group, first, known).column("content")
-            yield from ((pair, content[row].as_py()) for row, pair in enumerate(here) if pair in wanted and content[row].is_valid)
+            yield from (
+                (pair, content[row].as_py())
+                for row, pair in enumerate(here)
+                if pair in wanted and content[row].is_valid
+            )
         first += rows
 
 
@@ -100,7 +113,9 @@ def _read_group(uri: str, group: int, names: list[str]) -> pa.Table:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.read_row_group(group, names)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{uri}: cannot be read ({one_line(error)}); write it again, then run the command again") from None
+        raise UserError(
+            f"{uri}: cannot be read ({one_line(error)}); write it again, then run the command again"
+        ) from None
 
 
 def _names(table: pa.Table, uri: str, first: int, known: Columns) -> dict[str, pa.Array]:

@@ -30,7 +30,9 @@ def check(uri: str) -> int:
         if any(head):
             tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
     except tarfile.HeaderError:
-        raise UserError(f"{uri}: not a tar archive (or a compressed one); give an uncompressed .tar") from None
+        raise UserError(
+            f"{uri}: not a tar archive (or a compressed one); give an uncompressed .tar"
+        ) from None
     if len(tail) < _END_MARK or any(tail):
         raise UserError(f"{uri}: cut short: the archive has no end mark; copy or write it again")
     return size
@@ -40,7 +42,10 @@ def photos(uri: str) -> Iterator[Member]:
     """The photos of an archive in their order. If it breaks off, the last one has no name and says so."""
     end = count = 0
     try:
-        with storage.reading(uri) as file, tarfile.open(fileobj=file, mode="r|", errors="surrogateescape") as archive:
+        with (
+            storage.reading(uri) as file,
+            tarfile.open(fileobj=file, mode="r|", errors="surrogateescape") as archive,
+        ):
             for info in archive:
                 archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
                 if not _is_photo(info):
@@ -52,7 +57,11 @@ def photos(uri: str) -> Iterator[Member]:
         if any(storage.read_part(uri, stopped, tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("bad header")
     except tarfile.TarError as error:
-        yield Member("", UserError(f"the archive breaks off after {count} photos ({' '.join(str(error).split())})"), end)
+        yield Member(
+            "",
+            UserError(f"the archive breaks off after {count} photos ({' '.join(str(error).split())})"),
+            end,
+        )
 
 
 def read(uri: str, names: set[str]) -> Iterator[tuple[str, bytes]]:

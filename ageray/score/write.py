@@ -46,7 +46,9 @@ def write(folder: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
         with closing(_Part(storage.join(folder, ERRORS), schema)) as errors:
             _write_parts(folder, tables, schema, errors)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({one_line(error)}); check the space and the permissions there") from None
+        raise UserError(
+            f"{folder}: cannot be written ({one_line(error)}); check the space and the permissions there"
+        ) from None
 
 
 def _write_parts(folder: str, tables: Iterable[pa.Table], schema: pa.Schema, errors: _Part) -> None:

@@ -32,7 +32,9 @@ def _url(uri: str, prefixes: Sequence[str], itself: bool) -> str | None:
     if any(part in ("", ".", "..") for part in parts):
         return None
     clean = match.group() + "/".join(parts) if match else ""
-    allowed = any("://" in prefix and (clean + "/" * itself).startswith(prefix.rstrip("/") + "/") for prefix in prefixes)
+    allowed = any(
+        "://" in prefix and (clean + "/" * itself).startswith(prefix.rstrip("/") + "/") for prefix in prefixes
+    )
     return clean if allowed else None
 
 

@@ -54,7 +54,12 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
     auth.check_host(host)
     _place(settings.model)
     cluster.connect(scale or Scale(progress=False))
-    http: dict[str, Any] = {"host": host, "port": port, "keep_alive_timeout_s": 30, "request_timeout_s": settings.limits.seconds + 30}
+    http: dict[str, Any] = {
+        "host": host,
+        "port": port,
+        "keep_alive_timeout_s": 30,
+        "request_timeout_s": settings.limits.seconds + 30,
+    }
     serve.start(http_options=http, logging_config={"log_level": "WARNING", "enable_access_log": False})
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.run(app(settings), name=NAME, route_prefix="/", logging_config=quiet)
@@ -76,5 +81,9 @@ def _on_gpu(settings: Service) -> bool:
 def _copies(replicas: Replicas) -> dict[str, Any]:
     if replicas.least == replicas.most:
         return {"num_replicas": replicas.least}
-    scaling = {"min_replicas": replicas.least, "max_replicas": replicas.most, "target_ongoing_requests": replicas.ongoing}
+    scaling = {
+        "min_replicas": replicas.least,
+        "max_replicas": replicas.most,
+        "target_ongoing_requests": replicas.ongoing,
+    }
     return {"autoscaling_config": scaling}

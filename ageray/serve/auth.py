@@ -47,4 +47,6 @@ def is_loopback(host: str) -> bool:
 def check_host(host: str) -> None:
     """Raises UserError if others could reach the service and it has no keys."""
     if not is_loopback(host) and not digests():
-        raise UserError(f"--host {host}: others can reach it, so it needs API keys: export {VARIABLE}=$(openssl rand -hex 32)")
+        raise UserError(
+            f"--host {host}: others can reach it, so it needs API keys: export {VARIABLE}=$(openssl rand -hex 32)"
+        )

@@ -18,10 +18,16 @@ def add(made: FastAPI, scribe: Any, settings: Batches) -> None:
     @made.post("/v1/batches", status_code=202)
     async def submit(asked: schemas.BatchRequest, request: Request) -> schemas.Batch:
         """Starts `jobs.score`, or has it wait for its turn."""
-        if not request.headers.get("content-type", "").startswith("application/json"):  # a form of another site can send anything else
+        if not request.headers.get("content-type", "").startswith(
+            "application/json"
+        ):  # a form of another site can send anything else
             raise ApiError(415, "unsupported", "send application/json")
         if not settings.inputs or not settings.outputs:
-            raise ApiError(403, "no_batches", "this service has no prefixes for batches; start it with batches.inputs and batches.outputs")
+            raise ApiError(
+                403,
+                "no_batches",
+                "this service has no prefixes for batches; start it with batches.inputs and batches.outputs",
+            )
         found: schemas.Batch = await _ask(scribe.submit, asked)
         return found
 

@@ -39,7 +39,9 @@ class BatchJobs:
         self._folder = Path(self._limits.records).expanduser()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._address = str(ray.get_runtime_context().gcs_address)
-        self._batches = {batch.id: batch for batch in map(_read, sorted(self._folder.glob("*.json"))) if batch is not None}
+        self._batches = {
+            batch.id: batch for batch in map(_read, sorted(self._folder.glob("*.json"))) if batch is not None
+        }
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping: set[str] = set()
         for batch in self._batches.values():
@@ -53,14 +55,18 @@ class BatchJobs:
         out = below(asked.out, self._limits.outputs, "out")
         stray = await asyncio.to_thread(first_escaping_link, inputs, self._limits.inputs)
         if stray is not None:
-            raise ApiError(403, "forbidden", f"input: {Path(stray).name} in it is a link that leads elsewhere")
+            raise ApiError(
+                403, "forbidden", f"input: {Path(stray).name} in it is a link that leads elsewhere"
+            )
         open_ = [batch for batch in self._batches.values() if batch.state in ("waiting", "running")]
         if any(batch.out == out for batch in open_):
             raise ApiError(409, "conflict", "out: another job is writing there")
         if len(open_) >= self._limits.waiting + self._limits.at_once:
             raise ApiError(503, "busy", "too many jobs are waiting; try again later", {"Retry-After": "60"})
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-        batch = Batch(**{**asked.model_dump(), "input": inputs, "out": out}, id=name, state="waiting", submitted=_now())
+        batch = Batch(
+            **{**asked.model_dump(), "input": inputs, "out": out}, id=name, state="waiting", submitted=_now()
+        )
         self._batches[name] = batch
         self._keep(batch)
         return batch
@@ -99,14 +105,22 @@ class BatchJobs:
     async def _go(self) -> None:
         while True:
             await self._look()
-            waiting = [self._batches[name] for name in sorted(self._batches) if self._batches[name].state == "waiting"]
+            waiting = [
+                self._batches[name]
+                for name in sorted(self._batches)
+                if self._batches[name].state == "waiting"
+            ]
             for batch in waiting[: self._limits.at_once - len(self._running)]:
                 self._start(batch)
             await asyncio.sleep(_BEAT)
 
     def _start(self, batch: Batch) -> None:
         words = [batch.input, "--out", batch.out, "--model", self._settings.model, "--detect", batch.detect]
-        words += ["--posterior"] * batch.posterior + ["--fresh"] * batch.fresh + ["scale.progress=false", *self._limits.words]
+        words += (
+            ["--posterior"] * batch.posterior
+            + ["--fresh"] * batch.fresh
+            + ["scale.progress=false", *self._limits.words]
+        )
         self._running[batch.id] = serve_process.start(words, self._log(batch), self._address)
         batch.state, batch.started = "running", _now()
         self._keep(batch)
@@ -117,7 +131,9 @@ class BatchJobs:
                 continue
             batch = self._batches[name]
             del self._running[name]
-            batch.progress = await asyncio.to_thread(_progress, batch.out, process.returncode == 0) or batch.progress
+            batch.progress = (
+                await asyncio.to_thread(_progress, batch.out, process.returncode == 0) or batch.progress
+            )
             if process.returncode == 0:
                 self._end(batch, "done")
             elif name in self._stopping:
@@ -148,7 +164,11 @@ def _progress(out: str, ended: bool = False) -> Progress | None:
     if ended:
         done = _json(storage.join(out, "summary.json"))
         errors = sum((done.get("errors") or {}).values())
-        figures = {"faces": done.get("faces", 0), "errors": errors, "images_per_second": done.get("images_per_second")}
+        figures = {
+            "faces": done.get("faces", 0),
+            "errors": errors,
+            "images_per_second": done.get("images_per_second"),
+        }
         return Progress(done=done["images"], total=done["images"], **figures) if "images" in done else None
     for folder in (out + ".unfinished", out):
         found = _json(storage.join(folder, "progress.json"))

@@ -17,4 +17,6 @@ class ApiError(Exception):
 
     def response(self) -> JSONResponse:
         """As JSON."""
-        return JSONResponse({"error": {"code": self.code, "message": self.message}}, self.status, self.headers)
+        return JSONResponse(
+            {"error": {"code": self.code, "message": self.message}}, self.status, self.headers
+        )

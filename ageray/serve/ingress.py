@@ -35,7 +35,13 @@ _FRESH = 1.0  # seconds that an answer about health stays good
 class Ingress:
     """`web.Engine` on this cluster."""
 
-    def __init__(self, settings: Service, keys: tuple[bytes, ...], ages: DeploymentHandle[Any], scribe: DeploymentHandle[Any]) -> None:
+    def __init__(
+        self,
+        settings: Service,
+        keys: tuple[bytes, ...],
+        ages: DeploymentHandle[Any],
+        scribe: DeploymentHandle[Any],
+    ) -> None:
         self._settings, self._keys, self._ages, self.scribe = settings, keys, ages, scribe
         self._bundle = bundle.load(settings.model)
         threads = settings.decoders or os.cpu_count() or 1
@@ -56,11 +62,15 @@ class Ingress:
         ages, line = bins(loaded.experiment.model), loaded.calibration
         batches = self._settings.batches
         return schemas.Model(
-            name=self._settings.model if self._settings.model.startswith("zoo:") else str(loaded.card.get("name", "model")),
+            name=self._settings.model
+            if self._settings.model.startswith("zoo:")
+            else str(loaded.card.get("name", "model")),
             identity=loaded.identity,
             network=loaded.experiment.model.name,
             bins=schemas.Bins(first=int(ages[0]), count=len(ages), scale=line.scale, shift=line.shift),
-            limits=schemas.Bounds(body_mib=limits.body_mib, images=limits.images, megapixels=limits.megapixels),
+            limits=schemas.Bounds(
+                body_mib=limits.body_mib, images=limits.images, megapixels=limits.megapixels
+            ),
             batches=bool(batches.inputs and batches.outputs),
             card=loaded.card,
         )
@@ -87,7 +97,9 @@ class Ingress:
         align, detect = self._bundle.experiment.align, self._bundle.experiment.data.detect
         async with self._room:
             loop = asyncio.get_running_loop()
-            images, found = await loop.run_in_executor(self._hands, find, photos, align, detect, self._settings.limits.megapixels)
+            images, found = await loop.run_in_executor(
+                self._hands, find, photos, align, detect, self._settings.limits.megapixels
+            )
             size = self._settings.faces_a_batch
             parts = [found.slice(start, size) for start in range(0, found.num_rows, size)]
             aged = await asyncio.gather(*(self._ages.age.remote(part) for part in parts))
@@ -97,7 +109,9 @@ class Ingress:
         return images
 
 
-def find(photos: list[Photo], align: Align, detect: Detect, megapixels: float) -> tuple[list[schemas.Image], pa.Table]:
+def find(
+    photos: list[Photo], align: Align, detect: Detect, megapixels: float
+) -> tuple[list[schemas.Image], pa.Table]:
     """Each image without its faces, and the rows of DETECTED_SCHEMA of all their faces; `image` there is the image's number."""
     images, faces = [], []
     for number, photo in enumerate(photos):

@@ -59,7 +59,11 @@ class RequestGuard:
         if self._keys:
             self._check_key(scope, headers)
         elif not is_loopback((scope.get("client") or ("",))[0]) or not is_loopback(host):
-            raise ApiError(403, "no_keys", "this service has no API keys and so answers its own machine alone, as localhost")
+            raise ApiError(
+                403,
+                "no_keys",
+                "this service has no API keys and so answers its own machine alone, as localhost",
+            )
         self._check_length(headers.get("content-length"))
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
@@ -68,7 +72,11 @@ class RequestGuard:
         kind, _, token = headers.get("authorization", "").partition(" ")
         given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not given or not fits(given, self._keys):
-            text = "wrong API key" if given else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
+            text = (
+                "wrong API key"
+                if given
+                else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
+            )
             raise ApiError(401, "unauthorized", text, {"WWW-Authenticate": "Bearer"})
 
     def _check_length(self, length: str | None) -> None:
@@ -80,7 +88,9 @@ class RequestGuard:
             raise self._too_large()
 
     def _too_large(self) -> ApiError:
-        return ApiError(413, "too_large", f"the body is over {self._body / 2**20:g} MiB; send fewer or smaller images")
+        return ApiError(
+            413, "too_large", f"the body is over {self._body / 2**20:g} MiB; send fewer or smaller images"
+        )
 
     def _counted(self, receive: Receive) -> Receive:
         seen = 0

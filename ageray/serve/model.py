@@ -42,7 +42,9 @@ class AgeModel:
         """AgeModel of tables of at most `faces_a_batch` rows each, as Serve collects them."""
         aged = await self._pass(pa.concat_tables(found))
         ends = np.cumsum([table.num_rows for table in found]).tolist()
-        return [aged.slice(end - table.num_rows, table.num_rows) for table, end in zip(found, ends, strict=True)]
+        return [
+            aged.slice(end - table.num_rows, table.num_rows) for table, end in zip(found, ends, strict=True)
+        ]
 
     async def check_health(self) -> None:
         """A forward pass of a blank face: a copy that is stuck, or whose GPU is gone, is replaced by Serve."""

@@ -17,7 +17,11 @@ _ENDS_IN = 15.0  # seconds from the polite signal to the other
 def start(words: list[str], log: Path, address: str) -> subprocess.Popen[bytes]:
     """`python -m jobs.score` with these words on the cluster at `address`, in a session of its own."""
     # What Ray tells its own worker would make the job take itself for one.
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") or name.startswith("RAY_AUTH")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("RAY_") or name.startswith("RAY_AUTH")
+    }
     kept.pop("OMP_NUM_THREADS", None)
     root = str(Path(ageray.__file__).parents[1])
     path = os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])

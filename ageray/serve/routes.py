@@ -28,7 +28,10 @@ _BODY = {
     "required": True,
     "content": {
         "multipart/form-data": {
-            "schema": {"type": "object", "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}}}
+            "schema": {
+                "type": "object",
+                "properties": {"images": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+            }
         },
         "application/json": {
             "schema": {
@@ -67,7 +70,9 @@ class ConcurrencyLimit:
     def __call__(self) -> Any:
         if self._inside >= self._limits.requests:
             wait = self._limits.retry_after_s
-            raise ApiError(503, "busy", f"too many requests at once; try again in {wait} s", {"Retry-After": str(wait)})
+            raise ApiError(
+                503, "busy", f"too many requests at once; try again in {wait} s", {"Retry-After": str(wait)}
+            )
         self._inside += 1
         try:
             yield
@@ -79,21 +84,30 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
     """The app of one door."""
     # The interactive pages of FastAPI load scripts from other hosts: none of them here.
     made = FastAPI(
-        title="ageray", summary="AgeModel of the faces in photos", version="1", docs_url=None, redoc_url=None, responses=_troubles()
+        title="ageray",
+        summary="AgeModel of the faces in photos",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        responses=_troubles(),
     )
     _explain(made)
     about, turnstile = engine.about(), ConcurrencyLimit(settings.limits)
     who = schemas.ModelName(name=about.name, identity=about.identity)
 
     @made.post("/v1/score", response_model=schemas.Scores, openapi_extra={"requestBody": _BODY})
-    async def score(request: Request, posterior: Annotated[bool, Query(description="add the posteriors")] = False) -> Response:
+    async def score(
+        request: Request, posterior: Annotated[bool, Query(description="add the posteriors")] = False
+    ) -> Response:
         """AgeModel of every face in one or many images. An image that gives none has its own `error`; the others do not suffer."""
         with turnstile():
             try:
                 async with asyncio.timeout(settings.limits.seconds):
                     images = await engine.score(await read_photos(request, settings.limits))
             except TimeoutError:
-                raise ApiError(504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images") from None
+                raise ApiError(
+                    504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images"
+                ) from None
         hidden = None if posterior else {"images": {"__all__": {"faces": {"__all__": {"posterior"}}}}}
         text = schemas.Scores.model_construct(model=who, images=images).model_dump_json(exclude=hidden)
         return Response(text, media_type="application/json")
@@ -129,7 +143,12 @@ def _explain(made: FastAPI) -> None:
         made.add_exception_handler(kind, answer)
 
     on(ApiError, lambda error: error)
-    on(HTTPException, lambda error: ApiError(error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail)))
+    on(
+        HTTPException,
+        lambda error: ApiError(
+            error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail)
+        ),
+    )
     on(RequestValidationError, lambda error: ApiError(422, "malformed", _first(error)))
     on(Exception, lambda _: ApiError(500, "internal", "the service failed; its log says more"))
 

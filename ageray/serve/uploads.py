@@ -43,7 +43,9 @@ async def read_photos(request: Request, limits: Limits) -> list[Photo]:
     elif kind == "application/json":
         photos = _json(await request.body(), limits)
     else:
-        raise ApiError(415, "unsupported", f"{kind or 'no content type'}: send multipart/form-data or application/json")
+        raise ApiError(
+            415, "unsupported", f"{kind or 'no content type'}: send multipart/form-data or application/json"
+        )
     if not photos:
         raise ApiError(400, "malformed", "there is no image in the request")
     return photos
@@ -51,12 +53,20 @@ async def read_photos(request: Request, limits: Limits) -> list[Photo]:
 
 async def _multipart(request: Request, limits: Limits) -> list[Photo]:
     size = int(limits.body_mib * 2**20)
-    parser = MultiPartParser(request.headers, request.stream(), max_files=limits.images + 1, max_fields=limits.images, max_part_size=size)
+    parser = MultiPartParser(
+        request.headers,
+        request.stream(),
+        max_files=limits.images + 1,
+        max_fields=limits.images,
+        max_part_size=size,
+    )
     parser.spool_max_size = size + 1  # or larger ones would be written to a temporary file
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise _too_many(limits) if "Too many" in error.message else ApiError(400, "malformed", error.message) from None
+        raise (
+            _too_many(limits) if "Too many" in error.message else ApiError(400, "malformed", error.message)
+        ) from None
     try:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if len(files) > limits.images:
@@ -92,4 +102,6 @@ def _short(name: str | None, number: int) -> str:
 
 
 def _too_many(limits: Limits) -> ApiError:
-    return ApiError(413, "too_large", f"more than {limits.images} images; send them in several requests, or as a batch")
+    return ApiError(
+        413, "too_large", f"more than {limits.images} images; send them in several requests, or as a batch"
+    )

@@ -44,7 +44,11 @@ class AgeFaces:
         if not np.isfinite(ages.age).all():
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
         columns = {"age": ages.age, "age_low": ages.low, "age_high": ages.high, "posterior": ages.posterior}
-        whole = self._schema if "lot" not in found.column_names else pa.schema([*self._schema, *labels.CHUNK_OF_ROW_SCHEMA])
+        whole = (
+            self._schema
+            if "lot" not in found.column_names
+            else pa.schema([*self._schema, *labels.CHUNK_OF_ROW_SCHEMA])
+        )
         table = found.select([name for name in found.column_names if name in whole.names])
         for field in self._schema:
             if field.name in columns:

@@ -38,7 +38,9 @@ class Canvas:
         patch = self.planes[:, y0:y1, x0:x1]
         patch += mask * (colour.astype(np.float32)[:, None, None] - patch)
 
-    def fill(self, shapes: Sequence[Array], colour: Array, opacity: float, blur: float, inside: Array | None = None) -> None:
+    def fill(
+        self, shapes: Sequence[Array], colour: Array, opacity: float, blur: float, inside: Array | None = None
+    ) -> None:
         """Paint polygons, each (n, 2) in pixels, edges blurred by `blur` pixels, only inside the polygon `inside`."""
         margin, points = 3 * blur + 2, np.concatenate(shapes)
         window = self.window(points.min(0) - margin, points.max(0) + margin)
@@ -49,7 +51,9 @@ class Canvas:
             mask = np.minimum(mask, coverage([inside], window))
         self.blend(window, mask * np.float32(opacity / 255), colour)
 
-    def glow(self, centre: Array, axes: Array, colour: Array, opacity: float, inside: Array | None = None) -> None:
+    def glow(
+        self, centre: Array, axes: Array, colour: Array, opacity: float, inside: Array | None = None
+    ) -> None:
         """Paint a soft ellipse that fades out at its rim; the columns of `axes` (2, 2) are its half axes in pixels."""
         reach = np.abs(axes).sum(1)
         x0, y0, x1, y1 = window = self.window(centre - reach, centre + reach)

@@ -98,7 +98,9 @@ def draw_photo(seed: int, width: int = 640, height: int = 480) -> SyntheticPhoto
     for k in range(count):
         unit = min(rng.uniform(0.075, 0.14) * height, 0.3 * column)
         x = column * k + rng.uniform(1.6 * unit, column - 1.6 * unit)
-        head = Head(x, rng.uniform(2.1 * unit, height - 2.2 * unit), unit, rng.uniform(-12, 12), rng.uniform(-14, 14))
+        head = Head(
+            x, rng.uniform(2.1 * unit, height - 2.2 * unit), unit, rng.uniform(-12, 12), rng.uniform(-14, 14)
+        )
         look = Look(person(int(rng.integers(STRIDE))), rng.uniform(0, 90))
         painters.append(Painter(canvas, head, look, light, rng))
     for painter in painters:
@@ -154,7 +156,14 @@ def write_photos(folder: str | Path, count: int, seed: int = 0) -> list[str]:
 
 def _row(key: str, face: SyntheticFace, landmarks: bool) -> dict[str, object]:
     truth = {"landmarks": face.points.ravel(), "box": face.box} if landmarks else {}
-    return {"key": key, "image": face.jpeg(), "age": face.age, "subject": face.subject, "dataset": "drawn", **truth}
+    return {
+        "key": key,
+        "image": face.jpeg(),
+        "age": face.age,
+        "subject": face.subject,
+        "dataset": "drawn",
+        **truth,
+    }
 
 
 def _jpeg(pixels: Pixels) -> bytes:
@@ -170,7 +179,10 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Canvas:
     down, across = (np.linspace(0, rng.random() / 2, side, dtype=np.float32) for side in (height, width))
     canvas.planes[:] = one + (two - one) * (down[:, None] + across)
     for _ in range(4):
-        centre, axes = rng.random(2) * (width, height), np.diag(rng.uniform(0.05, 0.4, 2) * max(width, height))
+        centre, axes = (
+            rng.random(2) * (width, height),
+            np.diag(rng.uniform(0.05, 0.4, 2) * max(width, height)),
+        )
         canvas.glow(centre, axes, dull(rng), 0.6)
     return canvas
 

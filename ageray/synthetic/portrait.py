@@ -25,17 +25,33 @@ WHITE, BLACK = np.array((250.0, 248, 244)), np.array((16.0, 12, 12))
 class Painter:
     """Paints one head on a canvas; lengths are in face coordinates. `light` in [-1, 1]: from which side it comes."""
 
-    def __init__(self, canvas: Canvas, head: Head, look: Look, light: float, rng: np.random.Generator) -> None:
+    def __init__(
+        self, canvas: Canvas, head: Head, look: Look, light: float, rng: np.random.Generator
+    ) -> None:
         self.canvas, self.head, self.look, self.light, self.rng = canvas, head, look, light, rng
         self.rim = head(look.outline())
 
-    def fill(self, shapes: Sequence[Array] | Array, colour: Array, opacity: float, blur: float, inside: Array | None = None) -> None:
+    def fill(
+        self,
+        shapes: Sequence[Array] | Array,
+        colour: Array,
+        opacity: float,
+        blur: float,
+        inside: Array | None = None,
+    ) -> None:
         """Polygons, projected; only inside another, in pixels."""
         pixels = self.head(np.concatenate(list(shapes)))
         ends = np.cumsum([len(shape) for shape in shapes])
         self.canvas.fill(np.split(pixels, ends[:-1]), colour, opacity, blur * self.head.unit, inside)
 
-    def glow(self, at: tuple[float, float], size: tuple[float, float], colour: Array, opacity: float, height: float = 0) -> None:
+    def glow(
+        self,
+        at: tuple[float, float],
+        size: tuple[float, float],
+        colour: Array,
+        opacity: float,
+        height: float = 0,
+    ) -> None:
         """A soft ellipse on the face, foreshortened as the face is there."""
         near = self.head(np.add(at, [(0, 0), (0.01, 0), (0, 0.01)]), height)
         axes = 100 * (near[1:] - near[0]).T * size
@@ -104,7 +120,9 @@ class Painter:
         self.glow((x - 0.22 * side, -0.08), (0.17, 0.22), look.shade, 0.4)
         self.glow((x, 0.2), (0.3, 0.14), look.shade, 0.1 + 0.5 * look.lines)
         y, droop = look.brow_y, 0.05 * look.old
-        curve = np.array([[(x - 0.27 * side, y + 0.05), (x + 0.08 * side, y - 0.13), (x + 0.3 * side, y + 0.06 + droop)]])
+        curve = np.array(
+            [[(x - 0.27 * side, y + 0.05), (x + 0.08 * side, y - 0.13), (x + 0.3 * side, y + 0.06 + droop)]]
+        )
         thick = 0.11 * look.who.brow * (0.6 + 0.4 * look.grown)
         self.fill(strokes(curve, thick), look.brows, (0.35 + 0.5 * look.grown) * (1 - 0.35 * look.old), 0.03)
 
@@ -122,7 +140,12 @@ class Painter:
         self.fill([oval(x, 0, 0.5 * iris, 0.5 * iris)], BLACK, 0.95, 0.01, inside)
         self.fill([oval(x - 0.4 * iris, -0.4 * iris, 0.018, 0.018)], WHITE, 0.9, 0, inside)
         self.fill([ribbon(upper, 0.035, 0.02)], 0.3 * look.shade, 0.85, 0.012)
-        self.fill([ribbon(lower, 0.006, 0.014), ribbon(upper * (1, 1.15) - (0, 0.07), 0, 0.02)], look.shade, 0.65, 0.012)
+        self.fill(
+            [ribbon(lower, 0.006, 0.014), ribbon(upper * (1, 1.15) - (0, 0.07), 0, 0.02)],
+            look.shade,
+            0.65,
+            0.012,
+        )
 
     def nose(self) -> None:
         """Bridge, ball, wings, nostrils and the shadow below."""
@@ -146,7 +169,10 @@ class Painter:
         arch = 1 - t**2
         middle = np.stack([t * w, y + 0.035 * arch], 1)
         bow = lip * arch**0.7 * (0.85 - 0.25 * np.maximum(0, 1 - np.abs(t) / 0.3))
-        top, bottom = middle - np.stack([0 * t, bow], 1), middle + np.stack([0 * t, 1.15 * lip * arch**0.8], 1)
+        top, bottom = (
+            middle - np.stack([0 * t, bow], 1),
+            middle + np.stack([0 * t, 1.15 * lip * arch**0.8], 1),
+        )
         self.glow((0, y + 1.6 * lip + 0.1), (0.8 * w, 0.12), look.shade, 0.45)
         self.fill([np.concatenate([top, middle[::-1]])], 0.84 * look.red, 0.9, 0.018)
         self.fill([np.concatenate([middle, bottom[::-1]])], look.red, 0.9, 0.02)
@@ -162,8 +188,14 @@ class Painter:
             return
         eye, corner, y = look.who.eye_x, look.who.eye_x + look.eye_w, look.mouth_y
         brow = look.brow_y - 0.17
-        forehead = [[(-0.6 + k / 20, brow - k / 7), (0, brow - 0.08 - k / 7), (0.6 - k / 20, brow - k / 7)] for k in range(4)]
-        feet = [[(corner + 0.05, 0.05 * k), (corner + 0.12, 0.08 * k), (corner + 0.22, 0.16 * k)] for k in (-1, 0, 1)]
+        forehead = [
+            [(-0.6 + k / 20, brow - k / 7), (0, brow - 0.08 - k / 7), (0.6 - k / 20, brow - k / 7)]
+            for k in range(4)
+        ]
+        feet = [
+            [(corner + 0.05, 0.05 * k), (corner + 0.12, 0.08 * k), (corner + 0.22, 0.16 * k)]
+            for k in (-1, 0, 1)
+        ]
         frown, bag = (
             [(0.07, -0.3), (0.05, -0.2), (0.08, -0.1)],
             [(eye - 0.13, 0.2), (eye + 0.06, 0.34), (eye + 0.24, 0.18)],
@@ -182,7 +214,9 @@ class Painter:
         if amount > 0.05:
             rim, y, w = look.outline() * 0.99, look.mouth_y, look.mouth_w
             upper = np.array([(-0.62, y - 0.1), (-w, y - 0.2), (0, y - 0.22), (w, y - 0.2), (0.62, y - 0.1)])
-            self.fill([np.concatenate([rim[rim[:, 1] > look.nose_y + 0.05], upper])], 0.85 * look.hair, amount, 0.08)
+            self.fill(
+                [np.concatenate([rim[rim[:, 1] > look.nose_y + 0.05], upper])], 0.85 * look.hair, amount, 0.08
+            )
 
     def hair(self) -> None:
         """Between the head's enlarged contour and a hairline that recedes; thin in infants."""

@@ -58,10 +58,14 @@ def load(uri: str) -> dict[str, Any] | None:
     if not storage.exists(uri):
         return None
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(
+            io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True
+        )
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{uri}: is no checkpoint ({reason}); delete it, or start anew with --fresh") from None
+        raise UserError(
+            f"{uri}: is no checkpoint ({reason}); delete it, or start anew with --fresh"
+        ) from None
     return state
 
 

@@ -27,7 +27,15 @@ def learning_curves(log: Sequence[Record]) -> bytes:
     loss.plot(epochs, [record["loss"] for record in log], color=INK, marker=".")
     error.plot(epochs, [record["val_mae"] for record in log], color=INK, marker=".")
     best = [record for record in log if record["best"]][-1]
-    error.plot(best["epoch"], best["val_mae"], "o", color=ACCENT, markersize=8, fillstyle="none", label=f"best {best['val_mae']:.3f}")
+    error.plot(
+        best["epoch"],
+        best["val_mae"],
+        "o",
+        color=ACCENT,
+        markersize=8,
+        fillstyle="none",
+        label=f"best {best['val_mae']:.3f}",
+    )
     for axes, label in ((loss, "training loss"), (error, "validation MAE (years)")):
         style(axes)
         axes.set_xlabel("epoch")
@@ -54,6 +62,15 @@ def _events(log: Sequence[Record]) -> Iterator[Event]:
     if log:
         yield Event(wall_time=log[0]["time"], file_version="brain.Event:2")
     for record in log:
-        numbers = {name: value for name, value in record.items() if isinstance(value, float) and math.isfinite(value) and name != "time"}
-        summary = Summary(value=[Summary.Value(tag=name.replace("loss.", "loss/"), simple_value=value) for name, value in numbers.items()])
+        numbers = {
+            name: value
+            for name, value in record.items()
+            if isinstance(value, float) and math.isfinite(value) and name != "time"
+        }
+        summary = Summary(
+            value=[
+                Summary.Value(tag=name.replace("loss.", "loss/"), simple_value=value)
+                for name, value in numbers.items()
+            ]
+        )
         yield Event(wall_time=record["time"], step=record["epoch"], summary=summary)

@@ -39,7 +39,10 @@ _STORE_SHARE = 0.4  # of the object store for the streams of all workers, one at
 
 def sources(experiment: Experiment) -> dict[str, ray.data.Dataset]:
     """The rows of every folder of shards that the run reads, by folder."""
-    folders = {str(experiment.data.shards), *(stage.shards for stage in experiment.train.stages if stage.shards)}
+    folders = {
+        str(experiment.data.shards),
+        *(stage.shards for stage in experiment.train.stages if stage.shards),
+    }
     return {folder: face_rows(folder) for folder in folders}
 
 
@@ -63,15 +66,26 @@ class Streams:
         """The stage's training faces in this epoch's order, in full batches, from the first one on that `state` has not had."""
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
         shards = config.stages[state.stage].shards or str(self.experiment.data.shards)
-        rows_N = sampler.shuffled(faces, config.shuffle, (config.seed, state.epoch), config.balance == "resample")
+        rows_N = sampler.shuffled(
+            faces, config.shuffle, (config.seed, state.epoch), config.balance == "resample"
+        )
         rows_SB = sampler.share(rows_N, config.batch_size, *rank_and_world(), first=state.partial.steps)
-        more = {"weight": sampler.weights(faces.age).astype(np.float32)} if config.balance == "weights" else {}
+        more = (
+            {"weight": sampler.weights(faces.age).astype(np.float32)} if config.balance == "weights" else {}
+        )
         blocks = self._canvases(shards, faces.wanted(rows_SB))
         if self.experiment.align.placement == "actors":
             # every place of a face has a map of its own, so places take the part of faces from here on
             more = {name: values[rows_SB.reshape(-1)] for name, values in more.items()}
-            blocks, rows_SB = self._aligned(blocks, rows_SB, state), np.arange(rows_SB.size).reshape(rows_SB.shape)
-        ordered = OrderedBatches(blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH), rows_SB, more)
+            blocks, rows_SB = (
+                self._aligned(blocks, rows_SB, state),
+                np.arange(rows_SB.size).reshape(rows_SB.shape),
+            )
+        ordered = OrderedBatches(
+            blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH),
+            rows_SB,
+            more,
+        )
         return Training(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: row_index.Rows, state: State) -> ray.data.Dataset:
@@ -81,7 +95,11 @@ class Streams:
         maps = maps_ahead(steps, count, align.size, augment, state.generator, *rank_and_world())
         aligned: ray.data.Dataset = faces.map_batches(
             Aligner,
-            fn_constructor_args=(align.model_dump(mode="json"), rows_SB.reshape(-1), maps.flatten(0, 1).numpy()),
+            fn_constructor_args=(
+                align.model_dump(mode="json"),
+                rows_SB.reshape(-1),
+                maps.flatten(0, 1).numpy(),
+            ),
             batch_size=self.experiment.scale.decode_batch,
             compute=ray.data.ActorPoolStrategy(size=1),
             num_cpus=ALIGNER_CPUS,
@@ -97,11 +115,15 @@ class Streams:
         rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
         decoded = self._canvases(str(self.experiment.data.shards), faces.wanted(rows))
         return UsableBatches(
-            decoded.iter_batches(batch_size=self.experiment.train.batch_size, batch_format="numpy", prefetch_batches=_PREFETCH)
+            decoded.iter_batches(
+                batch_size=self.experiment.train.batch_size, batch_format="numpy", prefetch_batches=_PREFETCH
+            )
         )
 
     def _canvases(self, shards: str, wanted: row_index.RowLookup) -> ray.data.Dataset:
-        return canvases(self.rows[shards], self.experiment.align, self.experiment.scale.decode_batch, wanted=wanted)
+        return canvases(
+            self.rows[shards], self.experiment.align, self.experiment.scale.decode_batch, wanted=wanted
+        )
 
 
 class Aligner:
@@ -125,8 +147,14 @@ class Aligner:
         batch = to_tensors({name: faces[name][taken] for name in ("canvas", "points", "box")}, self._device)
         maps = torch.from_numpy(self._map[place]).to(self._device)
         aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], self._align, maps)
-        rest = {name: values[taken] for name, values in faces.items() if name not in ("canvas", "points", "box")}
-        return rest | {"aligned": aligned.permute(0, 2, 3, 1).float().cpu().numpy(), "points": points.cpu().numpy(), "row": place}
+        rest = {
+            name: values[taken] for name, values in faces.items() if name not in ("canvas", "points", "box")
+        }
+        return rest | {
+            "aligned": aligned.permute(0, 2, 3, 1).float().cpu().numpy(),
+            "points": points.cpu().numpy(),
+            "row": place,
+        }
 
 
 @dataclass
@@ -140,10 +168,14 @@ class Training:
 def no_face(shards: Any, what: str, skipped: list[tuple[str, str]]) -> UserError:
     """The answer where no face can be used."""
     key, reason = skipped[0] if skipped else ("", "no rows")
-    return UserError(f"data.shards={shards}: no training face can be used{what}; the first of {len(skipped)}: {key}: {reason}")
+    return UserError(
+        f"data.shards={shards}: no training face can be used{what}; the first of {len(skipped)}: {key}: {reason}"
+    )
 
 
 def threads(experiment: Experiment) -> int:
     """Compute threads of a worker: all cores of a machine on which it is alone, else the CPUs that Ray keeps for it."""
     alone = ray.train.get_context().get_local_world_size() == 1
-    return experiment.scale.threads or ((os.cpu_count() or 1) if alone else max(1, int(experiment.scale.cpus_per_worker)))
+    return experiment.scale.threads or (
+        (os.cpu_count() or 1) if alone else max(1, int(experiment.scale.cpus_per_worker))
+    )

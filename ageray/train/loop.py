@@ -121,7 +121,11 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     state.step += 1
     if state.average is not None:
         _update_average(state.average, state.network, min(config.ema, (1 + state.step) / (10 + state.step)))
-    return said[0] if len(said) == 1 else {name: torch.stack([each[name] for each in said]).mean(0) for name in said[0]}
+    return (
+        said[0]
+        if len(said) == 1
+        else {name: torch.stack([each[name] for each in said]).mean(0) for name in said[0]}
+    )
 
 
 def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, Tensor]:
@@ -135,7 +139,9 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, 
     else:
         apart = state.network.whole_batch | {"bins"}
         # sorted: workers must gather in one order, and that of a set of names differs from process to process
-        everything = {name: own[name] if name in apart else distributed.all_gather(own[name]) for name in sorted(own)}
+        everything = {
+            name: own[name] if name in apart else distributed.all_gather(own[name]) for name in sorted(own)
+        }
         loss, terms = state.criterion(everything, own if state.config.train.mining == "local" else None)
     state.scaler.scale(loss / pieces if pieces > 1 else loss).backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.detach(), **terms}
@@ -144,7 +150,10 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, 
 def _pieces(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:
     if count == 1:
         return [batch]
-    return [dict(zip(batch, parts, strict=True)) for parts in zip(*(tensor.chunk(count) for tensor in batch.values()), strict=True)]
+    return [
+        dict(zip(batch, parts, strict=True))
+        for parts in zip(*(tensor.chunk(count) for tensor in batch.values()), strict=True)
+    ]
 
 
 def _gradients(network: nn.Module) -> Iterator[Tensor]:
@@ -166,7 +175,9 @@ def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     """Training faces (B, 3, S, S; channels last) and their points: alignment and random map in one warp, then random
     colours, then the same standardisation as in use."""
     align, augment, share = state.config.align, state.config.train.augment, distributed.rank_and_world()
-    random_map = geometric_map(len(batch["points"]), align.size, augment, state.generator, *share).to(state.device)
+    random_map = geometric_map(len(batch["points"]), align.size, augment, state.generator, *share).to(
+        state.device
+    )
     if "slot" in batch:
         random_map = random_map[batch["slot"]]
     if "aligned" in batch:  # with this same map

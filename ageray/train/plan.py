@@ -51,7 +51,9 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     (`fresh` starts it anew).
     """
     if experiment.data.shards is None:
-        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+        )
     check_train(experiment)
     check_model(experiment)
     faces = labelled_faces(experiment.data.shards)
@@ -59,18 +61,28 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     parts = split.parts
     if not parts["train"]:
         name = experiment.protocol.name
-        raise UserError(f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say")
+        raise UserError(
+            f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say"
+        )
     listed = _listed(experiment, faces, parts)
     steps = _steps(experiment, listed)
     folder = run_folder(experiment)
     if fresh:
         storage.remove_tree(folder)
     elif storage.exists(storage.join(folder, bundle.IN_RUN, bundle.CARD)):
-        raise UserError(f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh")
+        raise UserError(
+            f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh"
+        )
     storage.make_folder(folder)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, facts(experiment, faces, split), listed)
+    return Plan(
+        folder,
+        {name: len(keys) for name, keys in parts.items()},
+        steps,
+        facts(experiment, faces, split),
+        listed,
+    )
 
 
 def check_train(experiment: Experiment) -> None:
@@ -107,9 +119,14 @@ def check_model(experiment: Experiment) -> AgeNetwork:
 
 def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
     """The faces of every stream in the order of the shards."""
-    listed = {name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string())))) for name in ("train", "val")}
+    listed = {
+        name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string()))))
+        for name in ("train", "val")
+    }
     for index, stage in enumerate(experiment.train.stages):
-        listed[f"stage-{index}"] = listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
+        listed[f"stage-{index}"] = (
+            listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
+        )
     return listed
 
 
@@ -145,14 +162,20 @@ def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[
         "notes": split.notes,
         "faces": {name: len(keys) for name, keys in parts.items()},
         "train_digest": train_digest(parts["train"]),
-        "train_ages": {"median": float(np.median(training)), "min": float(training.min()), "max": float(training.max())},
+        "train_ages": {
+            "median": float(np.median(training)),
+            "min": float(training.min()),
+            "max": float(training.max()),
+        },
         "outside_bins": int(((training < first) | (training > last)).sum()),
     }
 
 
 def to_lines(records: list[dict[str, Any]]) -> str:
     """JSON lines; what is not a number is null."""
-    return "".join(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records)
+    return "".join(
+        json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -75,6 +75,10 @@ class Prefetcher:
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
     def pin(values: Any) -> Any:
         plain = isinstance(values, np.ndarray) and values.dtype != object
-        return torch.from_numpy(np.array(values) if not values.flags.writeable else values).pin_memory() if plain else values
+        return (
+            torch.from_numpy(np.array(values) if not values.flags.writeable else values).pin_memory()
+            if plain
+            else values
+        )
 
     return {name: pin(values) for name, values in batch.items()}

@@ -36,7 +36,12 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     rows = loader.sources(experiment)
     for attempt in range(experiment.scale.max_failures + 1):
         try:
-            _fit({"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows}, scaling, plan.folder, show)
+            _fit(
+                {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows},
+                scaling,
+                plan.folder,
+                show,
+            )
         except TrainingFailedError:
             if attempt == experiment.scale.max_failures:
                 raise
@@ -67,7 +72,9 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, folder: str, show: Sh
         failure_config=FailureConfig(max_failures=0),
         worker_runtime_env={"env_vars": cluster.environment(bool(scaling.use_gpu))},
     )
-    trainer = TorchTrainer(worker.work, train_loop_config={**settings, "queue": queue}, scaling_config=scaling, run_config=run)
+    trainer = TorchTrainer(
+        worker.work, train_loop_config={**settings, "queue": queue}, scaling_config=scaling, run_config=run
+    )
     listener = Thread(target=_listen, args=(queue, show, final), daemon=True)
     listener.start()
     try:
@@ -103,7 +110,9 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
     least, most = scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
     gpus = sum(node.get("GPU", 0) for node in cluster.nodes())
     if scale.gpu is True and gpus < least:
-        raise UserError(f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; set scale.gpu=false or add GPUs")
+        raise UserError(
+            f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; set scale.gpu=false or add GPUs"
+        )
     use_gpu = gpus >= least if scale.gpu == "auto" else scale.gpu
     needed = cluster.pin_to_on_demand({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
     room = _room(needed, loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0)
@@ -112,7 +121,9 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
             f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} CPUs"
             f"{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; lower it, or add nodes"
         )
-    number: Any = least if least == most else (least, min(most, room))  # Ray's type does not know its own pair
+    number: Any = (
+        least if least == most else (least, min(most, room))
+    )  # Ray's type does not know its own pair
     return ScalingConfig(num_workers=number, use_gpu=use_gpu, resources_per_worker=needed)
 
 

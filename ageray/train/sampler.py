@@ -25,7 +25,9 @@ def weights(age_N: NDArray[np.float32]) -> NDArray[np.float64]:
     low, high = 0.0, float(len(age_N)) * _MOST
     for _ in range(100):  # the level of a year, such that the mean is 1
         middle = (low + high) / 2
-        low, high = (middle, high) if np.minimum(middle / count, _MOST) @ count < len(age_N) else (low, middle)
+        low, high = (
+            (middle, high) if np.minimum(middle / count, _MOST) @ count < len(age_N) else (low, middle)
+        )
     each = np.minimum(high / count, _MOST)
     found: NDArray[np.float64] = each[year_N]
     return found
@@ -64,12 +66,16 @@ class OrderedBatches:
     own random map, so that faces aligned ahead (`align.placement: actors`) are those that the worker would align.
     """
 
-    def __init__(self, blocks: Iterable[Columns], rows_SB: Rows, more: Mapping[str, NDArray[Any]] | None = None) -> None:
+    def __init__(
+        self, blocks: Iterable[Columns], rows_SB: Rows, more: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
         """blocks: columns with `row`, `key` and `error` ('' where all is well), each wanted row once. more: further columns, (N,) by row
         number."""
         self._blocks, self._wanted, self._more = iter(blocks), rows_SB, dict(more or {})
         numbers, counts = np.unique(rows_SB, return_counts=True)
-        self._again = Counter(dict(zip(numbers[counts > 1].tolist(), (counts[counts > 1] - 1).tolist(), strict=True)))
+        self._again = Counter(
+            dict(zip(numbers[counts > 1].tolist(), (counts[counts > 1] - 1).tolist(), strict=True))
+        )
         self._pool: dict[int, tuple[Columns, int] | None] = {}
         self._last: tuple[Columns, int] | None = None
         self.skipped: list[tuple[str, str]] = []

@@ -115,7 +115,9 @@ def new_state(config: Experiment, device: torch.device) -> State:
     generator = torch.Generator().manual_seed(config.train.seed)
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     forward = torch.compile(network) if config.train.compile else network
-    return State(config, device, network, criterion, bins(config.model).to(device), generator, scaler, forward, average)
+    return State(
+        config, device, network, criterion, bins(config.model).to(device), generator, scaler, forward, average
+    )
 
 
 def autocast(config: Experiment, device: torch.device) -> torch.autocast:

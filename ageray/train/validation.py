@@ -36,7 +36,9 @@ def build_gallery(state: State, batches: Iterable[Columns], most: int | None = N
         return None
     made = Gallery.of({name: tensor.to(state.device) for name, tensor in rows.items()} for rows in found)
     if not made.finite:
-        raise FloatingPointError(f"step {state.step}: embeddings are not finite; lower the learning rate, or set train.clip")
+        raise FloatingPointError(
+            f"step {state.step}: embeddings are not finite; lower the learning rate, or set train.clip"
+        )
     return made
 
 
@@ -70,7 +72,9 @@ def _first(batches: Iterable[Columns], most: int | None) -> Iterator[Columns]:
 
 
 @torch.inference_mode()
-def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None = None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def validate(
+    state: State, batches: Iterable[Columns], gallery: Gallery | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """True and predicted age (N,) of every face of `batches`, without augmentation or calibration, as the predictor would decode them; of
     several workers, of the faces of all, in the order of the column `row`.
 
@@ -80,11 +84,17 @@ def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None =
     found: list[dict[str, Tensor]] = []
     for columns in batches:
         batch = to_tensors({name: columns[name] for name in _JUDGED if name in columns}, state.device)
-        ages = decode(posterior(network, batch, config, config.train.precision == "bf16", gallery), config.model)
+        ages = decode(
+            posterior(network, batch, config, config.train.precision == "bf16", gallery), config.model
+        )
         known = torch.from_numpy(np.array(columns["age"], np.float32))
         found.append({"true": known, "said": ages.float().cpu()} | _rows(columns))
     found = _in_order(found)
-    true, said = (torch.cat([torch.zeros(0), *(table[name] for table in found)]).numpy() for name in ("true", "said"))
+    true, said = (
+        torch.cat([torch.zeros(0), *(table[name] for table in found)]).numpy() for name in ("true", "said")
+    )
     if not np.isfinite(said).all():
-        raise FloatingPointError(f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip")
+        raise FloatingPointError(
+            f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
+        )
     return true, said

@@ -30,7 +30,14 @@ from ageray.train.state import State, new_state
 from ageray.train.validation import build_gallery, validate
 
 _REPORT_SECONDS = 2.0  # between two progress messages
-_AGAIN = (ValueError, TypeError, LookupError, AttributeError, AssertionError, ArithmeticError)  # and what is derived from them
+_AGAIN = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)  # and what is derived from them
 
 
 def work(settings: dict[str, Any]) -> None:
@@ -38,7 +45,9 @@ def work(settings: dict[str, Any]) -> None:
     queue before it is raised: going on from the last checkpoint would not help."""
     queue: Queue = settings["queue"]
     try:
-        Worker(Experiment.model_validate(settings["experiment"]), settings["plan"], settings["rows"], queue).run()
+        Worker(
+            Experiment.model_validate(settings["experiment"]), settings["plan"], settings["rows"], queue
+        ).run()
     except _AGAIN as error:
         queue.put({"kind": "final", "mistake": str(error) if type(error) is UserError else None})
         raise
@@ -59,7 +68,9 @@ class Worker:
         saved = checkpoint.load(self._place(planning.STATE))
         if saved is not None:
             stage = saved["progress"]["stage"]
-            self.state.load_state_dict(saved, self.plan.steps[stage] * self.state.config.train.stages[stage].epochs)
+            self.state.load_state_dict(
+                saved, self.plan.steps[stage] * self.state.config.train.stages[stage].epochs
+            )
         for _ in epochs.remaining(self.state, self.plan.steps):
             self._epoch()
         self.keeper.wait()
@@ -79,9 +90,15 @@ class Worker:
             result = train_one_epoch(state, faces.batches, tell, self._keep, scale.checkpoint_steps)
         skipped = [row for rows in distributed.all_gather_object(faces.ordered.skipped) for row in rows]
         if result.images == 0:
-            raise no_face(state.config.train.stages[state.stage].shards or state.config.data.shards, "", skipped)
+            raise no_face(
+                state.config.train.stages[state.stage].shards or state.config.data.shards, "", skipped
+            )
         self._sync_batch_stats()
-        near = self._gallery(state.config.model.decode.gallery.validation_faces) if self.plan.parts["val"] else None
+        near = (
+            self._gallery(state.config.model.decode.gallery.validation_faces)
+            if self.plan.parts["val"]
+            else None
+        )
         true, predicted = validate(state, self.streams.whole("val"), near)
         seconds = time.perf_counter() - started
         record = epochs.close(state, result, true, predicted, seconds, len(skipped), faces.batches.waited)
@@ -102,7 +119,11 @@ class Worker:
             seconds = time.perf_counter() - began
             if self.number == 0 and seconds - told > (_REPORT_SECONDS if told else 0):
                 told = seconds
-                place = {"kind": "step", "epoch": state.epoch, "epochs": sum(stage.epochs for stage in state.config.train.stages)}
+                place = {
+                    "kind": "step",
+                    "epoch": state.epoch,
+                    "epochs": sum(stage.epochs for stage in state.config.train.stages),
+                }
                 steps = {"step": step, "steps": self.plan.steps[state.stage]}
                 self.queue.put({**place, **steps, "images_s": (images - first) / seconds, "seconds": seconds})
 
@@ -147,7 +168,10 @@ class Worker:
         state = self.state
         network = state.judged
         network.load_state_dict(load_safetensors(storage.read_bytes(self._place(planning.BEST))))
-        folder, card = self._place(bundle.IN_RUN), {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch}
+        folder, card = (
+            self._place(bundle.IN_RUN),
+            {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch},
+        )
         draft, gallery = folder + ".unfinished", self._gallery()
         if self.number == 0:
             bundle.save(draft, network, state.config, card, gallery)
@@ -156,7 +180,13 @@ class Worker:
         found = _predict_all(predictor, self.streams.whole("val"))
         self._barrier()
         if self.number == 0:
-            bundle.save(folder, network, state.config, _judged(dict(predictor.bundle.card), found, state.config, self.plan), gallery)
+            bundle.save(
+                folder,
+                network,
+                state.config,
+                _judged(dict(predictor.bundle.card), found, state.config, self.plan),
+                gallery,
+            )
             storage.remove_tree(draft)
 
     def _barrier(self) -> None:

@@ -72,7 +72,13 @@ def contenders(space: Space, tried: Sequence[Trial]) -> list[Contender]:
 
 
 def retrain(
-    space: Space, chosen: Sequence[Contender], faces: Any, fold: Fold, share: Share, file: TrialFile, show: Show
+    space: Space,
+    chosen: Sequence[Contender],
+    faces: Any,
+    fold: Fold,
+    share: Share,
+    file: TrialFile,
+    show: Show,
 ) -> dict[str, list[Run]]:
     """All runs of each contender, by its name, in the order of the seeds; those in `file.folder` are not trained again.
 
@@ -81,7 +87,11 @@ def retrain(
     first = space.written.experiment.train.seed + 1
     wanted = [(one, seed) for seed in range(first, first + space.tune.finalists.seeds) for one in chosen]
     whole = replace(fold, test=np.concatenate([fold.val, fold.test]))
-    todo = [number for number, (one, seed) in enumerate(wanted) if not storage.exists(one.place(file.folder, seed))]
+    todo = [
+        number
+        for number, (one, seed) in enumerate(wanted)
+        if not storage.exists(one.place(file.folder, seed))
+    ]
     done = len(wanted) - len(todo)
     show({"kind": "finalists", "done": done, "total": len(wanted), "names": [one.name for one in chosen]})
     calls = [(number, (_seeded(space, *wanted[number]), faces, whole, share.threads)) for number in todo]
@@ -109,10 +119,20 @@ def _train(experiment: Experiment, faces: dict[str, Any], fold: Fold, threads: i
             pass
         said = train.answers(state, faces, fold, ())
         gallery = train.full_gallery(state, faces, fold)
-        tensors = {f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.judged.state_dict().items()}
+        tensors = {
+            f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.judged.state_dict().items()
+        }
         if gallery is not None:
-            tensors |= {f"gallery.{name}": tensor.cpu().contiguous() for name, tensor in gallery.tensors().items()}
-        return Run(experiment.train.seed, said.log, said.calibration, {name: getattr(said, name) for name in AGES}, tensors)
+            tensors |= {
+                f"gallery.{name}": tensor.cpu().contiguous() for name, tensor in gallery.tensors().items()
+            }
+        return Run(
+            experiment.train.seed,
+            said.log,
+            said.calibration,
+            {name: getattr(said, name) for name in AGES},
+            tensors,
+        )
 
 
 def _outcome(ready: Any, one: Contender, seed: int) -> Run:
@@ -120,13 +140,20 @@ def _outcome(ready: Any, one: Contender, seed: int) -> Run:
         run: Run = ray.get(ready)
     except RayTaskError as error:
         if isinstance(error.cause, FloatingPointError | torch.cuda.OutOfMemoryError):
-            raise UserError(f"{one.name} with train.seed={seed}: {error.cause}; finished runs are kept") from None
+            raise UserError(
+                f"{one.name} with train.seed={seed}: {error.cause}; finished runs are kept"
+            ) from None
         raise
     return run
 
 
 def _packed(run: Run, one: Contender, identity: str) -> bytes:
-    about = {"identity": identity, "values": one.values, "log": run.log, "calibration": run.calibration.to_card()}
+    about = {
+        "identity": identity,
+        "values": one.values,
+        "log": run.log,
+        "calibration": run.calibration.to_card(),
+    }
     ages = {name: torch.tensor(run.ages[name]) for name in AGES}
     return save_safetensors({**run.tensors, **ages}, {"ageray": json.dumps(about)})
 

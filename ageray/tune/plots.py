@@ -44,16 +44,33 @@ def parallel(report: Record) -> Figure:
     low, high = min(scores), max(scores)
     order = np.argsort(np.argsort(scores))
     for trial, rank in sorted(zip(trials, order, strict=True), key=lambda pair: -pair[1]):
-        heights = [*(place(report["space"][path], trial["values"][path]) for path in paths), _share(trial["score"], low, high)]
+        heights = [
+            *(place(report["space"][path], trial["values"][path]) for path in paths),
+            _share(trial["score"], low, high),
+        ]
         shade = _SHADES[int(255 * rank / max(1, len(trials) - 1))]
         done = trial["state"] == "finished"
-        axes.plot(range(len(heights)), heights, color=shade, linewidth=1.4 if done else 0.9, alpha=0.95 if done else 0.5)
+        axes.plot(
+            range(len(heights)),
+            heights,
+            color=shade,
+            linewidth=1.4 if done else 0.9,
+            alpha=0.95 if done else 0.5,
+        )
     _marked(axes, report, paths, low, high)
     for column, path in enumerate(paths):
         for height, text in ticks(report["space"][path]):
             axes.text(column - 0.03, height, text, ha="right", va="center", fontsize=8, color=INK)
     for height in (0.0, 0.5, 1.0):
-        axes.text(len(paths) + 0.03, height, f"{low + height * (high - low):.2f}", ha="left", va="center", fontsize=8, color=INK)
+        axes.text(
+            len(paths) + 0.03,
+            height,
+            f"{low + height * (high - low):.2f}",
+            ha="left",
+            va="center",
+            fontsize=8,
+            color=INK,
+        )
     for column in range(len(paths) + 1):
         axes.axvline(column, color=INK, linewidth=0.8)
     axes.set(xlim=(-0.35, len(paths) + 0.3), ylim=(-0.06, 1.06), yticks=[])
@@ -88,18 +105,28 @@ def scatter(report: Record, path: str) -> Figure:
     ):
         chosen = [trial for trial in trials if trial["state"] in states]
         axes.plot(
-            [_x(dimension, trial["values"][path]) for trial in chosen], [trial["score"] for trial in chosen], "o", label=label, **style
+            [_x(dimension, trial["values"][path]) for trial in chosen],
+            [trial["score"] for trial in chosen],
+            "o",
+            label=label,
+            **style,
         )
-    axes.axvline(_x(dimension, report["recipe"][path]), color=_RECIPE, linestyle="--", linewidth=1.4, label="recipe")
+    axes.axvline(
+        _x(dimension, report["recipe"][path]), color=_RECIPE, linestyle="--", linewidth=1.4, label="recipe"
+    )
     if report["winner"]["name"] != "recipe":
-        axes.axvline(_x(dimension, report["winner"]["values"][path]), color=_BEST, linewidth=1.4, label="winner")
+        axes.axvline(
+            _x(dimension, report["winner"]["values"][path]), color=_BEST, linewidth=1.4, label="winner"
+        )
     if names:
         axes.set_xticks(range(len(names)), names)
     elif logarithmic(dimension):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    finished = [trial["score"] for trial in trials if trial["state"] == "finished"] or [trial["score"] for trial in trials]
+    finished = [trial["score"] for trial in trials if trial["state"] == "finished"] or [
+        trial["score"] for trial in trials
+    ]
     _zoom(axes, finished, [trial["score"] for trial in trials])
     axes.set(xlabel=short(path), ylabel=label_of(report))
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
@@ -160,8 +187,20 @@ def finalists(report: Record) -> Figure:
     rows = report["finalists"][::-1]
     figure, axes = _in_rows(len(rows))
     for number, row in enumerate(rows):
-        colour = _RECIPE if row["name"] == "recipe" else _BEST if row["name"] == report["winner"]["name"] else ACCENT
-        axes.plot([run["test_mae"] for run in row["runs"]], [number] * len(row["runs"]), "o", color=colour, alpha=0.75)
+        colour = (
+            _RECIPE
+            if row["name"] == "recipe"
+            else _BEST
+            if row["name"] == report["winner"]["name"]
+            else ACCENT
+        )
+        axes.plot(
+            [run["test_mae"] for run in row["runs"]],
+            [number] * len(row["runs"]),
+            "o",
+            color=colour,
+            alpha=0.75,
+        )
         axes.plot([row["test_mae"]] * 2, [number - 0.28, number + 0.28], color=INK, linewidth=2)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -184,7 +223,11 @@ def differences(report: Record) -> Figure:
 
 def label_of(report: Record) -> str:
     """What a score is, for an axis."""
-    return "MAE on the validation faces (years)" if report["tune"]["metric"] == "val_mae" else report["tune"]["metric"]
+    return (
+        "MAE on the validation faces (years)"
+        if report["tune"]["metric"] == "val_mae"
+        else report["tune"]["metric"]
+    )
 
 
 def logarithmic(dimension: Record) -> bool:
@@ -195,11 +238,19 @@ def logarithmic(dimension: Record) -> bool:
 def place(dimension: Record, value: Any) -> float:
     """Where a value lies in its range, 0 to 1."""
     if dimension["kind"] == "choice":
-        return dimension["values"].index(value) / (len(dimension["values"]) - 1) if value in dimension["values"] else math.nan
+        return (
+            dimension["values"].index(value) / (len(dimension["values"]) - 1)
+            if value in dimension["values"]
+            else math.nan
+        )
     if not isinstance(value, int | float):
         return math.nan  # the recipe has none
     scale = math.log if logarithmic(dimension) else float
-    return _share(scale(value), scale(dimension["low"]), scale(dimension["high"])) if not logarithmic(dimension) or value > 0 else math.nan
+    return (
+        _share(scale(value), scale(dimension["low"]), scale(dimension["high"]))
+        if not logarithmic(dimension) or value > 0
+        else math.nan
+    )
 
 
 def ticks(dimension: Record) -> list[tuple[float, str]]:

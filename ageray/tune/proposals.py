@@ -21,7 +21,9 @@ from ageray.tune.trials import Trial
 _FEWEST = 8  # trials from which an importance says something
 
 
-def propose(space: Space, number: int, tried: Iterable[Trial], running: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+def propose(
+    space: Space, number: int, tried: Iterable[Trial], running: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
     """The values of trial `number`: the recipe's own for trial 0 where the ranges hold them, else what TPE says.
 
     They follow from the space, `tune.seed`, the number, what was tried and what runs alone: a search that goes on after a kill proposes
@@ -34,10 +36,17 @@ def propose(space: Space, number: int, tried: Iterable[Trial], running: Iterable
     seed = int(np.random.SeedSequence([tune.seed, number]).generate_state(1)[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # multivariate, constant_liar
-        sampler = TPESampler(seed=seed, n_startup_trials=tune.startup, multivariate=True, constant_liar=bool(running))
+        sampler = TPESampler(
+            seed=seed, n_startup_trials=tune.startup, multivariate=True, constant_liar=bool(running)
+        )
     study = _study(sampler)
     study.add_trials([_told(trial, distributions) for trial in sorted(tried, key=lambda trial: trial.number)])
-    study.add_trials([create_trial(state=TrialState.RUNNING, params=dict(values), distributions=distributions) for values in running])
+    study.add_trials(
+        [
+            create_trial(state=TrialState.RUNNING, params=dict(values), distributions=distributions)
+            for values in running
+        ]
+    )
     found = study.ask(distributions).params
     return {path: rounded(dimension, found[path]) for path, dimension in space.ranges.items()}
 
@@ -63,10 +72,18 @@ def _study(sampler: TPESampler | None = None) -> optuna.Study:
 
 def _told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
     """A trial as Optuna knows it: pruned with its curve where it was stopped early, failed where it has no score."""
-    state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}[trial.state]
+    state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}[
+        trial.state
+    ]
     curve = dict(enumerate(trial.curve, 1)) if trial.state == "stopped" else {}
     value = trial.score if trial.state == "finished" else None
-    return create_trial(state=state, value=value, params=dict(trial.values), distributions=distributions, intermediate_values=curve)
+    return create_trial(
+        state=state,
+        value=value,
+        params=dict(trial.values),
+        distributions=distributions,
+        intermediate_values=curve,
+    )
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

@@ -51,7 +51,10 @@ def report(
         "epochs": sum(stage.epochs for stage in experiment.train.stages),
         "space": {path: dimension.model_dump(mode="json") for path, dimension in space.ranges.items()},
         "recipe": space.defaults,
-        "trials": [{**dataclasses.asdict(trial), "score": trial.score, "curve": trial.curve} for trial in _sorted(tried)],
+        "trials": [
+            {**dataclasses.asdict(trial), "score": trial.score, "curve": trial.curve}
+            for trial in _sorted(tried)
+        ],
         "importance": _importance(space, tried),
         "finalists": found.finalists(),
         "comparisons": found.comparisons(),
@@ -70,8 +73,14 @@ def _importance(space: Space, tried: Sequence[Trial]) -> list[Record]:
     """At the first rung, which every trial has reached and where all are alike, and at the end, for those that got there."""
     rung = space.tune.asha.grace_epochs
     stages = {
-        f"after epoch {rung}": [(trial.values, trial.curve[rung - 1]) for trial in tried if len(trial.curve) >= rung],
-        "at the end": [(trial.values, trial.score) for trial in tried if trial.state == "finished" and trial.score is not None],
+        f"after epoch {rung}": [
+            (trial.values, trial.curve[rung - 1]) for trial in tried if len(trial.curve) >= rung
+        ],
+        "at the end": [
+            (trial.values, trial.score)
+            for trial in tried
+            if trial.state == "finished" and trial.score is not None
+        ],
     }
     if not space.tune.asha.enabled:
         del stages[f"after epoch {rung}"]
@@ -83,7 +92,13 @@ class _Finalists:
     """The contenders' runs, on the same faces."""
 
     def __init__(
-        self, labelled: pa.Table, held: FaceCache, fold: Fold, metric: str, chosen: Sequence[Contender], runs: dict[str, list[Run]]
+        self,
+        labelled: pa.Table,
+        held: FaceCache,
+        fold: Fold,
+        metric: str,
+        chosen: Sequence[Contender],
+        runs: dict[str, list[Run]],
     ) -> None:
         self._chosen, self._runs, self._metric, self._val = chosen, runs, metric, len(fold.val)
         self._age = np.asarray(held.column("age", fold.test), np.float64)
@@ -102,9 +117,20 @@ class _Finalists:
             tested = [metrics.mean_absolute_error(self._age, said) for said in self._said(one)]
             runs = self._runs[one.name]
             scores = [run.best(self._metric) for run in runs]
-            each = [{"seed": run.seed, "score": score, "test_mae": mae} for run, score, mae in zip(runs, scores, tested, strict=True)]
+            each = [
+                {"seed": run.seed, "score": score, "test_mae": mae}
+                for run, score, mae in zip(runs, scores, tested, strict=True)
+            ]
             means = {"score": float(np.mean(scores)), "test_mae": float(np.mean(tested))}
-            made.append({"name": one.name, "values": one.values, "runs": each, **means, "deviation": float(np.std(tested, ddof=1))})
+            made.append(
+                {
+                    "name": one.name,
+                    "values": one.values,
+                    "runs": each,
+                    **means,
+                    "deviation": float(np.std(tested, ddof=1)),
+                }
+            )
         return made
 
     def comparisons(self) -> list[Record]:
@@ -123,8 +149,17 @@ class _Finalists:
         best = min(self._chosen, key=lambda one: winner.mean_score(self._runs[one.name], self._metric))
         run = winner.closest(self._runs[best.name], self._metric)
         test = float(np.abs(run.ages["predicted"][self._val :] - self._age).mean())
-        return {"name": best.name, "values": best.values, "train_seed": run.seed, "trials": trials, "search_seed": seed, "test_mae": test}
+        return {
+            "name": best.name,
+            "values": best.values,
+            "train_seed": run.seed,
+            "trials": trials,
+            "search_seed": seed,
+            "test_mae": test,
+        }
 
     def seconds(self) -> float:
         """Of all trainings together."""
-        return float(sum(record["seconds"] for runs in self._runs.values() for run in runs for record in run.log))
+        return float(
+            sum(record["seconds"] for runs in self._runs.values() for run in runs for record in run.log)
+        )

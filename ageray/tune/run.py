@@ -62,7 +62,9 @@ def make(written: ParsedConfig, out: str | None = None, resume: bool = False) ->
 def _faces(space: Space) -> tuple[pa.Table, Split]:
     experiment = space.written.experiment
     if experiment.data.shards is None:
-        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+        )
     if experiment.scale.workers != 1:
         raise UserError(
             f"scale.workers={experiment.scale.workers}: a trial trains on one worker; set scale.workers=1 and raise tune.at_once"
@@ -77,7 +79,9 @@ def _faces(space: Space) -> tuple[pa.Table, Split]:
     split = protocols.split(labelled, experiment.protocol)
     for part, why in (("val", "trials are judged by them"), ("test", "finalists are compared on them")):
         if not split.parts[part]:
-            raise UserError(f"protocol.{part}: leaves no {part} faces, and {why}; raise it, or set protocol.name=subject_exclusive")
+            raise UserError(
+                f"protocol.{part}: leaves no {part} faces, and {why}; raise it, or set protocol.name=subject_exclusive"
+            )
     if len(split.parts["train"]) < experiment.train.batch_size:
         raise UserError(
             f"train.batch_size={experiment.train.batch_size}: there are only {len(split.parts['train'])} training faces; lower it or add faces"
@@ -93,23 +97,42 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     """
     space, file = plan.space, plan.file
     experiment, settings = space.written.experiment, space.tune
-    share = share_out(experiment.scale.model_copy(update={"fold_workers": settings.at_once or experiment.scale.fold_workers}))
+    share = share_out(
+        experiment.scale.model_copy(
+            update={"fold_workers": settings.at_once or experiment.scale.fold_workers}
+        )
+    )
     tried = file.read()
     held = hold(experiment, plan.labelled)
     remembered = _remember(space, held, share)
     fold = Fold("search", **held.rows(plan.split.parts))
     at_once = share._asdict()
-    show({"kind": "start", "done": len(tried), "total": settings.trials, "frozen_body": remembered, **at_once, "notes": space.notes})
+    show(
+        {
+            "kind": "start",
+            "done": len(tried),
+            "total": settings.trials,
+            "frozen_body": remembered,
+            **at_once,
+            "notes": space.notes,
+        }
+    )
     tuner.run(space, held.columns, fold, share, file, tried, show)
     if not any(trial.score is not None for trial in tried):
-        reason = tried[0].reason if tried else f"tune.minutes={settings.minutes:g} is over before the first ended; raise it"
+        reason = (
+            tried[0].reason
+            if tried
+            else f"tune.minutes={settings.minutes:g} is over before the first ended; raise it"
+        )
         raise UserError(f"no trial came to an end: {reason}")
     chosen = contenders(space, tried)
     runs = retrain(space, chosen, held.columns, fold, share, file, show)
     found = results.report(plan.labelled, plan.split, held, fold, space, tried, chosen, runs)
     best = next(one for one in chosen if one.name == found["winner"]["name"])
     run = winner.closest(runs[best.name], settings.metric)
-    winner.save(file.folder, space, best.values, run, held.column("age", fold.val), found["training"], found["winner"])
+    winner.save(
+        file.folder, space, best.values, run, held.column("age", fold.val), found["training"], found["winner"]
+    )
     search_report(file.folder, found)
     storage.write_text(storage.join(file.folder, REPORT), json.dumps(found, indent=1) + "\n")
     return found
@@ -119,9 +142,18 @@ def _remember(space: Space, held: FaceCache, share: Share) -> bool:
     """Puts features in the place of pixels where no trial moves or changes the body; whether it did."""
     experiment = space.written.experiment
     changes = [
-        path for path in space.ranges if path.startswith(("model.", "train.augment.", "train.precision")) or path.endswith("body_lr")
+        path
+        for path in space.ranges
+        if path.startswith(("model.", "train.augment.", "train.precision")) or path.endswith("body_lr")
     ]
-    harmless = ("model.dropout", "model.decode.", "model.embedding", "model.ages.", "model.classifier", "train.augment.flip")
+    harmless = (
+        "model.dropout",
+        "model.decode.",
+        "model.embedding",
+        "model.ages.",
+        "model.classifier",
+        "train.augment.flip",
+    )
     if any(not path.startswith(harmless) for path in changes):
         return False
     return remember(experiment, build(experiment.model, pretrained=False), held, share)

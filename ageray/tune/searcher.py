@@ -32,16 +32,27 @@ class Proposer(Searcher):
 
     Tune's own OptunaSearch resumes from a pickle and starts its random numbers anew; this one is a function of the finished trials."""
 
-    def __init__(self, space: Space, tried: list[Trial], ended: Callable[[Trial], None], clock: Callable[[], float], show: Show) -> None:
+    def __init__(
+        self,
+        space: Space,
+        tried: list[Trial],
+        ended: Callable[[Trial], None],
+        clock: Callable[[], float],
+        show: Show,
+    ) -> None:
         super().__init__(metric=SCORE, mode="min")
         self._space, self._tried, self._ended, self._clock, self._show = space, tried, ended, clock, show
         self._running: dict[str, _Running] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next number that has no trial, its values and the experiment with them."""
-        taken = {trial.number for trial in self._tried} | {running.number for running in self._running.values()}
+        taken = {trial.number for trial in self._tried} | {
+            running.number for running in self._running.values()
+        }
         number = next(number for number in range(len(taken) + 1) if number not in taken)
-        values = propose(self._space, number, self._tried, [running.values for running in self._running.values()])
+        values = propose(
+            self._space, number, self._tried, [running.values for running in self._running.values()]
+        )
         self._running[trial_id] = _Running(number, values)
         return {"number": number, "experiment": self._space.experiment(values).model_dump_json()}
 
@@ -49,15 +60,27 @@ class Proposer(Searcher):
         """An epoch after which the trial goes on."""
         self._hear(self._running[trial_id], result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         """The end: by itself, by successive halving, or because its process died."""
         running = self._running.pop(trial_id)
         reason = "its process died; see Ray's logs" if error else (result or {}).get(FAILED, "")
         if not reason and result is not None:
             self._hear(running, result)
         whole = bool(running.epochs) and running.epochs[-1]["epoch"] == running.epochs[-1]["epochs"]
-        state: Literal["finished", "stopped", "failed"] = "failed" if reason else "finished" if whole else "stopped"
-        trial = Trial(running.number, running.values, state, running.epochs, self._space.tune.metric, self._clock(), reason)
+        state: Literal["finished", "stopped", "failed"] = (
+            "failed" if reason else "finished" if whole else "stopped"
+        )
+        trial = Trial(
+            running.number,
+            running.values,
+            state,
+            running.epochs,
+            self._space.tune.metric,
+            self._clock(),
+            reason,
+        )
         self._tried.append(trial)
         self._ended(trial)
 
@@ -85,7 +108,10 @@ def replay(scheduler: TrialScheduler, tried: list[Trial]) -> None:
         stand_in: Any = SimpleNamespace(trial_id=f"before-{trial.number}")
         nobody: Any = None
         scheduler.on_trial_add(nobody, stand_in)
-        results = [{"epoch": record["epoch"], SCORE: score} for record, score in zip(trial.epochs, trial.curve, strict=True)]
+        results = [
+            {"epoch": record["epoch"], SCORE: score}
+            for record, score in zip(trial.epochs, trial.curve, strict=True)
+        ]
         for result in results[:-1]:
             scheduler.on_trial_result(nobody, stand_in, result)
         scheduler.on_trial_complete(nobody, stand_in, results[-1] if results else {})

@@ -17,7 +17,9 @@ from ageray.experiment import Experiment, Tune
 from ageray.experiment.tune import Choice, Dimension, Int
 from ageray.train.plan import check_model
 
-_FIXED = re.compile(r"(align|data|protocol|scale|tune)(\..*)?|train\.(seed|calibrate|stages\.\d+\.(epochs|shards|name))")
+_FIXED = re.compile(
+    r"(align|data|protocol|scale|tune)(\..*)?|train\.(seed|calibrate|stages\.\d+\.(epochs|shards|name))"
+)
 _MOST_CORNERS = 1024
 _DIGITS = 4  # significant ones of a number that is proposed
 
@@ -66,11 +68,15 @@ def check(written: ParsedConfig) -> Space:
             notes.append(f"{path} is not searched: {wrong}")
         elif wrong:
             place = written.root.nearest(("tune", "space", path)).place
-            problems.append(str(Problem(place, (), f"{path}: {wrong}{'; or mark it optional: true' if unused else ''}")))
+            problems.append(
+                str(Problem(place, (), f"{path}: {wrong}{'; or mark it optional: true' if unused else ''}"))
+            )
         else:
             kept[path] = dimension
     if problems:
-        raise UserError(problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems]))
+        raise UserError(
+            problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
+        )
     if not kept:
         raise UserError(f"tune.space: nothing is left to search; {'; '.join(notes)}")
     space = Space(written, kept, {path: leaves[path] for path in kept}, notes)
@@ -82,7 +88,9 @@ def check(written: ParsedConfig) -> Space:
 def nearest(path: str, used: list[str], others: list[str]) -> str | None:
     """The path that was probably meant: the nearest with the same last key, of those in use if there is one, else the nearest of all."""
     last, known = path.rpartition(".")[2], [*used, *others]
-    same = [other for other in used if other.rpartition(".")[2] == last] or [other for other in others if other.rpartition(".")[2] == last]
+    same = [other for other in used if other.rpartition(".")[2] == last] or [
+        other for other in others if other.rpartition(".")[2] == last
+    ]
     near = get_close_matches(path, same or known, n=1, cutoff=0.0 if same else 0.6)
     return near[0] if near else None
 
@@ -97,7 +105,9 @@ def _trouble(path: str, leaves: Values) -> tuple[str, bool]:
         return "", False
     if inside := [leaf for leaf in leaves if leaf.startswith(path + ".")]:
         return f"is a group of settings; name one, e.g. {inside[0]}", False
-    if (schemas and keys[0] in leaves) or (schemas and any(leaf.startswith(f"{keys[0]}.") for leaf in leaves)):
+    if (schemas and keys[0] in leaves) or (
+        schemas and any(leaf.startswith(f"{keys[0]}.") for leaf in leaves)
+    ):
         return _unused(path, leaves)
     near = nearest(path, [leaf for leaf in leaves if not _FIXED.fullmatch(leaf)], list(_loss_paths()))
     return f"no such setting{f'; did you mean {near!r}?' if near else ''}", False
@@ -107,7 +117,12 @@ def _unused(path: str, leaves: Values) -> tuple[str, bool]:
     section, name = path.split(".")[:2]
     if section == "loss":
         return f"loss.{name} is off in this experiment; turn it on (loss.{name}={{}})", True
-    return f"model '{leaves['model.name']}' has no such setting" if section == "model" else "this experiment has no such setting", True
+    return (
+        f"model '{leaves['model.name']}' has no such setting"
+        if section == "model"
+        else "this experiment has no such setting",
+        True,
+    )
 
 
 def _loss_paths() -> Iterator[str]:
@@ -123,7 +138,15 @@ def _check_metric(space: Space, metric: str) -> None:
     if metric not in known:
         near = get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(str(Problem(place, ("tune", "metric"), f"{metric!r} is never reported{hint} (reported: {', '.join(known)})")))
+        raise UserError(
+            str(
+                Problem(
+                    place,
+                    ("tune", "metric"),
+                    f"{metric!r} is never reported{hint} (reported: {', '.join(known)})",
+                )
+            )
+        )
     searched = next((path for path in space.ranges if path.startswith("loss.")), None)
     if metric != "val_mae" and searched:
         wrong = f"{metric} is another quantity in each trial where {searched} is searched; use val_mae"

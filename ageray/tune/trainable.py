@@ -50,7 +50,12 @@ class Trainable(tune.Trainable):
         except torch.cuda.OutOfMemoryError:
             return self._failed("out of GPU memory; lower tune.at_once or train.batch_size")
         self._best = min(self._best, record[self._metric])
-        return {EPOCH: record["epoch"], SCORE: self._best, RECORD: json.dumps(record), "done": record["epoch"] == record["epochs"]}
+        return {
+            EPOCH: record["epoch"],
+            SCORE: self._best,
+            RECORD: json.dumps(record),
+            "done": record["epoch"] == record["epochs"],
+        }
 
     def _failed(self, reason: str) -> dict[str, Any]:
         # a score that is no number is compared with none

@@ -68,11 +68,17 @@ class TrialFile:
         settings, searched = storage.join(folder, CONFIG), storage.join(folder, TUNE)
         if storage.exists(searched) and storage.exists(settings):
             if not resume:
-                raise UserError(f"{folder}: holds a search; add --resume to go on with it, or give another folder with --out")
+                raise UserError(
+                    f"{folder}: holds a search; add --resume to go on with it, or give another folder with --out"
+                )
             before = config.loads(storage.read_text(settings), settings)
-            wrong = difference(before, experiment) or _other(json.loads(storage.read_text(searched)), experiment.tune)
+            wrong = difference(before, experiment) or _other(
+                json.loads(storage.read_text(searched)), experiment.tune
+            )
             if wrong is not None:
-                raise UserError(f"{folder}: holds a search of other settings ({wrong}); give another folder with --out")
+                raise UserError(
+                    f"{folder}: holds a search of other settings ({wrong}); give another folder with --out"
+                )
         storage.make_folder(folder)
         storage.write_text(settings, config.dump(experiment))
         storage.write_text(searched, experiment.tune.model_dump_json(indent=1) + "\n")
@@ -93,9 +99,13 @@ class TrialFile:
                 found = json.loads(text)
                 identity, trial = found.pop("identity"), Trial(**found)
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise UserError(f"{self.place}:{line}: not the record of a trial; remove this line, and it is tried again") from None
+                raise UserError(
+                    f"{self.place}:{line}: not the record of a trial; remove this line, and it is tried again"
+                ) from None
             if identity != self.identity:
-                raise UserError(f"{self.place}:{line}: a trial on other faces (shards or model.weights have changed); give another folder")
+                raise UserError(
+                    f"{self.place}:{line}: a trial on other faces (shards or model.weights have changed); give another folder"
+                )
             trials.append(trial)
         return trials
 
@@ -115,8 +125,13 @@ def search_digest(experiment: Experiment) -> str:
 def _other(there: dict[str, Any], here: Tune) -> str | None:
     """The first setting in which a search differs from the one begun, with both values."""
     one, other = (
-        {name: value for name, value in each.items() if name not in _MAY_CHANGE} for each in (there, here.model_dump(mode="json"))
+        {name: value for name, value in each.items() if name not in _MAY_CHANGE}
+        for each in (there, here.model_dump(mode="json"))
     )
     one, other = flat(one), flat(other)
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return f"tune.{names[0]}: {json.dumps(one.get(names[0]))} there, {json.dumps(other.get(names[0]))} here" if names else None
+    return (
+        f"tune.{names[0]}: {json.dumps(one.get(names[0]))} there, {json.dumps(other.get(names[0]))} here"
+        if names
+        else None
+    )

@@ -30,12 +30,18 @@ _QUIET = {
 }
 
 
-def run(space: Space, faces: Any, fold: Fold, share: Share, file: TrialFile, tried: list[Trial], show: Show) -> None:
+def run(
+    space: Space, faces: Any, fold: Fold, share: Share, file: TrialFile, tried: list[Trial], show: Show
+) -> None:
     """Tries until `tune.trials` have ended or the time is used up; each that ends is in `file` and in `tried` before the next is proposed.
 
     faces: reference to columns in the object store.
     """
-    settings, before, started = space.tune, max((trial.clock for trial in tried), default=0.0), time.monotonic()
+    settings, before, started = (
+        space.tune,
+        max((trial.clock for trial in tried), default=0.0),
+        time.monotonic(),
+    )
     left = settings.trials - len(tried)
     seconds = 60 * settings.minutes - before if settings.minutes else None
     if left <= 0 or (seconds is not None and seconds <= 0):
@@ -46,9 +52,20 @@ def run(space: Space, faces: Any, fold: Fold, share: Share, file: TrialFile, tri
 
     def ended(trial: Trial) -> None:
         file.write(tried)
-        show({"kind": "trial", "trial": trial, "done": len(tried), "total": settings.trials, "clock": clock()})
+        show(
+            {"kind": "trial", "trial": trial, "done": len(tried), "total": settings.trials, "clock": clock()}
+        )
 
-    _fit(space, faces, fold, share, Proposer(space, tried, ended, clock, show), _scheduler(space, tried), left, seconds)
+    _fit(
+        space,
+        faces,
+        fold,
+        share,
+        Proposer(space, tried, ended, clock, show),
+        _scheduler(space, tried),
+        left,
+        seconds,
+    )
 
 
 def _fit(
@@ -80,7 +97,10 @@ def _fit(
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
-                name="search", storage_path=folder, verbose=0, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)
+                name="search",
+                storage_path=folder,
+                verbose=0,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         )
         tuner.fit()
@@ -90,6 +110,8 @@ def _scheduler(space: Space, tried: list[Trial]) -> TrialScheduler:
     asha, epochs = space.tune.asha, sum(stage.epochs for stage in space.written.experiment.train.stages)
     if not asha.enabled or asha.grace_epochs >= epochs:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    made = ASHAScheduler("epoch", SCORE, "min", max_t=epochs, grace_period=asha.grace_epochs, reduction_factor=asha.reduction)
+    made = ASHAScheduler(
+        "epoch", SCORE, "min", max_t=epochs, grace_period=asha.grace_epochs, reduction_factor=asha.reduction
+    )
     replay(made, tried)
     return made

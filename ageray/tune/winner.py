@@ -14,7 +14,15 @@ from ageray.tune.finalists import AGES, Run
 from ageray.tune.space import Space
 
 
-def save(folder: str, space: Space, values: dict[str, Any], run: Run, true: Any, facts: dict[str, Any], about: dict[str, Any]) -> None:
+def save(
+    folder: str,
+    space: Space,
+    values: dict[str, Any],
+    run: Run,
+    true: Any,
+    facts: dict[str, Any],
+    about: dict[str, Any],
+) -> None:
     """Writes `folder/bundle` of one run. true: ages (V,) of the validation faces. facts: of the training faces, for the card; about: what the card
     says of the search."""
     made = space.experiment(values)
@@ -28,13 +36,26 @@ def save(folder: str, space: Space, values: dict[str, Any], run: Run, true: Any,
     gallery = _part(run, "gallery.")
     predicted, low, high = (run.ages[name][: len(true)] for name in AGES)
     validation = metrics.summary(true, predicted, low, high, facts["train_ages"]["median"])
-    card = {"model": experiment.model.name, "training": facts, "epochs": len(run.log), "calibration": run.calibration.to_card()}
+    card = {
+        "model": experiment.model.name,
+        "training": facts,
+        "epochs": len(run.log),
+        "calibration": run.calibration.to_card(),
+    }
     card |= {"validation": validation, "search": about}
-    bundle.save(storage.join(folder, bundle.IN_RUN), network, _plain(experiment), card, Gallery.from_tensors(gallery) if gallery else None)
+    bundle.save(
+        storage.join(folder, bundle.IN_RUN),
+        network,
+        _plain(experiment),
+        card,
+        Gallery.from_tensors(gallery) if gallery else None,
+    )
 
 
 def _part(run: Run, prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): tensor for name, tensor in run.tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): tensor for name, tensor in run.tensors.items() if name.startswith(prefix)
+    }
 
 
 def _plain(experiment: Experiment) -> Experiment:

@@ -60,13 +60,22 @@ class EpochTable:
             self._task = self._progress.add_task("", rate=0.0, left="")
         done = record["epoch"] * record["steps"] + record["step"]
         images_a_step = record["images_s"] * record["seconds"] / max(1, record["step"])
-        remaining = (record["epochs"] * record["steps"] - done) * images_a_step / max(1e-9, record["images_s"])
+        remaining = (
+            (record["epochs"] * record["steps"] - done) * images_a_step / max(1e-9, record["images_s"])
+        )
         name = f"epoch {record['epoch'] + 1}/{record['epochs']}"
         if self._progress.disable:
-            self._line(f"{name}  step {record['step']}/{record['steps']}  {record['images_s']:.0f} images/s  {clock(remaining)} left")
+            self._line(
+                f"{name}  step {record['step']}/{record['steps']}  {record['images_s']:.0f} images/s  {clock(remaining)} left"
+            )
             return
         self._progress.update(
-            self._task, description=name, completed=record["step"], total=record["steps"], rate=record["images_s"], left=clock(remaining)
+            self._task,
+            description=name,
+            completed=record["step"],
+            total=record["steps"],
+            rate=record["images_s"],
+            left=clock(remaining),
         )
 
     def _line(self, text: str) -> None:

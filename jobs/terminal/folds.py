@@ -9,7 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from jobs.terminal.epochs import clock
 
-_HEADER = f"{'folds':>9}  {'fold':<12}  {'faces':>6}  {'MAE':>7}  {'MAE so far':>10}  {'seconds':>8}  {'left':>8}"
+_HEADER = (
+    f"{'folds':>9}  {'fold':<12}  {'faces':>6}  {'MAE':>7}  {'MAE so far':>10}  {'seconds':>8}  {'left':>8}"
+)
 
 
 class FoldProgress:
@@ -46,7 +48,11 @@ class FoldProgress:
 
     def _start(self, record: dict[str, Any]) -> None:
         self._progress.update(self._task, completed=record["done"], total=record["total"])
-        place = f"{record['gpus']:.2g} of a GPU" if record["gpus"] else f"{record['threads'] or 'all'} core{'s' * (record['threads'] != 1)}"
+        place = (
+            f"{record['gpus']:.2g} of a GPU"
+            if record["gpus"]
+            else f"{record['threads'] or 'all'} core{'s' * (record['threads'] != 1)}"
+        )
         text = f"{record['total']} folds, {record['folds']} at once, {place} each"
         if record["done"]:
             text += f"; {record['done']} were finished before"

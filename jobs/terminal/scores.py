@@ -43,7 +43,9 @@ class ScoreProgress:
         if not self._bar.disable:
             if self._task is None:
                 self._task = self._bar.add_task("")
-            self._bar.update(self._task, description=line(report), completed=report["done"], total=report["total"])
+            self._bar.update(
+                self._task, description=line(report), completed=report["done"], total=report["total"]
+            )
         elif self._live and now - self._printed >= _LINE_SECONDS:
             self._printed = now
             self._console.print(line(report), markup=False)

@@ -43,12 +43,24 @@ def table(rows: list[dict[str, object]], *, thumbnails: bool = True) -> pa.Table
     for row in rows:
         found = fingerprints(row["image"])  # type: ignore[arg-type]
         light = {name: value for name, value in row.items() if name != "image"}
-        made.append({**light, "digest": found.digest, "phash": found.phash, "thumbnail": found.thumbnail if thumbnails else None})
-    columns = {name: pa.array([row[name] for row in made], pa.uint64() if name == "phash" else None) for name in made[0]}
+        made.append(
+            {
+                **light,
+                "digest": found.digest,
+                "phash": found.phash,
+                "thumbnail": found.thumbnail if thumbnails else None,
+            }
+        )
+    columns = {
+        name: pa.array([row[name] for row in made], pa.uint64() if name == "phash" else None)
+        for name in made[0]
+    }
     return pa.table(columns)
 
 
-def sides(drawn: list[dict[str, object]], **planted: object) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+def sides(
+    drawn: list[dict[str, object]], **planted: object
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
     """Training and test rows; `planted` overwrites columns of the last test row."""
     test = [dict(drawn[k]) for k in TEST]
     test[-1] |= planted
@@ -69,9 +81,23 @@ def test_a_clean_split_is_called_clean(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn)
     found = audit(table(train), table(test))
     assert found.images == {"train": 30, "test": 12}
-    assert found.subjects == {"train": 30, "unknown_train": 0, "test": 12, "unknown_test": 0, "shared": 0, "share": 0.0}
+    assert found.subjects == {
+        "train": 30,
+        "unknown_train": 0,
+        "test": 12,
+        "unknown_test": 0,
+        "shared": 0,
+        "share": 0.0,
+    }
     assert found.byte_identical == {"across": 0, "share": 0.0, "train": 0, "test": 0}
-    assert found.near_identical == {"across": 0, "share": 0.0, "train": 0, "test": 0, "confirmed": True, "examples": []}
+    assert found.near_identical == {
+        "across": 0,
+        "share": 0.0,
+        "train": 0,
+        "test": 0,
+        "confirmed": True,
+        "examples": [],
+    }
     assert found.leaked == {"images": 0, "share": 0.0}
     assert found.conflicts["identical"] == {"groups": 0, "images": 0, "examples": []}
     assert found.conflicts["near"] == {"pairs": 0, "differ": 0, "mean_difference": None, "examples": []}
@@ -91,7 +117,11 @@ def test_a_person_on_both_sides_is_found(drawn: list[dict[str, object]]) -> None
 def test_a_byte_identical_image_is_found(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn, image=drawn[4]["image"], age=drawn[4]["age"])
     found = audit(table(train), table(test))
-    assert (found.byte_identical["across"], found.near_identical["across"], found.leaked["images"]) == (1, 1, 1)
+    assert (found.byte_identical["across"], found.near_identical["across"], found.leaked["images"]) == (
+        1,
+        1,
+        1,
+    )
     assert found.near_identical["examples"] == [("face-41", "face-04")]
     assert found.conflicts["identical"]["groups"] == 0
     assert "leak: 1 test images (8.3%) are byte-identical to a training image" in found.lines()
@@ -126,8 +156,16 @@ def test_copies_within_a_side_are_counted_apart(drawn: list[dict[str, object]]) 
     train, test = sides(drawn)
     train[3]["image"], train[9]["image"] = train[0]["image"], coded(picture(train[1]), quality=50)
     found = audit(table(train), table(test))
-    assert (found.byte_identical["train"], found.byte_identical["test"], found.byte_identical["across"]) == (2, 0, 0)
-    assert (found.near_identical["train"], found.near_identical["test"], found.near_identical["across"]) == (4, 0, 0)
+    assert (found.byte_identical["train"], found.byte_identical["test"], found.byte_identical["across"]) == (
+        2,
+        0,
+        0,
+    )
+    assert (found.near_identical["train"], found.near_identical["test"], found.near_identical["across"]) == (
+        4,
+        0,
+        0,
+    )
 
 
 def test_labels_that_contradict_each_other_are_found(drawn: list[dict[str, object]]) -> None:
@@ -136,23 +174,37 @@ def test_labels_that_contradict_each_other_are_found(drawn: list[dict[str, objec
     train[7] |= {"image": coded(picture(train[8]), quality=50), "age": 20.0}
     train[8]["age"] = 23.0
     found = audit(table(train), table(test))
-    assert found.conflicts["identical"] == {"groups": 1, "images": 2, "examples": [("face-04", 30.0, "face-41", 41.0)]}
+    assert found.conflicts["identical"] == {
+        "groups": 1,
+        "images": 2,
+        "examples": [("face-04", 30.0, "face-41", 41.0)],
+    }
     near = found.conflicts["near"]
     assert (near["pairs"], near["differ"], near["mean_difference"]) == (2, 2, pytest.approx((11 + 3) / 2))
-    assert sorted(near["examples"]) == [("face-04", 30.0, "face-41", 41.0), ("face-07", 20.0, "face-08", 23.0)]
+    assert sorted(near["examples"]) == [
+        ("face-04", 30.0, "face-41", 41.0),
+        ("face-07", 20.0, "face-08", 23.0),
+    ]
     assert "labels: 2 byte-identical images in 1 groups have different ages" in found.lines()
     assert "labels: 2 of 2 near-identical pairs have different ages, by 7.0 years on average" in found.lines()
 
 
 def test_oracle_and_floor_worked_by_hand() -> None:
-    train = pa.table({"key": list("abcde"), "age": [10.0, 20, 40, 60, None], "subject": ["p", "p", "q", None, "r"]})
-    test = pa.table({"key": list("vwxyz"), "age": [18.0, 44, 35, 10, None], "subject": ["p", "q", "new", None, "p"]})
+    train = pa.table(
+        {"key": list("abcde"), "age": [10.0, 20, 40, 60, None], "subject": ["p", "p", "q", None, "r"]}
+    )
+    test = pa.table(
+        {"key": list("vwxyz"), "age": [18.0, 44, 35, 10, None], "subject": ["p", "q", "new", None, "p"]}
+    )
     found = audit(train, test)
     # median of 10, 20, 40, 60 is 30; the subjects' means are p 15 and q 40
     assert found.constant == {"median": 30.0, "mae": pytest.approx((12 + 14 + 5 + 20) / 4)}
     assert found.oracle == {"mae": pytest.approx((3 + 4 + 5 + 20) / 4)}
     assert (found.subjects["shared"], found.subjects["share"]) == (3, 0.6)
-    assert found.ages == {"train": {"10-19": 1, "20-29": 1, "40-49": 1, "60-69": 1, "unknown": 1}, "test": found.ages["test"]}
+    assert found.ages == {
+        "train": {"10-19": 1, "20-29": 1, "40-49": 1, "60-69": 1, "unknown": 1},
+        "test": found.ages["test"],
+    }
     assert "leak: knowing only who it is (the subject's mean training age) has MAE 8.00" in found.lines()
 
 
@@ -165,7 +217,11 @@ def test_the_same_number_in_another_dataset_is_another_person() -> None:
 
 def test_what_a_table_does_not_tell_is_null_and_said() -> None:
     found = audit(pa.table({"key": ["a", "b"]}), pa.table({"key": ["c"]}))
-    assert (found.subjects["shared"], found.byte_identical["across"], found.near_identical["across"]) == (None, None, None)
+    assert (found.subjects["shared"], found.byte_identical["across"], found.near_identical["across"]) == (
+        None,
+        None,
+        None,
+    )
     assert (found.leaked["images"], found.oracle["mae"], found.constant["mae"]) == (None, None, None)
     assert "subjects are not known: the same person may be on both sides of the split" in found.lines()
     assert "no fingerprints: near-identical images were not looked for" in found.lines()
@@ -178,7 +234,9 @@ def test_images_that_have_no_fingerprint_are_passed_over(drawn: list[dict[str, o
     for name in ("digest", "phash", "thumbnail"):
         column = left.column(name).to_pylist()
         column[0] = None
-        left = left.set_column(left.schema.get_field_index(name), name, pa.array(column, left.schema.field(name).type))
+        left = left.set_column(
+            left.schema.get_field_index(name), name, pa.array(column, left.schema.field(name).type)
+        )
     found = audit(left, right)
     assert (found.byte_identical["across"], found.near_identical["across"]) == (1, 1)
     assert found.near_identical["examples"] == [("face-41", "face-04")]
@@ -232,22 +290,32 @@ def plain(searched: list[int], among: list[int], same: bool = False) -> list[int
 
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6)
-FLIPS = st.lists(st.tuples(st.integers(0, 5), st.sets(st.integers(0, 63), max_size=8)), min_size=1, max_size=25)
+FLIPS = st.lists(
+    st.tuples(st.integers(0, 5), st.sets(st.integers(0, 63), max_size=8)), min_size=1, max_size=25
+)
 
 
 @given(HASHES, FLIPS, st.integers(0, 24))
 @settings(max_examples=150, deadline=None)
-def test_the_search_equals_comparing_all_with_all(origins: list[int], flips: list[tuple[int, set[int]]], cut: int) -> None:
+def test_the_search_equals_comparing_all_with_all(
+    origins: list[int], flips: list[tuple[int, set[int]]], cut: int
+) -> None:
     hashes = [origins[which % len(origins)] ^ sum(1 << bit for bit in bits) for which, bits in flips]
     prints = Fingerprints(np.array(hashes, np.uint64))
     distance = [
-        (one ^ hashes[at]).bit_count() if at >= 0 else 64 for one, at in zip(hashes, near_duplicates.within(prints).tolist(), strict=True)
+        (one ^ hashes[at]).bit_count() if at >= 0 else 64
+        for one, at in zip(hashes, near_duplicates.within(prints).tolist(), strict=True)
     ]
-    wanted = [(one ^ hashes[at]).bit_count() if at >= 0 else 64 for one, at in zip(hashes, plain(hashes, hashes, True), strict=True)]
+    wanted = [
+        (one ^ hashes[at]).bit_count() if at >= 0 else 64
+        for one, at in zip(hashes, plain(hashes, hashes, True), strict=True)
+    ]
     assert distance == wanted
     assert all(at != row for row, at in enumerate(near_duplicates.within(prints).tolist()))
     mine, others = hashes[:cut], hashes[cut:]
-    found = near_duplicates.across(*(Fingerprints(np.array(part, np.uint64)) for part in (mine, others))).tolist()
+    found = near_duplicates.across(
+        *(Fingerprints(np.array(part, np.uint64)) for part in (mine, others))
+    ).tolist()
     assert [at >= 0 for at in found] == [at >= 0 for at in plain(mine, others)]
     for one, at, best in zip(mine, found, plain(mine, others), strict=True):
         assert at < 0 or (one ^ others[at]).bit_count() == (one ^ others[best]).bit_count()
@@ -259,7 +327,9 @@ def test_long_blocks_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> No
     whole = near_duplicates.within(Fingerprints(hashes)).tolist()
     monkeypatch.setattr(near_duplicates, "_CELLS", 500)
     assert near_duplicates.within(Fingerprints(hashes)).tolist() == whole
-    assert (np.array(whole) >= 0).sum() == sum(at >= 0 for at in plain(hashes.tolist(), hashes.tolist(), True))
+    assert (np.array(whole) >= 0).sum() == sum(
+        at >= 0 for at in plain(hashes.tolist(), hashes.tolist(), True)
+    )
 
 
 def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
@@ -272,7 +342,9 @@ def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
     assert (near_duplicates.within(Fingerprints(same)) >= 0).all()
     assert near_duplicates.within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
     flat = np.full((1, 256), 30, np.uint8)
-    assert near_duplicates.across(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [3]
+    assert near_duplicates.across(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [
+        3
+    ]
 
 
 def test_many_copies_of_one_picture_are_compared_once() -> None:

@@ -31,7 +31,9 @@ def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
         ([FOUR], {"score_workers": 6, "cpus_per_worker": 0.5, "threads": 3}, ActorPool(6, 0.5, 0, 3)),
     ],
 )
-def test_share_out(nodes: list[dict[str, float]], scale: dict[str, Any], team: ActorPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_share_out(
+    nodes: list[dict[str, float]], scale: dict[str, Any], team: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster(monkeypatch, *nodes)
     assert share_out(Scale(**scale)) == team
 
@@ -46,7 +48,9 @@ def test_share_out(nodes: list[dict[str, float]], scale: dict[str, Any], team: A
         ([{"CPU": 2.0, "GPU": 4.0}, BIG], {"score_workers": 4}, "and a GPU each do not fit"),
     ],
 )
-def test_what_could_never_run(nodes: list[dict[str, float]], scale: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_could_never_run(
+    nodes: list[dict[str, float]], scale: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster(monkeypatch, *nodes)
     with pytest.raises(UserError) as caught:
         share_out(Scale(**scale))
@@ -55,7 +59,10 @@ def test_what_could_never_run(nodes: list[dict[str, float]], scale: dict[str, An
 
 
 def test_describe() -> None:
-    assert describe(ActorPool(1, 1, 0, 0), 64, 32) == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
+    assert (
+        describe(ActorPool(1, 1, 0, 0), 64, 32)
+        == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
+    )
     assert describe(ActorPool(2, 1, 1, 1), 256, 32).startswith("2 actors on a GPU each, 256 faces a batch")
 
 

@@ -59,6 +59,8 @@ def test_reading_ahead_of_a_model_that_is_not_ready(limited: bool, ray_local: No
     assert sum(used) == BLOCKS
     if limited:
         cpus = ray.cluster_resources()["CPU"]  # type: ignore[no-untyped-call]
-        assert waiting <= 4 * cpus + 2 * cpus < BLOCKS / 2  # four rounds, and what was under way on either side
+        assert (
+            waiting <= 4 * cpus + 2 * cpus < BLOCKS / 2
+        )  # four rounds, and what was under way on either side
     else:
         assert waiting == BLOCKS  # a store has room for them all

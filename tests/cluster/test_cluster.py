@@ -43,20 +43,35 @@ def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[Non
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "https://ray.example.org"])
-def test_an_address_for_jobs_is_answered_with_the_command_to_give(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_for_jobs_is_answered_with_the_command_to_give(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(sys, "orig_argv", ["/venv/bin/python", "-m", "jobs.score", "s3://b/some photos", "--out", "s3://b/out"])
+    monkeypatch.setattr(
+        sys,
+        "orig_argv",
+        ["/venv/bin/python", "-m", "jobs.score", "s3://b/some photos", "--out", "s3://b/out"],
+    )
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
         cluster.connect(Scale())
     command = f"ray job submit --address {address} --working-dir . -- python -m jobs.score 's3://b/some photos' --out s3://b/out"
-    assert str(caught.value) == f"RAY_ADDRESS={address}: takes jobs and cannot be joined; submit the command: {command}"
+    assert (
+        str(caught.value)
+        == f"RAY_ADDRESS={address}: takes jobs and cannot be joined; submit the command: {command}"
+    )
 
 
 @pytest.mark.parametrize(
-    ("said", "error"), [("The current node timed out during startup. This could happen.", UserError), ("anything else", RuntimeError)]
+    ("said", "error"),
+    [
+        ("The current node timed out during startup. This could happen.", UserError),
+        ("anything else", RuntimeError),
+    ],
 )
-def test_a_start_that_takes_too_long_is_told(said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_takes_too_long_is_told(
+    said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tries = 0
 
     def late(**_: object) -> None:
@@ -70,7 +85,9 @@ def test_a_start_that_takes_too_long_is_told(said: str, error: type[Exception], 
     with pytest.raises(error) as caught:
         cluster.connect(Scale())
     assert "\n" not in str(caught.value)
-    assert error is RuntimeError or str(caught.value).startswith("Ray did not start within its 30 seconds, twice (")
+    assert error is RuntimeError or str(caught.value).startswith(
+        "Ray did not start within its 30 seconds, twice ("
+    )
     assert tries == (1 if error is RuntimeError else 2)
 
 
@@ -101,9 +118,17 @@ print(len(late) > 1, ray.get(ray.remote(lambda: 7).remote()))
 
 
 def test_a_start_that_takes_too_long_is_tried_again_beside_what_is_left_of_it(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     ended = subprocess.run(
-        [sys.executable, "-c", LATE_ONCE], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", LATE_ONCE],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.splitlines()[-1] == "True 7"
@@ -112,7 +137,9 @@ def test_a_start_that_takes_too_long_is_tried_again_beside_what_is_left_of_it(tm
 def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    with pytest.raises(UserError, match=r"Ray Client cannot carry these commands.*ray job submit --address http://HEAD:8265") as caught:
+    with pytest.raises(
+        UserError, match=r"Ray Client cannot carry these commands.*ray job submit --address http://HEAD:8265"
+    ) as caught:
         cluster.connect(Scale())
     assert "\n" not in str(caught.value)
 
@@ -130,10 +157,30 @@ def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("workers", "needs", "beside", "text"),
     [
-        (9, {"CPU": 1, "GPU": 1}, 0, "9 of 1 CPU and 1 GPU do not fit; the cluster's 3 nodes hold 8 at most; lower it or add nodes"),
-        (1, {"CPU": 9, "GPU": 0}, 0, "1 of 9 CPU do not fit; the cluster's 3 nodes hold 0 at most; lower it or add nodes"),
-        (2, {"CPU": 5, "GPU": 4}, 8, "2 of 5 CPU and 4 GPU leave less than 8 of 17 logical CPUs to read data; lower it or add nodes"),
-        (1, {"CPU": 1, "GPU": 8}, 0, "1 of 1 CPU and 8 GPU do not fit; the cluster's 3 nodes hold 0 at most; lower it or add nodes"),
+        (
+            9,
+            {"CPU": 1, "GPU": 1},
+            0,
+            "9 of 1 CPU and 1 GPU do not fit; the cluster's 3 nodes hold 8 at most; lower it or add nodes",
+        ),
+        (
+            1,
+            {"CPU": 9, "GPU": 0},
+            0,
+            "1 of 9 CPU do not fit; the cluster's 3 nodes hold 0 at most; lower it or add nodes",
+        ),
+        (
+            2,
+            {"CPU": 5, "GPU": 4},
+            8,
+            "2 of 5 CPU and 4 GPU leave less than 8 of 17 logical CPUs to read data; lower it or add nodes",
+        ),
+        (
+            1,
+            {"CPU": 1, "GPU": 8},
+            0,
+            "1 of 1 CPU and 8 GPU do not fit; the cluster's 3 nodes hold 0 at most; lower it or add nodes",
+        ),
         (
             1,
             {"CPU": 1, "on_demand": 0.001},
@@ -160,12 +207,16 @@ def test_training_keeps_to_nodes_that_stay_where_any_is_marked(monkeypatch: pyte
         assert cluster.pin_to_on_demand({"CPU": 2}) == {"CPU": 2}
 
 
-def test_without_an_autoscaler_the_nodes_are_those_that_are_there(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_autoscaler_the_nodes_are_those_that_are_there(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [node] = cluster.nodes()
     assert node["CPU"] == 4
 
 
-def test_nodes_that_the_autoscaler_may_start_count(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nodes_that_the_autoscaler_may_start_count(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text((ROOT / "cluster.yaml").read_text())
     monkeypatch.setattr(cluster, "_LAUNCHED", file)
@@ -174,9 +225,13 @@ def test_nodes_that_the_autoscaler_may_start_count(ray_local: None, tmp_path: Pa
     counts = {name: 1 if name == "head" else kind["max_workers"] for name, kind in types.items()}
     found = cluster.nodes()
     assert len(found) == sum(counts.values())
-    assert sum(node.get("GPU", 0) for node in found) == sum(counts[name] * kind["resources"].get("GPU", 0) for name, kind in types.items())
+    assert sum(node.get("GPU", 0) for node in found) == sum(
+        counts[name] * kind["resources"].get("GPU", 0) for name, kind in types.items()
+    )
     monkeypatch.delenv("RAY_ADDRESS")
-    assert len(cluster.nodes()) == 1, "a Ray of this machine's own has no autoscaler, whatever file lies there"
+    assert len(cluster.nodes()) == 1, (
+        "a Ray of this machine's own has no autoscaler, whatever file lies there"
+    )
 
 
 # --- cluster.yaml ---------------------------------------------------------------------------------------------------
@@ -209,7 +264,9 @@ def test_four_lines_are_to_be_changed() -> None:
     assert [text.count(f"({number})") for number in (1, 2, 3, 4, 5)] == [1, 1, 1, 1, 0]
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "scale").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "configs" / "scale").glob("*.yaml")), ids=lambda file: file.stem
+)
 def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale = config.load([str(file)]).scale
     needs = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpu is True), cluster.ON_DEMAND: 0.001}
@@ -241,4 +298,8 @@ def test_what_a_job_uploads_is_small_and_complete(tmp_path: Path) -> None:
         "ageray/report/templates/score.html",
         "configs/scale/cluster.yaml",
     } <= set(names)
-    assert not [name for name in names if name.split("/")[0] in (".git", ".venv", "tests", "docs", "runs", "shards", "scores")]
+    assert not [
+        name
+        for name in names
+        if name.split("/")[0] in (".git", ".venv", "tests", "docs", "runs", "shards", "scores")
+    ]

@@ -32,8 +32,14 @@ thread.join()
 
 
 def faults(more: dict[str, str]) -> int:
-    bare = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    said = subprocess.run([sys.executable, "-c", MEASURED], env=bare | more, capture_output=True, text=True, check=True).stdout
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+    }
+    said = subprocess.run(
+        [sys.executable, "-c", MEASURED], env=bare | more, capture_output=True, text=True, check=True
+    ).stdout
     return int(said)
 
 

@@ -101,14 +101,19 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def test_training_takes_a_gpu_a_worker_on_nodes_that_stay(said: dict[str, Any]) -> None:
     assert said["train"] == [["stays", [0]], ["stays", [1]]]
-    assert said["too many to train"].startswith("scale.workers=3: the cluster has room for 2 workers of 1 CPUs and a GPU each")
+    assert said["too many to train"].startswith(
+        "scale.workers=3: the cluster has room for 2 workers of 1 CPUs and a GPU each"
+    )
     assert said["as many as there is room for"] == [1, 2]
 
 
 def test_scoring_takes_every_gpu(said: dict[str, Any]) -> None:
     assert said["team"] == [4, 1, 1, 1]
     assert said["score"] == [["spot", [0]], ["spot", [1]], ["stays", [0]], ["stays", [1]]]
-    assert said["too many to score"] == "scale.score_workers=5: each takes a GPU, and there are 4; use 0 for all of them"
+    assert (
+        said["too many to score"]
+        == "scale.score_workers=5: each takes a GPU, and there are 4; use 0 for all of them"
+    )
 
 
 def test_trainings_side_by_side_share_gpus_evenly(said: dict[str, Any]) -> None:

@@ -48,7 +48,9 @@ def mistake(*words: str, **files: str) -> str:
 def test_files_and_overrides_make_one_experiment() -> None:
     Path("what.yaml").write_text("model: {name: cluster_cnn, ages: [-5, 110]}\nloss:\n  neighborhood: {}\n")
     Path("on.yaml").write_text("data: {name: no, shards: none}\n")
-    got = config.load(["what.yaml", "on.yaml"], ["train.stages.0.optimizer.lr=1e-3", "loss.neighborhood.sigma=3"])
+    got = config.load(
+        ["what.yaml", "on.yaml"], ["train.stages.0.optimizer.lr=1e-3", "loss.neighborhood.sigma=3"]
+    )
     optimizer = experiment.Optimizer(lr=1e-3)
     assert got == Experiment(
         model=experiment.model.ClusterCnn(name="cluster_cnn", ages=(-5, 110)),
@@ -79,7 +81,11 @@ def test_files_and_overrides_make_one_experiment() -> None:
         (["train.stages.1.name=b", "train.stages.0=null"], "train.stages.0.name", "b"),
         (["train.stages.0.schedule.milestones.1=0.9"], "train.stages.0.schedule.milestones", (0.5, 0.9)),
         (["model.name=cluster_cnn", "model.ages.1=90"], "model.ages", (0, 90)),
-        (["model={name: cluster_cnn, head: plain}", "model.head=null", "model.name=baseline"], "model.name", "baseline"),
+        (
+            ["model={name: cluster_cnn, head: plain}", "model.head=null", "model.name=baseline"],
+            "model.name",
+            "baseline",
+        ),
     ],
 )
 def test_overrides(words: list[str], keys: str, value: Any) -> None:
@@ -92,7 +98,9 @@ def test_overrides(words: list[str], keys: str, value: Any) -> None:
 
 def test_an_element_of_a_default_that_differs_between_models(monkeypatch: pytest.MonkeyPatch) -> None:
     at, other = messages.at, {"type": "array", "items": {"type": "integer"}, "default": [5, 50]}
-    monkeypatch.setattr(messages, "at", lambda keys: [*at(keys), other] if keys == ("model", "ages") else at(keys))
+    monkeypatch.setattr(
+        messages, "at", lambda keys: [*at(keys), other] if keys == ("model", "ages") else at(keys)
+    )
     expected = "argument 'model.ages.1=90': model.ages: nothing is written there; give the whole list, model.ages=[...]"
     assert mistake("model.name=cluster_cnn", "model.ages.1=90") == expected
 
@@ -112,7 +120,9 @@ def test_a_problem_with_the_base() -> None:
     base = config.load([], ["model.name=cluster_cnn", "protocol.val=0.3"])
     with pytest.raises(UserError) as caught:
         config.load([], ["model.name=baseline", "protocol.test=0.8"], base=base)
-    kinds = {name: messages.names([member]) for name, member in messages.choice(messages.at(("model",)))[1].items()}  # type: ignore[index]
+    kinds = {
+        name: messages.names([member]) for name, member in messages.choice(messages.at(("model",)))[1].items()
+    }  # type: ignore[index]
     own = [key for key in kinds["cluster_cnn"] if key not in kinds["baseline"]]
     assert {"head", "clusters"} <= set(own)
     assert str(caught.value).splitlines()[1:] == [
@@ -141,7 +151,10 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
             "loss:\n  neighborhood:\n    sigmma: 3\n",
             f"a.yaml:3: loss.neighborhood.sigmma: unknown key; did you mean 'sigma'? (known: {NEIGHBORHOOD})",
         ),
-        ("loss:\n  nieghborhood: {}", f"a.yaml:2: loss.nieghborhood: unknown key; did you mean 'neighborhood'? (known: {TERMS})"),
+        (
+            "loss:\n  nieghborhood: {}",
+            f"a.yaml:2: loss.nieghborhood: unknown key; did you mean 'neighborhood'? (known: {TERMS})",
+        ),
         ("los: {}", f"a.yaml:1: los: unknown key; did you mean 'loss'? (known: {TOP})"),
         ("xyzzy: {}", f"a.yaml:1: xyzzy: unknown key (known: {TOP})"),
         ("5: {}", f"a.yaml:1: 5: unknown key (known: {TOP})"),
@@ -159,7 +172,10 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
             "model:\n  name: baseline\n  baseline: 3",
             f"a.yaml:3: model.baseline: unknown key (known: {', '.join(experiment.Baseline.model_fields)})",
         ),
-        ("model: {name: baseline,\n  ages: [5, 3]}", "a.yaml:1: model: ages must ascend, [first, last]; got [5, 3]"),
+        (
+            "model: {name: baseline,\n  ages: [5, 3]}",
+            "a.yaml:1: model: ages must ascend, [first, last]; got [5, 3]",
+        ),
         (
             "model:\n  name: baseline\n  ages: [0,\n    x]",
             "a.yaml:4: model.ages.1: 'x' is not allowed (allowed: a whole number)",
@@ -171,36 +187,87 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ),
         ("model: [baseline]", 'a.yaml:1: model: ["baseline"] is not allowed (allowed: a mapping)'),
         ("data: 3", "a.yaml:1: data: 3 is not allowed (allowed: a mapping)"),
-        ("loss: {neighborhood: true}", "a.yaml:1: loss.neighborhood: true is not allowed (allowed: a mapping or null)"),
-        ("train: {batch_size: 0}", "a.yaml:1: train.batch_size: 0 is not allowed (allowed: a whole number, at least 1)"),
-        ("train: {batch_size: 1.5}", "a.yaml:1: train.batch_size: 1.5 is not allowed (allowed: a whole number, at least 1)"),
-        ("train: {batch_size: '8'}", "a.yaml:1: train.batch_size: '8' is not allowed (allowed: a whole number, at least 1)"),
-        ("train: {batch_size: true}", "a.yaml:1: train.batch_size: true is not allowed (allowed: a whole number, at least 1)"),
-        ("train: {batch_size: null}", "a.yaml:1: train.batch_size: null is not allowed (allowed: a whole number, at least 1)"),
-        ("train: {ema: 1}", "a.yaml:1: train.ema: 1 is not allowed (allowed: a number, at least 0 and below 1)"),
-        ("train: {clip: 1e999}", "a.yaml:1: train.clip: Infinity is not allowed (allowed: a number, at least 0)"),
-        ("train: {clip: .nan}", "a.yaml:1: train.clip: '.nan' is not allowed (allowed: a number, at least 0)"),
-        ("train: {calibrate: yes}", "a.yaml:1: train.calibrate: 'yes' is not allowed (allowed: true or false)"),
+        (
+            "loss: {neighborhood: true}",
+            "a.yaml:1: loss.neighborhood: true is not allowed (allowed: a mapping or null)",
+        ),
+        (
+            "train: {batch_size: 0}",
+            "a.yaml:1: train.batch_size: 0 is not allowed (allowed: a whole number, at least 1)",
+        ),
+        (
+            "train: {batch_size: 1.5}",
+            "a.yaml:1: train.batch_size: 1.5 is not allowed (allowed: a whole number, at least 1)",
+        ),
+        (
+            "train: {batch_size: '8'}",
+            "a.yaml:1: train.batch_size: '8' is not allowed (allowed: a whole number, at least 1)",
+        ),
+        (
+            "train: {batch_size: true}",
+            "a.yaml:1: train.batch_size: true is not allowed (allowed: a whole number, at least 1)",
+        ),
+        (
+            "train: {batch_size: null}",
+            "a.yaml:1: train.batch_size: null is not allowed (allowed: a whole number, at least 1)",
+        ),
+        (
+            "train: {ema: 1}",
+            "a.yaml:1: train.ema: 1 is not allowed (allowed: a number, at least 0 and below 1)",
+        ),
+        (
+            "train: {clip: 1e999}",
+            "a.yaml:1: train.clip: Infinity is not allowed (allowed: a number, at least 0)",
+        ),
+        (
+            "train: {clip: .nan}",
+            "a.yaml:1: train.clip: '.nan' is not allowed (allowed: a number, at least 0)",
+        ),
+        (
+            "train: {calibrate: yes}",
+            "a.yaml:1: train.calibrate: 'yes' is not allowed (allowed: true or false)",
+        ),
         (
             "train: {precision: bf61}",
             f"a.yaml:1: train.precision: 'bf61' is not allowed; did you mean 'bf16'? (allowed: "
             f"{either(list(get_args(experiment.Train.model_fields['precision'].annotation)))})",
         ),
-        ("train:\n  stages: []", "a.yaml:2: train.stages: [] is not allowed (allowed: a list of at least 1, each a mapping)"),
+        (
+            "train:\n  stages: []",
+            "a.yaml:2: train.stages: [] is not allowed (allowed: a list of at least 1, each a mapping)",
+        ),
         ("train:\n  stages:\n    - 3", "a.yaml:3: train.stages.0: 3 is not allowed (allowed: a mapping)"),
         (
             "train:\n  stages:\n  -\n    epochs: 1\n  - {epochs: 1,\n     schedule: {milestones: [0.5,\n       7]}}",
             "a.yaml:7: train.stages.1.schedule.milestones.1: 7 is not allowed (allowed: a number, at least 0 and at most 1)",
         ),
-        ("scale: {gpu: atuo}", "a.yaml:1: scale.gpu: 'atuo' is not allowed; did you mean 'auto'? (allowed: true, false or auto)"),
-        ("scale: {runs: 2024}", "a.yaml:1: scale.runs: 2024 is not allowed; as text it needs quotes: '2024' (allowed: text)"),
-        ("data: {source: 1e3}", "a.yaml:1: data.source: 1000.0 is not allowed; as text it needs quotes: '1000.0' (allowed: text or null)"),
-        ("data: {shards: [" + "a" * 99 + "]}", f'a.yaml:1: data.shards: ["{"a" * 55}... is not allowed (allowed: text or null)'),
-        ("\nprotocol: {val: .6, test: .5}", "a.yaml:2: protocol: val + test must leave faces to train on; got 0.6 + 0.5"),
+        (
+            "scale: {gpu: atuo}",
+            "a.yaml:1: scale.gpu: 'atuo' is not allowed; did you mean 'auto'? (allowed: true, false or auto)",
+        ),
+        (
+            "scale: {runs: 2024}",
+            "a.yaml:1: scale.runs: 2024 is not allowed; as text it needs quotes: '2024' (allowed: text)",
+        ),
+        (
+            "data: {source: 1e3}",
+            "a.yaml:1: data.source: 1000.0 is not allowed; as text it needs quotes: '1000.0' (allowed: text or null)",
+        ),
+        (
+            "data: {shards: [" + "a" * 99 + "]}",
+            f'a.yaml:1: data.shards: ["{"a" * 55}... is not allowed (allowed: text or null)',
+        ),
+        (
+            "\nprotocol: {val: .6, test: .5}",
+            "a.yaml:2: protocol: val + test must leave faces to train on; got 0.6 + 0.5",
+        ),
         ("", f"a.yaml: is empty; write a mapping of {TOP}"),
         ("# nothing\n", f"a.yaml: is empty; write a mapping of {TOP}"),
         ("\n- model", f'a.yaml:2: ["model"] is not allowed; write a mapping of {TOP}'),
-        ("data: {name: x", "a.yaml:1: not valid YAML: while parsing a flow mapping: expected ',' or '}', but got '<stream end>'"),
+        (
+            "data: {name: x",
+            "a.yaml:1: not valid YAML: while parsing a flow mapping: expected ',' or '}', but got '<stream end>'",
+        ),
         ("data: {}\ndata: {}", "a.yaml:2: data: key given twice (the first is in line 1)"),
     ],
 )
@@ -283,7 +350,9 @@ def test_arguments_are_split() -> None:
         ["a/b.yaml", "c.yml", "runs/a=b/config.yaml"],
         ["data.source=x.yaml", "train.batch-size=3"],
     )
-    with pytest.raises(UserError, match=r"^'a.json', '--x=3', '=3', 'a/b=c': neither a .yaml file nor key=value$"):
+    with pytest.raises(
+        UserError, match=r"^'a.json', '--x=3', '=3', 'a/b=c': neither a .yaml file nor key=value$"
+    ):
         config.parse_arguments(["a.json", "k=v", "--x=3", "=3", "a/b=c"])
 
 
@@ -293,7 +362,11 @@ def test_arguments_are_split() -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.text() | st.tuples(st.sampled_from(TOP.split(", ")), st.text()).map(": ".join), st.text())
 def test_any_text_loads_or_is_the_users_mistake(text: str, word: str) -> None:
-    for read in (partial(config.loads, text, "a.yaml"), partial(config.load, [], [word]), partial(config.load, [], [f"data.name={word}"])):
+    for read in (
+        partial(config.loads, text, "a.yaml"),
+        partial(config.load, [], [word]),
+        partial(config.load, [], [f"data.name={word}"]),
+    ):
         try:
             message = config.dump(read())
         except UserError as error:
@@ -316,6 +389,11 @@ def test_the_digest_is_of_what_not_of_where() -> None:
     one = config.load([], ["train.clip=1"])
     assert len(config.digest(one)) == 8
     assert int(config.digest(one), 16) >= 0
-    assert config.digest(config.load([], ["train.clip=1.0", "scale.workers=7", "scale.runs=s3://x"])) == config.digest(one)
-    others = [config.load([], ["train.clip=1", word]) for word in ("train.clip=2", "data.shards=x", "protocol.seed=1")]
+    assert config.digest(
+        config.load([], ["train.clip=1.0", "scale.workers=7", "scale.runs=s3://x"])
+    ) == config.digest(one)
+    others = [
+        config.load([], ["train.clip=1", word])
+        for word in ("train.clip=2", "data.shards=x", "protocol.seed=1")
+    ]
     assert len({config.digest(other) for other in [one, *others]}) == 4

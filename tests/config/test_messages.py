@@ -36,10 +36,18 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         return st.sampled_from(schema.get("enum", [schema.get("const")]))
     if schema["type"] == "array":
         items = [values(item) for item in schema.get("prefixItems", [])]
-        return st.tuples(*items).map(list) if items else st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+        return (
+            st.tuples(*items).map(list)
+            if items
+            else st.lists(values(schema["items"]), min_size=schema.get("minItems", 0), max_size=3)
+        )
     if schema["type"] == "object":
         fields = {name: values(field) for name, field in schema["properties"].items()}
-        required = {name for name, field in schema["properties"].items() if "const" in field or name in schema.get("required", [])}
+        required = {
+            name
+            for name, field in schema["properties"].items()
+            if "const" in field or name in schema.get("required", [])
+        }
         return st.fixed_dictionaries(
             {name: field for name, field in fields.items() if name in required},
             optional={name: field for name, field in fields.items() if name not in required},
@@ -68,7 +76,10 @@ def numbers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 KEPT = [name for name, field in Experiment.model_fields.items() if not field.exclude]
 """What an experiment consists of: all but `tune`, which says what to search."""
-EXPERIMENTS = {**messages.schema(), "properties": {name: messages.schema()["properties"][name] for name in KEPT}}
+EXPERIMENTS = {
+    **messages.schema(),
+    "properties": {name: messages.schema()["properties"][name] for name in KEPT},
+}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
@@ -96,7 +107,11 @@ def test_the_editors_schema_is_current() -> None:
 
 def fields(schema: dict[str, Any], keys: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
     """Every key of the vocabulary, dotted, with its schema."""
-    below = [((*keys, name), field) for member in messages.members([schema]) for name, field in member.get("properties", {}).items()]
+    below = [
+        ((*keys, name), field)
+        for member in messages.members([schema])
+        for name, field in member.get("properties", {}).items()
+    ]
     return [item for path, field in below for item in [(".".join(path), field), *fields(field, path)]]
 
 
@@ -111,8 +126,12 @@ def test_every_key_is_documented_and_its_mistakes_can_be_told(name: str, field: 
     assert not nullable or field["default"] is None
 
 
-RECIPES, DATA, SCALE = (sorted(CONFIGS.glob(pattern)) for pattern in ("*.yaml", "data/*.yaml", "scale/*.yaml"))
-RECIPES = [file for file in RECIPES if "\nmodel:" in file.read_text()]  # serve.yaml beside them is Ray Serve's
+RECIPES, DATA, SCALE = (
+    sorted(CONFIGS.glob(pattern)) for pattern in ("*.yaml", "data/*.yaml", "scale/*.yaml")
+)
+RECIPES = [
+    file for file in RECIPES if "\nmodel:" in file.read_text()
+]  # serve.yaml beside them is Ray Serve's
 
 
 @pytest.mark.parametrize("recipe", [None, *RECIPES], ids=lambda path: path and path.stem)
@@ -127,7 +146,11 @@ def test_files_that_ship_go_together(recipe: Path | None, data: Path, scale: Pat
 def test_a_file_that_ships_is_valid_for_editors_and_keeps_to_its_keys(path: Path) -> None:
     content = YamlText(path.name, 0, True, []).read(path.read_text()).plain()  # type: ignore[union-attr]
     jsonschema.validate(content, config.json_schema())
-    allowed = {"data": {"data", "protocol"}, "scale": {"scale"}, "configs": set(Experiment.model_fields) - {"data", "protocol", "scale"}}
+    allowed = {
+        "data": {"data", "protocol"},
+        "scale": {"scale"},
+        "configs": set(Experiment.model_fields) - {"data", "protocol", "scale"},
+    }
     assert set(content) <= allowed[path.parent.name]
     schemas = re.findall(r"^# yaml-language-server: \$schema=(.*)$", path.read_text(), re.MULTILINE)
     assert all((path.parent / schema).resolve() == CONFIGS / "experiment.schema.json" for schema in schemas)
@@ -135,4 +158,9 @@ def test_a_file_that_ships_is_valid_for_editors_and_keeps_to_its_keys(path: Path
 
 def test_configuration_needs_neither_torch_nor_ray() -> None:
     code = "import sys, ageray.config; print(sorted({'torch', 'ray', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )

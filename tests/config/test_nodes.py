@@ -111,7 +111,10 @@ train:
     [
         ("a: 1\nb: 2\na: 3\n", "f.yaml:3: a: key given twice (the first is in line 1)"),
         ("a:\n  - {b: 1, c: 2,\n     b: 3}", "f.yaml:3: a.0.b: key given twice (the first is in line 2)"),
-        ("a:\n  b:\nc: 1", "f.yaml:2: a.b: has no value; write null for none, {} for a mapping of defaults, '' for empty text"),
+        (
+            "a:\n  b:\nc: 1",
+            "f.yaml:2: a.b: has no value; write null for none, {} for a mapping of defaults, '' for empty text",
+        ),
         ("a: [1, [x, y]: 2]", "f.yaml:1: a.1: a key must be text, not a list or a mapping"),
         ('a: 1\n"b\\nc": 1\n"b\\nc": 1', "f.yaml:3: 'b\\nc': key given twice (the first is in line 2)"),
     ],
@@ -143,7 +146,10 @@ def test_several_problems_of_one_text() -> None:
         ("a: &x 1\nb: *x", "f.yaml:1: not valid YAML: anchors, aliases and tags are not supported"),
         ("a: 1\nb: *x", "f.yaml:2: not valid YAML: anchors, aliases and tags are not supported"),
         ("a: 1\nb: !!int 3", "f.yaml:2: not valid YAML: anchors, aliases and tags are not supported"),
-        ("a: !!python/name:os.system x", "f.yaml:1: not valid YAML: anchors, aliases and tags are not supported"),
+        (
+            "a: !!python/name:os.system x",
+            "f.yaml:1: not valid YAML: anchors, aliases and tags are not supported",
+        ),
         ("a: 1\nb: x\0", "f.yaml:2: not valid YAML: character U+0000 is not allowed"),
         ('a: "\\ud800"', "f.yaml:1: not valid YAML: half of a surrogate pair is not a character"),
         ("[" * 3000, "f.yaml: not valid YAML: nested too deeply"),
@@ -158,7 +164,9 @@ def test_text_that_is_not_yaml(text: str, problem: str) -> None:
 
 
 def test_a_text_without_lines_names_its_source_alone() -> None:
-    assert read("{a: 1, a: 2", has_lines=False)[1][0].startswith("f.yaml: not valid YAML: while parsing a flow mapping: ")
+    assert read("{a: 1, a: 2", has_lines=False)[1][0].startswith(
+        "f.yaml: not valid YAML: while parsing a flow mapping: "
+    )
     assert read("{a: 1, a: 2}", has_lines=False)[1] == ["f.yaml: a: key given twice"]
 
 

@@ -23,7 +23,9 @@ from ageray.prepare.sources import read_fgnet
 
 Row = dict[str, Any]
 UNKNOWN = "no subject is known: a person may be in training and test alike, and nothing tells"
-SUBJECTS = st.lists(st.none() | st.sampled_from([f"{number:03d}" for number in range(40)]), min_size=20, max_size=200)
+SUBJECTS = st.lists(
+    st.none() | st.sampled_from([f"{number:03d}" for number in range(40)]), min_size=20, max_size=200
+)
 SHARES = st.tuples(st.floats(0, 0.4), st.floats(0, 0.4))
 LABELS = st.fixed_dictionaries(
     {
@@ -33,18 +35,26 @@ LABELS = st.fixed_dictionaries(
         "dataset": st.sampled_from(["one", "two"]),
     }
 )
-ROWS = st.lists(LABELS, min_size=30, max_size=120).map(lambda rows: [row | {"key": f"k{n}"} for n, row in enumerate(rows)])
+ROWS = st.lists(LABELS, min_size=30, max_size=120).map(
+    lambda rows: [row | {"key": f"k{n}"} for n, row in enumerate(rows)]
+)
 
 
 def table(rows: list[Row]) -> pa.Table:
     names = ("key", "subject", "gender", "group", "dataset")
-    return pa.table({name: pa.array([row.get(name, "set" if name == "dataset" else None) for row in rows], pa.string()) for name in names})
+    return pa.table(
+        {
+            name: pa.array([row.get(name, "set" if name == "dataset" else None) for row in rows], pa.string())
+            for name in names
+        }
+    )
 
 
 def faces(subjects: list[str | None], **labels: list[str]) -> pa.Table:
     columns = {name: values.__getitem__ for name, values in labels.items()}
     rows = [
-        {"key": f"set/{n}.jpg", "subject": subject, **{name: get(n) for name, get in columns.items()}} for n, subject in enumerate(subjects)
+        {"key": f"set/{n}.jpg", "subject": subject, **{name: get(n) for name, get in columns.items()}}
+        for n, subject in enumerate(subjects)
     ]
     return table(rows)
 
@@ -53,7 +63,9 @@ def people(keys: list[str], faces: pa.Table) -> set[tuple[str, str]]:
     """Who is shown; a face without subject is somebody of its own."""
     wanted = set(keys)
     rows = [row for row in faces.to_pylist() if row["key"] in wanted]
-    return {("face", row["key"]) if row["subject"] is None else (row["dataset"], row["subject"]) for row in rows}
+    return {
+        ("face", row["key"]) if row["subject"] is None else (row["dataset"], row["subject"]) for row in rows
+    }
 
 
 def check_apart(parts: dict[str, list[str]], faces: pa.Table, *pairs: tuple[str, str]) -> None:
@@ -78,13 +90,18 @@ def mistake(faces: pa.Table, **protocol: Any) -> str:
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
 @settings(deadline=None)
 @given(subjects=SUBJECTS, shares=SHARES, seed=st.integers(0, 9), order=st.randoms(use_true_random=False))
-def test_shares(name: str, subjects: list[str | None], shares: tuple[float, float], seed: int, order: random.Random) -> None:
+def test_shares(
+    name: str, subjects: list[str | None], shares: tuple[float, float], seed: int, order: random.Random
+) -> None:
     table = faces(subjects if name == "subject_exclusive" else [None] * len(subjects))
     protocol = Protocol(name=name, val=shares[0], test=shares[1], seed=seed)  # type: ignore[arg-type]
     keys = table.column("key").to_pylist()
     total = len(people(keys, table))
     wanted = {"val": round(shares[0] * total), "test": round(shares[1] * total)}
-    if any(wanted[part] == 0 and getattr(protocol, part) > 0 for part in wanted) or sum(wanted.values()) >= total:
+    if (
+        any(wanted[part] == 0 and getattr(protocol, part) > 0 for part in wanted)
+        or sum(wanted.values()) >= total
+    ):
         with pytest.raises(UserError, match="no face is left"):
             split(table, protocol)
         return
@@ -105,21 +122,34 @@ def test_shares_are_of_subjects_where_known() -> None:
 
 def test_a_subject_named_like_a_key_is_not_that_face() -> None:
     rows = [{"key": "a"}, {"key": "b", "subject": "a"}, *({"key": f"k{number}"} for number in range(18))]
-    assert sizes(split(table(rows), Protocol(val=0.25, test=0.25)).parts) == {"train": 10, "val": 5, "test": 5}
+    assert sizes(split(table(rows), Protocol(val=0.25, test=0.25)).parts) == {
+        "train": 10,
+        "val": 5,
+        "test": 5,
+    }
 
 
 def test_equal_subjects_of_two_sets_are_two_people() -> None:
-    rows = [{"key": f"{dataset}{number}", "dataset": dataset, "subject": f"{number % 4}"} for dataset in "ab" for number in range(8)]
+    rows = [
+        {"key": f"{dataset}{number}", "dataset": dataset, "subject": f"{number % 4}"}
+        for dataset in "ab"
+        for number in range(8)
+    ]
     assert sizes(split(table(rows), Protocol(val=0, test=0.125)).parts) == {"train": 14, "val": 0, "test": 2}
     assert len(folds(table(rows), Protocol(name="lopo"))) == 8
-    assert mistake(table(rows), name="lopo", fold="3") == "protocol.fold=3: 2 data sets have this subject; write protocol.fold=a/3, say"
+    assert (
+        mistake(table(rows), name="lopo", fold="3")
+        == "protocol.fold=3: 2 data sets have this subject; write protocol.fold=a/3, say"
+    )
     assert split(table(rows), Protocol(name="lopo", fold="b/3", val=0)).parts["test"] == ["b3", "b7"]
 
 
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
 def test_the_splits_of_published_figures_do_not_move(name: str) -> None:
     """Golden values, of the code that split the training faces of zoo:default: without subjects both protocols are that split."""
-    found = split(table([{"key": f"set/{n}"} for n in range(1000)]), Protocol(name=name, val=0.05, test=0.1, seed=0))  # type: ignore[arg-type]
+    found = split(
+        table([{"key": f"set/{n}"} for n in range(1000)]), Protocol(name=name, val=0.05, test=0.1, seed=0)
+    )  # type: ignore[arg-type]
     assert {part: train_digest(keys) for part, keys in found.parts.items()} == {
         "train": "cf29ad3028830476",
         "val": "006cd82ee0107a3c",
@@ -130,7 +160,9 @@ def test_the_splits_of_published_figures_do_not_move(name: str) -> None:
 
 
 def test_the_splits_of_people_do_not_move() -> None:
-    found = split(table([{"key": f"set/{n}", "subject": f"{n % 97:03d}"} for n in range(1000)]), Protocol(seed=3))
+    found = split(
+        table([{"key": f"set/{n}", "subject": f"{n % 97:03d}"} for n in range(1000)]), Protocol(seed=3)
+    )
     assert {part: train_digest(keys) for part, keys in found.parts.items()} == {
         "train": "c1302a102670871c",
         "val": "4ec210d6ff02b04e",
@@ -155,7 +187,9 @@ def test_the_seed_changes_the_split(name: Any) -> None:
 
 
 def test_a_larger_test_share_contains_the_smaller() -> None:
-    small, large = (split(faces([None] * 200), Protocol(val=0, test=share)).parts["test"] for share in (0.1, 0.3))
+    small, large = (
+        split(faces([None] * 200), Protocol(val=0, test=share)).parts["test"] for share in (0.1, 0.3)
+    )
     assert set(small) < set(large)
 
 
@@ -164,7 +198,11 @@ def test_random_tells_what_it_leaks() -> None:
     found = split(table, Protocol(name="random", val=0.1, test=0.2))
     assert sizes(found.parts) == {"train": 350, "val": 50, "test": 100}
     known = people(found.parts["train"], table)
-    shown = [row for row in table.to_pylist() if row["key"] in set(found.parts["test"]) and ("set", row["subject"]) in known]
+    shown = [
+        row
+        for row in table.to_pylist()
+        if row["key"] in set(found.parts["test"]) and ("set", row["subject"]) in known
+    ]
     assert len(shown) > 90
     assert found.notes == [
         f"{len(shown)}.0 % of the test faces ({len(shown)} of 100) show one of {len({row['subject'] for row in shown})} subjects who are in "
@@ -175,12 +213,16 @@ def test_random_tells_what_it_leaks() -> None:
 
 def test_faces_without_subject_are_told() -> None:
     found = split(faces([None] * 10 + [f"{number}" for number in range(90)]), Protocol(val=0, test=0.2))
-    assert found.notes == ["10 of 100 training and test faces have no subject: a person may be in both, and nothing tells"]
+    assert found.notes == [
+        "10 of 100 training and test faces have no subject: a person may be in both, and nothing tells"
+    ]
 
 
 def test_all_tests_on_every_face() -> None:
     rows = [{"key": "b"}, {"key": "a", "subject": "s"}]
-    assert split(table(rows), Protocol(name="all")) == splits.Split({"train": [], "val": [], "test": ["a", "b"]}, [])
+    assert split(table(rows), Protocol(name="all")) == splits.Split(
+        {"train": [], "val": [], "test": ["a", "b"]}, []
+    )
     assert "no face is left for 'test' (0 faces" in mistake(table([]), name="all")
 
 
@@ -194,7 +236,9 @@ def test_repeated_keys_are_refused() -> None:
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
 @settings(deadline=None, max_examples=40)
 @given(rows=ROWS, count=st.integers(2, 9), seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
-def test_folds_test_every_face_once(name: Any, rows: list[Row], count: int, seed: int, order: random.Random) -> None:
+def test_folds_test_every_face_once(
+    name: Any, rows: list[Row], count: int, seed: int, order: random.Random
+) -> None:
     faces = table(rows)
     keys = faces.column("key").to_pylist()
     protocol = Protocol(name=name, folds=count, seed=seed, val=0.2)
@@ -219,12 +263,18 @@ def test_folds_test_every_face_once(name: Any, rows: list[Row], count: int, seed
 
 def test_the_first_fold_of_ten_is_a_tenth() -> None:
     table = faces([f"{number % 60}" for number in range(300)])
-    assert split(table, Protocol(folds=10, fold=0)).parts["test"] == split(table, Protocol(test=0.1)).parts["test"]
+    assert (
+        split(table, Protocol(folds=10, fold=0)).parts["test"]
+        == split(table, Protocol(test=0.1)).parts["test"]
+    )
 
 
 def test_folds_validate_on_different_people() -> None:
     table = faces([f"{number % 40}" for number in range(200)])
-    chosen = [frozenset(people(split(table, one).parts["val"], table)) for one in folds(table, Protocol(folds=4, val=0.2))]
+    chosen = [
+        frozenset(people(split(table, one).parts["val"], table))
+        for one in folds(table, Protocol(folds=4, val=0.2))
+    ]
     assert len(set(chosen)) == 4
 
 
@@ -255,7 +305,14 @@ def test_lopo_tests_every_known_face_once(rows: list[Row], seed: int, order: ran
 def test_lopo_by_place_and_by_name() -> None:
     table = faces(["002", "001", "010", "002", None] * 3)
     first = split(table, Protocol(name="lopo", fold=1, val=0))
-    assert first.parts["test"] == ["set/0.jpg", "set/10.jpg", "set/13.jpg", "set/3.jpg", "set/5.jpg", "set/8.jpg"]
+    assert first.parts["test"] == [
+        "set/0.jpg",
+        "set/10.jpg",
+        "set/13.jpg",
+        "set/3.jpg",
+        "set/5.jpg",
+        "set/8.jpg",
+    ]
     assert first == split(table, Protocol(name="lopo", fold="002", val=0))
     assert first.notes == [
         "lopo: tests subject 002 (fold 1 of 3, counted from 0)",
@@ -272,13 +329,23 @@ def test_folds_of_protocols_without() -> None:
 
 def test_folds_that_are_not_there() -> None:
     table = faces(["001", "002", "003"])
-    assert mistake(table, folds=5) == "protocol.folds=5: there are only 3 subjects and faces without one; give fewer folds"
-    assert mistake(table, name="lopo", fold=3) == "protocol.fold=3: there are 3 subjects; fold 0 is '001', fold 2 '003'"
+    assert (
+        mistake(table, folds=5)
+        == "protocol.folds=5: there are only 3 subjects and faces without one; give fewer folds"
+    )
+    assert (
+        mistake(table, name="lopo", fold=3)
+        == "protocol.fold=3: there are 3 subjects; fold 0 is '001', fold 2 '003'"
+    )
     expected = "protocol.fold='0001': none of the 3 subjects has this name; did you mean '001'?"
     assert mistake(table, name="lopo", fold="0001") == expected
     assert mistake(table, name="lopo", fold="x").endswith("has this name; '001' is the first")
-    assert mistake(faces([None] * 9), name="lopo").startswith("protocol.name=lopo: no face has a subject; set protocol.name=random")
-    assert mistake(table, name="lopo", val=0.1).startswith("protocol: no face is left for 'val' (3 faces, val=0.1); change")
+    assert mistake(faces([None] * 9), name="lopo").startswith(
+        "protocol.name=lopo: no face has a subject; set protocol.name=random"
+    )
+    assert mistake(table, name="lopo", val=0.1).startswith(
+        "protocol: no face is left for 'val' (3 faces, val=0.1); change"
+    )
 
 
 def test_the_real_fgnet(fgnet: Path) -> None:
@@ -289,7 +356,9 @@ def test_the_real_fgnet(fgnet: Path) -> None:
     tested = [key for one in each for key in split(faces, one).parts["test"]]
     assert sorted(tested) == sorted(faces.column("key").to_pylist())
     last = split(faces, each[-1])
-    assert sizes(last.parts) | {"test": len(last.parts["test"])} == sizes(split(faces, Protocol(name="lopo", fold="082")).parts)
+    assert sizes(last.parts) | {"test": len(last.parts["test"])} == sizes(
+        split(faces, Protocol(name="lopo", fold="082")).parts
+    )
     assert sum(sizes(last.parts).values()) == 1002
     assert len(people(last.parts["val"], faces)) == 4
     assert last.notes == ["lopo: tests subject 082 (fold 81 of 82, counted from 0)"]
@@ -303,7 +372,13 @@ def test_the_real_fgnet(fgnet: Path) -> None:
 
 # --- MORPH II -----------------------------------------------------------------------------------------------------------
 
-MORPH = {("White", "female"): 2598, ("White", "male"): 7961, ("Black", "female"): 5757, ("Black", "male"): 36832, ("Asian", "male"): 1986}
+MORPH = {
+    ("White", "female"): 2598,
+    ("White", "male"): 7961,
+    ("Black", "female"): 5757,
+    ("Black", "male"): 36832,
+    ("Asian", "male"): 1986,
+}
 
 
 def morph(counts: dict[tuple[str, str], int], per_person: int = 4) -> pa.Table:
@@ -311,7 +386,9 @@ def morph(counts: dict[tuple[str, str], int], per_person: int = 4) -> pa.Table:
     for (group, gender), count in counts.items():
         for number in range(count):
             subject = f"{group}{gender}{number // per_person}"
-            rows.append({"key": f"m/{group}-{gender}-{number}", "subject": subject, "group": group, "gender": gender})
+            rows.append(
+                {"key": f"m/{group}-{gender}-{number}", "subject": subject, "group": group, "gender": gender}
+            )
     return table(rows)
 
 
@@ -337,7 +414,11 @@ def test_s1_s2_s3_of_the_whole_set(whole_morph: pa.Table) -> None:
     assert len(keys - s1 - s2) == 34_074
     for found in (first, second):
         counts = cells(found.parts["train"])
-        assert counts["White-female"] + counts["White-male"] == counts["Black-female"] + counts["Black-male"] == 5265
+        assert (
+            counts["White-female"] + counts["White-male"]
+            == counts["Black-female"] + counts["Black-male"]
+            == 5265
+        )
         for race in ("White", "Black"):
             assert 3 <= counts[f"{race}-male"] / counts[f"{race}-female"] <= 3.1
         [note] = found.notes
@@ -373,7 +454,9 @@ def test_s1_s2_s3_of_small_sets(counts: dict[tuple[str, str], int], seed: int, o
     women = min(counts["White", "female"], counts["Black", "female"]) // 2
     men = min(counts["White", "male"], counts["Black", "male"]) // 2
     if women < 1 or men < 2:
-        assert mistake(faces, name="s1_s2_s3").startswith("protocol.name=s1_s2_s3: needs White and Black women and men")
+        assert mistake(faces, name="s1_s2_s3").startswith(
+            "protocol.name=s1_s2_s3: needs White and Black women and men"
+        )
         return
     first, second = (split(faces, one) for one in each)
     shuffled = list(range(faces.num_rows))
@@ -384,7 +467,10 @@ def test_s1_s2_s3_of_small_sets(counts: dict[tuple[str, str], int], seed: int, o
     assert not s1 & s2
     assert set(first.parts["test"]) == keys - s1
     assert set(second.parts["test"]) == keys - s2
-    assert first.notes[0] == f"s1_s2_s3: this set has too few faces for S1 and S2 of 10,530; they have {len(s1)} each"
+    assert (
+        first.notes[0]
+        == f"s1_s2_s3: this set has too few faces for S1 and S2 of 10,530; they have {len(s1)} each"
+    )
     fair = max(3, round(5265 * len(keys) / 55_134))
     allowed = [
         half
@@ -437,7 +523,10 @@ def test_partial_80_20_of_small_sets(rows: list[Row], seed: int, order: random.R
 
 def test_partial_80_20_needs_groups() -> None:
     start = "protocol.name=partial_80_20: no face has the group White or Caucasian"
-    assert mistake(faces(["1"] * 9), name="partial_80_20") == f"{start} (the column group is empty); choose another protocol"
+    assert (
+        mistake(faces(["1"] * 9), name="partial_80_20")
+        == f"{start} (the column group is empty); choose another protocol"
+    )
     told = mistake(faces(["1"] * 9, group=["Asian", "Black", "Indian"] * 3), name="partial_80_20")
     assert told == f"{start} (groups: Asian, Black, Indian); choose another protocol"
 
@@ -456,7 +545,11 @@ def test_cacd(form: str) -> None:
     ]
     faces = table(rows)
     found = split(faces, Protocol(name="cacd"))
-    assert {part: len(people(keys, faces)) for part, keys in found.parts.items()} == {"train": 1800, "val": 80, "test": 120}
+    assert {part: len(people(keys, faces)) for part, keys in found.parts.items()} == {
+        "train": 1800,
+        "val": 80,
+        "test": 120,
+    }
     ranks = {part: {int(key.split("-")[1]) for key in keys} for part, keys in found.parts.items()}
     assert ranks == {"train": set(range(6, 51)), "val": {1, VAL_RANKS}, "test": {3, 4, TEST_RANKS}}
     assert found.notes == []
@@ -466,7 +559,10 @@ def test_cacd(form: str) -> None:
 @pytest.mark.parametrize(
     ("groups", "told"),
     [
-        ([None, "1"], "needs the celebrity's rank in the column group, like rank_3; it is empty for key 'set/0.jpg'"),
+        (
+            [None, "1"],
+            "needs the celebrity's rank in the column group, like rank_3; it is empty for key 'set/0.jpg'",
+        ),
         (["1", "White"], "it is 'White' for key 'set/1.jpg'"),
         (["1", "0"], "it is '0' for key"),
         (["1", "2.5"], "it is '2.5' for key"),
@@ -485,7 +581,10 @@ def test_a_set_of_test_celebrities_alone() -> None:
 def test_fixed_by_a_table(tmp_path: Path) -> None:
     file = tmp_path / "parts.csv"
     file.write_text(
-        "key,part\n" + "\n".join(f"set/{n}.jpg,{'test' if n % 4 == 0 else 'val' if n % 4 == 1 else 'train'}" for n in range(42))
+        "key,part\n"
+        + "\n".join(
+            f"set/{n}.jpg,{'test' if n % 4 == 0 else 'val' if n % 4 == 1 else 'train'}" for n in range(42)
+        )
     )
     found = split(faces(["a"] * 50), Protocol(name="fixed", file=str(file)))
     assert sizes(found.parts) == {"train": 20, "val": 11, "test": 11}
@@ -495,8 +594,13 @@ def test_fixed_by_a_table(tmp_path: Path) -> None:
     fewer = split(faces([None] * 40), Protocol(name="fixed", file=str(file)))
     assert fewer.notes == [f"fixed: 2 of 42 keys in {file} are no face of this set", UNKNOWN]
     told = mistake(table([{"key": "other/1"}]), name="fixed", file=str(file))
-    assert told == f"protocol.file={file}: names none of the 1 faces; its keys are like 'set/2.jpg', theirs like 'other/1'"
-    assert "nowhere.csv: not found" in mistake(table([{"key": "k"}]), name="fixed", file=str(tmp_path / "nowhere.csv"))
+    assert (
+        told
+        == f"protocol.file={file}: names none of the 1 faces; its keys are like 'set/2.jpg', theirs like 'other/1'"
+    )
+    assert "nowhere.csv: not found" in mistake(
+        table([{"key": "k"}]), name="fixed", file=str(tmp_path / "nowhere.csv")
+    )
 
 
 def test_a_table_without_validation_faces(tmp_path: Path) -> None:
@@ -512,8 +616,12 @@ def test_a_table_without_validation_faces(tmp_path: Path) -> None:
     found = split(table, Protocol(name="fixed", file=file, val=0.25))
     assert sizes(found.parts) == {"train": 60, "val": 20, "test": 20}
     check_apart(found.parts, table, ("train", "val"), ("train", "test"), ("val", "test"))
-    assert found.notes == ["fixed: no face is set apart for validation; the share 0.25 of the training part's people validate"]
-    assert split(table, Protocol(name="fixed", file=file, val=0)).parts == {name: sorted(keys) for name, keys in parts.items()}
+    assert found.notes == [
+        "fixed: no face is set apart for validation; the share 0.25 of the training part's people validate"
+    ]
+    assert split(table, Protocol(name="fixed", file=file, val=0)).parts == {
+        name: sorted(keys) for name, keys in parts.items()
+    }
 
 
 def test_the_split_of_a_run_can_be_given_again(tmp_path: Path) -> None:
@@ -526,7 +634,9 @@ def test_the_split_of_a_run_can_be_given_again(tmp_path: Path) -> None:
 def test_fixed_by_the_keys() -> None:
     """As `jobs.prepare` leaves ChaLearn LAP."""
     rows = [
-        {"key": f"lap/{part}/{n}.jpg", "dataset": "lap"} for part, count in (("train", 9), ("val", 4), ("test", 5)) for n in range(count)
+        {"key": f"lap/{part}/{n}.jpg", "dataset": "lap"}
+        for part, count in (("train", 9), ("val", 4), ("test", 5))
+        for n in range(count)
     ]
     found = split(table(rows), Protocol(name="fixed"))
     assert sizes(found.parts) == {"train": 9, "val": 4, "test": 5}
@@ -536,7 +646,8 @@ def test_fixed_by_the_keys() -> None:
     assert more.parts == found.parts
     assert more.notes[0] == "fixed: 1 of 19 keys name no part; these faces are left out"
     assert (
-        mistake(table(rows), name="fixed", fold=1) == "protocol.fold=1: this set ships with one split, not with folds; set protocol.fold=0"
+        mistake(table(rows), name="fixed", fold=1)
+        == "protocol.fold=1: this set ships with one split, not with folds; set protocol.fold=0"
     )
     assert "set protocol.file to a table of key and part" in mistake(faces(["a"] * 3), name="fixed")
 
@@ -554,7 +665,9 @@ def test_fixed_by_the_folds_of_the_keys() -> None:
         check_apart(found.parts, table(rows), ("train", "val"), ("train", "test"))
         tested += found.parts["test"]
     assert sorted(tested) == sorted(row["key"] for row in rows)
-    assert mistake(table(rows), name="fixed", fold=5) == "protocol.fold=5: the keys name the folds 0, 1, 2, 3, 4"
+    assert (
+        mistake(table(rows), name="fixed", fold=5) == "protocol.fold=5: the keys name the folds 0, 1, 2, 3, 4"
+    )
 
 
 # --- options ------------------------------------------------------------------------------------------------------------
@@ -572,7 +685,10 @@ def test_fixed_by_the_folds_of_the_keys() -> None:
         ({"folds": 5, "fold": "001"}, "fold='001': only lopo names a person; give the fold's number, from 0"),
         ({"name": "s1_s2_s3", "fold": 2}, "fold=2: there are 2 folds, 0 to 1"),
         ({"name": "cacd", "fold": 1}, "fold=1: cacd has no folds here; set fold=0"),
-        ({"name": "lopo", "folds": 5}, "folds=5: only subject_exclusive and random have folds to choose the number of; set folds=0"),
+        (
+            {"name": "lopo", "folds": 5},
+            "folds=5: only subject_exclusive and random have folds to choose the number of; set folds=0",
+        ),
         ({"name": "fixed", "file": "x.csv", "fold": 1}, "fold=1: fixed has no folds here; set fold=0"),
         ({"file": "x.csv"}, "file=x.csv: only fixed reads it; set name=fixed or take file away"),
     ],
@@ -585,7 +701,8 @@ def test_options_that_do_not_go_together(options: Row, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"name": "fold"}, {"val": -0.1}, {"test": 1.5}, {"folds": -1}, {"fold": -1}, {"fold": ""}, {"seed": -1}]
+    "options",
+    [{"name": "fold"}, {"val": -0.1}, {"test": 1.5}, {"folds": -1}, {"fold": -1}, {"fold": ""}, {"seed": -1}],
 )
 def test_values_that_are_refused(options: Row) -> None:
     with pytest.raises(ValidationError):

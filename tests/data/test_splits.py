@@ -20,7 +20,11 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert load(file) == PARTS
     table = pq.read_table(file)
     assert table.column_names == ["key", "part"]
-    assert table.to_pylist() == [{"key": "set/1", "part": "train"}, {"key": "set/3", "part": "train"}, {"key": "set/2", "part": "val"}]
+    assert table.to_pylist() == [
+        {"key": "set/1", "part": "train"},
+        {"key": "set/3", "part": "train"},
+        {"key": "set/2", "part": "val"},
+    ]
     save(file, {name: keys[::-1] for name, keys in PARTS.items()})
     assert load(file) == PARTS
 
@@ -40,7 +44,10 @@ def test_a_users_table(tmp_path: Path) -> None:
         (b"not parquet", r"x: not a split table with the columns key and part"),
         (pa.table({"name": ["a"]}), r"x: not a split table"),
         (pa.table({"key": ["a"], "part": pa.array([None], pa.string())}), r"x: not a split table"),
-        (pa.table({"key": ["a"], "part": ["dev"]}), r"x: unknown part 'dev' of key 'a'; parts are train, val, test"),
+        (
+            pa.table({"key": ["a"], "part": ["dev"]}),
+            r"x: unknown part 'dev' of key 'a'; parts are train, val, test",
+        ),
         (pa.table({"key": ["a", "b", "a"], "part": ["val", "val", "test"]}), r"x: key 'a' is there twice"),
     ],
 )
@@ -54,7 +61,9 @@ def test_load_refuses_other_files(content: bytes | pa.Table, message: str, tmp_p
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["key,parts\na,val\n", "", 'key,part\n"a,val\n', "key,part\na,\n", "key,part\na\n"])
+@pytest.mark.parametrize(
+    "text", ["key,parts\na,val\n", "", 'key,part\n"a,val\n', "key,part\na,\n", "key,part\na\n"]
+)
 def test_load_refuses_other_csv(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(UserError, match=r"x\.csv: (not a split table|unknown part '')"):

@@ -135,8 +135,13 @@ def test_an_unknown_part_or_alignment_is_ours(table: pa.Table, split: str) -> No
 # --- in a dataset -----------------------------------------------------------------------------------------------------
 
 
-def test_the_stream_is_the_shards_in_order_as_the_bare_call_gives_them(ray_local: None, shards: Path, table: pa.Table) -> None:
-    found, bare = gather(face_stream(str(shards), ALIGN, decode_batch=5).iter_batches(batch_size=4)), decode_rows(table, OPTIONS)
+def test_the_stream_is_the_shards_in_order_as_the_bare_call_gives_them(
+    ray_local: None, shards: Path, table: pa.Table
+) -> None:
+    found, bare = (
+        gather(face_stream(str(shards), ALIGN, decode_batch=5).iter_batches(batch_size=4)),
+        decode_rows(table, OPTIONS),
+    )
     check(found, table, KNOWN)
     assert list(found) == list(bare)
     for name, values in bare.items():
@@ -169,13 +174,17 @@ def test_usable_leaves_out_and_lists(ray_local: None, shards: Path, table: pa.Ta
 
 def test_usable_gives_no_empty_batch(table: pa.Table) -> None:
     whole = decode_rows(table, OPTIONS)
-    batches = [{name: values[start : start + 1] for name, values in whole.items()} for start in range(len(KNOWN))]
+    batches = [
+        {name: values[start : start + 1] for name, values in whole.items()} for start in range(len(KNOWN))
+    ]
     usable = UsableBatches(batches)
     assert [len(batch["age"]) for batch in usable] == [1] * (len(KNOWN) - len(REASONS))
     assert len(usable.skipped) == len(REASONS)
     fine = [batch for batch in batches if batch["error"][0] == ""]
     untouched = UsableBatches(fine)
-    assert all(one is other for one, other in zip(untouched, fine, strict=True))  # no copy where nothing is left out
+    assert all(
+        one is other for one, other in zip(untouched, fine, strict=True)
+    )  # no copy where nothing is left out
     assert untouched.skipped == []
 
 
@@ -197,7 +206,10 @@ def test_ages_are_years(table: pa.Table) -> None:
 
 
 def test_genders_and_subjects_are_numbers(table: pa.Table) -> None:
-    rows = [row | {"gender": gender} for row, gender in zip(table.to_pylist(), ["female", "male", None, "F", "other", ""] * 2, strict=True)]
+    rows = [
+        row | {"gender": gender}
+        for row, gender in zip(table.to_pylist(), ["female", "male", None, "F", "other", ""] * 2, strict=True)
+    ]
     rows[9] |= {"subject": None}
     found = decode_rows(pa.Table.from_pylist(rows, schema=table.schema), OPTIONS)
     assert (found["gender"].dtype, found["subject"].dtype) == (np.int64, np.int64)

@@ -91,7 +91,9 @@ class Ran:
     def __eq__(self, other: object) -> bool:
         """Whether every figure of every face is the same, in every bit; NaN equals NaN."""
         assert isinstance(other, Ran)
-        return self.table.schema.equals(other.table.schema, check_metadata=True) and repr(self.rows) == repr(other.rows)
+        return self.table.schema.equals(other.table.schema, check_metadata=True) and repr(self.rows) == repr(
+            other.rows
+        )
 
     @property
     def trained(self) -> list[str]:
@@ -108,7 +110,9 @@ def ran(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactor
 
 def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, shards: Path) -> None:
     labels = {
-        row["key"]: row for file in shards.glob("*.parquet") for row in pq.read_table(file, columns=["key", "age", "subject"]).to_pylist()
+        row["key"]: row
+        for file in shards.glob("*.parquet")
+        for row in pq.read_table(file, columns=["key", "age", "subject"]).to_pylist()
     }
     assert [row["key"] for row in ran.rows] == sorted(key for key in labels if key != NAMELESS)
     for row in ran.rows:
@@ -135,7 +139,10 @@ def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
     assert names[:7] == ["key", "age", "error", "predicted", "low", "high", "quantiles"]
     assert set(names[7:]) == {"fold", "subject", "gender", "group", "age_std"}
     assert len({row["predicted"] for row in ran.rows}) > PEOPLE
-    medians = [np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)]) for fold in {row["fold"] for row in ran.rows}]
+    medians = [
+        np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)])
+        for fold in {row["fold"] for row in ran.rows}
+    ]
     assert ran.about["train_median"] == pytest.approx(np.mean(medians), abs=10)
     assert ran.about["notes"] == []
     assert ran.about["gallery"] is None
@@ -153,11 +160,15 @@ def test_progress_tells_what_is_done_and_what_is_left(ran: Ran) -> None:
         "gpus": 0.0,
         "threads": 1,
     }
-    assert [(record["done"], record["total"]) for record in ended] == [(done, PEOPLE) for done in range(1, PEOPLE + 1)]
+    assert [(record["done"], record["total"]) for record in ended] == [
+        (done, PEOPLE) for done in range(1, PEOPLE + 1)
+    ]
     for record in ended:
         rows = [row for row in ran.rows if row["fold"] == record["fold"] and not row["error"]]
         assert record["images"] == len(rows)
-        assert record["mae"] == pytest.approx(np.mean([abs(row["predicted"] - row["age"]) for row in rows]), rel=1e-5)
+        assert record["mae"] == pytest.approx(
+            np.mean([abs(row["predicted"] - row["age"]) for row in rows]), rel=1e-5
+        )
         assert record["seconds"] > 0
         assert record["best_epoch"] in (1, 2)
     assert ended[0]["left"] > 0
@@ -172,7 +183,10 @@ def test_two_at_once_say_the_same_as_one_after_the_other(ran: Ran, settings: Pat
 
 def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path: Path) -> None:
     """Faces without subject stand for themselves; nothing is remembered where the body moves."""
-    words = ["protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}", "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]"]
+    words = [
+        "protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}",
+        "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]",
+    ]
     found = Ran(load(settings, *words), tmp_path)
     assert not found.shown[0]["frozen_body"]
     assert sorted(found.trained) == ["0", "1", "2"]
@@ -184,7 +198,12 @@ def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path:
 
 def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: None, tmp_path: Path) -> None:
     model = "model={name: siamese, backbone: resnet18, decode: {gallery: {neighbours: 5, exclude_subject: false}}}"
-    words = [model, "loss={contrastive: {}}", "train.calibrate=false", "protocol={name: subject_exclusive, folds: 2, val: 0}"]
+    words = [
+        model,
+        "loss={contrastive: {}}",
+        "train.calibrate=false",
+        "protocol={name: subject_exclusive, folds: 2, val: 0}",
+    ]
     found = Ran(load(settings, *words), tmp_path)
     fine = [row for row in found.rows if not row["error"]]
     assert {row["neighbours"] for row in fine} == {5}
@@ -197,10 +216,16 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
 
 
 @pytest.mark.slow
-def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(settings: Path, shards: Path, ray_local: None, tmp_path: Path) -> None:
+def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
+    settings: Path, shards: Path, ray_local: None, tmp_path: Path
+) -> None:
     """All training faces in one batch, unchanged, so that their order, the one thing that differs, does not matter. The person left out is she of
     the broken picture."""
-    words = ["train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]", f"train.augment={json.dumps(NOTHING)}", f"scale.runs={tmp_path}"]
+    words = [
+        "train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]",
+        f"train.augment={json.dumps(NOTHING)}",
+        f"scale.runs={tmp_path}",
+    ]
     words += ["protocol={name: lopo, fold: drawn-1, val: 0.4}"]
     parts = protocols.split(labelled_faces(str(shards)), load(settings, *words).protocol).parts
     assert BROKEN in parts["test"]
@@ -213,9 +238,13 @@ def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(settings: Path, 
     faces = {name: columns[name] for name in ("canvas", "points", "box", "age", "gender", "subject")}
     found = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
     for name in ("loss", "val_mae", "val_bias"):
-        assert [record[name] for record in found.log] == pytest.approx([record[name] for record in log], rel=2e-3, abs=2e-3), name
+        assert [record[name] for record in found.log] == pytest.approx(
+            [record[name] for record in log], rel=2e-3, abs=2e-3
+        ), name
     assert [record["best"] for record in found.log] == [record["best"] for record in log]
-    ages = Predictor(bundle.load(made.folder), "cpu", threads=1).predict(*(faces[name][fold.test] for name in ("canvas", "points", "box")))
+    ages = Predictor(bundle.load(made.folder), "cpu", threads=1).predict(
+        *(faces[name][fold.test] for name in ("canvas", "points", "box"))
+    )
     for name, said in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
         assert getattr(found, name) == pytest.approx(said, abs=0.05), name
     assert len(fold.test) == 7
@@ -258,7 +287,9 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(ran: Ran, settings: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    ran: Ran, settings: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     command = [sys.executable, "-c", _DRIVER, str(settings), str(out), "scale.fold_workers=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -313,7 +344,9 @@ def mistake(experiment: Experiment, out: Path) -> str:
         ("model.ages=[0, 100]", "model.ages.0: -15 there, 0 here"),
     ],
 )
-def test_a_folder_of_other_settings_is_refused_by_name(word: str, difference: str, copy: Path, settings: Path) -> None:
+def test_a_folder_of_other_settings_is_refused_by_name(
+    word: str, difference: str, copy: Path, settings: Path
+) -> None:
     said = mistake(load(settings, word), copy)
     assert said.startswith(f"--out {copy}: holds folds of other settings")
     assert f"({difference}); give another folder, or --fresh to start anew" in said
@@ -333,14 +366,19 @@ def test_folds_of_other_faces_are_refused(copy: Path, settings: Path, shards: Pa
     table, original = pq.read_table(changed), changed.read_bytes()
     try:
         pq.write_table(table.slice(1), changed)
-        assert "0000.parquet: is a fold of other faces (the shards or model.weights have changed since)" in mistake(load(settings), copy)
+        assert (
+            "0000.parquet: is a fold of other faces (the shards or model.weights have changed since)"
+            in mistake(load(settings), copy)
+        )
     finally:
         changed.write_bytes(original)
 
 
 def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
     (copy / "folds" / "0002.parquet").write_bytes(b"nonsense")
-    assert mistake(load(settings), copy).startswith(f"{copy}/folds/0002.parquet: not the file of a fold; remove it")
+    assert mistake(load(settings), copy).startswith(
+        f"{copy}/folds/0002.parquet: not the file of a fold; remove it"
+    )
     (copy / "folds" / "0002.parquet").unlink()
     (copy / "config.yaml").unlink()
     assert "holds folds without their config.yaml" in mistake(load(settings), copy)
@@ -352,8 +390,14 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.shards=null"], "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"),
-        (["protocol.name=all"], "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive with "),
+        (
+            ["data.shards=null"],
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet",
+        ),
+        (
+            ["protocol.name=all"],
+            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive with ",
+        ),
         (
             ["protocol={name: subject_exclusive, test: 0, val: 0}"],
             "protocol.name=subject_exclusive: leaves no face to test; set protocol.name=lopo",
@@ -366,7 +410,9 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         (["model.weights=nowhere.safetensors"], "model.weights=nowhere.safetensors: not found"),
     ],
 )
-def test_mistakes_that_are_found_before_anything_is_written(words: list[str], message: str, settings: Path, tmp_path: Path) -> None:
+def test_mistakes_that_are_found_before_anything_is_written(
+    words: list[str], message: str, settings: Path, tmp_path: Path
+) -> None:
     assert mistake(load(settings, *words), tmp_path / "out").startswith(message)
     assert not (tmp_path / "out").exists()
 
@@ -374,9 +420,14 @@ def test_mistakes_that_are_found_before_anything_is_written(words: list[str], me
 def test_faces_without_subjects_cannot_be_left_out_by_person(settings: Path, tmp_path: Path) -> None:
     [file] = synthetic_faces.write_faces_table(tmp_path / "nobody", 12, size=72)
     table = pq.read_table(file)
-    pq.write_table(table.set_column(table.schema.get_field_index("subject"), "subject", pa.nulls(12, pa.string())), file)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("subject"), "subject", pa.nulls(12, pa.string())), file
+    )
     said = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
-    assert said == "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
+    assert (
+        said
+        == "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
+    )
 
 
 def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path: Path) -> None:
@@ -385,7 +436,9 @@ def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path
     assert "usable training faces; lower it or add faces" in said
 
 
-def test_faces_that_do_not_fit_into_memory(settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faces_that_do_not_fit_into_memory(
+    settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(face_cache, "_FULLEST", 0.0001)
     said = mistake(load(settings), tmp_path)
     assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in said
@@ -401,7 +454,12 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
         rows = [row | {"age": 1e30} if row["key"] == "drawn-0-000000" else row for row in table.to_pylist()]
         (tmp_path / "spoilt").mkdir(exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "spoilt" / file.name)
-    words = [f"data.shards={tmp_path / 'spoilt'}", "loss={regression: {norm: l2}}", "scale.fold_workers=1", "protocol.val=0"]
+    words = [
+        f"data.shards={tmp_path / 'spoilt'}",
+        "loss={regression: {norm: l2}}",
+        "scale.fold_workers=1",
+        "protocol.val=0",
+    ]
     said = mistake(load(settings, *words), tmp_path / "out")
     assert said.startswith("fold drawn-1: step ")
     assert "is not finite" in said
@@ -427,9 +485,15 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
         ({"gpu": False, "fold_workers": 2}, [{"CPU": 16, "GPU": 2}], (2, 1, 0, 1)),
     ],
 )
-def test_shares_of_a_machine(scale: Record, resources: list[Record], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_machine(
+    scale: Record, resources: list[Record], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        ray, "nodes", lambda: [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
+        ray,
+        "nodes",
+        lambda: (
+            [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
+        ),
     )
     assert tuple(slots.share_out(Scale(**scale))) == pytest.approx(expected)
 

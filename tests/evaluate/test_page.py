@@ -75,13 +75,18 @@ def faces(count: int, seed: int = 0, labels: bool = True, age: float | None = No
         "high": pa.array(predicted + 1.6 * spread, pa.float32()),
         "subject": pa.array(names if labels else [None] * count, pa.string()),
         "gender": pa.array(rng.choice(["female", "male"], count) if labels else [None] * count, pa.string()),
-        "group": pa.array([EVIL if number % 2 else None for number in range(count)] if labels else [None] * count, pa.string()),
+        "group": pa.array(
+            [EVIL if number % 2 else None for number in range(count)] if labels else [None] * count,
+            pa.string(),
+        ),
     }
     return pa.table(columns)
 
 
 def full(table: pa.Table, **more: Any) -> dict[str, Any]:
-    true, predicted, low, high = (table.column(name).to_numpy() for name in ("age", "predicted", "low", "high"))
+    true, predicted, low, high = (
+        table.column(name).to_numpy() for name in ("age", "predicted", "low", "high")
+    )
     quantiles = predicted[:, None] + (high - low)[:, None] * (np.asarray(LEVELS) - 0.5)
     labels = {name: table.column(name).to_pylist() for name in ("subject", "gender", "group")}
     known = {name: values for name, values in labels.items() if any(value is not None for value in values)}
@@ -94,8 +99,12 @@ def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
 
     def sides(table: pa.Table) -> pa.Table:
         rows = range(table.num_rows)
-        table = table.append_column("digest", pa.array([f"d{row if row < 3 else f'{row}{table.num_rows}'}" for row in rows]))
-        return table.append_column("phash", pa.array([row * 0x9E3779B97F4A7C15 % 2**64 for row in rows], pa.uint64()))
+        table = table.append_column(
+            "digest", pa.array([f"d{row if row < 3 else f'{row}{table.num_rows}'}" for row in rows])
+        )
+        return table.append_column(
+            "phash", pa.array([row * 0x9E3779B97F4A7C15 % 2**64 for row in rows], pa.uint64())
+        )
 
     found = audit(sides(train), sides(test))
     return {"against": f"the training part {EVIL}", "lines": found.lines(), **found.to_dict()}
@@ -103,7 +112,15 @@ def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
 
 def made(table: pa.Table, shards: str | None = None, **more: Any) -> dict[str, Any]:
     """What goes into report.json of these predictions."""
-    protocol = {"name": "subject_exclusive", "val": 0.05, "test": 0.1, "folds": 5, "fold": 1, "file": None, "seed": 3}
+    protocol = {
+        "name": "subject_exclusive",
+        "val": 0.05,
+        "test": 0.1,
+        "folds": 5,
+        "fold": 1,
+        "file": None,
+        "seed": 3,
+    }
     return {
         "model": {"name": f"runs/{EVIL}", "network": "baseline", "identity": "0123456789abcdef"},
         "data": {"name": "drawn", "shards": shards, "landmarks": "auto"},
@@ -128,7 +145,13 @@ def embeddings(table: pa.Table, size: int = 24) -> pa.Table:
     ages = table.column("age").to_numpy()
     rng = np.random.default_rng(1)
     vectors = np.sin(np.outer(ages, rng.normal(size=size)) / 20) + rng.normal(size=(len(ages), size)) / 10
-    return pa.table({"key": table.column("key"), "age": table.column("age"), "embedding": list(vectors.astype(np.float32))})
+    return pa.table(
+        {
+            "key": table.column("key"),
+            "age": table.column("age"),
+            "embedding": list(vectors.astype(np.float32)),
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -140,23 +163,44 @@ def tested() -> pa.Table:
 def page(tested: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Page:
     """A page with everything on it."""
     classifiers = [
-        {"name": name, "mae": {"value": mae, "low": mae - 0.2, "high": mae + 0.2}} for name, mae in (("G-1", 5.5), ("DHAA", 5.0))
+        {"name": name, "mae": {"value": mae, "low": mae - 0.2, "high": mae + 0.2}}
+        for name, mae in (("G-1", 5.5), ("DHAA", 5.0))
     ]
     more = {
         "audit": audited(faces(1000, seed=1), tested),
         "classifiers": classifiers,
-        "gallery": {"faces": 900, "neighbours": 4800.0, "same_subject_share": 0.125, "same_subject_excluded": 0.0, "without_neighbours": 2},
+        "gallery": {
+            "faces": 900,
+            "neighbours": 4800.0,
+            "same_subject_share": 0.125,
+            "same_subject_excluded": 0.0,
+            "without_neighbours": 2,
+        },
         "gender": {"faces": 1100, "accuracy": 0.875, "by": "vote"},
         "unusable": {f"{EVIL}-{number:02d}": f"cannot decode {EVIL}" for number in range(60)},
     }
-    return page_of(tmp_path_factory.mktemp("page"), made(tested, **more), tested, embeddings(tested.slice(0, 90)))
+    return page_of(
+        tmp_path_factory.mktemp("page"), made(tested, **more), tested, embeddings(tested.slice(0, 90))
+    )
 
 
 # --- the page of an evaluation --------------------------------------------------------------------------------------
 
 
 def test_the_audit_comes_first_and_every_section_is_there(page: Page) -> None:
-    expected = ["audit", "accuracy", "ages", "people", "intervals", "refusal", "challenge", "classifiers", "embedding", "gallery", "worst"]
+    expected = [
+        "audit",
+        "accuracy",
+        "ages",
+        "people",
+        "intervals",
+        "refusal",
+        "challenge",
+        "classifiers",
+        "embedding",
+        "gallery",
+        "worst",
+    ]
     assert page.sections == [*expected, "unusable", "model", "method"]
     links = [str(found["href"]) for found in page.named("a")]
     assert links == [f"#{section}" for section in page.sections]
@@ -174,7 +218,15 @@ def test_page_loads_nothing_and_runs_nothing(page: Page) -> None:
 
 def test_what_comes_from_outside_is_text(page: Page) -> None:
     assert EVIL not in page.html
-    for place in ("runs/{}", "a note {}", "a warning {}", "the training part {}", "{}-00000", "{}-00 cannot decode {}", "{} 600"):
+    for place in (
+        "runs/{}",
+        "a note {}",
+        "a warning {}",
+        "the training part {}",
+        "{}-00000",
+        "{}-00 cannot decode {}",
+        "{} 600",
+    ):
         assert place.format(EVIL, EVIL) in page.text, place
     for text in ("tiny <b>", "<i>anything</i>"):
         assert text in page.text
@@ -186,9 +238,15 @@ def test_page_tells_the_figures_of_the_report(page: Page, tested: pa.Table) -> N
     mae = overall["mae"]
     assert f"MAE (years) {mae['value']:.2f} 95% interval {mae['low']:.2f}–{mae['high']:.2f}" in page.text
     subjects = overall["mae_over_subjects"]
-    assert f"mean over subjects {subjects['value']:.2f} {subjects['low']:.2f}–{subjects['high']:.2f}" in page.text
+    assert (
+        f"mean over subjects {subjects['value']:.2f} {subjects['low']:.2f}–{subjects['high']:.2f}"
+        in page.text
+    )
     assert f"Error of at most 5 years {found['cs5']:.1%}" in page.text
-    assert f"{found['interval']['coverage']:.1%} {found['interval']['mean_width']:.1f} years wide on average" in page.text
+    assert (
+        f"{found['interval']['coverage']:.1%} {found['interval']['mean_width']:.1f} years wide on average"
+        in page.text
+    )
     assert "Faces 1,200 300 subjects" in page.text
     assert "subject_exclusive, fold 1 of 5, counted from 0, seed 3" in page.text
     rule = found["estimates"]["challenge"][6]
@@ -218,8 +276,20 @@ def test_unusable_faces_are_counted_and_the_first_listed(page: Page) -> None:
 
 def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
     table = faces(120, labels=False)
-    shown = page_of(tmp_path, made(table, card=None, estimates=full(table)["estimates"] | {"calibration": None}), table)
-    assert shown.sections == ["audit", "accuracy", "ages", "intervals", "refusal", "challenge", "worst", "unusable", "method"]
+    shown = page_of(
+        tmp_path, made(table, card=None, estimates=full(table)["estimates"] | {"calibration": None}), table
+    )
+    assert shown.sections == [
+        "audit",
+        "accuracy",
+        "ages",
+        "intervals",
+        "refusal",
+        "challenge",
+        "worst",
+        "unusable",
+        "method",
+    ]
     assert "the training faces are not at hand" in shown.text
     assert "subjects not known" in shown.text
     assert "mean over subjects" not in shown.text
@@ -237,23 +307,47 @@ def test_epsilon_error_is_shown_where_deviations_are_known(tmp_path: Path) -> No
 
 def test_folds_and_shares_are_named(tmp_path: Path) -> None:
     table = faces(40)
-    lopo = {"name": "lopo", "val": 0.05, "test": 0.1, "folds": 0, "fold": 0, "file": None, "seed": 0, "folds_run": 82}
-    assert "Protocol: lopo, all of 82 folds, seed 0" in page_of(tmp_path, made(table, protocol=lopo), table).text
+    lopo = {
+        "name": "lopo",
+        "val": 0.05,
+        "test": 0.1,
+        "folds": 0,
+        "fold": 0,
+        "file": None,
+        "seed": 0,
+        "folds_run": 82,
+    }
+    assert (
+        "Protocol: lopo, all of 82 folds, seed 0" in page_of(tmp_path, made(table, protocol=lopo), table).text
+    )
     shares = lopo | {"name": "random", "folds_run": None}
-    assert "Protocol: random, 10% for the test, seed 0" in page_of(tmp_path, made(table, protocol=shares), table).text
+    assert (
+        "Protocol: random, 10% for the test, seed 0"
+        in page_of(tmp_path, made(table, protocol=shares), table).text
+    )
     assert "Protocol: all " in page_of(tmp_path, made(table, protocol=shares | {"name": "all"}), table).text
 
 
-@pytest.mark.parametrize("odd", ["three faces", "one age", "equal errors", "one far off", "equal widths of nothing"])
+@pytest.mark.parametrize(
+    "odd", ["three faces", "one age", "equal errors", "one far off", "equal widths of nothing"]
+)
 def test_degenerate_faces_still_make_a_page(odd: str, tmp_path: Path) -> None:
-    table = faces(3 if odd == "three faces" else 60, labels=odd == "one far off", age=40.0 if odd == "one age" else None)
+    table = faces(
+        3 if odd == "three faces" else 60, labels=odd == "one far off", age=40.0 if odd == "one age" else None
+    )
     ages = table.column("age").to_numpy()
-    said = {"equal errors": ages + 2, "one far off": np.where(np.arange(len(ages)) == 0, 4000.0, ages), "equal widths of nothing": ages}
+    said = {
+        "equal errors": ages + 2,
+        "one far off": np.where(np.arange(len(ages)) == 0, 4000.0, ages),
+        "equal widths of nothing": ages,
+    }
     if odd in said:
         for name in ("predicted", "low", "high"):
             place = table.column_names.index(name)
             table = table.set_column(place, name, pa.array(said[odd], pa.float32()))
-    shown = page_of(tmp_path, made(table, audit=audited(faces(12, labels=False), table)), table, embeddings(table))
+    shown = page_of(
+        tmp_path, made(table, audit=audited(faces(12, labels=False), table)), table, embeddings(table)
+    )
     assert f"Faces {table.num_rows}" in shown.text
     assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", shown.text.lower())
     assert shown.html.count("<svg") == len(shown.named("figure")) - min(24, table.num_rows)
@@ -261,7 +355,12 @@ def test_degenerate_faces_still_make_a_page(odd: str, tmp_path: Path) -> None:
 
 def test_faces_without_a_prediction_are_left_out(tmp_path: Path) -> None:
     table = faces(50)
-    bad = table.slice(0, 1).to_pylist()[0] | {"error": "cannot decode", "predicted": None, "low": None, "high": None}
+    bad = table.slice(0, 1).to_pylist()[0] | {
+        "error": "cannot decode",
+        "predicted": None,
+        "low": None,
+        "high": None,
+    }
     whole = pa.concat_tables([table.slice(1), pa.Table.from_pylist([bad], schema=table.schema)])
     shown = page_of(tmp_path, made(table.slice(1), unusable={bad["key"]: bad["error"]}), whole)
     assert "Faces 49" in shown.text
@@ -271,7 +370,9 @@ def test_faces_without_a_prediction_are_left_out(tmp_path: Path) -> None:
 def test_page_is_the_same_each_time_and_small(tmp_path: Path) -> None:
     table = faces(2000)
     found = made(table, audit=audited(faces(500, seed=1), table))
-    pages = [page_of(tmp_path / name, found, table, embeddings(table.slice(0, 60))).html for name in ("one", "two")]
+    pages = [
+        page_of(tmp_path / name, found, table, embeddings(table.slice(0, 60))).html for name in ("one", "two")
+    ]
     assert pages[0] == pages[1]
     assert len(pages[0]) < 1_500_000
 
@@ -304,7 +405,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_shards(shards: Path) -> pa.Table:
-    keys = pa.concat_tables([pq.read_table(path, columns=["key"]) for path in sorted(shards.glob("*.parquet"))]).column("key").to_pylist()
+    keys = (
+        pa.concat_tables([pq.read_table(path, columns=["key"]) for path in sorted(shards.glob("*.parquet"))])
+        .column("key")
+        .to_pylist()
+    )
     return faces(len(keys)).set_column(0, "key", pa.array(keys))
 
 
@@ -313,7 +418,9 @@ def test_worst_faces_come_with_their_pictures(shards: Path, tmp_path: Path) -> N
     shown = page_of(tmp_path, made(table, str(shards)), table)
     errors = np.abs(table.column("predicted").to_numpy() - table.column("age").to_numpy())
     keys = [table.column("key")[int(row)].as_py() for row in np.argsort(-errors)[:24]]
-    names = [str(found["title"]) for tag, found in shown.elements if tag == "span" and found.get("class") == "name"]
+    names = [
+        str(found["title"]) for tag, found in shown.elements if tag == "span" and found.get("class") == "name"
+    ]
     assert names == keys
     broken = [key for key in keys if key.endswith("07")]
     images = [str(found["src"]) for found in shown.named("img")]
@@ -421,21 +528,49 @@ def compared(names: list[str]) -> dict[str, Any]:
     """A comparison of models whose errors grow with their place; the first two are alike."""
     table = faces(400)
     true, subjects = table.column("age").to_numpy(), table.column("subject").to_pylist()
-    said = {name: true + np.random.default_rng(number).normal(0, 4 + 3 * max(number - 1, 0), 400) for number, name in enumerate(names)}
+    said = {
+        name: true + np.random.default_rng(number).normal(0, 4 + 3 * max(number - 1, 0), 400)
+        for number, name in enumerate(names)
+    }
     models = []
     for number, (name, ages) in enumerate(said.items()):
         tested = metrics.Tested(true, ages, ages - 9, ages + 9, subject=subjects)
         found = metrics.full_report(tested, resamples=RESAMPLES)["estimates"]
-        figures = {figure: found["overall"][figure] for figure in ("mae", "cs5", "bias", "coverage", "width", "cs")}
-        models.append({"name": name, "identity": "00", **figures, "by_age": found["by_age"], "report": f"{number}-m/report.html"})
+        figures = {
+            figure: found["overall"][figure] for figure in ("mae", "cs5", "bias", "coverage", "width", "cs")
+        }
+        models.append(
+            {
+                "name": name,
+                "identity": "00",
+                **figures,
+                "by_age": found["by_age"],
+                "report": f"{number}-m/report.html",
+            }
+        )
     pairs = []
     for first, second in combinations(names, 2):
         found = metrics.compare(true, said[first], said[second], subjects, resamples=RESAMPLES, flips=499)
         real = found["permutation_p"] < 0.01
         tests = {name: found[name] for name in ("permutation_p", "wilcoxon_p")}
-        pairs.append({"first": first, "second": second, "difference": found["mae"]["difference"], **tests, "real": real})
+        pairs.append(
+            {
+                "first": first,
+                "second": second,
+                "difference": found["mae"]["difference"],
+                **tests,
+                "real": real,
+            }
+        )
     data, protocol = {"name": "drawn"}, {"name": "random"}
-    return {"data": data, "protocol": protocol, "images": 400, "models": models, "pairs": pairs, "warnings": [EVIL]}
+    return {
+        "data": data,
+        "protocol": protocol,
+        "images": 400,
+        "models": models,
+        "pairs": pairs,
+        "warnings": [EVIL],
+    }
 
 
 def test_comparison_tells_who_is_better_and_who_is_not(tmp_path: Path) -> None:
@@ -443,7 +578,10 @@ def test_comparison_tells_who_is_better_and_who_is_not(tmp_path: Path) -> None:
     comparison_report(str(tmp_path), compared(names))
     shown = Page((tmp_path / report.PAGE).read_text())
     assert f"one {EVIL} and two: no difference beyond noise; the difference of MAE is" in shown.text
-    assert re.search(r"two is better than three by \d\.\d\d years \(95% interval \d\.\d\d–\d\.\d\d; p = 0\.002 by sign flips", shown.text)
+    assert re.search(
+        r"two is better than three by \d\.\d\d years \(95% interval \d\.\d\d–\d\.\d\d; p = 0\.002 by sign flips",
+        shown.text,
+    )
     assert "<script>" not in shown.html
     assert [found["href"] for found in shown.named("a")] == [f"{number}-m/report.html" for number in range(3)]
     assert len(shown.named("svg")) == 3
@@ -459,15 +597,27 @@ def test_one_model_or_many_fit_the_comparison(tmp_path: Path) -> None:
 
 def test_a_verdict_turns_the_difference_round() -> None:
     worse = {"value": 0.5, "low": 0.25, "high": 0.75}
-    pair = {"first": "a", "second": "b", "difference": worse, "permutation_p": 0.0001, "wilcoxon_p": 0.04, "real": True}
+    pair = {
+        "first": "a",
+        "second": "b",
+        "difference": worse,
+        "permutation_p": 0.0001,
+        "wilcoxon_p": 0.04,
+        "real": True,
+    }
     said = verdict(pair)
     assert said["names"] == ("b", "a")
-    assert said["rest"] == "by 0.50 years (95% interval 0.25–0.75; p <\u00a00.001 by sign flips, 0.040 by Wilcoxon's ranks)"
+    assert (
+        said["rest"]
+        == "by 0.50 years (95% interval 0.25–0.75; p <\u00a00.001 by sign flips, 0.040 by Wilcoxon's ranks)"
+    )
     better = {"value": -0.5, "low": -0.75, "high": -0.25}
     said = verdict(pair | {"difference": better})
     assert said["better"] == "a"
     assert "0.50 years (95% interval 0.25–0.75;" in said["rest"]
-    assert verdict(pair | {"difference": {"value": -0.5, "low": None, "high": None}})["rest"].startswith("by 0.50 years (p <\u00a00.001")
+    assert verdict(pair | {"difference": {"value": -0.5, "low": None, "high": None}})["rest"].startswith(
+        "by 0.50 years (p <\u00a00.001"
+    )
 
 
 def cell(mae: float, own: bool = False, warnings: tuple[str, ...] = ()) -> dict[str, Any]:

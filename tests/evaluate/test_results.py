@@ -28,7 +28,13 @@ from ageray.synthetic import faces as synthetic_faces
 from jobs import evaluate as job
 
 ALIGN, PROTOCOL = Align(size=32), Protocol(val=0.1, test=0.4)
-SCALE = ["scale.threads=1", "scale.progress=false", "scale.decode_batch=16", "scale.gpu=false", "scale.score_batch=32"]
+SCALE = [
+    "scale.threads=1",
+    "scale.progress=false",
+    "scale.decode_batch=16",
+    "scale.gpu=false",
+    "scale.score_batch=32",
+]
 
 
 def reencoded(image: bytes) -> bytes:
@@ -48,7 +54,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pq.read_table(file)
     rows = {row["key"]: row for row in table.to_pylist()}
     parts = parts_of(folder)
-    for tested, trained, change in zip(parts["test"][:2], parts["train"][:2], (bytes, reencoded), strict=True):
+    for tested, trained, change in zip(
+        parts["test"][:2], parts["train"][:2], (bytes, reencoded), strict=True
+    ):
         rows[tested] |= {"image": change(rows[trained]["image"]), "age": rows[trained]["age"] + 10}
     pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=table.schema), file)
     return folder
@@ -72,7 +80,11 @@ def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
     network = build(settings.model, seed=0)
     with torch.no_grad():
         network.head.bias.copy_(-((torch.arange(-15.0, 121) - middle) / 8).square())
-    facts = {"data": data, "train_digest": train_digest(parts_of(shards)["train"]), "train_ages": {"median": 41.0}}
+    facts = {
+        "data": data,
+        "train_digest": train_digest(parts_of(shards)["train"]),
+        "train_ages": {"median": 41.0},
+    }
     bundle.save(str(folder), network, settings, {"training": facts})
     return str(folder)
 
@@ -80,11 +92,16 @@ def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
 @pytest.fixture(scope="module")
 def models(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("models")
-    return [write_model(folder / "near", shards, "drawn", 40), write_model(folder / "far", shards, "drawn", 115)]
+    return [
+        write_model(folder / "near", shards, "drawn", 40),
+        write_model(folder / "far", shards, "drawn", 115),
+    ]
 
 
 @pytest.fixture(scope="module")
-def compared(models: list[str], shards: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compared(
+    models: list[str], shards: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     out = tmp_path_factory.mktemp("compared")
     job.main([*models, "--out", str(out), *SCALE])
     return out
@@ -104,7 +121,9 @@ def test_the_report_finds_the_planted_leaks(compared: Path, shards: Path) -> Non
     assert audit["subjects"]["shared"] == 0
     assert audit["byte_identical"]["across"] == 1
     assert audit["near_identical"]["across"] == 2
-    assert sorted(map(tuple, audit["near_identical"]["examples"])) == sorted(zip(parts["test"][:2], parts["train"][:2], strict=True))
+    assert sorted(map(tuple, audit["near_identical"]["examples"])) == sorted(
+        zip(parts["test"][:2], parts["train"][:2], strict=True)
+    )
     assert audit["conflicts"]["identical"]["groups"] == 1
     assert audit["conflicts"]["near"]["differ"] == 2
     assert audit["against"] == f"the {len(parts['train'] + parts['val'])} faces of this set that do not test"
@@ -155,7 +174,9 @@ def test_another_set_is_compared_with_what_trained_the_model(models: list[str], 
     assert isinstance(found, split_audit.Training)
     assert sorted(found.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
     loaded = bundle.load(models[0])
-    bundle.write_card(models[0], loaded.card | {"training": loaded.card["training"] | {"train_digest": "other"}})
+    bundle.write_card(
+        models[0], loaded.card | {"training": loaded.card["training"] | {"train_digest": "other"}}
+    )
     whole = training(models[0], shards, name="strangers")
     bundle.write_card(models[0], loaded.card)
     assert isinstance(whole, split_audit.Training)
@@ -165,11 +186,18 @@ def test_another_set_is_compared_with_what_trained_the_model(models: list[str], 
 
 def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: Path) -> None:
     loaded = bundle.load(models[0])
-    moved = loaded.experiment.model_copy(update={"data": loaded.experiment.data.model_copy(update={"shards": str(tmp_path / "gone")})})
+    moved = loaded.experiment.model_copy(
+        update={"data": loaded.experiment.data.model_copy(update={"shards": str(tmp_path / "gone")})}
+    )
     bundle.save(str(tmp_path / "moved"), loaded.network(), moved, {"training": loaded.card["training"]})
     said = training(str(tmp_path / "moved"), shards, name="strangers")
-    assert said == "the model was trained on 'drawn', whose shards are not at hand; name them with --trained-on DIR"
-    assert isinstance(training(str(tmp_path / "moved"), shards, str(shards), name="strangers"), split_audit.Training)
+    assert (
+        said
+        == "the model was trained on 'drawn', whose shards are not at hand; name them with --trained-on DIR"
+    )
+    assert isinstance(
+        training(str(tmp_path / "moved"), shards, str(shards), name="strangers"), split_audit.Training
+    )
 
 
 # --- several models -------------------------------------------------------------------------------------------------
@@ -209,8 +237,20 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
     """The model's own set by its own split, so that no training face is tested; a stranger's whole."""
     synthetic_faces.write_faces_table(tmp_path / "others", 20, seed=5, size=80)
     for name, folder in (("drawn", shards), ("others", tmp_path / "others")):
-        (tmp_path / f"{name}.yaml").write_text(f"data:\n  name: {name}\n  shards: {folder}\nprotocol:\n  name: random\n  test: 0.9\n")
-    job.main(["--cross", models[0], str(tmp_path / "drawn.yaml"), str(tmp_path / "others.yaml"), "--out", str(tmp_path / "out"), *SCALE])
+        (tmp_path / f"{name}.yaml").write_text(
+            f"data:\n  name: {name}\n  shards: {folder}\nprotocol:\n  name: random\n  test: 0.9\n"
+        )
+    job.main(
+        [
+            "--cross",
+            models[0],
+            str(tmp_path / "drawn.yaml"),
+            str(tmp_path / "others.yaml"),
+            "--out",
+            str(tmp_path / "out"),
+            *SCALE,
+        ]
+    )
     found = report_of(tmp_path / "out")
     assert (found["models"], found["sets"]) == ([models[0]], ["drawn", "others"])
     (own, other) = found["cells"][0]
@@ -227,17 +267,25 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.name=drawn"], "no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)"),
+        (
+            ["data.name=drawn"],
+            "no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)",
+        ),
         (["MODEL", "MODEL"], "the same model is named twice; name each once"),
         (
             ["--cross", "MODEL", "data.name=drawn"],
             "--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml",
         ),
-        (["--protocol", "lopo", "MODEL"], "MODEL: --protocol lopo trains its own models; give a recipe (FILE.yaml), no MODEL"),
+        (
+            ["--protocol", "lopo", "MODEL"],
+            "MODEL: --protocol lopo trains its own models; give a recipe (FILE.yaml), no MODEL",
+        ),
         (["MODEL", "--trained-on", "nowhere"], "nowhere: there is no such folder"),
     ],
 )
-def test_mistakes_in_the_command(words: list[str], message: str, models: list[str], ray_local: None, tmp_path: Path) -> None:
+def test_mistakes_in_the_command(
+    words: list[str], message: str, models: list[str], ray_local: None, tmp_path: Path
+) -> None:
     given = [models[0] if word == "MODEL" else word for word in words]
     with pytest.raises(UserError) as caught:
         job.main([*given, "--out", str(tmp_path / "out"), *SCALE])
@@ -245,9 +293,14 @@ def test_mistakes_in_the_command(words: list[str], message: str, models: list[st
     assert not (tmp_path / "out").exists()
 
 
-def test_models_of_different_splits_are_not_compared(models: list[str], shards: Path, ray_local: None, tmp_path: Path) -> None:
+def test_models_of_different_splits_are_not_compared(
+    models: list[str], shards: Path, ray_local: None, tmp_path: Path
+) -> None:
     loaded = bundle.load(models[1])
     other = loaded.experiment.model_copy(update={"protocol": Protocol(val=0.1, test=0.3)})
     bundle.save(str(tmp_path / "other"), loaded.network(), other, loaded.card)
-    with pytest.raises(UserError, match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.test="):
+    with pytest.raises(
+        UserError,
+        match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.test=",
+    ):
         job.main([models[0], str(tmp_path / "other"), "--out", str(tmp_path / "out"), *SCALE])

@@ -31,13 +31,21 @@ from jobs.terminal import tables
 
 ALIGN = Align(size=48)
 PROTOCOL = Protocol(val=0.1, test=0.4)
-SCALE = ["scale.threads=1", "scale.progress=false", "scale.decode_batch=16", "scale.gpu=false", "scale.score_batch=16"]
+SCALE = [
+    "scale.threads=1",
+    "scale.progress=false",
+    "scale.decode_batch=16",
+    "scale.gpu=false",
+    "scale.score_batch=16",
+]
 
 
 def rewrite(file: str, change: Any) -> None:
     """Puts each row of a shard through `change`."""
     table = pq.read_table(file)
-    pq.write_table(pa.Table.from_pylist([change(row) for row in table.to_pylist()], schema=table.schema), file)
+    pq.write_table(
+        pa.Table.from_pylist([change(row) for row in table.to_pylist()], schema=table.schema), file
+    )
 
 
 def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]]:
@@ -77,7 +85,11 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         network.head.weight.mul_(8)
         network.head.bias.copy_(-((torch.arange(-15.0, 121) - 40) / 20).square())
-    facts = {"data": "drawn", "train_digest": train_digest(parts_of(shards)["train"]), "train_ages": {"median": 41.0}}
+    facts = {
+        "data": "drawn",
+        "train_digest": train_digest(parts_of(shards)["train"]),
+        "train_ages": {"median": 41.0},
+    }
     card = {"training": facts, "calibration": Calibration(1.2, -5, 2, 100).to_card()}
     folder = tmp_path_factory.mktemp("model") / "tiny"
     bundle.save(str(folder), network, settings, card)
@@ -94,7 +106,9 @@ class Evaluated:
 
 
 @pytest.fixture(scope="module")
-def evaluated(model: Path, shards: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def evaluated(
+    model: Path, shards: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory
+) -> Evaluated:
     out = tmp_path_factory.mktemp("out") / "results"
     with pytest.MonkeyPatch.context() as patch:
         shown: list[dict[str, Any]] = []
@@ -127,9 +141,14 @@ def test_figures_are_those_of_the_predictions(evaluated: Evaluated) -> None:
     assert report["cs5"] == pytest.approx(np.mean([abs(error) <= 5 for error in errors]))
     inside = [row["low"] <= row["age"] <= row["high"] for row in rows]
     assert report["interval"]["coverage"] == pytest.approx(np.mean(inside))
-    assert report["interval"]["mean_width"] == pytest.approx(np.mean([row["high"] - row["low"] for row in rows]), rel=1e-5)
+    assert report["interval"]["mean_width"] == pytest.approx(
+        np.mean([row["high"] - row["low"] for row in rows]), rel=1e-5
+    )
     ages = [row["age"] for row in rows]
-    assert report["constant"]["training_median"] == {"age": 41.0, "mae": pytest.approx(np.mean([abs(age - 41) for age in ages]))}
+    assert report["constant"]["training_median"] == {
+        "age": 41.0,
+        "mae": pytest.approx(np.mean([abs(age - 41) for age in ages])),
+    }
     assert report["constant"]["own_median"]["age"] == np.median(ages)
     assert report["by_decade"] == metrics.by_decade(ages, [row["predicted"] for row in rows])
 
@@ -143,11 +162,16 @@ def test_predictions_are_the_predictors(evaluated: Evaluated, model: Path, shard
         for row in pq.read_table(file).to_pylist():
             if row["key"] not in said:
                 continue
-            points, box = np.array(row["landmarks"], np.float32).reshape(1, 5, 2), np.array([row["box"]], np.float32)
+            points, box = (
+                np.array(row["landmarks"], np.float32).reshape(1, 5, 2),
+                np.array([row["box"]], np.float32),
+            )
             face = face_canvases(row["image"], points, box, ALIGN)
             alone, found = predictor.predict(face.pixels, face.points, face.box), said[row["key"]]
             assert found["age"] == row["age"]
-            assert (found["predicted"], found["low"], found["high"]) == pytest.approx((alone.age[0], alone.low[0], alone.high[0]), abs=2e-3)
+            assert (found["predicted"], found["low"], found["high"]) == pytest.approx(
+                (alone.age[0], alone.low[0], alone.high[0]), abs=2e-3
+            )
             ages.append(found["predicted"])
     assert len(ages) == len(said)
     assert np.std(ages) > 0.3
@@ -155,7 +179,11 @@ def test_predictions_are_the_predictors(evaluated: Evaluated, model: Path, shard
 
 def test_the_report_names_model_data_and_protocol(evaluated: Evaluated, model: Path, shards: Path) -> None:
     report = evaluated.report
-    assert report["model"] == {"name": str(model), "network": "baseline", "identity": bundle.load(str(model)).identity}
+    assert report["model"] == {
+        "name": str(model),
+        "network": "baseline",
+        "identity": bundle.load(str(model)).identity,
+    }
     assert report["data"] == {"name": "drawn", "shards": str(shards), "landmarks": "auto"}
     assert report["protocol"] == PROTOCOL.model_dump()
     assert report["warnings"] == ["3 of 90 faces have no age and are left out"]
@@ -186,11 +214,16 @@ def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str])
         ([], None),
         (["protocol.seed=1"], "this split is not the one the model was trained on"),
         (["protocol.test=0.3"], "this split is not the one the model was trained on"),
-        (["protocol.name=all"], "the model was trained on 'drawn': with protocol.name=all its training faces are tested too"),
+        (
+            ["protocol.name=all"],
+            "the model was trained on 'drawn': with protocol.name=all its training faces are tested too",
+        ),
         (["protocol.name=all", "data.name=strangers"], None),
     ],
 )
-def test_faces_that_the_model_may_know_are_told(words: list[str], warning: str | None, model: Path, shards: Path) -> None:
+def test_faces_that_the_model_may_know_are_told(
+    words: list[str], warning: str | None, model: Path, shards: Path
+) -> None:
     loaded = bundle.load(str(model))
     experiment = config.load([], [f"data.shards={shards}", *words], base=loaded.experiment)
     found = one_model._leak(loaded, experiment, parts_of(shards, experiment.protocol))
@@ -217,11 +250,16 @@ def mistake(*words: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["model.decode.method=median", "align.size=64", "loss.cross_entropy.weight=2", "train.seed=3"])
+@pytest.mark.parametrize(
+    "word", ["model.decode.method=median", "align.size=64", "loss.cross_entropy.weight=2", "train.seed=3"]
+)
 def test_keys_that_belong_to_the_model_are_refused(word: str, model: Path, tmp_path: Path) -> None:
     section = word.split(".")[0]
     said = mistake(str(model), word, "--out", str(tmp_path / "out"))
-    assert said == f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+    assert (
+        said
+        == f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -231,28 +269,45 @@ def test_a_key_given_as_the_model_has_it_is_no_change(model: Path, tmp_path: Pat
 
 def test_shards_that_are_not_named_or_not_there(model: Path, tmp_path: Path, ray_local: None) -> None:
     assert "data.shards is not set" in mistake(str(model), "--out", str(tmp_path))
-    assert f"{tmp_path}/nowhere: there is no such folder" in mistake(str(model), f"data.shards={tmp_path}/nowhere", "--out", str(tmp_path))
+    assert f"{tmp_path}/nowhere: there is no such folder" in mistake(
+        str(model), f"data.shards={tmp_path}/nowhere", "--out", str(tmp_path)
+    )
 
 
 def test_a_protocol_without_test_faces(model: Path, shards: Path, tmp_path: Path, ray_local: None) -> None:
-    assert "protocol" in mistake(str(model), f"data.shards={shards}", "protocol.test=0", "--out", str(tmp_path))
+    assert "protocol" in mistake(
+        str(model), f"data.shards={shards}", "protocol.test=0", "--out", str(tmp_path)
+    )
 
 
 def test_test_faces_of_which_none_can_be_used(model: Path, tmp_path: Path, ray_local: None) -> None:
     faces.write_faces_table(tmp_path / "bare", 20, size=80, landmarks=False)
-    said = mistake(str(model), f"data.shards={tmp_path / 'bare'}", "protocol.name=all", "--out", str(tmp_path / "out"))
-    assert said == f"data.shards={tmp_path / 'bare'}: no test face can be used; the first of 20: no landmarks to align by"
+    said = mistake(
+        str(model), f"data.shards={tmp_path / 'bare'}", "protocol.name=all", "--out", str(tmp_path / "out")
+    )
+    assert (
+        said
+        == f"data.shards={tmp_path / 'bare'}: no test face can be used; the first of 20: no landmarks to align by"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["jobs.train", "loss.neighborhood.sigma=5"], "error: data.shards is not set; name the folder that jobs.prepare wrote"),
-        (["jobs.evaluate", "nowhere", "--out", "out"], "error: nowhere: not a model; name zoo:default, a bundle"),
+        (
+            ["jobs.train", "loss.neighborhood.sigma=5"],
+            "error: data.shards is not set; name the folder that jobs.prepare wrote",
+        ),
+        (
+            ["jobs.evaluate", "nowhere", "--out", "out"],
+            "error: nowhere: not a model; name zoo:default, a bundle",
+        ),
     ],
 )
 def test_exit_code_and_single_line_for_a_mistake(words: list[str], message: str, tmp_path: Path) -> None:
-    ended = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(message)
     assert ended.stderr.count("\n") == 1
@@ -262,8 +317,19 @@ def test_exit_code_and_single_line_for_a_mistake(words: list[str], message: str,
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_help_is_worth_reading(name: str, tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", f"jobs.{name}", "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", f"jobs.{name}", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    for word in ("examples:", f"python -m jobs.{name} ", "configs/data/utkface.yaml", "RAY_ADDRESS", "Exit 0"):
+    for word in (
+        "examples:",
+        f"python -m jobs.{name} ",
+        "configs/data/utkface.yaml",
+        "RAY_ADDRESS",
+        "Exit 0",
+    ):
         assert word in ended.stdout

@@ -23,9 +23,18 @@ FILL = 117
 # A face-like figure as shares of the crop's side; the dots stand far enough apart to be weighed one by one.
 FIGURE = np.array([[0.31, 0.33], [0.68, 0.31], [0.52, 0.53], [0.34, 0.76], [0.66, 0.78]])
 MODES = [
-    *({"mode": "similarity", "size": size, "coverage": coverage} for size, coverage in ((64, 1.0), (128, 1.0), (97, 1.5), (128, 0.85))),
-    *({"mode": "eyes", "size": size, "eyes_scale": scale} for size, scale in ((64, 3.2), (128, 2.6), (99, 4.0))),
-    *({"mode": "box", "size": size, "coverage": coverage} for size, coverage in ((64, 1.0), (101, 1.0), (128, 1.4))),
+    *(
+        {"mode": "similarity", "size": size, "coverage": coverage}
+        for size, coverage in ((64, 1.0), (128, 1.0), (97, 1.5), (128, 0.85))
+    ),
+    *(
+        {"mode": "eyes", "size": size, "eyes_scale": scale}
+        for size, scale in ((64, 3.2), (128, 2.6), (99, 4.0))
+    ),
+    *(
+        {"mode": "box", "size": size, "coverage": coverage}
+        for size, coverage in ((64, 1.0), (101, 1.0), (128, 1.4))
+    ),
     *({"mode": "none", "size": size} for size in (64, 111, 128)),
 ]
 
@@ -48,7 +57,9 @@ class Scene:
         figure = FIGURE
         if align.mode == "similarity":  # the template itself, turned: the only points that can all be met
             distance = 1 / (2.5 * align.coverage)
-            figure = 0.5 + distance * np.array([[-0.5, -0.5], [0.5, -0.5], [0, 0.071], [-0.414, 0.655], [0.414, 0.655]])
+            figure = 0.5 + distance * np.array(
+                [[-0.5, -0.5], [0.5, -0.5], [0, 0.071], [-0.414, 0.655], [0.414, 0.655]]
+            )
         if align.mode == "eyes":
             figure = 0.5 + (FIGURE - 0.5) / (np.linalg.norm(FIGURE[1] - FIGURE[0]) * align.eyes_scale)
         angle = np.deg2rad(tilt)
@@ -61,7 +72,10 @@ class Scene:
         self.box = np.concatenate([middle - half, middle + half]).astype(np.float32)
         self.expected = self._expected(figure, width, height)
         y, x = np.mgrid[:height, :width]
-        light = sum(np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (self.spread * span) ** 2)) for px, py in self.points.astype(float))
+        light = sum(
+            np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (self.spread * span) ** 2))
+            for px, py in self.points.astype(float)
+        )
         self.pixels = np.repeat((FILL + 130 * np.asarray(light)).round()[..., None], 3, 2).astype(np.uint8)
 
     @property
@@ -88,7 +102,11 @@ class Scene:
         """The whole photo as a canvas."""
         box = np.array([-0.5, -0.5, self.pixels.shape[1] - 0.5, self.pixels.shape[0] - 0.5], np.float32)
         chosen = box if self.align.mode == "none" else self.box
-        return torch.from_numpy(self.pixels).permute(2, 0, 1)[None], torch.from_numpy(self.points)[None], torch.from_numpy(chosen)[None]
+        return (
+            torch.from_numpy(self.pixels).permute(2, 0, 1)[None],
+            torch.from_numpy(self.points)[None],
+            torch.from_numpy(chosen)[None],
+        )
 
 
 def centroids(face_3SS: Tensor, expected: NDArray[np.float64], spread: float) -> NDArray[np.float64]:
@@ -111,7 +129,11 @@ def encode(pixels: NDArray[np.uint8], form: str) -> bytes:
 
 def canvas_tensors(scene: Scene, data: bytes) -> tuple[Tensor, Tensor, Tensor]:
     found = face_canvases(data, scene.points[None], scene.box[None], scene.align)
-    return torch.from_numpy(found.pixels).permute(0, 3, 1, 2), torch.from_numpy(found.points), torch.from_numpy(found.box)
+    return (
+        torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
+        torch.from_numpy(found.points),
+        torch.from_numpy(found.box),
+    )
 
 
 # --- pixel centres ----------------------------------------------------------------------------------------------------
@@ -158,7 +180,9 @@ def test_faces_of_a_batch_do_not_touch_each_other() -> None:
 
 
 def test_no_faces() -> None:
-    face, points = align_faces(torch.zeros(0, 3, 50, 50, dtype=torch.uint8), torch.zeros(0, 5, 2), torch.zeros(0, 4), Align(size=32))
+    face, points = align_faces(
+        torch.zeros(0, 3, 50, 50, dtype=torch.uint8), torch.zeros(0, 5, 2), torch.zeros(0, 4), Align(size=32)
+    )
     assert face.shape == (0, 3, 32, 32)
     assert points.shape == (0, 5, 2)
 
@@ -169,13 +193,19 @@ def test_no_faces() -> None:
 def smooth(height: int, width: int) -> Tensor:
     """Slow waves, another in each channel: two resamplings of it differ little from one."""
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([127 + 100 * torch.sin(x / a + y / b) for a, b in ((17, 23), (29, -19), (21, 40))])[None]
+    return torch.stack([127 + 100 * torch.sin(x / a + y / b) for a, b in ((17, 23), (29, -19), (21, 40))])[
+        None
+    ]
 
 
-def augmentation(size: int, degrees: float, zoom: float, shift: tuple[float, float], mirrored: bool) -> Tensor:
+def augmentation(
+    size: int, degrees: float, zoom: float, shift: tuple[float, float], mirrored: bool
+) -> Tensor:
     angle, centre = np.deg2rad(degrees), (size - 1) / 2
     linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turn = np.concatenate([linear, ([centre, centre] + np.array(shift) - linear @ [centre, centre])[:, None]], 1)
+    turn = np.concatenate(
+        [linear, ([centre, centre] + np.array(shift) - linear @ [centre, centre])[:, None]], 1
+    )
     matrix = torch.tensor(turn, dtype=torch.float32)[None]
     return geometry.compose(matrix, geometry.mirror_map(size)[None]) if mirrored else matrix
 
@@ -241,7 +271,11 @@ def test_outside_the_photo_lies_the_fill_value(fill: int, form: str) -> None:
         photo = np.full((round(side * 1.5), round(side * 1.5), 3), 50, np.uint8)
         box = np.array([[-side / 2, -side / 4, side / 2, side * 3 / 4]], np.float32)
         found = face_canvases(encode(photo, form), None, box, align)
-        face, _ = align_faces(torch.from_numpy(found.pixels).permute(0, 3, 1, 2), *map(torch.from_numpy, (found.points, found.box)), align)
+        face, _ = align_faces(
+            torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
+            *map(torch.from_numpy, (found.points, found.box)),
+            align,
+        )
         # The photo starts at half the crop's width and a quarter of its height.
         assert face[0, :, :, :30].unique().tolist() == [fill]
         assert face[0, :, :14].unique().tolist() == [fill]
@@ -272,10 +306,16 @@ def test_a_shrunk_canvas_is_the_photo_seen_from_afar() -> None:
     align = Align(size=64, coverage=1.0)
     data = encode(face.pixels, "PNG")
     found = face_canvases(data, face.points[None], face.box[None], align)
-    ours, _ = align_faces(torch.from_numpy(found.pixels).permute(0, 3, 1, 2), *map(torch.from_numpy, (found.points, found.box)), align)
+    ours, _ = align_faces(
+        torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
+        *map(torch.from_numpy, (found.points, found.box)),
+        align,
+    )
     small = np.asarray(Image.fromarray(face.pixels).resize((512 // 3, 512 // 3), Image.Resampling.BOX))
     points = torch.from_numpy((face.points + 0.5) * (512 // 3) / 512 - 0.5)[None]
-    theirs, _ = align_faces(torch.from_numpy(small.copy()).permute(2, 0, 1)[None], points, torch.zeros(1, 4), align)
+    theirs, _ = align_faces(
+        torch.from_numpy(small.copy()).permute(2, 0, 1)[None], points, torch.zeros(1, 4), align
+    )
     assert float((ours - theirs).abs().mean()) < 3
     assert float(ours.std()) > 20
 
@@ -294,7 +334,9 @@ def test_missing_points_give_no_map() -> None:
 
 
 def faces(size: int) -> Tensor:
-    drawn = [torch.from_numpy(face.pixels).permute(2, 0, 1) for face in synthetic_faces.faces(3, seed=1, size=size)]
+    drawn = [
+        torch.from_numpy(face.pixels).permute(2, 0, 1) for face in synthetic_faces.faces(3, seed=1, size=size)
+    ]
     return torch.stack(drawn).float()
 
 
@@ -303,14 +345,23 @@ def test_standardized_statistics(size: int) -> None:
     result = standardize(faces(size), Align(size=size, standardize=True))
     edge = round(size * 0.2)
     middle = result[..., edge : size - edge, edge : size - edge].double().flatten(2)
-    torch.testing.assert_close(middle.mean(-1), torch.full((3, 3), 117.0, dtype=torch.float64), rtol=0, atol=1e-2)
-    torch.testing.assert_close(middle.std(-1), torch.full((3, 3), 55.0, dtype=torch.float64), rtol=0, atol=1e-2)
+    torch.testing.assert_close(
+        middle.mean(-1), torch.full((3, 3), 117.0, dtype=torch.float64), rtol=0, atol=1e-2
+    )
+    torch.testing.assert_close(
+        middle.std(-1), torch.full((3, 3), 55.0, dtype=torch.float64), rtol=0, atol=1e-2
+    )
 
 
 def test_standardized_faces_know_no_gain_or_offset() -> None:
     align, before = Align(size=64, standardize=True), faces(64)
-    gain, offset = torch.tensor([0.5, 1.4, 0.9]).view(1, 3, 1, 1), torch.tensor([60.0, -30.0, 5.0]).view(1, 3, 1, 1)
-    torch.testing.assert_close(standardize(before * gain + offset, align), standardize(before, align), rtol=0, atol=0.01)
+    gain, offset = (
+        torch.tensor([0.5, 1.4, 0.9]).view(1, 3, 1, 1),
+        torch.tensor([60.0, -30.0, 5.0]).view(1, 3, 1, 1),
+    )
+    torch.testing.assert_close(
+        standardize(before * gain + offset, align), standardize(before, align), rtol=0, atol=0.01
+    )
     # What lies around the middle has no say in it.
     edge = before.clone()
     edge[..., :8, :] = 0

@@ -18,7 +18,9 @@ from ageray.faces.augment import geometric_map, photometric
 from ageray.synthetic import faces as synthetic_faces
 
 SIZE = 64
-NOTHING: dict[str, Any] = dict.fromkeys(("flip", "rotation", "scale", "translation", "brightness", "contrast", "saturation"), 0)
+NOTHING: dict[str, Any] = dict.fromkeys(
+    ("flip", "rotation", "scale", "translation", "brightness", "contrast", "saturation"), 0
+)
 PROBABILITIES = ("gray", "blur", "downscale", "jpeg", "noise", "erase")
 SPREADS = ("brightness", "contrast", "saturation", "tint", "gamma")
 EVERYTHING = dict.fromkeys(PROBABILITIES, 0.5) | dict.fromkeys(SPREADS, 0.4)
@@ -33,7 +35,12 @@ def seeded(seed: int = 0) -> Generator:
 
 
 def faces(count: int, size: int = SIZE) -> Tensor:
-    return torch.stack([torch.from_numpy(face.pixels).permute(2, 0, 1).float() for face in synthetic_faces.faces(count, seed=1, size=size)])
+    return torch.stack(
+        [
+            torch.from_numpy(face.pixels).permute(2, 0, 1).float()
+            for face in synthetic_faces.faces(count, seed=1, size=size)
+        ]
+    )
 
 
 def copies(count: int, size: int = SIZE) -> Tensor:
@@ -68,7 +75,10 @@ def parts(matrix_B23: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     turn = torch.where(mirrored[:, None, None], linear * torch.tensor([-1.0, 1.0]), linear)
     angle = torch.atan2(turn[:, 1, 0], turn[:, 0, 0]) * 180 / math.pi
     zoom = turn[:, :, 0].norm(dim=-1)
-    rotation = torch.stack([torch.stack([turn[:, 0, 0], -turn[:, 1, 0]], -1), torch.stack([turn[:, 1, 0], turn[:, 0, 0]], -1)], -2)
+    rotation = torch.stack(
+        [torch.stack([turn[:, 0, 0], -turn[:, 1, 0]], -1), torch.stack([turn[:, 1, 0], turn[:, 0, 0]], -1)],
+        -2,
+    )
     torch.testing.assert_close(turn, rotation, rtol=0, atol=1e-5)  # neither sheared nor stretched
     centre = torch.full((len(matrix_B23), 1, 2), (size - 1) / 2)
     return mirrored, angle, zoom, (geometry.apply(matrix_B23, centre) - centre)[:, 0] / size
@@ -84,7 +94,9 @@ def test_ranges_of_the_map(size: int) -> None:
     uniform(shift[:, 0], -0.07, 0.07)
     uniform(shift[:, 1], -0.07, 0.07)
     # One says nothing about another, nor about the next face.
-    drawn = torch.stack([mirrored.float(), angle, zoom, shift[:, 0], shift[:, 1], angle.roll(1), shift[:, 0].roll(1)])
+    drawn = torch.stack(
+        [mirrored.float(), angle, zoom, shift[:, 0], shift[:, 1], angle.roll(1), shift[:, 0].roll(1)]
+    )
     assert float((torch.corrcoef(drawn) - torch.eye(7)).abs().max()) < 0.15
 
 
@@ -118,7 +130,9 @@ def test_the_generator_alone_decides() -> None:
     torch.manual_seed(1)
     torch.testing.assert_close(photometric(before, augment, seeded(5)), once, rtol=0, atol=0)
     assert float(distance(photometric(before, augment, seeded(6)), once).min()) > 1
-    torch.testing.assert_close(geometric_map(6, SIZE, augment, seeded(5)), geometric_map(6, SIZE, augment, seeded(5)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        geometric_map(6, SIZE, augment, seeded(5)), geometric_map(6, SIZE, augment, seeded(5)), rtol=0, atol=0
+    )
 
 
 @pytest.mark.parametrize("size", [32, 65, 100])
@@ -126,7 +140,9 @@ def test_the_generator_alone_decides() -> None:
 def test_shape_range_and_type(size: int, count: int) -> None:
     before = faces(count, size)
     kept = before.clone()
-    for seed, settings in enumerate((dict.fromkeys(PROBABILITIES, 1.0), dict.fromkeys(PROBABILITIES, 0.5), {"noise": 1.0})):
+    for seed, settings in enumerate(
+        (dict.fromkeys(PROBABILITIES, 1.0), dict.fromkeys(PROBABILITIES, 0.5), {"noise": 1.0})
+    ):
         after = photometric(before, Augment(**settings, **dict.fromkeys(SPREADS, 0.9)), seeded(seed))
         assert after.shape == before.shape
         assert after.dtype == torch.float32
@@ -138,7 +154,9 @@ def test_shape_range_and_type(size: int, count: int) -> None:
 
 def test_black_and_white_faces_survive() -> None:
     flat = torch.stack([torch.zeros(3, SIZE, SIZE), torch.full((3, SIZE, SIZE), 255.0)])
-    after = photometric(flat, Augment(**dict.fromkeys(PROBABILITIES, 1.0), **dict.fromkeys(SPREADS, 0.9)), seeded())
+    after = photometric(
+        flat, Augment(**dict.fromkeys(PROBABILITIES, 1.0), **dict.fromkeys(SPREADS, 0.9)), seeded()
+    )
     assert bool(after.isfinite().all())
 
 
@@ -148,7 +166,10 @@ def test_faces_do_not_depend_on_each_other(name: str) -> None:
     before = faces(6)
     other = before.clone()
     other[2] = 255 - other[2].flip(-1)
-    one, two = photometric(before, only(**{name: 0.5}), seeded(3)), photometric(other, only(**{name: 0.5}), seeded(3))
+    one, two = (
+        photometric(before, only(**{name: 0.5}), seeded(3)),
+        photometric(other, only(**{name: 0.5}), seeded(3)),
+    )
     rows = [0, 1, 3, 4, 5]
     torch.testing.assert_close(one[rows], two[rows], rtol=0, atol=1e-3)
     assert float(distance(one[2:3], two[2:3])) > 5
@@ -174,7 +195,9 @@ def test_contrast_keeps_the_mean() -> None:
     before = faces(1).clamp(100, 150).repeat(400, 1, 1, 1)[..., ::8, ::8]
     after = photometric(before, only(contrast=0.3), seeded())
     luma = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
-    torch.testing.assert_close((after * luma).sum(1).mean((1, 2)), (before * luma).sum(1).mean((1, 2)), rtol=0, atol=0.05)
+    torch.testing.assert_close(
+        (after * luma).sum(1).mean((1, 2)), (before * luma).sum(1).mean((1, 2)), rtol=0, atol=0.05
+    )
     uniform(after.std((1, 2, 3)) / before.std((1, 2, 3)), 0.7, 1.3)
 
 
@@ -275,7 +298,9 @@ def test_erase_hides_a_rectangle() -> None:
     share = hidden.float().mean((1, 2))
     assert 0.13 < float(share.max()) < 0.17
     assert float(share.median()) > 0.03
-    levels = torch.stack([face[0][where].unique() for face, where in zip(after, hidden, strict=True) if where.any()])
+    levels = torch.stack(
+        [face[0][where].unique() for face, where in zip(after, hidden, strict=True) if where.any()]
+    )
     assert levels.shape[1] == 1  # one gray value in each
     uniform(levels[:, 0], 0, 255)
 

@@ -32,7 +32,12 @@ def texture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
     """Noise of many sizes, so that any shift or blur shows."""
     rng = np.random.default_rng(seed)
     total = sum(
-        np.asarray(Image.fromarray(rng.integers(0, 256, (height // n + 1, width // n + 1, 3), np.uint8)).resize((width, height)), float)
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (height // n + 1, width // n + 1, 3), np.uint8)).resize(
+                (width, height)
+            ),
+            float,
+        )
         for n in (1, 4, 16)
     )
     return (np.asarray(total) / 3).astype(np.uint8)
@@ -72,7 +77,10 @@ def test_one_size_for_every_face(mode: Any, size: int) -> None:
     side = canvas_side(align)
     assert side >= 2 * size
     for width, height, span in ((20, 30, 0.3), (300, 200, 1.0), (300, 200, 3.0), (700, 500, 9.0)):
-        points, box = face(align, span, (width / 2, height / 2))[None], square(span, size, (width / 2, height / 2))[None]
+        points, box = (
+            face(align, span, (width / 2, height / 2))[None],
+            square(span, size, (width / 2, height / 2))[None],
+        )
         found = face_canvases(encode(texture(width, height)), points, box, align)
         assert found.pixels.shape == (1, side, side, 3)
         assert found.pixels.dtype == np.uint8
@@ -140,27 +148,43 @@ def test_faces_of_one_photo_are_those_of_each_alone(form: str, mode: Any) -> Non
     together = face_canvases(data, points, boxes, align)
     for row in range(len(places)):
         alone = face_canvases(data, points[row : row + 1], boxes[row : row + 1], align)
-        same(Canvases(*(part[row : row + 1] for part in (together.pixels, together.points, together.box))), alone)
+        same(
+            Canvases(*(part[row : row + 1] for part in (together.pixels, together.points, together.box))),
+            alone,
+        )
     backwards = face_canvases(data, points[::-1].copy(), boxes[::-1].copy(), align)
     np.testing.assert_array_equal(backwards.pixels[::-1], together.pixels)
     assert len({canvas.tobytes() for canvas in together.pixels}) == len(places)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
-@pytest.mark.parametrize(("width", "height"), [(1280, 960), (1282, 961), (1281, 853), (641, 1279), (700, 500)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(1280, 960), (1282, 961), (1281, 853), (641, 1279), (700, 500)]
+)
 def test_a_photo_decoded_before_gives_the_same_canvases(form: str, width: int, height: int) -> None:
     """What the detector decoded is used again, at any scale: training and scoring see the same pixels."""
     data = encode(texture(width, height), form)
-    for mode, span in (("similarity", 1.2), ("similarity", 2.5), ("similarity", 4.4), ("box", 2.1), ("none", 1.0)):
+    for mode, span in (
+        ("similarity", 1.2),
+        ("similarity", 2.5),
+        ("similarity", 4.4),
+        ("box", 2.1),
+        ("none", 1.0),
+    ):
         align = Align(mode=mode, size=64)
-        points, box = face(align, span, (width / 2, height / 2), 10)[None], square(span, 64, (width / 2, height / 2))[None]
+        points, box = (
+            face(align, span, (width / 2, height / 2), 10)[None],
+            square(span, 64, (width / 2, height / 2))[None],
+        )
         fresh = face_canvases(data, points, box, align)
         for max_side in (None, 640, 320, 160):
             same(face_canvases(data, points, box, align, decode(data, max_side)), fresh)
 
 
 @pytest.mark.parametrize(("form", "span", "decodings"), [("JPEG", 1.0, 1), ("JPEG", 4.5, 1), ("PNG", 4.5, 1)])
-def test_a_photo_is_decoded_once(monkeypatch: pytest.MonkeyPatch, form: str, span: float, decodings: int) -> None:
+def test_a_photo_is_decoded_once(
+    monkeypatch: pytest.MonkeyPatch, form: str, span: float, decodings: int
+) -> None:
     align, seen = Align(size=64), list[int]()
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -177,10 +201,15 @@ def test_a_photo_is_decoded_once(monkeypatch: pytest.MonkeyPatch, form: str, spa
 def test_the_decoders_shrinking_is_that_of_blocks() -> None:
     """The same scene as JPEG (shrunk by the decoder) and as PNG (in blocks) gives nearly the same face."""
     align = Align(size=64)
-    pixels = np.asarray(Image.fromarray(texture(150, 120, seed=3)).resize((900, 720), Image.Resampling.BICUBIC))
+    pixels = np.asarray(
+        Image.fromarray(texture(150, 120, seed=3)).resize((900, 720), Image.Resampling.BICUBIC)
+    )
     for span in (2.0, 2.9, 4.0, 5.5, 8.2):
         points = face(align, span, (450, 350), 5)[None]
-        jpeg, png = (aligned(face_canvases(encode(pixels, form), points, None, align), align) for form in ("JPEG", "PNG"))
+        jpeg, png = (
+            aligned(face_canvases(encode(pixels, form), points, None, align), align)
+            for form in ("JPEG", "PNG")
+        )
         assert float((jpeg - png).abs().mean()) < 4
 
 
@@ -192,7 +221,9 @@ def test_the_decoders_shrinking_is_that_of_blocks() -> None:
 def test_a_whole_photo_keeps_its_last_rows_and_columns(form: str, width: int, height: int) -> None:
     """Where the blocks do not divide the photo, its last pixels count all the same and no fill shows."""
     align = Align(mode="none", size=64, fill=0)
-    found = aligned(face_canvases(encode(np.full((height, width, 3), 200, np.uint8), form), None, None, align), align)
+    found = aligned(
+        face_canvases(encode(np.full((height, width, 3), 200, np.uint8), form), None, None, align), align
+    )
     assert float((found - 200).abs().max()) < 2
 
 
@@ -222,7 +253,9 @@ def test_a_face_far_outside_gets_an_empty_canvas() -> None:
 def test_an_absurd_box_gives_a_canvas_or_an_image_error(size: float) -> None:
     align = Align(mode="box", size=32)
     try:
-        found = face_canvases(encode(texture(60, 50)), None, np.array([[0, 0, size, size]], np.float32), align)
+        found = face_canvases(
+            encode(texture(60, 50)), None, np.array([[0, 0, size, size]], np.float32), align
+        )
     except ImageError:
         return
     assert found.pixels.shape[1] == canvas_side(align)
@@ -242,7 +275,9 @@ def test_what_is_not_given_stays_nan() -> None:
     assert np.isnan(found.points).all()
     found = face_canvases(data, None, None, Align(mode="none", size=32))
     assert np.isnan(found.points).all()
-    np.testing.assert_allclose(found.box[0, 2:] - found.box[0, :2], np.array([90, 80]) / 2, atol=1e-4)  # shrunk by 2
+    np.testing.assert_allclose(
+        found.box[0, 2:] - found.box[0, :2], np.array([90, 80]) / 2, atol=1e-4
+    )  # shrunk by 2
 
 
 def test_eyes_need_no_mouth() -> None:
@@ -273,7 +308,9 @@ def test_eyes_need_no_mouth() -> None:
         ("box", None, [40, 40, 10, 10], "no face to align"),
     ],
 )
-def test_what_cannot_be_aligned(mode: Any, points: list[float] | None, box: list[float] | None, reason: str) -> None:
+def test_what_cannot_be_aligned(
+    mode: Any, points: list[float] | None, box: list[float] | None, reason: str
+) -> None:
     given = None if points is None else np.array(points, np.float32).reshape(1, 5, 2)
     edges = None if box is None else np.array([box], np.float32)
     with pytest.raises(ImageError, match=reason):
@@ -294,9 +331,17 @@ def test_undecodable_photos(mode: Any) -> None:
 
 def test_to_tensors_converts_and_copies_nothing() -> None:
     canvas = np.random.default_rng(0).integers(0, 256, (3, 20, 20, 3), np.uint8)
-    columns = {"canvas": canvas, "points": np.zeros((3, 5, 2), np.float32), "age": np.arange(3, dtype=np.float32)}
+    columns = {
+        "canvas": canvas,
+        "points": np.zeros((3, 5, 2), np.float32),
+        "age": np.arange(3, dtype=np.float32),
+    }
     moved = to_tensors(columns, torch.device("cpu"))
-    assert {name: tuple(tensor.shape) for name, tensor in moved.items()} == {"canvas": (3, 3, 20, 20), "points": (3, 5, 2), "age": (3,)}
+    assert {name: tuple(tensor.shape) for name, tensor in moved.items()} == {
+        "canvas": (3, 3, 20, 20),
+        "points": (3, 5, 2),
+        "age": (3,),
+    }
     assert [moved[name].dtype for name in columns] == [torch.uint8, torch.float32, torch.float32]
     np.testing.assert_array_equal(moved["canvas"].permute(0, 2, 3, 1), canvas)
     assert moved["canvas"].is_contiguous(memory_format=torch.channels_last)

@@ -70,9 +70,13 @@ def test_every_face_of_a_photo_once_best_first(net: YuNet) -> None:
         faces = net.detect(photo(drawn.pixels))
         assert len(faces) == len(drawn.points)
         assert [face.score for face in faces] == sorted((face.score for face in faces), reverse=True)
-        nearest = [min(range(len(faces)), key=lambda number: error(faces[number], truth)) for truth in drawn.points]
+        nearest = [
+            min(range(len(faces)), key=lambda number: error(faces[number], truth)) for truth in drawn.points
+        ]
         assert sorted(nearest) == list(range(len(faces)))
-        assert all(error(faces[number], truth) < 0.3 for number, truth in zip(nearest, drawn.points, strict=True))
+        assert all(
+            error(faces[number], truth) < 0.3 for number, truth in zip(nearest, drawn.points, strict=True)
+        )
 
 
 def test_threshold_leaves_out_the_less_sure(net: YuNet) -> None:
@@ -80,13 +84,19 @@ def test_threshold_leaves_out_the_less_sure(net: YuNet) -> None:
     scores = [face.score for face in net.detect(photo(drawn.pixels))]
     assert len(scores) == 3
     between = (scores[0] + scores[1]) / 2
-    assert [face.score for face in YuNet(Detect(threshold=between)).detect(photo(drawn.pixels))] == pytest.approx(scores[:1])
+    assert [
+        face.score for face in YuNet(Detect(threshold=between)).detect(photo(drawn.pixels))
+    ] == pytest.approx(scores[:1])
 
 
 def test_nobody(net: YuNet) -> None:
     rng = np.random.default_rng(0)
     for shape in ((240, 320), (64, 64), (1000, 700)):
-        for pixels in (np.full((*shape, 3), 90, np.uint8), np.zeros((*shape, 3), np.uint8), rng.integers(0, 256, (*shape, 3), np.uint8)):
+        for pixels in (
+            np.full((*shape, 3), 90, np.uint8),
+            np.zeros((*shape, 3), np.uint8),
+            rng.integers(0, 256, (*shape, 3), np.uint8),
+        ):
             assert net.detect(photo(pixels)) == []
 
 
@@ -94,7 +104,19 @@ def test_nobody(net: YuNet) -> None:
 def test_no_faces_in_strips_and_dots(pad: float) -> None:
     """In inputs of up to 32 pixels OpenCV's network reads memory that nobody wrote, and sees faces there."""
     rng = np.random.default_rng(0)
-    for height, width in [(1, 1), (2, 2), (6, 320), (1, 640), (4, 100), (8, 100), (31, 1), (320, 6), (16, 320), (5000, 10), (10, 5000)] * 2:
+    for height, width in [
+        (1, 1),
+        (2, 2),
+        (6, 320),
+        (1, 640),
+        (4, 100),
+        (8, 100),
+        (31, 1),
+        (320, 6),
+        (16, 320),
+        (5000, 10),
+        (10, 5000),
+    ] * 2:
         pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
         assert YuNet(Detect(pad=pad)).detect(photo(pixels)) == [], (height, width)
 
@@ -110,7 +132,13 @@ def test_gray_photos(net: YuNet) -> None:
 def test_real_faces(fgnet: Path, net: YuNet) -> None:
     """Every 17th photo of FG-NET against its hand-placed points; over the whole set the median is 0.074, see benchmarks/detection.py."""
     rows = sources.read_fgnet(str(fgnet), "fgnet").table.to_pylist()[::17]
-    found = [(net.detect(decode(Path(row["uri"]).read_bytes())), np.array(row["landmarks"], np.float32).reshape(5, 2)) for row in rows]
+    found = [
+        (
+            net.detect(decode(Path(row["uri"]).read_bytes())),
+            np.array(row["landmarks"], np.float32).reshape(5, 2),
+        )
+        for row in rows
+    ]
     errors = [error(faces[0], truth) for faces, truth in found if faces]
     assert len(rows) == 59
     assert len(errors) >= 57
@@ -125,7 +153,9 @@ def test_one_detector_over_mixed_sizes_equals_a_fresh_one_for_each(net: YuNet) -
     """Reusing one OpenCV network over inputs of several sizes has given wrong results with other detectors."""
     photos = [
         photo(synthetic_faces.draw_photo(seed, width, height).pixels)
-        for seed, (width, height) in enumerate([(640, 480), (333, 500), (1300, 700), (640, 480), (200, 200), (97, 640), (480, 640)])
+        for seed, (width, height) in enumerate(
+            [(640, 480), (333, 500), (1300, 700), (640, 480), (200, 200), (97, 640), (480, 640)]
+        )
     ]
     fresh = [YuNet(Detect()).detect(one) for one in photos]
     assert sum(map(len, fresh)) >= 7
@@ -171,7 +201,10 @@ def test_coordinates_under_the_decoders_shrinking_are_full_size(net: YuNet) -> N
             # Exactly those of its pixels, taken back to full size ...
             assert len(found) == len(drawn.points)
             plain = net.detect(photo(shrunk.pixels))
-            grown = [Face(shrunk.grow(face.box.reshape(2, 2)).reshape(4), shrunk.grow(face.points), face.score) for face in plain]
+            grown = [
+                Face(shrunk.grow(face.box.reshape(2, 2)).reshape(4), shrunk.grow(face.points), face.score)
+                for face in plain
+            ]
             same(found, grown, atol=2e-3)
             # ... and where the faces are.
             assert all(min(error(face, truth) for truth in drawn.points) < 0.35 for face in found)
@@ -199,7 +232,10 @@ def test_a_face_that_fills_the_picture_is_found_inside_a_border(net: YuNet) -> N
         # In the coordinates of the photo, not of the picture with its border.
         border = round(0.25 * max(pixels.shape))
         wider = np.pad(pixels, ((border, border), (border, border), (0, 0)))
-        shifted = [Face(face.box - border, face.points - border, face.score) for face in YuNet(Detect(pad=0)).detect(photo(wider))]
+        shifted = [
+            Face(face.box - border, face.points - border, face.score)
+            for face in YuNet(Detect(pad=0)).detect(photo(wider))
+        ]
         same(faces, shifted, atol=1e-3)
     assert rescued == 3
 

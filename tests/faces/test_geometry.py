@@ -17,7 +17,9 @@ from ageray.prepare import sources
 QUICK = settings(max_examples=60, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 # The points that ArcFace publishes for a 112 x 112 crop (Deng et al. 2019), slightly asymmetric.
-ARCFACE = torch.tensor([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+ARCFACE = torch.tensor(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
 
 
 def draw(seed: int, *shape: int, spread: float = 100.0) -> Tensor:
@@ -26,7 +28,10 @@ def draw(seed: int, *shape: int, spread: float = 100.0) -> Tensor:
 
 def similarity_map(scale: float, degrees: float, shift: tuple[float, float]) -> Tensor:
     angle = np.deg2rad(degrees)
-    rows = [[np.cos(angle), -np.sin(angle), shift[0] / scale], [np.sin(angle), np.cos(angle), shift[1] / scale]]
+    rows = [
+        [np.cos(angle), -np.sin(angle), shift[0] / scale],
+        [np.sin(angle), np.cos(angle), shift[1] / scale],
+    ]
     return torch.tensor(rows, dtype=torch.float64) * scale
 
 
@@ -56,7 +61,9 @@ def test_template_is_that_of_arcface_made_symmetric() -> None:
 def test_template_is_symmetric_and_scales_about_the_middle(size: int, coverage: float) -> None:
     points = geometry.template(size, coverage)
     torch.testing.assert_close(geometry.mirror_points(points, size), points)
-    assert float(points[1, 0] - points[0, 0]) == pytest.approx(size / (geometry.TEMPLATE_SIDE * coverage), rel=1e-5)
+    assert float(points[1, 0] - points[0, 0]) == pytest.approx(
+        size / (geometry.TEMPLATE_SIDE * coverage), rel=1e-5
+    )
     assert points[0, 1] < points[2, 1] < points[3, 1]
     middle = (size - 1) / 2
     torch.testing.assert_close((points - middle) * coverage, geometry.template(size) - middle)
@@ -92,7 +99,9 @@ def test_no_other_similarity_is_closer(seed: int, size: float, direction: int) -
 def test_an_exact_similarity_is_recovered_in_float32(scale: float, degrees: float) -> None:
     """Also far from the origin, as in a corner of a large photo."""
     target = geometry.template(128).double()
-    source = geometry.apply(geometry.invert(similarity_map(scale, degrees, (-3000.0 * scale, -2000.0 * scale))), target)
+    source = geometry.apply(
+        geometry.invert(similarity_map(scale, degrees, (-3000.0 * scale, -2000.0 * scale))), target
+    )
     found = geometry.similarity(source[None].float(), target.float())
     landed = geometry.apply(found.double(), source[None])
     assert float((landed - target).abs().max()) < 0.05
@@ -139,11 +148,15 @@ def test_gradients() -> None:
 
 def test_hand_placed_points_land_as_near_to_the_template_as_can_be(fgnet: Path) -> None:
     texts = [file.read_text() for file in sorted((fgnet / "points").iterdir())]
-    points = torch.tensor([sources.five_points(text) for text in texts], dtype=torch.float64).reshape(-1, 5, 2)
+    points = torch.tensor([sources.five_points(text) for text in texts], dtype=torch.float64).reshape(
+        -1, 5, 2
+    )
     target = geometry.template(128).double()
     found = geometry.similarity(points, target)
     best = torch.tensor(np.stack([solved(face.numpy(), target.numpy()) for face in points]))
-    torch.testing.assert_close(residual(found, points, target), residual(best, points, target), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        residual(found, points, target), residual(best, points, target), rtol=1e-9, atol=0
+    )
     # The pipeline's precision costs nothing that shows.
     landed = geometry.apply(geometry.similarity(points.float(), target.float()), points.float())
     assert float((landed.double() - geometry.apply(best, points)).abs().max()) < 1e-3
@@ -161,13 +174,21 @@ def test_laws_of_maps(seed: int) -> None:
     first, second, third = draw(seed, 3, 4, 2, 3, spread=1) + torch.eye(2, 3, dtype=torch.float64) * 3
     points = draw(seed + 1, 4, 5, 2)
     together = geometry.compose(second, first)
-    torch.testing.assert_close(geometry.apply(together, points), geometry.apply(second, geometry.apply(first, points)))
-    torch.testing.assert_close(geometry.compose(third, together), geometry.compose(geometry.compose(third, second), first))
+    torch.testing.assert_close(
+        geometry.apply(together, points), geometry.apply(second, geometry.apply(first, points))
+    )
+    torch.testing.assert_close(
+        geometry.compose(third, together), geometry.compose(geometry.compose(third, second), first)
+    )
     identity = torch.eye(2, 3, dtype=torch.float64).expand(4, 2, 3)
     torch.testing.assert_close(geometry.compose(identity, first), first)
     torch.testing.assert_close(geometry.compose(geometry.invert(first), first), identity, rtol=0, atol=1e-7)
-    torch.testing.assert_close(geometry.apply(geometry.invert(first), geometry.apply(first, points)), points, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(geometry.scale_of(together), geometry.scale_of(first) * geometry.scale_of(second))
+    torch.testing.assert_close(
+        geometry.apply(geometry.invert(first), geometry.apply(first, points)), points, rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(
+        geometry.scale_of(together), geometry.scale_of(first) * geometry.scale_of(second)
+    )
 
 
 def test_scale_is_by_area() -> None:
@@ -184,19 +205,30 @@ def test_mirrored_twice_is_the_identity(size: int) -> None:
     twice = geometry.compose(geometry.mirror_map(size), geometry.mirror_map(size))
     torch.testing.assert_close(twice, torch.eye(2, 3))
     # The map moves the places, the points change their names as well.
-    torch.testing.assert_close(geometry.apply(geometry.mirror_map(size), points)[:, [1, 0, 2, 4, 3]], mirrored)
+    torch.testing.assert_close(
+        geometry.apply(geometry.mirror_map(size), points)[:, [1, 0, 2, 4, 3]], mirrored
+    )
     torch.testing.assert_close(mirrored[:, 0], torch.stack([size - 1 - points[:, 1, 0], points[:, 1, 1]], -1))
     # On pixels: column x goes to column size - 1 - x.
-    assert geometry.apply(geometry.mirror_map(size), torch.tensor([[[0.0, 3.0]]])).tolist() == [[[size - 1.0, 3.0]]]
+    assert geometry.apply(geometry.mirror_map(size), torch.tensor([[[0.0, 3.0]]])).tolist() == [
+        [[size - 1.0, 3.0]]
+    ]
 
 
 @QUICK
-@given(st.floats(-500, 500), st.floats(-500, 500), st.floats(2, 3000), st.floats(2, 3000), st.integers(16, 512))
+@given(
+    st.floats(-500, 500), st.floats(-500, 500), st.floats(2, 3000), st.floats(2, 3000), st.integers(16, 512)
+)
 def test_rectangle_fills_the_square(x: float, y: float, width: float, height: float, size: int) -> None:
     box = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float64)
     matrix = geometry.rectangle_to_square(box, size)
     corners = geometry.apply(matrix, box.view(1, 2, 2))[0]
-    torch.testing.assert_close(corners, torch.tensor([[-0.5, -0.5], [size - 0.5, size - 0.5]], dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        corners,
+        torch.tensor([[-0.5, -0.5], [size - 0.5, size - 0.5]], dtype=torch.float64),
+        rtol=0,
+        atol=1e-6,
+    )
     assert float(geometry.scale_of(matrix)) == pytest.approx(size / (width * height) ** 0.5)
 
 

@@ -13,7 +13,10 @@ from PIL import Image
 
 from ageray.faces.images import ImageError, Photo, decode
 
-WIDTH, HEIGHT = 403, 266  # the last pixel of a shrunk picture reaches past the edge, another way across than down
+WIDTH, HEIGHT = (
+    403,
+    266,
+)  # the last pixel of a shrunk picture reaches past the edge, another way across than down
 DOTS = np.array([[60.3, 50.8], [341.6, 70.2], [180.5, 200.1]], np.float32)
 SPREAD = 9.0
 
@@ -41,7 +44,12 @@ def stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     }[orientation]
 
 
-def encode(pixels: NDArray[np.generic] | Image.Image, form: str = "PNG", orientation: int | None = None, **options: object) -> bytes:
+def encode(
+    pixels: NDArray[np.generic] | Image.Image,
+    form: str = "PNG",
+    orientation: int | None = None,
+    **options: object,
+) -> bytes:
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.ascontiguousarray(pixels))
     if orientation is not None:
         options["exif"] = Image.Exif()
@@ -55,7 +63,10 @@ def brightest(photo: Photo, near: NDArray[np.float32]) -> NDArray[np.float32]:
     """Centre of mass of the dot around a place of `photo.pixels`."""
     reach = round(4.5 * SPREAD / photo.scale)
     x, y = np.round(near).astype(int)
-    window = photo.pixels[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1, 1].astype(float) - 64
+    window = (
+        photo.pixels[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1, 1].astype(float)
+        - 64
+    )
     weight = window.clip(0)
     rows, columns = np.mgrid[: weight.shape[0], : weight.shape[1]]
     place = np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
@@ -211,7 +222,10 @@ def blank_png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header, rows = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0), zlib.compress(bytes((1 + -(-width // 8)) * height), 1)
+    header, rows = (
+        struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0),
+        zlib.compress(bytes((1 + -(-width // 8)) * height), 1),
+    )
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 

@@ -36,7 +36,9 @@ def ended(main: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
 # --- exit codes -----------------------------------------------------------------------------------------------------
 
 
-def test_a_command_gets_its_arguments_and_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_gets_its_arguments_and_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seen: list[str] = []
     monkeypatch.setattr("sys.argv", ["job", "a.yaml", "b=1"])
     cli.run(seen.extend)
@@ -44,7 +46,9 @@ def test_a_command_gets_its_arguments_and_ends_quietly(monkeypatch: pytest.Monke
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_mistake_ends_with_2_and_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_ends_with_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(_: Sequence[str]) -> None:
         raise UserError(TEXT)
 
@@ -52,7 +56,9 @@ def test_a_mistake_ends_with_2_and_one_line(monkeypatch: pytest.MonkeyPatch, cap
     assert capsys.readouterr() == ("", f"error: {TEXT}\n")
 
 
-def test_a_mistake_behind_another_error_ends_with_2(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_behind_another_error_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(_: Sequence[str]) -> None:
         try:
             raise UserError(TEXT)
@@ -70,16 +76,24 @@ def test_the_store_of_the_settings_is_known_before_they_are_read(
     (tmp_path / "store.yaml").write_text("storage:\n  endpoint_url: http://127.0.0.1:9000\n")
     (tmp_path / "wrong.yaml").write_text("scale: {workres: 1}\n")
     seen: list[str] = []
-    monkeypatch.setattr("sys.argv", ["job", "photos", str(tmp_path / "wrong.yaml"), str(tmp_path / "store.yaml")])
+    monkeypatch.setattr(
+        "sys.argv", ["job", "photos", str(tmp_path / "wrong.yaml"), str(tmp_path / "store.yaml")]
+    )
     cli.run(lambda _: seen.append(os.environ["AWS_ENDPOINT_URL"]))
-    monkeypatch.setattr("sys.argv", ["job", str(tmp_path / "store.yaml"), "storage.endpoint_url=https://s3.example"])
+    monkeypatch.setattr(
+        "sys.argv", ["job", str(tmp_path / "store.yaml"), "storage.endpoint_url=https://s3.example"]
+    )
     cli.run(lambda _: seen.append(os.environ["AWS_ENDPOINT_URL"]))
     assert seen == ["http://127.0.0.1:9000", "https://s3.example"]
     assert ended(seen.extend, monkeypatch, "storage.endpoint_url=s3.example") == 2
-    assert capsys.readouterr().err.startswith("error: storage.endpoint_url=s3.example: no address of a server")
+    assert capsys.readouterr().err.startswith(
+        "error: storage.endpoint_url=s3.example: no address of a server"
+    )
 
 
-def test_anything_else_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_anything_else_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def main(_: Sequence[str]) -> None:
         raise ValueError("a mistake of ours")
 
@@ -192,6 +206,8 @@ def test_a_mistake_that_is_one_is_itself() -> None:
     assert cli.mistake_behind(error) is error
 
 
-@pytest.mark.parametrize("error", [ValueError(TEXT), KeyError("age"), FloatingPointError("step 3: loss is not finite")])
+@pytest.mark.parametrize(
+    "error", [ValueError(TEXT), KeyError("age"), FloatingPointError("step 3: loss is not finite")]
+)
 def test_other_errors_are_none(error: Exception) -> None:
     assert cli.mistake_behind(error) is None

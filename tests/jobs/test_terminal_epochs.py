@@ -22,20 +22,31 @@ def epoch(number: int, best: bool = False, **changes: Any) -> Record:
 
 def step(number: int, **changes: Any) -> Record:
     """10 steps a second of 8 images each, 100 steps an epoch, 12 epochs."""
-    record = {"kind": "step", "epoch": 2, "epochs": 12, "step": number, "steps": 100, "seconds": number / 10, "images_s": 80.0}
+    record = {
+        "kind": "step",
+        "epoch": 2,
+        "epochs": 12,
+        "step": number,
+        "steps": 100,
+        "seconds": number / 10,
+        "images_s": 80.0,
+    }
     return record | changes
 
 
 def shown(*records: Record, terminal: bool = False, live: bool = True) -> str:
     out = io.StringIO()
-    with EpochTable(Console(file=out, force_terminal=terminal, width=120, highlight=False, soft_wrap=True), live) as table:
+    with EpochTable(
+        Console(file=out, force_terminal=terminal, width=120, highlight=False, soft_wrap=True), live
+    ) as table:
         for record in records:
             table.show(record)
     return out.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00:00"), (59.4, "0:00:59"), (59.6, "0:01:00"), (3723, "1:02:03"), (90_000, "25:00:00")]
+    ("seconds", "text"),
+    [(0, "0:00:00"), (59.4, "0:00:59"), (59.6, "0:01:00"), (3723, "1:02:03"), (90_000, "25:00:00")],
 )
 def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
@@ -44,7 +55,9 @@ def test_clock(seconds: float, text: str) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_one_head_and_a_row_an_epoch_with_a_star_for_the_best(terminal: bool) -> None:
     said = shown(epoch(1, best=True), epoch(2), epoch(12, best=True, val_mae=5.0), terminal=terminal)
-    rows = [re.sub(r"\x1b\S*", "", line) for line in said.splitlines() if "/12" in line]  # without the terminal's control words
+    rows = [
+        re.sub(r"\x1b\S*", "", line) for line in said.splitlines() if "/12" in line
+    ]  # without the terminal's control words
     assert said.count("val MAE") == 1
     assert said.index("val MAE") < said.index("1/12")
     assert [row.split() for row in rows] == [
@@ -87,7 +100,9 @@ def test_without_a_terminal_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_progress_that_is_switched_off_leaves_the_rows(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_that_is_switched_off_leaves_the_rows(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(epochs, "_LINE_SECONDS", -1.0)
     said = shown(step(1), step(50), epoch(1), terminal=terminal, live=False)
     assert "images/s  " in said

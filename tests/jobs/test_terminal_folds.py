@@ -14,7 +14,16 @@ Record = dict[str, Any]
 
 
 def start(**changes: Any) -> Record:
-    record = {"kind": "start", "done": 0, "total": 82, "frozen_body": False, "folds": 2, "cpus": 1.0, "gpus": 0.0, "threads": 1}
+    record = {
+        "kind": "start",
+        "done": 0,
+        "total": 82,
+        "frozen_body": False,
+        "folds": 2,
+        "cpus": 1.0,
+        "gpus": 0.0,
+        "threads": 1,
+    }
     return record | changes
 
 
@@ -25,7 +34,9 @@ def fold(done: int, **changes: Any) -> Record:
 
 def shown(*records: Record, terminal: bool = False, live: bool = True) -> str:
     out = io.StringIO()
-    with FoldProgress(Console(file=out, force_terminal=terminal, width=140, highlight=False, soft_wrap=True), live) as progress:
+    with FoldProgress(
+        Console(file=out, force_terminal=terminal, width=140, highlight=False, soft_wrap=True), live
+    ) as progress:
         for record in records:
             progress.show(record)
     return out.getvalue()
@@ -59,7 +70,9 @@ def test_a_fold_of_which_no_face_could_be_used() -> None:
     assert row.split() == ["2/82", "001", "0", "nan", "5.000", "61.2"]
 
 
-@pytest.mark.parametrize(("terminal", "live", "bar"), [(True, True, True), (True, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("terminal", "live", "bar"), [(True, True, True), (True, False, False), (False, True, False)]
+)
 def test_the_bar_is_for_terminals(terminal: bool, live: bool, bar: bool) -> None:
     said = shown(start(), fold(41), terminal=terminal, live=live)
     assert ("1:02:03 left" in said) is bar

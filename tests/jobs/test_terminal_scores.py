@@ -23,7 +23,10 @@ REPORT: dict[str, Any] = {
 
 def test_line() -> None:
     assert line(REPORT) == "1,200/3,600 photos  40.0 images/s  0:01:00 left  7 without a face"
-    assert line(REPORT | {"total": None, "seconds_left": None}) == "1,200 photos  40.0 images/s  starting  7 without a face"
+    assert (
+        line(REPORT | {"total": None, "seconds_left": None})
+        == "1,200 photos  40.0 images/s  starting  7 without a face"
+    )
     assert line(REPORT | {"state": "finishing"}) == "1,200 photos done; writing the result"
 
 

@@ -62,7 +62,9 @@ def test_dldl_v2_equals_a_naive_loop(sigma: float, factor: float) -> None:
     logits, total = random_logits(), 0.0
     for shares, years in rows_of(logits):
         targets = softmax([-((year - years) ** 2) / (2 * sigma**2) for year in BINS.tolist()])
-        total += sum(target * math.log(target / share) for target, share in zip(targets, shares, strict=True) if target)
+        total += sum(
+            target * math.log(target / share) for target, share in zip(targets, shares, strict=True) if target
+        )
         total += factor * abs(mean_of(shares) - years)
     got = float(dldl_v2(logits, AGES, BINS, sigma=sigma, expectation=factor))
     assert got == pytest.approx(total / len(AGES), rel=1e-10)
@@ -73,7 +75,9 @@ def test_mean_variance_equals_a_naive_loop() -> None:
     for shares, years in rows_of(logits):
         mean = mean_of(shares)
         mean_loss += (mean - years) ** 2 / (2 * len(AGES))
-        variance_loss += sum(share * (year - mean) ** 2 for share, year in zip(shares, BINS.tolist(), strict=True)) / len(AGES)
+        variance_loss += sum(
+            share * (year - mean) ** 2 for share, year in zip(shares, BINS.tolist(), strict=True)
+        ) / len(AGES)
     for first, second in ((0.2, 0.05), (1.0, 0.0), (0.0, 1.0)):
         got = float(mean_variance(logits, AGES, BINS, mean=first, variance=second))
         assert got == pytest.approx(first * mean_loss + second * variance_loss, rel=1e-12)
@@ -84,9 +88,13 @@ def test_mean_variance_equals_a_naive_loop() -> None:
 def test_sord_equals_a_naive_loop(metric: Norm, alpha: float) -> None:
     logits, total = random_logits(), 0.0
     for shares, years in rows_of(logits):
-        targets = softmax([-alpha * abs(year - years) ** (1 if metric == "l1" else 2) for year in BINS.tolist()])
+        targets = softmax(
+            [-alpha * abs(year - years) ** (1 if metric == "l1" else 2) for year in BINS.tolist()]
+        )
         total -= sum(target * math.log(share) for target, share in zip(targets, shares, strict=True))
-    assert float(sord(logits, AGES, BINS, metric=metric, alpha=alpha)) == pytest.approx(total / len(AGES), rel=1e-10)
+    assert float(sord(logits, AGES, BINS, metric=metric, alpha=alpha)) == pytest.approx(
+        total / len(AGES), rel=1e-10
+    )
 
 
 def naive_importance(ages: list[int], questions: list[float]) -> list[float]:
@@ -105,7 +113,9 @@ def test_or_cnn_equals_a_naive_loop(importance: Literal["uniform", "sqrt_count"]
         for logit, question, weight in zip(row, questions, weights, strict=True):
             share = 1 / (1 + math.exp(-logit))
             total -= weight * math.log(share if age > question else 1 - share)
-    assert float(or_cnn(logits, AGES, BINS, importance=importance)) == pytest.approx(total / len(AGES), rel=1e-10)
+    assert float(or_cnn(logits, AGES, BINS, importance=importance)) == pytest.approx(
+        total / len(AGES), rel=1e-10
+    )
 
 
 # --- known values ---------------------------------------------------------------------------------------------------
@@ -130,7 +140,9 @@ def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:
 
 def test_sord_l2_is_the_normalised_neighborhood_loss() -> None:
     logits = random_logits()
-    torch.testing.assert_close(sord(logits, AGES, BINS, alpha=1 / 9), neighborhood(logits, AGES, BINS, sigma=3, normalize=True))
+    torch.testing.assert_close(
+        sord(logits, AGES, BINS, alpha=1 / 9), neighborhood(logits, AGES, BINS, sigma=3, normalize=True)
+    )
 
 
 def test_dldl_v2_differs_from_the_cross_entropy_of_its_targets_by_their_entropy() -> None:
@@ -155,7 +167,10 @@ def test_undecided_questions_cost_log_2_each() -> None:
     assert got == pytest.approx((len(BINS) - 1) * math.log(2))
 
 
-@pytest.mark.parametrize(("years", "older"), [(-9.0, 0), (-3.0, 0), (-2.51, 0), (-2.5, 1), (12.49, 15), (12.5, 16), (30.0, 33), (99.0, 33)])
+@pytest.mark.parametrize(
+    ("years", "older"),
+    [(-9.0, 0), (-3.0, 0), (-2.51, 0), (-2.5, 1), (12.49, 15), (12.5, 16), (30.0, 33), (99.0, 33)],
+)
 def test_questions_are_answered_by_the_rounded_age(years: float, older: int) -> None:
     right = torch.cat([torch.full((1, older), 30.0), torch.full((1, len(BINS) - 1 - older), -30.0)], -1)
     assert float(or_cnn(right, torch.tensor([years]), BINS.float())) < 1e-10
@@ -169,7 +184,11 @@ def test_or_cnn_equals_coral_pytorch(importance: Literal["uniform", "sqrt_count"
     bins, logits = torch.arange(0.0, 21.0), random_logits(20).float()
     labels = torch.tensor([0, 3, 3, 7, 12, 20, 19])
     levels = levels_from_labelbatch(labels, num_classes=21)
-    weights = torch.tensor(naive_importance(labels.tolist(), bins[:-1].tolist())) if importance == "sqrt_count" else None
+    weights = (
+        torch.tensor(naive_importance(labels.tolist(), bins[:-1].tolist()))
+        if importance == "sqrt_count"
+        else None
+    )
     expected = coral_loss(logits, levels, importance_weights=weights)
     torch.testing.assert_close(or_cnn(logits, labels.float(), bins, importance=importance), expected)
 
@@ -178,7 +197,9 @@ def test_or_cnn_equals_coral_pytorch(importance: Literal["uniform", "sqrt_count"
 def test_sord_equals_dlordinal(alpha: float) -> None:
     bins, logits, labels = torch.arange(0.0, 21.0), random_logits(21), torch.tensor([0, 3, 3, 7, 12, 20, 19])
     expected = SORDLoss(alpha=alpha, num_classes=21, train_targets=labels)(logits, labels)
-    torch.testing.assert_close(sord(logits, labels.double(), bins.double(), metric="l1", alpha=alpha), expected)
+    torch.testing.assert_close(
+        sord(logits, labels.double(), bins.double(), metric="l1", alpha=alpha), expected
+    )
 
 
 # --- weights by count -----------------------------------------------------------------------------------------------
@@ -187,7 +208,9 @@ def test_sord_equals_dlordinal(alpha: float) -> None:
 def test_faces_of_one_age_make_all_questions_alike() -> None:
     logits, age = random_logits(len(BINS) - 1), torch.full_like(AGES, 8.0)
     torch.testing.assert_close(or_cnn(logits, age, BINS, importance="sqrt_count"), or_cnn(logits, age, BINS))
-    torch.testing.assert_close(or_cnn(logits[:1], age[:1], BINS, importance="sqrt_count"), or_cnn(logits[:1], age[:1], BINS))
+    torch.testing.assert_close(
+        or_cnn(logits[:1], age[:1], BINS, importance="sqrt_count"), or_cnn(logits[:1], age[:1], BINS)
+    )
 
 
 def test_weights_by_count_have_a_true_gradient_and_bear_extremes() -> None:

@@ -72,12 +72,16 @@ def naive_cross_entropy(logits: Tensor, age: Tensor, bins: Tensor, label_smoothi
     return total / len(age)
 
 
-def naive_neighborhood(logits: Tensor, age: Tensor, bins: Tensor, sigma: float = 5.0, normalize: bool = False) -> float:
+def naive_neighborhood(
+    logits: Tensor, age: Tensor, bins: Tensor, sigma: float = 5.0, normalize: bool = False
+) -> float:
     total = 0.0
     for row, years in zip(logits.tolist(), age.tolist(), strict=True):
         targets = [math.exp(-((year - years) ** 2) / sigma**2) for year in bins.tolist()]
         norm = sum(targets) if normalize else 1.0
-        total -= sum(target / norm * log_share for target, log_share in zip(targets, log_softmax(row), strict=True))
+        total -= sum(
+            target / norm * log_share for target, log_share in zip(targets, log_softmax(row), strict=True)
+        )
     return total / len(age)
 
 
@@ -112,7 +116,9 @@ def test_neighborhood_as_written_has_neither_a_factor_2_nor_a_norm() -> None:
     bins, logits, age = torch.arange(3.0), torch.zeros(1, 3), torch.tensor([1.0])
     written = float(neighborhood(logits, age, bins, sigma=2.0))
     assert written == pytest.approx((1 + 2 * math.exp(-1 / 4)) * math.log(3), rel=1e-6)
-    assert float(neighborhood(logits, age, bins, sigma=2.0, normalize=True)) == pytest.approx(math.log(3), rel=1e-6)
+    assert float(neighborhood(logits, age, bins, sigma=2.0, normalize=True)) == pytest.approx(
+        math.log(3), rel=1e-6
+    )
 
 
 def test_normalizing_divides_by_the_sum_of_the_targets() -> None:
@@ -120,7 +126,9 @@ def test_normalizing_divides_by_the_sum_of_the_targets() -> None:
     for years in (0.0, 30.3, 100.0):
         norm = sum(math.exp(-((year - years) ** 2) / sigma**2) for year in BINS.tolist())
         age = torch.tensor([years])
-        written, normalized = (float(neighborhood(logits, age, BINS, sigma=sigma, normalize=choice)) for choice in (False, True))
+        written, normalized = (
+            float(neighborhood(logits, age, BINS, sigma=sigma, normalize=choice)) for choice in (False, True)
+        )
         assert written == pytest.approx(norm * normalized, rel=1e-5)
 
 
@@ -135,10 +143,16 @@ def test_a_vanishing_sigma_gives_cross_entropy(normalize: bool) -> None:
 @pytest.mark.parametrize("level", [0.0, -7.5, 300.0])
 def test_uniform_logits(level: float) -> None:
     logits, age = torch.full((3, 101), level), torch.tensor([20.0, 50.0, 80.0])
-    for term in (cross_entropy, partial(cross_entropy, label_smoothing=0.3), partial(neighborhood, normalize=True)):
+    for term in (
+        cross_entropy,
+        partial(cross_entropy, label_smoothing=0.3),
+        partial(neighborhood, normalize=True),
+    ):
         assert float(term(logits, age, BINS)) == pytest.approx(math.log(101), rel=1e-5)
     # far from both ends the targets of Eq. 5 sum to sigma sqrt(pi)
-    assert float(neighborhood(logits, age, BINS, sigma=4.0)) == pytest.approx(4 * math.sqrt(math.pi) * math.log(101), rel=1e-5)
+    assert float(neighborhood(logits, age, BINS, sigma=4.0)) == pytest.approx(
+        4 * math.sqrt(math.pi) * math.log(101), rel=1e-5
+    )
 
 
 def test_ages_are_rounded_half_up_to_bins() -> None:
@@ -239,13 +253,17 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_faces(term: Term) -> None:
 @settings(max_examples=5, deadline=None)
 def test_the_order_of_the_faces_does_not_matter(term: Term, order: list[int]) -> None:
     logits = random_logits(len(AGES), BINS)
-    torch.testing.assert_close(term(logits[order], AGES[order], BINS), term(logits, AGES, BINS), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        term(logits[order], AGES[order], BINS), term(logits, AGES, BINS), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("term", SOFTMAX)
 @given(years=st.floats(-10, 115), shift=st.floats(-50, 50), seed=st.integers(0, 1000))
 @settings(max_examples=12, deadline=None)
-def test_never_negative_and_blind_to_a_shift_of_all_logits(term: Term, years: float, shift: float, seed: int) -> None:
+def test_never_negative_and_blind_to_a_shift_of_all_logits(
+    term: Term, years: float, shift: float, seed: int
+) -> None:
     logits = torch.randn(1, 101, generator=torch.Generator().manual_seed(seed)) * 5
     age = torch.tensor([years])
     loss = term(logits, age, BINS)

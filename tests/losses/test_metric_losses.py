@@ -30,7 +30,9 @@ def random_features(rows: int = len(AGES), size: int = 6, spread: float = 1.0) -
 
 
 def scatter(features: Tensor) -> Tensor:
-    return cluster_scatter(features, CLUSTERS[: len(features)], CENTROIDS.to(torch.promote_types(features.dtype, torch.float32)))
+    return cluster_scatter(
+        features, CLUSTERS[: len(features)], CENTROIDS.to(torch.promote_types(features.dtype, torch.float32))
+    )
 
 
 # each of the embedding alone, for the first faces of AGES
@@ -98,7 +100,10 @@ def test_contrastive_equals_a_naive_loop(margin: float, inclusive: bool, q: floa
 def test_gender_contrastive_equals_a_naive_loop(q: float) -> None:
     embedding, genders = random_features(size=10), GENDERS.tolist()
     pairs = [(i, j) for i, j in combinations(range(len(genders)), 2) if genders[i] >= 0 and genders[j] >= 0]
-    total = sum(naive_pair(embedding[i].tolist(), embedding[j].tolist(), genders[i] == genders[j], q) for i, j in pairs)
+    total = sum(
+        naive_pair(embedding[i].tolist(), embedding[j].tolist(), genders[i] == genders[j], q)
+        for i, j in pairs
+    )
     assert len(pairs) == 28
     assert float(gender_contrastive(embedding, GENDERS, q=q)) == pytest.approx(total / 28, rel=1e-10)
 
@@ -106,7 +111,9 @@ def test_gender_contrastive_equals_a_naive_loop(q: float) -> None:
 def test_cluster_scatter_equals_a_naive_loop() -> None:
     features = random_features()
     rows, centres = features.tolist(), CENTROIDS.tolist()
-    within = sum(math.dist(row, centres[own]) for row, own in zip(rows, CLUSTERS.tolist(), strict=True)) / len(rows)
+    within = sum(
+        math.dist(row, centres[own]) for row, own in zip(rows, CLUSTERS.tolist(), strict=True)
+    ) / len(rows)
     between = sum(math.dist(centres[i], centres[j]) for i, j in permutations(range(4), 2)) / 12
     assert float(cluster_scatter(features, CLUSTERS, CENTROIDS)) == pytest.approx(within / between, rel=1e-12)
 
@@ -143,7 +150,9 @@ def test_contrastive_by_hand() -> None:
     assert float(contrastive(embedding, torch.tensor([20.0, 40.0]))) == pytest.approx(200 * math.exp(-0.1385))
     assert float(contrastive(torch.zeros(2, 3), torch.tensor([20.0, 40.0]))) == pytest.approx(200)
     assert float(gender_contrastive(embedding, torch.tensor([1, 1]))) == pytest.approx(0.5)
-    assert float(gender_contrastive(embedding, torch.tensor([1, 0]))) == pytest.approx(200 * math.exp(-0.1385))
+    assert float(gender_contrastive(embedding, torch.tensor([1, 0]))) == pytest.approx(
+        200 * math.exp(-0.1385)
+    )
 
 
 def test_cluster_scatter_by_hand() -> None:
@@ -151,7 +160,9 @@ def test_cluster_scatter_by_hand() -> None:
     centroids = torch.tensor([[0.0, 0.0], [6.0, 0.0], [0.0, 8.0]])
     features = torch.tensor([[3.0, 0.0], [6.0, 0.0], [6.0, 3.0]])
     assert float(cluster_scatter(features, torch.tensor([0, 1, 1]), centroids)) == pytest.approx(2 / 8)
-    assert float(cluster_scatter(features, torch.tensor([0, 0, 0]), centroids[:1])) == pytest.approx((3 + 6 + math.sqrt(45)) / 3)
+    assert float(cluster_scatter(features, torch.tensor([0, 0, 0]), centroids[:1])) == pytest.approx(
+        (3 + 6 + math.sqrt(45)) / 3
+    )
 
 
 def test_both_parts_of_cluster_scatter_move_fresh_centroids() -> None:
@@ -173,7 +184,9 @@ def test_triplet_on_all_triplets_equals_pytorch_metric_learning(normalize: bool)
     embedding, years = random_features(), (AGES + 0.5).floor().long()
     squared = distances.LpDistance(normalize_embeddings=normalize, p=2, power=2)
     theirs = losses.TripletMarginLoss(margin=0.5, distance=squared, reducer=reducers.MeanReducer())
-    torch.testing.assert_close(triplet(embedding, AGES, top_k=5000, normalize=normalize), theirs(embedding, years))
+    torch.testing.assert_close(
+        triplet(embedding, AGES, top_k=5000, normalize=normalize), theirs(embedding, years)
+    )
 
 
 def test_pairs_of_one_gender_equal_pytorch_metric_learning() -> None:
@@ -194,7 +207,9 @@ def test_gradient_in_float64(term: Callable[[Tensor], Tensor]) -> None:
 
 def test_gradient_of_centroids_in_float64() -> None:
     features = random_features().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, u: cluster_scatter(x, CLUSTERS, u), (features, CENTROIDS.clone().requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, u: cluster_scatter(x, CLUSTERS, u), (features, CENTROIDS.clone().requires_grad_())
+    )
 
 
 NOTHING: dict[str, Callable[[Tensor], Tensor]] = {

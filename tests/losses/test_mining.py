@@ -41,7 +41,11 @@ def test_pairs_are_in_the_order_of_pdist() -> None:
     torch.testing.assert_close(torch.pdist(points), torch.cdist(points, points)[first, second])
 
 
-@given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=9), top_k=st.integers(1, 400), seed=st.integers(0, 99))
+@given(
+    groups=st.lists(st.integers(0, 3), min_size=1, max_size=9),
+    top_k=st.integers(1, 400),
+    seed=st.integers(0, 99),
+)
 @settings(max_examples=80, deadline=None)
 def test_hardest_triplets_equal_a_search(groups: list[int], top_k: int, seed: int) -> None:
     distance = distances(len(groups), seed)
@@ -80,7 +84,9 @@ def test_a_large_batch_needs_no_cube() -> None:
     distance = distances(128).float()
     anchor, positive, negative, real = hardest_triplets(distance, torch.arange(128) % 2, 64)
     same = torch.arange(128) % 2 == (torch.arange(128) % 2)[:, None]
-    pairs = distance.masked_fill(~same | torch.eye(128, dtype=torch.bool), -9).unsqueeze(2) - distance.masked_fill(same, 9).unsqueeze(1)
+    pairs = distance.masked_fill(~same | torch.eye(128, dtype=torch.bool), -9).unsqueeze(
+        2
+    ) - distance.masked_fill(same, 9).unsqueeze(1)
     expected = pairs.flatten().topk(64).values
     torch.testing.assert_close(distance[anchor, positive] - distance[anchor, negative], expected)
     assert bool(real.all())

@@ -30,7 +30,9 @@ def test_the_interval_of_a_mean_is_scipys() -> None:
     """SciPy's BCa with as many resamples; its draws differ, so the ends agree to the noise of quantiles of 20,000."""
     errors = np.random.default_rng(0).gamma(1.2, 4, 150)
     theirs = stats.bootstrap((errors,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
-    assert interval(errors, resamples=20_000) == pytest.approx((theirs.low, theirs.high), abs=0.02 * errors.std())
+    assert interval(errors, resamples=20_000) == pytest.approx(
+        (theirs.low, theirs.high), abs=0.02 * errors.std()
+    )
 
 
 def test_a_weighted_mean_of_a_part_is_scipys() -> None:
@@ -42,7 +44,9 @@ def test_a_weighted_mean_of_a_part_is_scipys() -> None:
         return np.asarray((value * weight).sum(axis) / weight.sum(axis))
 
     pairs = (errors[here], weights[here])
-    theirs = stats.bootstrap(pairs, ratio, paired=True, n_resamples=9999, method="BCa", rng=1).confidence_interval
+    theirs = stats.bootstrap(
+        pairs, ratio, paired=True, n_resamples=9999, method="BCa", rng=1
+    ).confidence_interval
     (found,) = Bootstrap(300, resamples=9999).intervals([Mean.over(errors, here, weights)])
     assert found == pytest.approx((theirs.low, theirs.high), abs=0.04 * errors.std())
 
@@ -50,13 +54,19 @@ def test_a_weighted_mean_of_a_part_is_scipys() -> None:
 def test_the_figures_of_a_tree_stay_in_their_places() -> None:
     rng = np.random.default_rng(4)
     values, here = rng.normal(5, 1, 100), np.arange(100) < 50
-    tree = {"all": Mean.over(values), "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, here)}], "none": None}
+    tree = {
+        "all": Mean.over(values),
+        "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, here)}],
+        "none": None,
+    }
     found = with_intervals(tree, Bootstrap(100, resamples=300))
     assert (found["none"], found["rows"][0]["name"], found["rows"][0]["images"]) == (None, "half", 50)
     for place, part in ((found["all"], values), (found["rows"][0]["mae"], values[:50])):
         assert place["value"] == pytest.approx(part.mean())
         half = 1.96 * part.std() / np.sqrt(len(part))
-        assert (place["low"], place["high"]) == pytest.approx((part.mean() - half, part.mean() + half), abs=0.3 * half)
+        assert (place["low"], place["high"]) == pytest.approx(
+            (part.mean() - half, part.mean() + half), abs=0.3 * half
+        )
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -144,7 +154,9 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     hits = np.zeros(2)
     for run in range(sets):
         errors = np.abs(rng.laplace(0, 5, faces))
-        found = Bootstrap(faces, resamples=400, seed=run).intervals([Mean.over(errors), Mean.over(errors <= 5)])
+        found = Bootstrap(faces, resamples=400, seed=run).intervals(
+            [Mean.over(errors), Mean.over(errors <= 5)]
+        )
         for at, (truth, ends) in enumerate(zip((5.0, 1 - np.exp(-1)), found, strict=True)):
             assert ends is not None
             hits[at] += ends[0] <= truth <= ends[1]
@@ -169,12 +181,16 @@ def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike(
 # --- two models -----------------------------------------------------------------------------------------------------
 
 
-def two_models(rng: np.random.Generator, gain: float, people: int = 50, photos: int = 4) -> tuple[Values, Values, Values, list[str | None]]:
+def two_models(
+    rng: np.random.Generator, gain: float, people: int = 50, photos: int = 4
+) -> tuple[Values, Values, Values, list[str | None]]:
     """Ages and the predictions of two models whose errors share most of their causes; the second errs by `gain` years more."""
     unit = np.repeat(np.arange(people), photos)
     true = rng.uniform(10, 70, len(unit))
     hard = np.abs(rng.normal(0, 4, people))[unit] + 6
-    first, second = (hard + own + rng.normal(0, 1, len(unit)) + rng.normal(0, 0.7, people)[unit] for own in (0, gain))
+    first, second = (
+        hard + own + rng.normal(0, 1, len(unit)) + rng.normal(0, 0.7, people)[unit] for own in (0, gain)
+    )
     return true, true + first, true + second, names(unit)
 
 
@@ -182,7 +198,9 @@ def test_a_planted_difference_is_found_and_a_worse_model_is_named() -> None:
     true, first, second, subjects = two_models(np.random.default_rng(9), gain=0.7)
     found = metrics.compare(true, first, second, subjects)
     difference = found["mae"]["difference"]
-    assert difference["value"] == pytest.approx(found["mae"]["first"]["value"] - found["mae"]["second"]["value"])
+    assert difference["value"] == pytest.approx(
+        found["mae"]["first"]["value"] - found["mae"]["second"]["value"]
+    )
     assert difference["high"] < 0
     assert difference["low"] < -0.7 < difference["high"] + 0.5
     assert found["permutation_p"] < 0.001
@@ -201,7 +219,11 @@ def test_equal_models_are_told_apart_no_more_often_than_the_level() -> None:
         true, first, second, subjects = two_models(rng, gain=0.0)
         found = metrics.compare(true, first, second, subjects, resamples=300, flips=399, seed=run)
         ends = found["mae"]["difference"]
-        rejected += [found["permutation_p"] <= 0.05, found["wilcoxon_p"] <= 0.05, not ends["low"] <= 0 <= ends["high"]]
+        rejected += [
+            found["permutation_p"] <= 0.05,
+            found["wilcoxon_p"] <= 0.05,
+            not ends["low"] <= 0 <= ends["high"],
+        ]
     assert (rejected / sets < 0.085).all()
     assert (rejected / sets > 0.02).all()
 
@@ -211,7 +233,10 @@ def test_a_paired_test_that_ignores_subjects_would_find_too_much() -> None:
     rejected = 0
     for run in range(sets):
         true, first, second, _ = two_models(rng, gain=0.0, people=25, photos=12)
-        rejected += metrics.compare(true, first, second, None, resamples=1, flips=199, seed=run)["permutation_p"] <= 0.05
+        rejected += (
+            metrics.compare(true, first, second, None, resamples=1, flips=199, seed=run)["permutation_p"]
+            <= 0.05
+        )
     assert rejected / sets > 0.15
 
 

@@ -58,10 +58,17 @@ def test_a_decade_ends_just_below_ten() -> None:
 def test_summary_holds_all_of_it_and_the_floors() -> None:
     low, high = [value - 4 for value in SAID], [value + 6 for value in SAID]
     found = metrics.summary(TRUE, SAID, low, high, training_median=30)
-    assert (found["images"], found["mae"], found["bias"]) == (8, pytest.approx(32.1 / 8), pytest.approx(-18.1 / 8))
+    assert (found["images"], found["mae"], found["bias"]) == (
+        8,
+        pytest.approx(32.1 / 8),
+        pytest.approx(-18.1 / 8),
+    )
     assert (found["cs3"], found["cs5"]) == (4 / 8, 5 / 8)
     # always 30: 28 + 21 + 20 + 5 + 5 + 1 + 69 + 71; always the median 25: 23 + 16 + 15 + 0 + 0 + 6 + 74 + 76
-    assert found["constant"] == {"training_median": {"age": 30, "mae": 220 / 8}, "own_median": {"age": 25.0, "mae": 210 / 8}}
+    assert found["constant"] == {
+        "training_median": {"age": 30, "mae": 220 / 8},
+        "own_median": {"age": 25.0, "mae": 210 / 8},
+    }
     # outside are those with difference +5, below -6: none of -5.1, -5.5; -9
     assert found["interval"] == {"level": 0.9, "coverage": 6 / 8, "mean_width": pytest.approx(10)}
     assert found["by_decade"] == metrics.by_decade(TRUE, SAID)
@@ -90,7 +97,9 @@ def test_all_measures_equal_plain_loops(pairs: list[tuple[int, float]], years: f
 
 
 def test_float32_columns_and_lists_give_the_same() -> None:
-    assert metrics.mean_absolute_error(np.array(TRUE, np.float32), np.array(SAID, np.float32)) == pytest.approx(32.1 / 8, rel=1e-6)
+    assert metrics.mean_absolute_error(
+        np.array(TRUE, np.float32), np.array(SAID, np.float32)
+    ) == pytest.approx(32.1 / 8, rel=1e-6)
 
 
 @pytest.mark.parametrize(("true", "said"), [([], []), ([1, 2], [1]), ([[1, 2]], [[1, 2]]), (3, 3)])
@@ -106,13 +115,17 @@ def test_nothing_to_measure_is_an_error(true: Any, said: Any) -> None:
 
 
 def test_the_curve_is_the_score_at_each_limit() -> None:
-    assert metrics.cumulative_scores(TRUE, SAID) == [metrics.cumulative_score(TRUE, SAID, years) for years in range(16)]
+    assert metrics.cumulative_scores(TRUE, SAID) == [
+        metrics.cumulative_score(TRUE, SAID, years) for years in range(16)
+    ]
     assert metrics.cumulative_scores(TRUE, SAID, [0, 2.5, 9]) == [1 / 8, 3 / 8, 1]
 
 
 def test_epsilon_error_worked_by_hand() -> None:
     """Off by one sigma: 1 - e^-1/2; no prediction: 1; annotators who all agreed: all or nothing."""
-    errors = metrics.epsilon_errors([20, 20, 20, 20, 20, 20], [4, 4, 2, 5, 0, 0], [24, 20, 14, math.nan, 20, 20.1])
+    errors = metrics.epsilon_errors(
+        [20, 20, 20, 20, 20, 20], [4, 4, 2, 5, 0, 0], [24, 20, 14, math.nan, 20, 20.1]
+    )
     assert errors.tolist() == pytest.approx([1 - math.exp(-0.5), 0, 1 - math.exp(-4.5), 1, 0, 1])
     assert metrics.epsilon_error([20, 20], [4, 4], [24, 16]) == pytest.approx(0.39347, abs=1e-5)
     assert metrics.epsilon_error([20], [0], [math.nan]) == 1
@@ -126,7 +139,9 @@ def test_a_deviation_that_is_none_is_an_error(deviation: float) -> None:
 
 def test_mean_over_subjects_counts_each_person_once() -> None:
     # a: 1, 3 -> 2; b: 10; two strangers: 4 and 8
-    assert metrics.mean_over_subjects([1, 10, 3, 4, 8], ["a", "b", "a", None, None]) == pytest.approx((2 + 10 + 4 + 8) / 4)
+    assert metrics.mean_over_subjects([1, 10, 3, 4, 8], ["a", "b", "a", None, None]) == pytest.approx(
+        (2 + 10 + 4 + 8) / 4
+    )
 
 
 def test_bands_take_their_lower_edge_and_name_completed_years() -> None:
@@ -185,7 +200,9 @@ def test_risk_coverage_worked_by_hand() -> None:
     assert found["aurc_best"] == pytest.approx((1 + 2 + 3 + 4) / 4)
     assert found["aurc_without_order"] == pytest.approx(4)
     curve = {row["answered"]: row["mae"] for row in found["curve"]}
-    assert [curve[share] for share in (0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 1.0)] == pytest.approx([1, 1, 3, 3, 3, 4, 4])
+    assert [curve[share] for share in (0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 1.0)] == pytest.approx(
+        [1, 1, 3, 3, 3, 4, 4]
+    )
 
 
 def test_equally_wide_intervals_are_refused_in_no_order() -> None:
@@ -220,7 +237,13 @@ def test_challenge_25_for_a_limit_of_18_worked_by_hand() -> None:
         ("male", 0.5, 0.0),
         ("unknown", 1.0, None),
     ]
-    assert row["by_gender"][1]["by_age"][1] == {"ages": "18-24", "under_age": 0, "of_age": 1, "false_accept": None, "false_reject": 0.0}
+    assert row["by_gender"][1]["by_age"][1] == {
+        "ages": "18-24",
+        "under_age": 0,
+        "of_age": 1,
+        "false_accept": None,
+        "false_reject": 0.0,
+    }
 
 
 def test_the_challenge_table_equals_plain_counting_and_scikit_learn() -> None:
@@ -230,9 +253,17 @@ def test_the_challenge_table_equals_plain_counting_and_scikit_learn() -> None:
     true = rng.integers(0, 60, 500)
     said = np.maximum(true + rng.normal(0, 6, 500), 0)
     table = metrics.challenge_table(true, said)
-    assert [(row["limit"], row["threshold"]) for row in table][:5] == [(13, 13), (16, 16), (18, 18), (21, 21), (25, 25)]
+    assert [(row["limit"], row["threshold"]) for row in table][:5] == [
+        (13, 13),
+        (16, 16),
+        (18, 18),
+        (21, 21),
+        (25, 25),
+    ]
     for row in table:
-        (refused, accepted), (rejected, passed) = confusion_matrix(true >= row["limit"], said >= row["threshold"])
+        (refused, accepted), (rejected, passed) = confusion_matrix(
+            true >= row["limit"], said >= row["threshold"]
+        )
         assert row["false_accept"] == pytest.approx(accepted / (accepted + refused))
         assert row["false_reject"] == pytest.approx(rejected / (rejected + passed))
         assert [band["ages"] for band in row["by_age"]] == ["0-12", "13-15", "16-17", "18-20", "21-24", "25+"]
@@ -252,7 +283,9 @@ def test_the_figures_of_scikit_learn() -> None:
     true = rng.uniform(0, 90, 300)
     said = true + rng.laplace(0, 5, 300)
     weights = 1 / np.array([1, 2, 2])[np.arange(300) % 3]
-    assert metrics.mean_absolute_error(true, said) == pytest.approx(sklearn_metrics.mean_absolute_error(true, said))
+    assert metrics.mean_absolute_error(true, said) == pytest.approx(
+        sklearn_metrics.mean_absolute_error(true, said)
+    )
     subjects = [f"{row}" if row % 3 == 0 else f"pair-{row // 3}" for row in range(300)]
     found = metrics.mean_over_subjects(np.abs(said - true), subjects)
     assert found == pytest.approx(sklearn_metrics.mean_absolute_error(true, said, sample_weight=weights))
@@ -268,10 +301,15 @@ def answers(faces: int = 400, seed: int = 5) -> metrics.Tested:
     half = rng.gamma(4, 3, faces)
     said[7] = math.nan
     subject = [None if row % 9 == 0 else f"{row % 80}" for row in range(faces)]
-    gender, group = ([None, "male", "female"][row % 3] for row in range(faces)), ("ab"[row % 2] for row in range(faces))
+    gender, group = (
+        ([None, "male", "female"][row % 3] for row in range(faces)),
+        ("ab"[row % 2] for row in range(faces)),
+    )
     std = np.where(np.arange(faces) % 4 == 0, math.nan, 3.0)
     ends = np.stack([said - half, said, said + half], 1)
-    return metrics.Tested(true, said, said - half, said + half, subject, list(gender), list(group), std, ends, (0.05, 0.5, 0.95))
+    return metrics.Tested(
+        true, said, said - half, said + half, subject, list(gender), list(group), std, ends, (0.05, 0.5, 0.95)
+    )
 
 
 def test_the_full_report_holds_every_figure_with_an_interval() -> None:
@@ -287,15 +325,27 @@ def test_the_full_report_holds_every_figure_with_an_interval() -> None:
     assert overall["coverage"]["value"] == pytest.approx(found["interval"]["coverage"])
     assert overall["width"]["value"] == pytest.approx(found["interval"]["mean_width"])
     errors = np.abs(np.asarray(fine.predicted) - np.asarray(fine.true))
-    assert overall["mae_over_subjects"]["value"] == pytest.approx(metrics.mean_over_subjects(errors, fine.subject or []))
-    assert [row["share"]["value"] for row in overall["cs"]] == pytest.approx(metrics.cumulative_scores(fine.true, fine.predicted))
+    assert overall["mae_over_subjects"]["value"] == pytest.approx(
+        metrics.mean_over_subjects(errors, fine.subject or [])
+    )
+    assert [row["share"]["value"] for row in overall["cs"]] == pytest.approx(
+        metrics.cumulative_scores(fine.true, fine.predicted)
+    )
     known = given.only(np.isfinite(np.asarray(given.age_std)))
-    assert overall["epsilon_error"]["value"] == pytest.approx(metrics.epsilon_error(known.true, np.asarray(known.age_std), known.predicted))
-    assert [(row["ages"], row["images"]) for row in estimates["by_age"]] == [(row["ages"], row["images"]) for row in found["by_decade"]]
-    assert [row["mae"]["value"] for row in estimates["by_age"]] == pytest.approx([row["mae"] for row in found["by_decade"]])
+    assert overall["epsilon_error"]["value"] == pytest.approx(
+        metrics.epsilon_error(known.true, np.asarray(known.age_std), known.predicted)
+    )
+    assert [(row["ages"], row["images"]) for row in estimates["by_age"]] == [
+        (row["ages"], row["images"]) for row in found["by_decade"]
+    ]
+    assert [row["mae"]["value"] for row in estimates["by_age"]] == pytest.approx(
+        [row["mae"] for row in found["by_decade"]]
+    )
     assert [row["gender"] for row in estimates["by_gender"]] == ["female", "male", "unknown"]
     assert [row["group"] for row in estimates["by_group"]] == ["a", "b"]
-    assert estimates["constant"]["training_median"]["mae"]["value"] == pytest.approx(found["constant"]["training_median"]["mae"])
+    assert estimates["constant"]["training_median"]["mae"]["value"] == pytest.approx(
+        found["constant"]["training_median"]["mae"]
+    )
     assert json.loads(json.dumps(found)) == found
 
 
@@ -303,12 +353,18 @@ def test_the_full_report_agrees_with_the_single_tables() -> None:
     given = answers()
     fine = given.only(np.isfinite(np.asarray(given.predicted)))
     estimates = metrics.full_report(given, resamples=50)["estimates"]
-    table = metrics.challenge_table(fine.true, fine.predicted, {"gender": fine.gender or [], "group": fine.group or []})
+    table = metrics.challenge_table(
+        fine.true, fine.predicted, {"gender": fine.gender or [], "group": fine.group or []}
+    )
     for row, plain in zip(estimates["challenge"], table, strict=True):
         assert row["false_accept"]["value"] == plain["false_accept"]
-        assert [part["false_reject"]["value"] for part in row["by_group"]] == [part["false_reject"] for part in plain["by_group"]]
+        assert [part["false_reject"]["value"] for part in row["by_group"]] == [
+            part["false_reject"] for part in plain["by_group"]
+        ]
     curve = metrics.calibration_curve(fine.true, np.asarray(fine.quantiles), fine.levels)
-    assert [row["observed"]["value"] for row in estimates["calibration"]] == [row["observed"] for row in curve]
+    assert [row["observed"]["value"] for row in estimates["calibration"]] == [
+        row["observed"] for row in curve
+    ]
     refusal = metrics.risk_coverage(fine.true, fine.predicted, fine.low, fine.high)
     assert estimates["risk_coverage"]["aurc"]["value"] == refusal["aurc"]
     assert estimates["risk_coverage"]["curve"][4]["mae"]["value"] == refusal["curve"][4]["mae"]
@@ -320,7 +376,11 @@ def test_the_full_report_agrees_with_the_single_tables() -> None:
 def test_what_the_faces_do_not_tell_is_null() -> None:
     found = metrics.full_report(metrics.Tested(TRUE, SAID, SAID, SAID), resamples=20)
     overall = found["estimates"]["overall"]
-    assert (overall["mae_over_subjects"], overall["epsilon_error"], found["estimates"]["calibration"]) == (None, None, None)
+    assert (overall["mae_over_subjects"], overall["epsilon_error"], found["estimates"]["calibration"]) == (
+        None,
+        None,
+        None,
+    )
     assert "by_gender" not in found["estimates"]
     assert found["bootstrap"]["unit"] == "image"
     assert overall["mae"] == {"value": pytest.approx(32.1 / 8), "low": None, "high": None}

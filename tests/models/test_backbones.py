@@ -31,7 +31,14 @@ PUBLISHED: dict[Name, tuple[int, int]] = {
     "convnext_tiny": (28_589_128, 769_000),
     "efficientnet_b0": (5_288_548, 1_281_000),
 }
-FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "vgg16": 4096, "googlenet": 1024, "bvlc_googlenet": 1024} | {
+FEATURES = {
+    "resnet18": 512,
+    "resnet34": 512,
+    "resnet50": 2048,
+    "vgg16": 4096,
+    "googlenet": 1024,
+    "bvlc_googlenet": 1024,
+} | {
     "inception_v3": 2048,
     "convnext_tiny": 768,
     "efficientnet_b0": 1280,
@@ -105,7 +112,9 @@ def test_published_weights_compute_what_torchvision_computes(reference: Referenc
 
 
 @pytest.mark.parametrize(
-    "reference", [pytest.param(name, marks=pytest.mark.slow if name == "vgg16" else ()) for name in PUBLISHED], indirect=True
+    "reference",
+    [pytest.param(name, marks=pytest.mark.slow if name == "vgg16" else ()) for name in PUBLISHED],
+    indirect=True,
 )
 def test_imagenet_is_the_same_network(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's route for published weights (other options, auxiliary heads built and thrown away), without the download."""
@@ -139,7 +148,15 @@ def test_number_of_weights_is_the_published_less_the_classifiers(name: Name) -> 
 
 def test_vgg16_keeps_fc6_and_fc7_with_their_dropout() -> None:
     ours = on_meta("vgg16").get_submodule("network.classifier")
-    assert [type(layer) for layer in ours.children()] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear, nn.ReLU, nn.Dropout, nn.Identity]
+    assert [type(layer) for layer in ours.children()] == [
+        nn.Linear,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Linear,
+        nn.ReLU,
+        nn.Dropout,
+        nn.Identity,
+    ]
     assert {layer.p for layer in ours.modules() if isinstance(layer, nn.Dropout)} == {0.5}
 
 
@@ -154,11 +171,19 @@ def test_pooled_features_have_no_dropout_of_their_own(name: Name) -> None:
 @pytest.mark.parametrize("name", get_args(Name))
 def test_each_takes_its_least_side_and_names_it(name: Name) -> None:
     backbone = on_meta(name).eval()
-    assert (backbone.name, backbone.features, backbone.least_side) == (name, FEATURES[name], LEAST.get(name, 16))
+    assert (backbone.name, backbone.features, backbone.least_side) == (
+        name,
+        FEATURES[name],
+        LEAST.get(name, 16),
+    )
     with torch.device("meta"):
         for side in (backbone.least_side, backbone.least_side + 1, 128):
             assert backbone(torch.empty(2, 3, side, side)).shape == (2, backbone.features)
-        if name in ("vgg16", "inception_v3", "convnext_tiny"):  # the others reach lower than `align.size`, or further than they say
+        if name in (
+            "vgg16",
+            "inception_v3",
+            "convnext_tiny",
+        ):  # the others reach lower than `align.size`, or further than they say
             with pytest.raises(RuntimeError):
                 backbone(torch.empty(2, 3, backbone.least_side - 1, backbone.least_side - 1))
 
@@ -179,11 +204,15 @@ def test_bf16_and_memory_order_change_little(name: Name) -> None:
                 layer.momentum = 1.0
         backbone(faces)
         expected = backbone.eval()(faces)
-        last = backbone.to(memory_format=torch.channels_last)(faces.contiguous(memory_format=torch.channels_last))
+        last = backbone.to(memory_format=torch.channels_last)(
+            faces.contiguous(memory_format=torch.channels_last)
+        )
         same(last, expected)
         with torch.autocast("cpu", torch.bfloat16):
             rounded = backbone(faces).float()
-    assert float(F.cosine_similarity(rounded.flatten(), expected.flatten(), 0)) > 0.95  # random layers amplify what is rounded
+    assert (
+        float(F.cosine_similarity(rounded.flatten(), expected.flatten(), 0)) > 0.95
+    )  # random layers amplify what is rounded
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
@@ -210,14 +239,21 @@ def test_a_published_file_is_a_starting_point(name: Name, files: dict[str, Path]
     assert not torch.equal(next(first.head_parameters()), next(again.head_parameters()))
 
 
-WRONG = [("resnet18", "googlenet"), ("resnet34", "resnet18"), ("googlenet", "resnet18"), ("bvlc_googlenet", "googlenet")] + [
+WRONG = [
+    ("resnet18", "googlenet"),
+    ("resnet34", "resnet18"),
+    ("googlenet", "resnet18"),
+    ("bvlc_googlenet", "googlenet"),
+] + [
     ("convnext_tiny", "efficientnet_b0"),
     ("efficientnet_b0", "resnet18"),
 ]
 
 
 @pytest.mark.parametrize(("name", "other"), WRONG)
-def test_another_networks_file_is_refused_in_one_line(name: Name, other: Name, files: dict[str, Path]) -> None:
+def test_another_networks_file_is_refused_in_one_line(
+    name: Name, other: Name, files: dict[str, Path]
+) -> None:
     with pytest.raises(UserError) as caught:
         build(Baseline(backbone=name, weights=str(files[other])))
     text = str(caught.value)
@@ -232,7 +268,10 @@ def test_every_name_of_the_vocabulary_is_one_of_these() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="autocast of a GPU has rules of its own")
 def test_response_norm_trains_in_bf16_on_a_gpu() -> None:
-    norm, x = googlenet.ResponseNorm(16).cuda(), torch.randn(2, 16, 4, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    norm, x = (
+        googlenet.ResponseNorm(16).cuda(),
+        torch.randn(2, 16, 4, 4, device="cuda", dtype=torch.bfloat16, requires_grad=True),
+    )
     with torch.autocast("cuda", torch.bfloat16):
         y = norm(x)
     assert y.dtype == torch.bfloat16

@@ -31,7 +31,9 @@ from ageray.models.googlenet import GoogLeNet
 from ageray.models.network import Backbone, Batch
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "cluster_cnn.yaml"
-LOSS = Loss.model_validate({"cross_entropy": {"weight": 0.5}, "regression": {"weight": 0.5}, "cluster_scatter": {"weight": 0.1}})
+LOSS = Loss.model_validate(
+    {"cross_entropy": {"weight": 0.5}, "regression": {"weight": 0.5}, "cluster_scatter": {"weight": 0.1}}
+)
 
 
 class Small(Backbone):
@@ -48,11 +50,21 @@ class Small(Backbone):
 
 
 def settings(**changes: Any) -> Config:
-    return Config(name="cluster_cnn", **{"ages": (0, 9), "clusters": 4, "branch_features": 5, "momentum": 0.9, **changes})
+    return Config(
+        name="cluster_cnn",
+        **{"ages": (0, 9), "clusters": 4, "branch_features": 5, "momentum": 0.9, **changes},
+    )
 
 
 def faces(count: int, side: int = 4, seed: int = 0, dtype: torch.dtype = torch.float64) -> Batch:
-    return {"face": (torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 255).to(dtype)}
+    return {
+        "face": (
+            torch.rand(
+                count, 3, side, side, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            )
+            * 255
+        ).to(dtype)
+    }
 
 
 @pytest.fixture
@@ -116,7 +128,11 @@ def test_one_face_and_clusters_without_any(faces_in_batch: int) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
     assert len(set(outputs["cluster"].tolist())) < 7
     assert all(bool(torch.isfinite(value)) for value in terms.values())
-    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in network.parameters() if parameter.grad is not None)
+    assert all(
+        bool(torch.isfinite(parameter.grad).all())
+        for parameter in network.parameters()
+        if parameter.grad is not None
+    )
 
 
 @pytest.mark.usefixtures("small")
@@ -129,7 +145,9 @@ def test_the_gradient_reaches_every_branch_that_was_used_and_no_other() -> None:
     used = set(outputs["cluster"].tolist())
     assert set(reached.nonzero().squeeze(1).tolist()) == used
     assert 1 < len(used) < 7
-    assert all(parameter.grad is not None for parameter in network.parameters())  # DistributedDataParallel waits for all of them
+    assert all(
+        parameter.grad is not None for parameter in network.parameters()
+    )  # DistributedDataParallel waits for all of them
 
 
 @pytest.mark.usefixtures("small")
@@ -150,7 +168,10 @@ def test_dropout_acts_on_the_branchs_output_in_training_alone() -> None:
     torch.manual_seed(0)
     outputs = network(faces(6))
     plain = torch.stack(
-        [branch(network, x, c, outputs["centroids"][c]) for x, c in zip(outputs["features"], outputs["cluster"], strict=True)]
+        [
+            branch(network, x, c, outputs["centroids"][c])
+            for x, c in zip(outputs["features"], outputs["cluster"], strict=True)
+        ]
     )
     assert not torch.allclose(outputs["logits"], plain)
 
@@ -198,7 +219,9 @@ def test_nearest_is_the_branch_of_the_nearest_centroid() -> None:
         away = [math.dist(face.tolist(), place) for place in network.clusters.centroids.tolist()]
         cluster = away.index(min(away))
         chosen.add(cluster)
-        torch.testing.assert_close(logits[row], branch(network, face, cluster, network.clusters.centroids[cluster]))
+        torch.testing.assert_close(
+            logits[row], branch(network, face, cluster, network.clusters.centroids[cluster])
+        )
     assert len(chosen) > 1
 
 
@@ -215,7 +238,10 @@ def test_mixture_is_the_branches_posteriors_weighed_by_eq_2(clusters: int, class
         torch.testing.assert_close(network(batch)[output].exp().sum(1), torch.ones(7, dtype=torch.float64))
     features, centroids = network.backbone(batch["face"]), network.clusters.centroids
     for row, (face, shares) in enumerate(zip(features, probabilities(features, centroids), strict=True)):
-        branches = [classifier_posterior({output: branch(network, face, k, centroids[k])[None]})[0] for k in range(clusters)]
+        branches = [
+            classifier_posterior({output: branch(network, face, k, centroids[k])[None]})[0]
+            for k in range(clusters)
+        ]
         mixed = torch.stack([share * one for share, one in zip(shares, branches, strict=True)]).sum(0)
         torch.testing.assert_close(posterior[row], mixed.float(), rtol=1e-4, atol=1e-6)
 
@@ -260,7 +286,9 @@ def test_saved_weights_bring_their_centroids(tmp_path: Path) -> None:
 
 
 def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
-    experiment = Experiment.model_validate({"model": {**settings().model_dump(), "depth": "half"}, "align": {"size": 32}})
+    experiment = Experiment.model_validate(
+        {"model": {**settings().model_dump(), "depth": "half"}, "align": {"size": 32}}
+    )
     network = build(experiment.model, seed=0)
     assert isinstance(network, ClusterCnn)
     pictures = faces(12, 32, dtype=torch.float32)
@@ -269,14 +297,18 @@ def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
         bundle.save(str(tmp_path), network, experiment, {})
         loaded = bundle.load(str(tmp_path)).network()
         assert loaded.num_init_faces == 0
-        torch.testing.assert_close(loaded.clusters.centroids, network.clusters.centroids, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            loaded.clusters.centroids, network.clusters.centroids, rtol=1e-3, atol=1e-6
+        )
         torch.testing.assert_close(loaded(pictures)["logits"], network(pictures)["logits"], rtol=0, atol=0.02)
 
 
 # --- the real network -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("depth", "backbone", "features"), [("full", 5_973_552, 1024), ("half", 1_502_184, 512)])
+@pytest.mark.parametrize(
+    ("depth", "backbone", "features"), [("full", 5_973_552, 1024), ("half", 1_502_184, 512)]
+)
 def test_number_of_weights(depth: str, backbone: int, features: int) -> None:
     network = build(Config(name="cluster_cnn", depth=depth, clusters=5, branch_features=256))
     head = sum(parameter.numel() for parameter in network.head_parameters())
@@ -302,8 +334,14 @@ def test_half_depth_is_the_first_half_of_the_whole(side: int, tmp_path: Path) ->
     state["conv1_7x7_s2.weight"] = state["conv1_7x7_s2.weight"].flip(1).contiguous()
     state |= {"loss3_classifier.weight": torch.zeros(1000, 1024), "loss3_classifier.bias": torch.zeros(1000)}
     save_file(state, tmp_path / "googlenet.safetensors")
-    half = build(Config(name="cluster_cnn", depth="half", weights=str(tmp_path / "googlenet.safetensors"))).eval().backbone
-    whole.layers["inception_4c_1x1"].register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].clone()))
+    half = (
+        build(Config(name="cluster_cnn", depth="half", weights=str(tmp_path / "googlenet.safetensors")))
+        .eval()
+        .backbone
+    )
+    whole.layers["inception_4c_1x1"].register_forward_pre_hook(
+        lambda _layer, inputs: seen.append(inputs[0].clone())
+    )
     pictures = faces(2, side, dtype=torch.float32)["face"]
     whole(pictures)
     features = half(pictures)
@@ -313,7 +351,11 @@ def test_half_depth_is_the_first_half_of_the_whole(side: int, tmp_path: Path) ->
 
 
 def test_half_a_file_is_not_enough_for_half_a_depth(tmp_path: Path) -> None:
-    state = {name.removeprefix("layers."): tensor for name, tensor in GoogLeNet().state_dict().items() if "inception_3b" not in name}
+    state = {
+        name.removeprefix("layers."): tensor
+        for name, tensor in GoogLeNet().state_dict().items()
+        if "inception_3b" not in name
+    }
     save_file({**state}, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"^model\.weights=.*inception_3b"):
         build(Config(name="cluster_cnn", depth="half", weights=str(tmp_path / "part.safetensors")))
@@ -349,7 +391,12 @@ def test_another_backbone() -> None:
 def test_the_recipe_is_the_papers() -> None:
     recipe = config.load([str(RECIPE)])
     assert isinstance(recipe.model, Config)
-    assert (recipe.model.head, recipe.model.clusters, recipe.model.momentum, recipe.model.init_faces) == ("cluster", 5, 0.999, 5000)
+    assert (recipe.model.head, recipe.model.clusters, recipe.model.momentum, recipe.model.init_faces) == (
+        "cluster",
+        5,
+        0.999,
+        5000,
+    )
     assert (recipe.align.mode, recipe.align.size, recipe.train.batch_size) == ("eyes", 128, 128)
     optimizer = recipe.train.stages[0].optimizer
     assert (optimizer.name, optimizer.lr, recipe.train.stages[0].epochs) == ("adam", 1e-4, 5)
@@ -363,13 +410,19 @@ def test_the_recipe_is_the_papers() -> None:
 # --- two workers ----------------------------------------------------------------------------------------------------
 
 
-def gradients(network: nn.Module, inner: ClusterCnn, batch: Batch, age: Tensor) -> tuple[float, dict[str, Tensor]]:
+def gradients(
+    network: nn.Module, inner: ClusterCnn, batch: Batch, age: Tensor
+) -> tuple[float, dict[str, Tensor]]:
     """The loss, and the parameters' gradients after it."""
     network.zero_grad()
     criterion = Criterion(LOSS, inner.outputs, "cluster_cnn")
     loss, _ = criterion({**network(batch), "age": age, "bins": bins(settings())})
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {name: parameter.grad.clone() for name, parameter in inner.named_parameters() if parameter.grad is not None}
+    found = {
+        name: parameter.grad.clone()
+        for name, parameter in inner.named_parameters()
+        if parameter.grad is not None
+    }
     return float(loss.detach()), found
 
 
@@ -393,15 +446,27 @@ def work(rank: int, folder: str) -> None:
 
     network = network_for_workers().float()
     with torch.no_grad():  # unequal caches, unequal generators
-        network.start(network.cache(faces(20 + rank, seed=rank, dtype=torch.float32)), torch.Generator().manual_seed(rank))
+        network.start(
+            network.cache(faces(20 + rank, seed=rank, dtype=torch.float32)),
+            torch.Generator().manual_seed(rank),
+        )
     begun, asked = network.clusters.centroids.clone(), build(settings(init_faces=31)).num_init_faces
     wrapped = DistributedDataParallel(network, broadcast_buffers=False)  # they are equal without it
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     torch.manual_seed(6 + rank)
     for step in range(20):
-        gradients(wrapped, network, {"face": faces(8, seed=step, dtype=torch.float32)["face"][mine]}, AGES[mine])
+        gradients(
+            wrapped, network, {"face": faces(8, seed=step, dtype=torch.float32)["face"][mine]}, AGES[mine]
+        )
         optimizer.step()
-    kept = {"loss": loss, "gradients": averaged, "first": first, "begun": begun, "asked": asked, "end": network.clusters.centroids}
+    kept = {
+        "loss": loss,
+        "gradients": averaged,
+        "first": first,
+        "begun": begun,
+        "asked": asked,
+        "end": network.clusters.centroids,
+    }
     torch.save(kept, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -438,7 +503,14 @@ def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> No
 
     experiment = config.load(
         [str(RECIPE)],
-        ["model.depth=half", "model.init_faces=12", "model.clusters=3", "align.size=32", "train.batch_size=4", "train.precision=float32"],
+        [
+            "model.depth=half",
+            "model.init_faces=12",
+            "model.clusters=3",
+            "align.size=32",
+            "train.batch_size=4",
+            "train.precision=float32",
+        ],
     )
     cut = batches(drawn(16, experiment.align), 4)
     straight = new_state(experiment, torch.device("cpu"))

@@ -30,7 +30,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = DOUBLE) -> Tensor:
 def blobs(each: int, places: list[tuple[float, ...]], spread: float = 0.3, seed: int = 0) -> Tensor:
     """So many points about each place, blob after blob."""
     centres = torch.tensor(places)
-    points = centres.repeat_interleave(each, 0) + spread * normal(each * len(places), centres.shape[1], seed=seed).float()
+    points = (
+        centres.repeat_interleave(each, 0)
+        + spread * normal(each * len(places), centres.shape[1], seed=seed).float()
+    )
     return points[torch.randperm(len(points), generator=seeded(seed))]
 
 
@@ -42,7 +45,9 @@ def test_probabilities_are_eq_2(clusters: int) -> None:
     features, centroids = normal(9, 4), normal(clusters, 4, seed=1)
     got = probabilities(features, centroids)
     for face, row in zip(features.tolist(), got.tolist(), strict=True):
-        shares = [1 / sum((x - u) ** 2 for x, u in zip(face, place, strict=True)) for place in centroids.tolist()]
+        shares = [
+            1 / sum((x - u) ** 2 for x, u in zip(face, place, strict=True)) for place in centroids.tolist()
+        ]
         assert row == pytest.approx([share / sum(shares) for share in shares], rel=1e-12)
 
 
@@ -85,7 +90,10 @@ def test_draws_come_as_often_as_eq_2_says() -> None:
         assert flat < 1e-6
 
 
-@pytest.mark.parametrize("row", [[0.0, 1.0, 0.0], [0.0, 0.3, 0.7], [0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.1] * 10, [1 / 3] * 3 + [0.0]])
+@pytest.mark.parametrize(
+    "row",
+    [[0.0, 1.0, 0.0], [0.0, 0.3, 0.7], [0.7, 0.3, 0.0], [1.0, 0.0, 0.0], [0.1] * 10, [1 / 3] * 3 + [0.0]],
+)
 def test_a_cluster_of_probability_zero_is_never_drawn(row: list[float]) -> None:
     ends = torch.tensor([0.0, 1e-30, 0.3, 1 - 2**-24])
     drawn = draw(torch.tensor(row).expand(len(ends), -1), ends)
@@ -107,11 +115,15 @@ def algorithm_1(centroids: Tensor, features: Tensor, cluster: Tensor, momentum: 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.999])
 @pytest.mark.parametrize("clusters", [1, 3, 5, 7])
 @pytest.mark.parametrize("faces", [1, 2, 64])
-def test_moved_centroids_are_those_of_algorithm_1_face_by_face(faces: int, clusters: int, momentum: float) -> None:
+def test_moved_centroids_are_those_of_algorithm_1_face_by_face(
+    faces: int, clusters: int, momentum: float
+) -> None:
     centroids, features = normal(clusters, 8), normal(faces, 8, seed=1)
     cluster = torch.randint(clusters, (faces,), generator=seeded(2))
     expected = algorithm_1(centroids, features, cluster, momentum)
-    torch.testing.assert_close(moved(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        moved(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12
+    )
     single = moved(centroids.float(), features.float(), cluster, momentum)
     torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-6)
 
@@ -220,7 +232,10 @@ def test_fewer_different_faces_than_clusters_are_refused(faces: int, different: 
     points = normal(different, 3).float().repeat(faces // different, 1)
     with pytest.raises(UserError) as caught:
         kmeans(points, 5, seeded())
-    assert re.match(rf"model\.clusters=5: the {faces} faces .* have {different} different .*; lower model\.clusters", str(caught.value))
+    assert re.match(
+        rf"model\.clusters=5: the {faces} faces .* have {different} different .*; lower model\.clusters",
+        str(caught.value),
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -258,7 +273,9 @@ def test_many_steps_are_algorithm_1(clusters: int) -> None:
         result = module(features)
         torch.set_rng_state(state)
         shares = probabilities(features, by_hand).cumsum(1)
-        drawn = [int((share <= level).sum()) for share, level in zip(shares, torch.rand(10).double(), strict=True)]
+        drawn = [
+            int((share <= level).sum()) for share, level in zip(shares, torch.rand(10).double(), strict=True)
+        ]
         assert result.cluster_B.tolist() == drawn
         by_hand = algorithm_1(by_hand, features, torch.tensor(drawn), 0.9)
         torch.testing.assert_close(module.centroids, by_hand, rtol=1e-12, atol=1e-12)

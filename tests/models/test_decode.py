@@ -49,7 +49,9 @@ def test_expectation_argmax_and_median_equal_naive_loops(ages: tuple[int, int]) 
         decode(posterior, config("median", ages)).tolist(),
         strict=True,
     ):
-        assert expectation == pytest.approx(sum(share * (ages[0] + index) for index, share in enumerate(row)), abs=1e-3)
+        assert expectation == pytest.approx(
+            sum(share * (ages[0] + index) for index, share in enumerate(row)), abs=1e-3
+        )
         assert mode == ages[0] + max(range(len(row)), key=row.__getitem__)
         assert median == pytest.approx(naive_quantile(row, ages[0], 0.5), abs=1e-3)
 
@@ -75,9 +77,16 @@ def test_quantiles_of_posteriors_that_can_be_read_off() -> None:
     torch.testing.assert_close(quantiles(outer, years, torch.tensor([0.5])), torch.tensor([[0.0], [100.0]]))
 
 
-@given(seed=st.integers(0, 10_000), spread=st.floats(0, 30), low=st.floats(0.001, 0.999), high=st.floats(0.001, 0.999))
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.floats(0, 30),
+    low=st.floats(0.001, 0.999),
+    high=st.floats(0.001, 0.999),
+)
 @settings(max_examples=80, deadline=None)
-def test_quantiles_ascend_within_the_bins_and_cut_off_their_share(seed: int, spread: float, low: float, high: float) -> None:
+def test_quantiles_ascend_within_the_bins_and_cut_off_their_share(
+    seed: int, spread: float, low: float, high: float
+) -> None:
     posterior = posteriors(3, (-15, 120), spread, seed)
     levels = torch.tensor(sorted((low, high)))
     found = quantiles(posterior, torch.arange(-15.0, 121.0), levels)
@@ -90,13 +99,20 @@ def test_quantiles_ascend_within_the_bins_and_cut_off_their_share(seed: int, spr
 
 def test_an_empty_batch() -> None:
     nobody = torch.zeros(0, 101)
-    assert decode(nobody, config()).shape == decode(nobody, config("median")).shape == decode(nobody, config("argmax")).shape == (0,)
+    assert (
+        decode(nobody, config()).shape
+        == decode(nobody, config("median")).shape
+        == decode(nobody, config("argmax")).shape
+        == (0,)
+    )
     assert quantiles(nobody, torch.arange(0.0, 101.0), LEVELS).shape == (0, 5)
 
 
 def test_half_precision_posteriors_decode() -> None:
     posterior = posteriors(5)
-    torch.testing.assert_close(decode(posterior.double(), config()).float(), decode(posterior, config()), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        decode(posterior.double(), config()).float(), decode(posterior, config()), atol=1e-3, rtol=0
+    )
 
 
 # --- bins beyond the ends -------------------------------------------------------------------------------------------
@@ -110,7 +126,9 @@ def gaussian(age: float, ages: tuple[int, int], sigma: float = 5.0) -> Tensor:
 @pytest.mark.parametrize("method", ["expectation", "median"])
 def test_bins_beyond_both_ends_take_the_bias_from_infants_and_the_very_old(method: str) -> None:
     for age, pull in ((0, 2.0), (1, 1.3), (2, 0.7), (98, -0.7), (99, -1.3), (100, -2.0)):
-        cut, whole = (float(decode(gaussian(age, ages), config(method, ages))) - age for ages in ((0, 100), (-15, 120)))
+        cut, whole = (
+            float(decode(gaussian(age, ages), config(method, ages))) - age for ages in ((0, 100), (-15, 120))
+        )
         assert cut * np.sign(pull) > abs(pull) * (1 if method == "expectation" else 0.7)
         assert abs(whole) < 0.01
 
@@ -125,7 +143,9 @@ def test_the_pull_of_bins_cut_off_at_birth() -> None:
 
 def test_every_age_in_between_comes_back() -> None:
     for age in np.linspace(0, 105, 50):
-        assert float(decode(gaussian(age, (-15, 120)), config(ages=(-15, 120)))) == pytest.approx(age, abs=0.02)
+        assert float(decode(gaussian(age, (-15, 120)), config(ages=(-15, 120)))) == pytest.approx(
+            age, abs=0.02
+        )
 
 
 def test_default_decoding_is_the_expectation() -> None:

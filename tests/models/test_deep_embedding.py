@@ -32,20 +32,35 @@ def test_the_papers_network_is_vgg16_and_its_embedding_fc7() -> None:
     with torch.device("meta"):  # shapes alone: the network is large
         network = build(Config(name="deep_embedding")).eval()
         outputs = network({"face": torch.empty(2, 3, 224, 224)})
-    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {"logits": (2, 101), "embedding": (2, 4096)}
+    assert {name: tuple(tensor.shape) for name, tensor in outputs.items()} == {
+        "logits": (2, 101),
+        "embedding": (2, 4096),
+    }
     assert network.least_side == 32
-    assert sum(parameter.numel() for parameter in network.parameters()) == 138_357_544 - 4_097_000 + 4096 * 101 + 101
+    assert (
+        sum(parameter.numel() for parameter in network.parameters())
+        == 138_357_544 - 4_097_000 + 4096 * 101 + 101
+    )
 
 
 @pytest.mark.parametrize(("size", "features"), [(0, 512), (70, 70)])
-@pytest.mark.parametrize(("classifier", "tensor", "count"), [("softmax", "logits", 101), ("or_cnn", "ordinal_logits", 100)])
+@pytest.mark.parametrize(
+    ("classifier", "tensor", "count"), [("softmax", "logits", 101), ("or_cnn", "ordinal_logits", 100)]
+)
 @torch.inference_mode()
-def test_shapes_and_what_the_classifier_reads(size: int, features: int, classifier: str, tensor: str, count: int) -> None:
+def test_shapes_and_what_the_classifier_reads(
+    size: int, features: int, classifier: str, tensor: str, count: int
+) -> None:
     network = made(embedding=size, classifier=classifier).eval()
     outputs = network({"face": rgb_faces(3)})
-    assert {name: tuple(value.shape) for name, value in outputs.items()} == {tensor: (3, count), "embedding": (3, features)}
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        tensor: (3, count),
+        "embedding": (3, features),
+    }
     assert outputs.keys() == network.outputs
-    torch.testing.assert_close(outputs[tensor], outputs["embedding"] @ network.head.weight.T + network.head.bias)
+    torch.testing.assert_close(
+        outputs[tensor], outputs["embedding"] @ network.head.weight.T + network.head.bias
+    )
     torch.testing.assert_close(classifier_posterior(outputs).sum(-1), torch.ones(3))
 
 
@@ -67,14 +82,22 @@ def test_both_losses_reach_the_embedding_and_all_below_it(size: int) -> None:
         outputs = network({"face": faces})
         ages = torch.tensor([1.0, 1.0, 50.0, 70.0])
         distances = torch.cdist(outputs["embedding"], outputs["embedding"]).square()
-        loss = cross_entropy(outputs["logits"], ages, torch.arange(101.0)) if of_logits else distances[0, 1] - distances[0, 2]
+        loss = (
+            cross_entropy(outputs["logits"], ages, torch.arange(101.0))
+            if of_logits
+            else distances[0, 1] - distances[0, 2]
+        )
         loss.backward()
         return [parameter.grad for parameter in network.parameters()]
 
     for of_logits in (True, False):
         found = dict(zip((name for name, _ in network.named_parameters()), gradients(of_logits), strict=True))
         assert (found["head.weight"] is not None) == of_logits
-        reached = [name for name, gradient in found.items() if gradient is not None and bool(gradient.abs().sum() > 0)]
+        reached = [
+            name
+            for name, gradient in found.items()
+            if gradient is not None and bool(gradient.abs().sum() > 0)
+        ]
         assert len([name for name in reached if not name.startswith("head.")]) == len(shared)
 
 
@@ -100,7 +123,9 @@ def test_the_embedding_layer_takes_the_heads_rate_and_learns_over_a_frozen_body(
     logits = network({"face": rgb_faces(4)})["logits"]
     cross_entropy(logits, torch.tensor([5.0, 20.0, 40.0, 60.0]), torch.arange(101.0)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    assert {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])} == new
+    assert {
+        name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])
+    } == new
 
 
 @torch.no_grad()

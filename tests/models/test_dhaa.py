@@ -32,7 +32,9 @@ from ageray.train.optim import make_optimizer
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"width": 0.125, "features": 16}
 NINE = ["G-1", "G-2", "G-3", "L-1", "L-2", "L-3", "GL-1", "GL-2", "GL-3"]
-BRANCHES = [chosen for count in (1, 2, 3) for chosen in combinations(("global", "local", "global_local"), count)]
+BRANCHES = [
+    chosen for count in (1, 2, 3) for chosen in combinations(("global", "local", "global_local"), count)
+]
 ABLATIONS: list[dict[str, Any]] = [
     {},
     {"pooling": "roi"},
@@ -101,7 +103,9 @@ def test_the_number_of_parameters() -> None:
     rest = 9 * TAIL + 3 * LSTM + (3 * 128 * 101 + 101)
     own = 9 * (128 * 101 + 101)
     assert counted(("global", "local", "global_local")) == blocks + rest + own == 100_028_082
-    assert counted(("global", "local", "global_local"), subnetwork_losses=False) == blocks + rest == 99_910_821
+    assert (
+        counted(("global", "local", "global_local"), subnetwork_losses=False) == blocks + rest == 99_910_821
+    )
     fc = 3 * (3 * 128 * 128 + 128)
     assert counted(("global", "local", "global_local"), fusion="fc") == blocks + rest + own - 3 * LSTM + fc
 
@@ -116,7 +120,10 @@ def test_a_branch_alone_owns_what_it_needs_and_nothing_else() -> None:
 @pytest.mark.parametrize("classifier", ["softmax", "coral"])
 def test_shapes_of_every_ablation(changes: dict[str, Any], classifier: str) -> None:
     made = network(ages=(0, 70), classifier=classifier, **changes)
-    count, name, answers = len(changes.get("branches", "GLC")), *(("logits", 71) if classifier == "softmax" else ("ordinal_logits", 70))
+    count, name, answers = (
+        len(changes.get("branches", "GLC")),
+        *(("logits", 71) if classifier == "softmax" else ("ordinal_logits", 70)),
+    )
     outputs = made(faces(2, 48))
     shapes = {name: (2, answers), "embedding": (2, 16 * count)}
     own = {} if changes.get("subnetwork_losses") is False else {f"aux_{name}": (2, 3 * count, answers)}
@@ -191,10 +198,16 @@ def test_published_weights_reach_every_sub_network() -> None:
     torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-5)
 
 
-def test_published_weights_come_from_a_file_or_from_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_published_weights_come_from_a_file_or_from_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = resnet_state()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "resnet18.safetensors")
-    from_file = network(width=1.0, branches=("local",), weights=str(tmp_path / "resnet18.safetensors")).state_dict()
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "resnet18.safetensors"
+    )
+    from_file = network(
+        width=1.0, branches=("local",), weights=str(tmp_path / "resnet18.safetensors")
+    ).state_dict()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(state, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
@@ -204,7 +217,10 @@ def test_published_weights_come_from_a_file_or_from_torchvision(tmp_path: Path, 
 
 
 def test_imagenet_is_refused_for_another_width() -> None:
-    with pytest.raises(UserError, match=r"^model\.weights=imagenet: .* model\.width=0\.5; set model\.width=1, or model\.weights=none$"):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.weights=imagenet: .* model\.width=0\.5; set model\.width=1, or model\.weights=none$",
+    ):
         network(width=0.5, weights="imagenet")
 
 
@@ -213,8 +229,14 @@ def test_weights_of_another_network_are_refused(wrong: str, tmp_path: Path) -> N
     state = torchvision.models.resnet34().state_dict() if wrong == "resnet34" else resnet_state()
     kept = list(state)[: {"half": len(state) // 2, "empty": 0}.get(wrong, len(state))]
     save_file({name: state[name].contiguous() for name in kept}, tmp_path / "weights.safetensors")
-    with pytest.raises(UserError, match=r"weights\.safetensors: not weights of resnet18 .*; name another file, or none$"):
-        network(width=0.5 if wrong == "width" else 1.0, branches=("global_local",), weights=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(
+        UserError, match=r"weights\.safetensors: not weights of resnet18 .*; name another file, or none$"
+    ):
+        network(
+            width=0.5 if wrong == "width" else 1.0,
+            branches=("global_local",),
+            weights=str(tmp_path / "weights.safetensors"),
+        )
 
 
 # --- fusion, classifiers, loss --------------------------------------------------------------------------------------
@@ -229,7 +251,12 @@ def test_recurrent_fusion_is_a_loop_of_lstm_steps() -> None:
     weights = dict(fusion.lstm.named_parameters())
     hidden = cell = total = torch.zeros(4, 7, dtype=torch.float64)
     for k in range(3):
-        gates = z_btd[:, k] @ weights["weight_ih_l0"].T + weights["bias_ih_l0"] + hidden @ weights["weight_hh_l0"].T + weights["bias_hh_l0"]
+        gates = (
+            z_btd[:, k] @ weights["weight_ih_l0"].T
+            + weights["bias_ih_l0"]
+            + hidden @ weights["weight_hh_l0"].T
+            + weights["bias_hh_l0"]
+        )
         i, f, g, o = gates[:, :7], gates[:, 7:14], gates[:, 14:21], gates[:, 21:]
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         hidden = o.sigmoid() * cell.tanh()
@@ -262,11 +289,15 @@ def test_the_loss_is_the_sum_of_ten_cross_entropies() -> None:
     """Eq. 4."""
     made, batch = network(), faces(4)
     outputs, age, years = made(batch), torch.tensor([3.0, 20.0, 41.0, 77.0]), bins(Config(name="dhaa"))
-    total, terms = Criterion(Loss(cross_entropy={}), made.outputs, "dhaa")({**outputs, "age": age, "bins": years})
+    total, terms = Criterion(Loss(cross_entropy={}), made.outputs, "dhaa")(
+        {**outputs, "age": age, "bins": years}
+    )
     assert terms.keys() == {"cross_entropy", "aux_cross_entropy"}
     ten = [outputs["logits"], *outputs["aux_logits"].unbind(1)]
     assert len(ten) == 10
-    torch.testing.assert_close(total, torch.stack([cross_entropy(logits, age, years) for logits in ten]).sum())
+    torch.testing.assert_close(
+        total, torch.stack([cross_entropy(logits, age, years) for logits in ten]).sum()
+    )
 
 
 @pytest.mark.parametrize("changes", ABLATIONS, ids=named)
@@ -274,7 +305,11 @@ def test_the_loss_reaches_every_parameter(changes: dict[str, Any]) -> None:
     made = network(**changes)
     outputs = made(faces(3))
     sum(tensor.float().square().sum() for name, tensor in outputs.items() if name != "embedding").backward()
-    idle = [name for name, parameter in made.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    idle = [
+        name
+        for name, parameter in made.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     assert idle == []
 
 
@@ -290,7 +325,9 @@ def test_every_ablation_changes_the_answer() -> None:
 
 def test_head_and_body_share_no_parameter_and_leave_none_out() -> None:
     made = network()
-    head, body = ({id(parameter) for parameter in part} for part in (made.head_parameters(), made.body().parameters()))
+    head, body = (
+        {id(parameter) for parameter in part} for part in (made.head_parameters(), made.body().parameters())
+    )
     assert not head & body
     assert head | body == {id(parameter) for parameter in made.parameters()}
     make_optimizer(made, made.head_parameters(), Optimizer(name="sgd", lr=0.1, body_lr=0))
@@ -305,17 +342,28 @@ def test_head_and_body_share_no_parameter_and_leave_none_out() -> None:
 @torch.inference_mode()
 def test_a_photo_and_its_mirror_image_have_the_same_age(pooling: str) -> None:
     """Flip averaging with mirrored points: in the mirror image the region of the left eye shows the other eye, so the mean sees both."""
-    experiment = Experiment(model=Config(name="dhaa", pooling=pooling, **SMALL), align={"size": 64, "coverage": 1.2})
+    experiment = Experiment(
+        model=Config(name="dhaa", pooling=pooling, **SMALL), align={"size": 64, "coverage": 1.2}
+    )
     made = build(experiment.model, seed=1).eval()
     for head in (made.head, *made.subnetwork_heads.values()):
         nn.init.normal_(head.weight)
     batch = faces(2, 144)
     photo = {"canvas": batch["face"], "points": batch["points"], "box": torch.zeros(2, 4)}
-    mirrored = {**photo, "canvas": batch["face"].flip(-1), "points": geometry.mirror_points(batch["points"], 144)}
-    both = [posterior_module.posterior(made, which, experiment, autocast=False) for which in (photo, mirrored)]
+    mirrored = {
+        **photo,
+        "canvas": batch["face"].flip(-1),
+        "points": geometry.mirror_points(batch["points"], 144),
+    }
+    both = [
+        posterior_module.posterior(made, which, experiment, autocast=False) for which in (photo, mirrored)
+    ]
     torch.testing.assert_close(both[1], both[0], atol=1e-4, rtol=1e-2)
     wrong = {**photo, "canvas": batch["face"].flip(-1), "points": batch["points"]}
-    assert float((posterior_module.posterior(made, wrong, experiment, autocast=False) - both[0]).abs().max()) > 1e-3
+    assert (
+        float((posterior_module.posterior(made, wrong, experiment, autocast=False) - both[0]).abs().max())
+        > 1e-3
+    )
 
 
 @torch.inference_mode()
@@ -374,8 +422,19 @@ def test_a_copy_gives_the_same() -> None:
 def test_the_recipe_has_the_papers_constants() -> None:
     experiment = configuration.load([str(ROOT / "configs" / "dhaa.yaml")])
     stage, model = experiment.train.stages[-1], experiment.model
-    assert (model.name, model.weights, model.width, model.features, model.region_size) == ("dhaa", "imagenet", 1, 128, 0)
-    assert (stage.optimizer.name, stage.optimizer.lr, stage.optimizer.momentum, stage.optimizer.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (model.name, model.weights, model.width, model.features, model.region_size) == (
+        "dhaa",
+        "imagenet",
+        1,
+        128,
+        0,
+    )
+    assert (
+        stage.optimizer.name,
+        stage.optimizer.lr,
+        stage.optimizer.momentum,
+        stage.optimizer.weight_decay,
+    ) == ("sgd", 0.01, 0.9, 5e-4)
     assert stage.schedule.name == "step"
     assert experiment.align.size == 256
     assert model.decode.flip

@@ -46,11 +46,22 @@ def drawn(count: int, size: int = 5, seed: int = 0, levels: int = 0, subjects: i
 
 def queries(count: int, size: int = 5, seed: int = 9, levels: int = 0) -> Tensor:
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, levels, (count, size)) if levels else rng.normal(0, 3, (count, size)).astype(np.float32)
+    values = (
+        rng.integers(0, levels, (count, size))
+        if levels
+        else rng.normal(0, 3, (count, size)).astype(np.float32)
+    )
     return torch.from_numpy(values).float()
 
 
-def naive(gallery: Gallery, query: list[float], count: int, subject: int = 0, exclude: bool = True, gender: bool = False) -> list[int]:
+def naive(
+    gallery: Gallery,
+    query: list[float],
+    count: int,
+    subject: int = 0,
+    exclude: bool = True,
+    gender: bool = False,
+) -> list[int]:
     """Sorts all distances, taken in float64 one number at a time."""
     found = []
     for place in range(len(gallery)):
@@ -58,7 +69,10 @@ def naive(gallery: Gallery, query: list[float], count: int, subject: int = 0, ex
             continue
         if gender and int(gallery.gender[place]) < 0:
             continue
-        distance = sum(abs(float(one) - float(other)) for one, other in zip(query, gallery.embedding[place].tolist(), strict=True))
+        distance = sum(
+            abs(float(one) - float(other))
+            for one, other in zip(query, gallery.embedding[place].tolist(), strict=True)
+        )
         found.append((distance, place))
     return [place for _, place in sorted(found)[:count]]
 
@@ -83,7 +97,9 @@ def test_neighbours_equal_a_naive_loop(levels: int, gender: bool) -> None:
 
 def test_the_distance_is_l1_and_not_euclidean() -> None:
     embedding = torch.tensor([[2.0, 2, 2, 2], [0, 0, 0, 7]]).half()  # L1 8 and 7, L2 4 and 7
-    gallery = Gallery(embedding, torch.tensor([1.0, 2]), torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.int64))
+    gallery = Gallery(
+        embedding, torch.tensor([1.0, 2]), torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.int64)
+    )
     found = gallery.nearest(torch.zeros(1, 4), 1)
     assert (found.index.item(), found.distance.item()) == (1, 7)
 
@@ -104,9 +120,17 @@ def test_pieces_do_not_change_the_result(pairs: int, exclude: bool, monkeypatch:
     assert torch.equal(gallery.nearest(query, 11, subject, exclude).index, whole.index)
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 30), levels=st.integers(1, 4), most=st.integers(1, 12), exclude=st.booleans())
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.integers(1, 30),
+    levels=st.integers(1, 4),
+    most=st.integers(1, 12),
+    exclude=st.booleans(),
+)
 @settings(max_examples=60, deadline=None)
-def test_of_equally_near_faces_the_earlier_ones_are_taken(seed: int, count: int, levels: int, most: int, exclude: bool) -> None:
+def test_of_equally_near_faces_the_earlier_ones_are_taken(
+    seed: int, count: int, levels: int, most: int, exclude: bool
+) -> None:
     gallery, query = drawn(count, 2, seed, levels, subjects=3), queries(4, 2, seed, levels)
     subject = torch.arange(4)
     found = gallery.nearest(query, most, subject, exclude)
@@ -136,7 +160,8 @@ def test_wide_embeddings_beyond_float16_keep_their_precision() -> None:
 
 def test_another_networks_gallery_is_told() -> None:
     with pytest.raises(
-        UserError, match=r"^the gallery's embedding has 5 numbers a face and the network gives 4; copy both from one bundle$"
+        UserError,
+        match=r"^the gallery's embedding has 5 numbers a face and the network gives 4; copy both from one bundle$",
     ):
         drawn(3).nearest(torch.zeros(1, 4), 1)
 
@@ -146,7 +171,9 @@ def test_another_networks_gallery_is_told() -> None:
 
 def test_the_own_subject_is_left_out_and_counted() -> None:
     embedding = torch.arange(6.0)[:, None].half()
-    gallery = Gallery(embedding, torch.arange(6.0), torch.zeros(6, dtype=torch.int8), torch.tensor([7, 7, 0, 8, 0, 7]))
+    gallery = Gallery(
+        embedding, torch.arange(6.0), torch.zeros(6, dtype=torch.int8), torch.tensor([7, 7, 0, 8, 0, 7])
+    )
     query, subject = torch.zeros(3, 1), torch.tensor([7, 0, 9])
     excluded, used = gallery.nearest(query, 3, subject), gallery.nearest(query, 3, subject, exclude=False)
     assert indices(excluded) == [[2, 3, 4], [0, 1, 2], [0, 1, 2]]
@@ -210,7 +237,11 @@ def test_the_posterior_equals_a_naive_loop() -> None:
 
 def test_whole_ages_are_a_plain_histogram() -> None:
     gallery, found = near([20, 20, 21, 60])
-    assert {int(k): float(share) for k, share in enumerate(gallery.posterior(found, BINS)[0]) if share} == {20: 0.5, 21: 0.25, 60: 0.25}
+    assert {int(k): float(share) for k, share in enumerate(gallery.posterior(found, BINS)[0]) if share} == {
+        20: 0.5,
+        21: 0.25,
+        60: 0.25,
+    }
 
 
 def test_ages_beyond_the_bins_count_in_the_outermost() -> None:
@@ -258,7 +289,12 @@ def test_a_gallery_of_batches_keeps_their_order_and_types() -> None:
     assert gallery.gender.tolist() == [0, -1, 1, -1]
     assert gallery.subject.tolist() == [0, 2**50, 0, 2**50 + 1]
     types = {name: tensor.dtype for name, tensor in gallery.tensors().items()}
-    assert types == {"embedding": torch.float32, "age": torch.float32, "gender": torch.int8, "subject": torch.int64}
+    assert types == {
+        "embedding": torch.float32,
+        "age": torch.float32,
+        "gender": torch.int8,
+        "subject": torch.int64,
+    }
     nameless = Gallery.of([{name: row[name] for name in ("embedding", "age")} for row in rows])
     assert (nameless.gender.tolist(), nameless.subject.tolist()) == ([-1] * 4, [0] * 4)
 
@@ -270,11 +306,19 @@ def test_a_gallery_of_batches_keeps_their_order_and_types() -> None:
         ({"photo": torch.zeros(3)}, "holds .*photo"),
         ({"age": torch.zeros(2)}, "faces"),
         ({"embedding": torch.zeros(3)}, "embedding has shape"),
-        ({name: torch.zeros((0, 5) if name == "embedding" else 0) for name in ("embedding", "age", "gender", "subject")}, "for 0 faces"),
+        (
+            {
+                name: torch.zeros((0, 5) if name == "embedding" else 0)
+                for name in ("embedding", "age", "gender", "subject")
+            },
+            "for 0 faces",
+        ),
     ],
 )
 def test_tensors_that_are_no_gallery(change: dict[str, Any], message: str) -> None:
-    tensors = {name: tensor for name, tensor in {**drawn(3).tensors(), **change}.items() if tensor is not None}
+    tensors = {
+        name: tensor for name, tensor in {**drawn(3).tensors(), **change}.items() if tensor is not None
+    }
     with pytest.raises(ValueError, match=message):
         Gallery.from_tensors(tensors)
 
@@ -286,7 +330,10 @@ def columns_of(count: int, seed: int = 0) -> Columns:
     faces = list(synthetic_faces.faces(count, seed, size=72))
     pieces = [face_canvases(face.jpeg(), face.points[None], face.box[None], ALIGN) for face in faces]
     return {
-        **{name: np.concatenate([getattr(piece, attribute) for piece in pieces]) for name, attribute in COLUMNS.items()},
+        **{
+            name: np.concatenate([getattr(piece, attribute) for piece in pieces])
+            for name, attribute in COLUMNS.items()
+        },
         "age": np.array([face.age for face in faces], np.float32),
         "gender": np.arange(count) % 2,
         "subject": 1 + np.arange(count) // 3,
@@ -303,7 +350,10 @@ def faces() -> Columns:
 
 
 def batches(columns: Columns, size: int) -> list[Columns]:
-    return [{name: values[start : start + size] for name, values in columns.items()} for start in range(0, len(columns["age"]), size)]
+    return [
+        {name: values[start : start + size] for name, values in columns.items()}
+        for start in range(0, len(columns["age"]), size)
+    ]
 
 
 def experiment(**decoding: Any) -> Experiment:
@@ -326,7 +376,9 @@ def embedded(network: torch.nn.Module, faces: Columns, name: str = "embedding") 
     batch = {key: torch.from_numpy(faces[key]) for key in COLUMNS}
     batch["canvas"] = batch["canvas"].permute(0, 3, 1, 2)
     with torch.no_grad():
-        rows: list[list[float]] = inference._outputs(network, inference._view(batch, experiment()), False)[name].tolist()
+        rows: list[list[float]] = inference._outputs(network, inference._view(batch, experiment()), False)[
+            name
+        ].tolist()
     return rows
 
 
@@ -356,7 +408,9 @@ def test_validation_uses_the_own_subject_where_it_is_told_to(faces: Columns) -> 
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, 1), (5, 5), (8, 8), (18, 18), (99, 18), (None, 18)])
-def test_a_gallery_of_the_first_faces_reads_no_further(most: int | None, expected: int, faces: Columns) -> None:
+def test_a_gallery_of_the_first_faces_reads_no_further(
+    most: int | None, expected: int, faces: Columns
+) -> None:
     read: list[int] = []
 
     def stream() -> Any:
@@ -394,7 +448,9 @@ def test_embeddings_that_are_not_finite_stop_the_run(faces: Columns) -> None:
     made = build_gallery(state, batches(faces, 9))
     with torch.no_grad():
         state.network.get_parameter("embedding.bias")[0] = float("nan")
-    with pytest.raises(FloatingPointError, match=r"^step 0: embeddings are not finite; lower the learning rate"):
+    with pytest.raises(
+        FloatingPointError, match=r"^step 0: embeddings are not finite; lower the learning rate"
+    ):
         build_gallery(state, batches(faces, 9))
     with pytest.raises(FloatingPointError, match=r"^step 0: predicted ages are not finite"):
         validate(state, batches(faces, 9), made)
@@ -417,10 +473,15 @@ class Told(torch.nn.Module):
         return {name: told[name] for name in self.outputs}
 
 
-def said(network: torch.nn.Module, faces: Columns, gallery: Gallery, decoding: dict[str, Any], subject: bool = True) -> Prediction:
+def said(
+    network: torch.nn.Module, faces: Columns, gallery: Gallery, decoding: dict[str, Any], subject: bool = True
+) -> Prediction:
     model = {"name": "baseline", "decode": {"method": "gallery", "gallery": {"neighbours": 4}, **decoding}}
     config = Experiment.model_validate({"model": model, "align": ALIGN})
-    batch = {name: torch.from_numpy(faces[name]) for name in ("canvas", "points", "box", *(["subject"] if subject else []))}
+    batch = {
+        name: torch.from_numpy(faces[name])
+        for name in ("canvas", "points", "box", *(["subject"] if subject else []))
+    }
     return predict(network, {**batch, "canvas": batch["canvas"].permute(0, 3, 1, 2)}, config, False, gallery)
 
 
@@ -453,7 +514,9 @@ def test_gender_is_told_by_the_embedding_there_is(faces: Columns) -> None:
         found = said(network, faces, made, {"flip": False})
         bank = Gallery(getattr(made, by), made.age, made.gender, made.subject)
         queried = zip(embedded(network, faces, by), faces["subject"].tolist(), strict=True)
-        expected = [float(made.gender[naive(bank, query, 4, subject)].float().mean()) for query, subject in queried]
+        expected = [
+            float(made.gender[naive(bank, query, 4, subject)].float().mean()) for query, subject in queried
+        ]
         assert found.female is not None
         assert found.female.tolist() == pytest.approx(expected)
     unknown = Gallery(**{**made.tensors(), "gender": torch.full((18,), -1, dtype=torch.int8)})

@@ -21,13 +21,18 @@ from ageray.models.decode import bins, classifier_posterior, decode
 from ageray.models.googlenet import GoogLeNet, ResponseNorm
 
 BVLC = Path(__file__).resolve().parents[2] / ".." / "shared" / "weights" / "googlenet_bvlc_fp16.safetensors"
-RESIDUAL, EMBEDDING = ResidualCnn(name="residual_cnn", width=0.25), DeepEmbedding(name="deep_embedding", backbone="resnet18")
+RESIDUAL, EMBEDDING = (
+    ResidualCnn(name="residual_cnn", width=0.25),
+    DeepEmbedding(name="deep_embedding", backbone="resnet18"),
+)
 MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn", head="plain"), RESIDUAL, EMBEDDING]
 INCEPTIONS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
 def made(name: str, **changes: Any) -> Model:
-    return Baseline(**changes) if name == "baseline" else ClusterCnn(name="cluster_cnn", head="plain", **changes)
+    return (
+        Baseline(**changes) if name == "baseline" else ClusterCnn(name="cluster_cnn", head="plain", **changes)
+    )
 
 
 def rgb_faces(count: int, side: int, seed: int = 0) -> Tensor:
@@ -100,7 +105,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.init.normal_(parameter, std=0.2)
     state = {name.removeprefix("layers."): tensor.half() for name, tensor in network.state_dict().items()}
     state["conv1_7x7_s2.weight"] = state["conv1_7x7_s2.weight"].flip(1).contiguous()
-    state |= {"loss3_classifier.weight": torch.zeros(1000, 1024).half(), "loss3_classifier.bias": torch.zeros(1000).half()}
+    state |= {
+        "loss3_classifier.weight": torch.zeros(1000, 1024).half(),
+        "loss3_classifier.bias": torch.zeros(1000).half(),
+    }
     file = tmp_path_factory.mktemp("weights") / "googlenet.safetensors"
     save_file(state, file)
     return file
@@ -132,7 +140,9 @@ def test_googlenet_computes_what_caffe_computes(published: Path, side: int) -> N
     faces = rgb_faces(2, side)
     expected = caffe_googlenet(load_file(published), faces)
     assert float(expected.std()) > 0.01
-    torch.testing.assert_close(googlenet(published)(faces), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        googlenet(published)(faces), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +173,9 @@ def test_first_layer_of_bvlc_weights_by_hand(bvlc: Path) -> None:
 def test_bvlc_weights_compute_what_caffe_computes(bvlc: Path) -> None:
     faces = rgb_faces(2, 96)
     expected = caffe_googlenet(load_file(bvlc), faces)
-    torch.testing.assert_close(googlenet(bvlc)(faces), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    torch.testing.assert_close(
+        googlenet(bvlc)(faces), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    )
 
 
 # --- ResNet-18 ------------------------------------------------------------------------------------------------------
@@ -185,11 +197,15 @@ def test_baseline_is_torchvisions_resnet18(resnet_file: Path) -> None:
     faces = rgb_faces(2, 64)
     normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     network = build(Baseline(weights=str(resnet_file))).eval()
-    torch.testing.assert_close(network({"face": faces})["embedding"], reference.eval()(normalise(faces / 255)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        network({"face": faces})["embedding"], reference.eval()(normalise(faces / 255)), rtol=1e-3, atol=1e-3
+    )
 
 
 @torch.inference_mode()
-def test_imagenet_is_torchvisions_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet_file: Path) -> None:
+def test_imagenet_is_torchvisions_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet_file: Path
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(load_file(resnet_file), tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
@@ -208,7 +224,10 @@ def test_imagenet_is_torchvisions_file(tmp_path: Path, monkeypatch: pytest.Monke
 def test_shapes_of_the_named_tensors(name: str, features: int, ages: tuple[int, int], bins: int) -> None:
     network = build(made(name, ages=ages)).eval()
     outputs = network({"face": rgb_faces(3, 64), "points": torch.zeros(3, 5, 2)})
-    assert {key: tuple(tensor.shape) for key, tensor in outputs.items()} == {"logits": (3, bins), "embedding": (3, features)}
+    assert {key: tuple(tensor.shape) for key, tensor in outputs.items()} == {
+        "logits": (3, bins),
+        "embedding": (3, features),
+    }
     assert outputs.keys() == network.outputs
 
 
@@ -273,7 +292,9 @@ def test_independent_questions_answer_as_asked_where_they_agree() -> None:
     answers = torch.linspace(0.95, 0.05, 100)[None]
     posterior = classifier_posterior({"ordinal_logits": torch.logit(answers)})
     torch.testing.assert_close(posterior.flip(-1).cumsum(-1).flip(-1)[:, 1:], answers, rtol=1e-4, atol=1e-5)
-    contradicted = torch.tensor([[2.0, -1.0, 3.0]])  # 'older than the third bin' although not older than the second
+    contradicted = torch.tensor(
+        [[2.0, -1.0, 3.0]]
+    )  # 'older than the third bin' although not older than the second
     older = torch.sigmoid(torch.tensor([2.0, -1.0, -1.0]))
     expected = torch.stack([1 - older[0], older[0] - older[1], torch.tensor(0.0), older[2]])
     torch.testing.assert_close(classifier_posterior({"ordinal_logits": contradicted})[0], expected)
@@ -285,11 +306,16 @@ def test_coral_starts_from_an_even_posterior_and_has_one_weight_for_all(ages: tu
     config = Baseline(classifier="coral", ages=ages)
     head = build(config).head
     count = len(bins(config))
-    assert {name: tuple(parameter.shape) for name, parameter in head.named_parameters()} == {"weight": (1, 512), "bias": (count - 1,)}
+    assert {name: tuple(parameter.shape) for name, parameter in head.named_parameters()} == {
+        "weight": (1, 512),
+        "bias": (count - 1,),
+    }
     first = classifier_posterior({"ordinal_logits": head(torch.zeros(1, 512))})
     torch.testing.assert_close(first, torch.full((1, count), 1 / count), rtol=1e-3, atol=1e-6)
     x = torch.randn(3, 512, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(head(x) - head.bias, (x @ head.weight[0])[:, None].expand(3, count - 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        head(x) - head.bias, (x @ head.weight[0])[:, None].expand(3, count - 1), rtol=1e-4, atol=1e-5
+    )
     assert bool((head(x).diff(dim=-1) < 0).all())  # rank consistent: the answers fall
 
 
@@ -300,9 +326,13 @@ def test_coral_starts_from_an_even_posterior_and_has_one_weight_for_all(ages: tu
 def test_weights_of_our_own_model_load_whole(config: Model, tmp_path: Path) -> None:
     """As a bundle stores them: matrices in float16, vectors in float32, the classifier with them."""
     state = build(config, seed=3).state_dict()
-    stored = {name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous() for name, tensor in state.items()}
+    stored = {
+        name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous() for name, tensor in state.items()
+    }
     save_file(stored, tmp_path / "model.safetensors")
-    loaded = build(config.model_copy(update={"weights": str(tmp_path / "model.safetensors")}), seed=4).state_dict()
+    loaded = build(
+        config.model_copy(update={"weights": str(tmp_path / "model.safetensors")}), seed=4
+    ).state_dict()
     for name, tensor in stored.items():
         assert torch.equal(loaded[name].to(tensor.dtype), tensor), name
     assert loaded["head.weight"].dtype == torch.float32
@@ -310,15 +340,21 @@ def test_weights_of_our_own_model_load_whole(config: Model, tmp_path: Path) -> N
 
 def test_published_weights_leave_the_classifier_as_the_seed_made_it(published: Path) -> None:
     config = ClusterCnn(name="cluster_cnn", weights=str(published))
-    assert torch.equal(build(config, seed=7).head.weight, build(ClusterCnn(name="cluster_cnn"), seed=7).head.weight)
+    assert torch.equal(
+        build(config, seed=7).head.weight, build(ClusterCnn(name="cluster_cnn"), seed=7).head.weight
+    )
 
 
 def test_a_bundle_that_brings_its_weights_needs_no_starting_point() -> None:
     assert build(Baseline(weights="/gone/weights.safetensors"), pretrained=False).head.out_features == 101
-    assert build(ClusterCnn(name="cluster_cnn", weights="imagenet"), pretrained=False).head.out_features == 101
+    assert (
+        build(ClusterCnn(name="cluster_cnn", weights="imagenet"), pretrained=False).head.out_features == 101
+    )
 
 
-@pytest.mark.parametrize("content", [None, b"no weights at all", b"", "resnet", "googlenet", "other ages", "half"])
+@pytest.mark.parametrize(
+    "content", [None, b"no weights at all", b"", "resnet", "googlenet", "other ages", "half"]
+)
 @pytest.mark.parametrize("name", ["baseline", "cluster_cnn"])
 def test_weights_that_are_none_are_refused_with_key_value_and_remedy(
     name: str, content: bytes | str | None, tmp_path: Path, published: Path, resnet_file: Path
@@ -332,7 +368,11 @@ def test_weights_that_are_none_are_refused_with_key_value_and_remedy(
         other = build(made(name, ages=(0, 50))).state_dict()
         save_file({key: tensor.contiguous() for key, tensor in other.items()}, file)
     elif content is not None:
-        whole = load_file(published if content == "googlenet" or (content == "half" and name == "cluster_cnn") else resnet_file)
+        whole = load_file(
+            published
+            if content == "googlenet" or (content == "half" and name == "cluster_cnn")
+            else resnet_file
+        )
         kept = list(whole)[: len(whole) // 2] if content == "half" else list(whole)
         save_file({key: whole[key] for key in kept}, file)
     with pytest.raises(UserError) as caught:
@@ -342,7 +382,9 @@ def test_weights_that_are_none_are_refused_with_key_value_and_remedy(
 
 
 def test_imagenet_is_refused_where_torchvision_has_no_such_network() -> None:
-    with pytest.raises(UserError, match=r"^model\.weights=imagenet: .*; name a safetensors file .*, or none$"):
+    with pytest.raises(
+        UserError, match=r"^model\.weights=imagenet: .*; name a safetensors file .*, or none$"
+    ):
         build(ClusterCnn(name="cluster_cnn", weights="imagenet"))
 
 

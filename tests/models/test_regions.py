@@ -13,7 +13,17 @@ from torch import Tensor
 
 from ageray.faces import geometry
 from ageray.models.dhaa import Trunk
-from ageray.models.regions import REGIONS, RegionPooling, affine, inverse, sample, targets, template, to_unit, usable_points
+from ageray.models.regions import (
+    REGIONS,
+    RegionPooling,
+    affine,
+    inverse,
+    sample,
+    targets,
+    template,
+    to_unit,
+    usable_points,
+)
 from ageray.synthetic.faces import draw_face
 
 NAMES = list(REGIONS)
@@ -32,7 +42,10 @@ def some_points(count: int, seed: int = 0, spread: float = 0.05) -> Tensor:
     """Frontal faces turned, scaled, moved and distorted a little, normalised: (count, 5, 2), float64."""
     rng = np.random.default_rng(seed)
     angle, zoom = rng.uniform(-0.6, 0.6, count), rng.uniform(0.5, 1.2, count)
-    turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(count, 2, 2) * zoom[:, None, None]
+    turn = (
+        np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(count, 2, 2)
+        * zoom[:, None, None]
+    )
     points = template().double().numpy() @ turn.transpose(0, 2, 1) + rng.uniform(-0.2, 0.2, (count, 1, 2))
     return torch.from_numpy(points + rng.normal(0, spread, points.shape))
 
@@ -46,7 +59,9 @@ def naive_affine(source: NDArray[np.float64], target: NDArray[np.float64]) -> ND
     return np.linalg.lstsq(design, target, rcond=None)[0].T
 
 
-def naive_sample(features: NDArray[np.float64], matrix: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def naive_sample(
+    features: NDArray[np.float64], matrix: NDArray[np.float64], size: int
+) -> NDArray[np.float64]:
     """Bilinear sampling cell by cell, the outermost cells repeated beyond the map: (C, size, size)."""
     channels, height, width = features.shape
     out = np.zeros((channels, size, size))
@@ -74,7 +89,9 @@ def test_the_affine_map_is_that_of_numpys_solver() -> None:
 def test_the_affine_map_is_no_similarity() -> None:
     """A face twice as wide is squeezed back; a similarity could not."""
     wide = template() * torch.tensor([2.0, 1.0])
-    torch.testing.assert_close(affine(wide[None], template())[0], torch.tensor([[0.5, 0, 0], [0, 1, 0]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        affine(wide[None], template())[0], torch.tensor([[0.5, 0, 0], [0, 1, 0]]), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("size", [1, 5, 12])
@@ -90,7 +107,9 @@ def test_aligned_region_pooling_equals_a_naive_one(size: int) -> None:
             matrix = naive_affine((2 * points[face].numpy() + 1) / 9 - 1, target)
             back = np.linalg.inv(np.concatenate([matrix, [[0, 0, 1]]]))[:2]
             beyond |= bool((np.abs(back @ [[-1, 1], [-1, 1], [1, 1]]) > 1).any())
-            np.testing.assert_allclose(pooled[name][face], naive_sample(features[face].numpy(), back, size), atol=1e-6)
+            np.testing.assert_allclose(
+                pooled[name][face], naive_sample(features[face].numpy(), back, size), atol=1e-6
+            )
     assert beyond
 
 
@@ -100,12 +119,20 @@ def test_upright_squares_equal_naive_ones() -> None:
     pooled = RegionPooling(NAMES, "roi").double()(features, (unit + 1) * 11 / 2 - 0.5, 6)
     for face, points in enumerate(unit.numpy()):
         left, right, nose, mouth = points[0], points[1], points[2], points[3:].mean(0)
-        centres = {"G-2": nose, "G-3": nose, "L-1": left, "L-2": (nose + (left + right) / 2) / 2, "L-3": mouth}
+        centres = {
+            "G-2": nose,
+            "G-3": nose,
+            "L-1": left,
+            "L-2": (nose + (left + right) / 2) / 2,
+            "L-3": mouth,
+        }
         p, q = (set_ - set_.mean(0) for set_ in (points, template().double().numpy()))
         zoom = abs(np.vdot(p @ [1, 1j], q @ [1, 1j])) / np.square(p).sum()
         for name, half in {"G-2": 1, "G-3": 1 / 1.2, "L-1": 0.5, "L-2": 0.5, "L-3": 0.5}.items():
             matrix = np.column_stack([np.eye(2) * half / zoom, centres[name]])
-            np.testing.assert_allclose(pooled[name][face], naive_sample(features[face].numpy(), matrix, 6), atol=1e-6)
+            np.testing.assert_allclose(
+                pooled[name][face], naive_sample(features[face].numpy(), matrix, 6), atol=1e-6
+            )
 
 
 # --- templates ------------------------------------------------------------------------------------------------------
@@ -173,7 +200,9 @@ def test_only_alignment_follows_an_affine_change_of_the_face(pooling: str) -> No
     points = some_points(20, seed=5)
     pool = RegionPooling(NAMES, pooling).double()
     maps = pool.aligned if pooling == "arp" else pool.upright
-    apart = (maps(geometry.apply(change, points)) - geometry.compose(change, maps(points))).abs().amax((-1, -2))
+    apart = (
+        (maps(geometry.apply(change, points)) - geometry.compose(change, maps(points))).abs().amax((-1, -2))
+    )
     assert bool((apart < 1e-9).all() if pooling == "arp" else (apart > 0.05).all())
 
 
@@ -227,7 +256,9 @@ def test_points_that_are_none_give_way_to_the_templates(points: Tensor) -> None:
 @pytest.mark.parametrize("points", FLAT.values(), ids=FLAT.keys())
 def test_points_that_fix_no_affine_map_take_the_similarity(points: Tensor) -> None:
     wanted = targets(NAMES)
-    torch.testing.assert_close(affine(points[None, None], wanted), geometry.similarity(points.expand(1, 5, 5, 2), wanted))
+    torch.testing.assert_close(
+        affine(points[None, None], wanted), geometry.similarity(points.expand(1, 5, 5, 2), wanted)
+    )
     near = template() * torch.tensor([0.3, 1.0])  # a three-quarter view is still an affine one
     torch.testing.assert_close(affine(near[None], template())[0, 0, 0], torch.tensor(1 / 0.3))
 
@@ -244,7 +275,10 @@ def test_no_points_give_a_region_that_is_not_finite(points: Tensor, pooling: str
 def test_a_face_without_points_is_cut_where_alignment_would_have_put_it() -> None:
     features = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pool = RegionPooling(NAMES)
-    known, unknown = pool(features, geometry.template(32)[None], 9), pool(features, torch.full((1, 5, 2), NAN), 9)
+    known, unknown = (
+        pool(features, geometry.template(32)[None], 9),
+        pool(features, torch.full((1, 5, 2), NAN), 9),
+    )
     for name in NAMES:
         torch.testing.assert_close(unknown[name], known[name], atol=1e-5, rtol=0)
 
@@ -273,11 +307,15 @@ def test_the_identity_gives_the_map_itself() -> None:
 
 def test_the_inverse_undoes_a_map() -> None:
     maps = affine(some_points(9), template().double())
-    torch.testing.assert_close(geometry.compose(inverse(maps), maps), torch.eye(2, 3).double().expand(9, 2, 3))
+    torch.testing.assert_close(
+        geometry.compose(inverse(maps), maps), torch.eye(2, 3).double().expand(9, 2, 3)
+    )
 
 
 def test_gradient_goes_to_the_features_and_not_to_the_points() -> None:
-    features = torch.rand(1, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    features = torch.rand(
+        1, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     points = ((some_points(1) + 1) * 3 - 0.5).requires_grad_()
     pool = RegionPooling(NAMES).double()
     assert torch.autograd.gradcheck(lambda x: tuple(pool(x, points.detach(), 4).values()), (features,))
@@ -300,7 +338,9 @@ def test_places_keep_their_precision_under_bf16(pooling: str) -> None:
 
 @torch.inference_mode()
 def test_memory_format_and_neighbours_in_the_batch_change_nothing() -> None:
-    faces, points = (torch.cat(parts) for parts in zip(*(picture(seed, TURNED) for seed in (1, 2, 3)), strict=True))
+    faces, points = (
+        torch.cat(parts) for parts in zip(*(picture(seed, TURNED) for seed in (1, 2, 3)), strict=True)
+    )
     pool = RegionPooling(NAMES)
     together = pool(faces.contiguous(memory_format=torch.channels_last), points, 20)
     for row in range(3):

@@ -51,7 +51,9 @@ def by_hand(state: dict[str, Tensor], depth: int, rgb: Tensor) -> Tensor:
     def normed(name: str, x: Tensor) -> Tensor:
         mean, var = state[f"{name}.running_mean"], state[f"{name}.running_var"]
         scale = state[f"{name}.weight"] / torch.sqrt(var + 1e-5)
-        return torch.clamp((x - mean[:, None, None]) * scale[:, None, None] + state[f"{name}.bias"][:, None, None], min=0)
+        return torch.clamp(
+            (x - mean[:, None, None]) * scale[:, None, None] + state[f"{name}.bias"][:, None, None], min=0
+        )
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         kernel = state[f"{name}.weight"]
@@ -64,7 +66,9 @@ def by_hand(state: dict[str, Tensor], depth: int, rgb: Tensor) -> Tensor:
             name, stride = f"stages.{stage}.{unit}", 2 if unit == 0 else 1
             active = x if stage == unit == 0 else normed(f"{name}.norm1", x)
             shortcut = conv(f"{name}.shortcut", active, 2) if unit == 0 else x
-            x = shortcut + conv(f"{name}.conv2", normed(f"{name}.norm2", conv(f"{name}.conv1", active)), stride)
+            x = shortcut + conv(
+                f"{name}.conv2", normed(f"{name}.norm2", conv(f"{name}.conv1", active)), stride
+            )
     return F.adaptive_avg_pool2d(normed("norm2", x), 1).flatten(1)
 
 
@@ -100,7 +104,9 @@ def test_layers_and_counts_by_derivation(depth: int) -> None:
     total, inputs = 3 * 3 * 3 * 64 + 2 * 64, 64
     for stage, (channels, units) in enumerate(zip((64, 128, 256, 512), UNITS[depth], strict=True)):
         for unit in range(units):
-            total += 9 * inputs * channels + 9 * channels**2 + 2 * channels  # two convolutions, the norm between them
+            total += (
+                9 * inputs * channels + 9 * channels**2 + 2 * channels
+            )  # two convolutions, the norm between them
             total += inputs * channels if unit == 0 else 0  # the strided shortcut
             total += 0 if stage == unit == 0 else 2 * inputs  # the norm before both
             inputs = channels
@@ -123,7 +129,9 @@ def test_width_multiplies_every_channel_count() -> None:
         assert list(half[name].shape) == wanted, name
 
 
-@pytest.mark.parametrize(("width", "channels"), [(0.01, 16), (0.125, 16), (0.25, 16), (0.3, 16), (0.35, 24), (0.5, 32), (2, 128)])
+@pytest.mark.parametrize(
+    ("width", "channels"), [(0.01, 16), (0.125, 16), (0.25, 16), (0.3, 16), (0.35, 24), (0.5, 32), (2, 128)]
+)
 def test_channels_come_in_eights_and_never_below_16(width: float, channels: int) -> None:
     assert scaled(64, width) == channels
 
@@ -167,13 +175,20 @@ def test_convolutions_start_by_he_et_al() -> None:
 
 
 @pytest.mark.parametrize("side", [32, 33, 50, 64])
-@pytest.mark.parametrize(("classifier", "tensor", "count"), [("softmax", "logits", 101), ("coral", "ordinal_logits", 100)])
+@pytest.mark.parametrize(
+    ("classifier", "tensor", "count"), [("softmax", "logits", 101), ("coral", "ordinal_logits", 100)]
+)
 @torch.inference_mode()
 def test_it_takes_any_side_from_32_pixels(side: int, classifier: str, tensor: str, count: int) -> None:
-    network = build(Config.model_validate({"name": "residual_cnn", "width": 0.125, "classifier": classifier})).eval()
+    network = build(
+        Config.model_validate({"name": "residual_cnn", "width": 0.125, "classifier": classifier})
+    ).eval()
     assert network.least_side == 32
     outputs = network({"face": rgb_faces(2, side)})
-    assert {name: tuple(value.shape) for name, value in outputs.items()} == {tensor: (2, count), "embedding": (2, 64)}
+    assert {name: tuple(value.shape) for name, value in outputs.items()} == {
+        tensor: (2, count),
+        "embedding": (2, 64),
+    }
     assert outputs.keys() == network.outputs
     posterior = classifier_posterior(outputs)
     torch.testing.assert_close(posterior.sum(-1), torch.ones(2))
@@ -195,7 +210,9 @@ def test_a_frozen_body_leaves_the_classifier_to_learn() -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.train()
     network.body().eval()
-    loss = neighborhood(network({"face": rgb_faces(4, 32)})["logits"], torch.tensor([5.0, 20.0, 40.0, 60.0]), bins(LETTERS))
+    loss = neighborhood(
+        network({"face": rgb_faces(4, 32)})["logits"], torch.tensor([5.0, 20.0, 40.0, 60.0]), bins(LETTERS)
+    )
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
@@ -224,12 +241,20 @@ def test_a_body_of_its_own_is_a_starting_point(tmp_path: Path) -> None:
     """As for other ages: everything but the classifier."""
     trained, file = settled(18, 0.125), tmp_path / "body.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, file)
-    body = build(LETTERS.model_copy(update={"weights": str(file), "ages": (0, 50)}), seed=3).body().state_dict()
+    body = (
+        build(LETTERS.model_copy(update={"weights": str(file), "ages": (0, 50)}), seed=3).body().state_dict()
+    )
     assert all(torch.equal(tensor, body[name]) for name, tensor in trained.state_dict().items())
-    with pytest.raises(UserError, match=r"^model\.weights=.*: not weights of residual_cnn \(.*\); name another file, or none$"):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.weights=.*: not weights of residual_cnn \(.*\); name another file, or none$",
+    ):
         build(LETTERS.model_copy(update={"weights": str(file), "depth": 34}))
 
 
 def test_there_are_no_imagenet_weights() -> None:
-    with pytest.raises(UserError, match=r"^model\.weights=imagenet: there are no published ImageNet weights for residual_cnn; "):
+    with pytest.raises(
+        UserError,
+        match=r"^model\.weights=imagenet: there are no published ImageNet weights for residual_cnn; ",
+    ):
         build(LETTERS.model_copy(update={"weights": "imagenet"}))

@@ -86,7 +86,9 @@ class Spread(nn.Module):
     features = 2048
 
     def forward(self, face: Tensor) -> Tensor:
-        return torch.empty(len(face), self.features).log_normal_(-1, 0.78, generator=torch.Generator().manual_seed(4))
+        return torch.empty(len(face), self.features).log_normal_(
+            -1, 0.78, generator=torch.Generator().manual_seed(4)
+        )
 
 
 def test_first_distances_are_where_both_halves_of_the_loss_pull() -> None:
@@ -125,8 +127,13 @@ def test_head_and_body_share_out_all_parameters() -> None:
 def test_published_weights_go_into_the_backbone() -> None:
     donor, network = made(), build(settings(), seed=5)
     before = network.get_parameter("embedding.weight").clone()
-    network.load_backbone({name.removeprefix("network."): tensor for name, tensor in donor.backbone.state_dict().items()})
-    assert torch.equal(network.get_parameter("backbone.network.conv1.weight"), donor.get_parameter("backbone.network.conv1.weight"))
+    network.load_backbone(
+        {name.removeprefix("network."): tensor for name, tensor in donor.backbone.state_dict().items()}
+    )
+    assert torch.equal(
+        network.get_parameter("backbone.network.conv1.weight"),
+        donor.get_parameter("backbone.network.conv1.weight"),
+    )
     assert torch.equal(network.get_parameter("embedding.weight"), before)
 
 
@@ -146,7 +153,11 @@ def test_under_autocast_the_embedding_layers_stay_in_float32() -> None:
 
 def test_a_step_moves_every_layer() -> None:
     network = made().train()
-    criterion = Criterion(config.load([], ["loss.contrastive={}", "loss.gender_contrastive={}"]).loss, network.outputs, "siamese")
+    criterion = Criterion(
+        config.load([], ["loss.contrastive={}", "loss.gender_contrastive={}"]).loss,
+        network.outputs,
+        "siamese",
+    )
     batch = {"age": torch.tensor([1.0, 2, 30, 31, 60, 80]), "gender": torch.tensor([0, 1, 0, 1, -1, 1])}
     total, terms = criterion({**network(faces()), **batch})
     total.backward()  # type: ignore[no-untyped-call]
@@ -161,7 +172,10 @@ def test_a_step_moves_every_layer() -> None:
 
 def test_ages_come_from_neighbours_and_from_nothing_else() -> None:
     assert settings().decode.method == "gallery"
-    with pytest.raises(UserError, match=r"decode\.method 'median' needs a classifier, which 'siamese' has not; set decode\.method=gallery"):
+    with pytest.raises(
+        UserError,
+        match=r"decode\.method 'median' needs a classifier, which 'siamese' has not; set decode\.method=gallery",
+    ):
         config.load([], ["model.name=siamese", "model.decode.method=median"])
 
 

@@ -37,7 +37,9 @@ def write(file: Path, *lines: str) -> None:
 
 
 def read(folder: Path, layout: str = "auto", **filters: Any) -> sources.Source:
-    return sources.read(Data.model_validate({"name": "set", "source": str(folder), "layout": layout, "filters": filters}))
+    return sources.read(
+        Data.model_validate({"name": "set", "source": str(folder), "layout": layout, "filters": filters})
+    )
 
 
 def rows(source: sources.Source) -> dict[str, Row]:
@@ -74,12 +76,24 @@ def test_morph_csv(tmp_path: Path) -> None:
         "012345,1,1980-01-01,2004-01-02,W,F,0,,365,0,Album2/012345_1F24.JPG",
         "000003,1,1980-01-01,2004-01-02,Q,X,0,24,365,0,Album2/photo.JPG",
     )
-    touch(tmp_path, *(f"album2/{name}.jpg" for name in ("009055_1M54", "009055_2M55", "012345_0F23", "012345_1F24", "photo")))
+    touch(
+        tmp_path,
+        *(
+            f"album2/{name}.jpg"
+            for name in ("009055_1M54", "009055_2M55", "012345_0F23", "012345_1F24", "photo")
+        ),
+    )
     source = read(tmp_path)
     assert (source.layout, source.photos, source.problems) == ("morph", 5, [])
     found = rows(source)
     assert labels(found["album2/009055_1M54.jpg"]) == (54, None, "009055", "male", "Black")
-    assert labels(found["album2/009055_2M55.jpg"]) == (55, None, "009055", "male", "Black")  # the zeros lost in a spreadsheet
+    assert labels(found["album2/009055_2M55.jpg"]) == (
+        55,
+        None,
+        "009055",
+        "male",
+        "Black",
+    )  # the zeros lost in a spreadsheet
     assert labels(found["album2/012345_0F23.jpg"]) == (23, None, "012345", "female", "White")
     assert found["album2/012345_1F24.jpg"]["age"] == 24  # from the name: the column is empty
     assert labels(found["album2/photo.jpg"]) == (24, None, "000003", None, "Q")
@@ -123,14 +137,21 @@ def test_morph_rows_that_cannot_be_used_have_numbers(tmp_path: Path) -> None:
 
 
 def test_morph_ages_from_dates_and_other_columns(tmp_path: Path) -> None:
-    write(tmp_path / "a.csv", "ID_num;DOB;DOA;Photo", "1;06/19/1949;06/18/2004 00:00:00;x.jpg", "2;19.6.49;2004-01-01;y.jpg")
+    write(
+        tmp_path / "a.csv",
+        "ID_num;DOB;DOA;Photo",
+        "1;06/19/1949;06/18/2004 00:00:00;x.jpg",
+        "2;19.6.49;2004-01-01;y.jpg",
+    )
     write(tmp_path / "b.csv", "filename,age,gender", "Train/012345_0F23.JPG,23,0")
     write(tmp_path / "c.csv", "anything,else", "1,2")
     touch(tmp_path, "x.jpg", "y.jpg", "Images/Train/012345_0F23.JPG")
     source = read(tmp_path, "morph")
     assert labels(rows(source)["x.jpg"]) == (54, None, "000001", None, None)
     assert labels(rows(source)["Images/Train/012345_0F23.JPG"]) == (23, None, "012345", None, None)
-    assert told(source) == {"row 2 of a.csv": ("bad row", "'19.6.49' is no date like 1954-12-31 or 12/31/1954")}
+    assert told(source) == {
+        "row 2 of a.csv": ("bad row", "'19.6.49' is no date like 1954-12-31 or 12/31/1954")
+    }
     assert morph.years(date(2000, 2, 29), date(2001, 2, 28)) == 0
     assert morph.years(date(2000, 2, 29), date(2001, 3, 1)) == 1
 
@@ -153,7 +174,13 @@ ZOE = "23_Zoë_Saldana_0003.jpg"
 
 def cacd_set(folder: Path) -> Path:
     """Three celebrities in the shapes of `celebrity2000_meta.mat`: columns, and cells of file names."""
-    names = ["53_Robin_Williams_0001.jpg", "54_Robin_Williams_0002.jpg", ZOE, "30_Lost_Photo_0001.jpg", "40_Wrong_Age_0001.jpg"]
+    names = [
+        "53_Robin_Williams_0001.jpg",
+        "54_Robin_Williams_0002.jpg",
+        ZOE,
+        "30_Lost_Photo_0001.jpg",
+        "40_Wrong_Age_0001.jpg",
+    ]
     people = {
         "name": cell(["Robin Williams", "Zoë Saldana", "Lost"], (3, 1)),
         "identity": np.array([[1], [2], [3]], np.uint16),
@@ -173,7 +200,12 @@ def cacd_set(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     savemat(folder / "celebrity2000_meta.mat", {"celebrityData": people, "celebrityImageData": photos})
-    present = [*names[:2], unicodedata.normalize("NFD", ZOE), names[4], "x.jpg"]  # some systems decompose the names of files
+    present = [
+        *names[:2],
+        unicodedata.normalize("NFD", ZOE),
+        names[4],
+        "x.jpg",
+    ]  # some systems decompose the names of files
     return touch(folder, *(f"CACD2000/{name}" for name in present))
 
 
@@ -185,14 +217,26 @@ def test_cacd_matlab(tmp_path: Path) -> None:
     assert labels(found["CACD2000/54_Robin_Williams_0002.jpg"]) == (54, None, "1", None, "rank_1")
     assert labels(found["CACD2000/" + unicodedata.normalize("NFD", ZOE)]) == (23, None, "2", None, "rank_34")
     assert told(source) == {
-        "row 4 of celebrity2000_meta.mat": ("unreadable", "there is no photo '30_Lost_Photo_0001.jpg' below the source"),
-        "row 5 of celebrity2000_meta.mat": ("bad row", "age 41 contradicts the photo's name, 40_Wrong_Age_0001.jpg"),
+        "row 4 of celebrity2000_meta.mat": (
+            "unreadable",
+            "there is no photo '30_Lost_Photo_0001.jpg' below the source",
+        ),
+        "row 5 of celebrity2000_meta.mat": (
+            "bad row",
+            "age 41 contradicts the photo's name, 40_Wrong_Age_0001.jpg",
+        ),
         "CACD2000/x.jpg": ("not in a list", "no list names this photo"),
     }
 
 
 def test_cacd_csv_and_names(tmp_path: Path) -> None:
-    touch(tmp_path, "53_Robin_Williams_0001.jpg", "54_Robin_Williams_0002.jpg", "14_Dakota_Fanning_0001.jpg", "x.jpg")
+    touch(
+        tmp_path,
+        "53_Robin_Williams_0001.jpg",
+        "54_Robin_Williams_0002.jpg",
+        "14_Dakota_Fanning_0001.jpg",
+        "x.jpg",
+    )
     source = read(tmp_path)
     assert (source.layout, source.photos) == ("cacd", 4)
     assert labels(rows(source)["53_Robin_Williams_0001.jpg"]) == (53, None, "Robin_Williams", None, None)
@@ -218,7 +262,10 @@ def test_matlab_files_that_cannot_be_read(tmp_path: Path) -> None:
     file = tmp_path / "celebrity2000.mat"
     touch(tmp_path, "53_Robin_Williams_0001.jpg")
     file.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64" + bytes(600))
-    with pytest.raises(UserError, match=r"celebrity2000\.mat: is a MATLAB 7\.3 file \(HDF5\), which would need h5py; save it .* -v7"):
+    with pytest.raises(
+        UserError,
+        match=r"celebrity2000\.mat: is a MATLAB 7\.3 file \(HDF5\), which would need h5py; save it .* -v7",
+    ):
         read(tmp_path)
     file.write_bytes(b"not a MATLAB file at all" * 20)
     with pytest.raises(UserError, match=r"celebrity2000\.mat: cannot be read as a MATLAB file"):
@@ -261,10 +308,24 @@ def test_agedb_names(tmp_path: Path) -> None:
 
 def chalearn_set(folder: Path) -> Path:
     """The form of 2016: names of columns, and training photos in two folders."""
-    write(folder / "train_gt.csv", "image,mean,stdv", "000001.jpg,25.5,3.1", "000002.jpg,3,0.5", "000003.jpg,4,1", "000009.jpg,4,")
+    write(
+        folder / "train_gt.csv",
+        "image,mean,stdv",
+        "000001.jpg,25.5,3.1",
+        "000002.jpg,3,0.5",
+        "000003.jpg,4,1",
+        "000009.jpg,4,",
+    )
     write(folder / "valid_gt.csv", "image,mean,stdv", "004001.jpg,40.2,5")
     write(folder / "test_gt.csv", "image,mean,stdv", "005001.jpg,-1,5", "005002.jpg,60.25,7.5")
-    names = ["train_1/000001.jpg", "train_2/000002.jpg", "train_2/000009.jpg", "valid/004001.jpg", "test/005001.jpg", "test/005002.jpg"]
+    names = [
+        "train_1/000001.jpg",
+        "train_2/000002.jpg",
+        "train_2/000009.jpg",
+        "valid/004001.jpg",
+        "test/005001.jpg",
+        "test/005002.jpg",
+    ]
     return touch(folder, *names, "test/005003.jpg")
 
 
@@ -296,8 +357,16 @@ def test_chalearn_2015(tmp_path: Path) -> None:
 
 
 def test_appa_real(tmp_path: Path) -> None:
-    write(tmp_path / "gt_avg_valid.csv", "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age", "000000.jpg,36,5.19,3.99,4")
-    write(tmp_path / "gt_valid.csv", "file_name,apparent_age,worker_age,worker_gender,real_age", "000000.jpg,5,40,male,4")
+    write(
+        tmp_path / "gt_avg_valid.csv",
+        "file_name,num_ratings,apparent_age_avg,apparent_age_std,real_age",
+        "000000.jpg,36,5.19,3.99,4",
+    )
+    write(
+        tmp_path / "gt_valid.csv",
+        "file_name,apparent_age,worker_age,worker_gender,real_age",
+        "000000.jpg,5,40,male,4",
+    )
     touch(tmp_path, "valid/000000.jpg", "valid/000000.jpg_face.jpg")
     source = read(tmp_path)
     assert (source.layout, source.photos, source.problems) == ("chalearn_lap", 1, [])
@@ -309,9 +378,15 @@ def test_chalearn_without_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"layout 'chalearn_lap' needs lists such as train_gt\.csv"):
         read(tmp_path, "chalearn_lap")
     write(tmp_path / "train_gt.csv", "photo,age", "1.jpg,3")
-    with pytest.raises(UserError, match=r"layout 'chalearn_lap' needs a CSV with the columns image, mean and stdv"):
+    with pytest.raises(
+        UserError, match=r"layout 'chalearn_lap' needs a CSV with the columns image, mean and stdv"
+    ):
         read(tmp_path)
-    assert [chalearn_lap.part_of(path) for path in ("a/Test.csv", "val/x.csv", "x.csv")] == ["test", "val", None]
+    assert [chalearn_lap.part_of(path) for path in ("a/Test.csv", "val/x.csv", "x.csv")] == [
+        "test",
+        "val",
+        None,
+    ]
 
 
 # --- IMDB-WIKI ----------------------------------------------------------------------------------------------------------
@@ -363,9 +438,27 @@ def test_imdb_wiki(tmp_path: Path) -> None:
     found = rows(source)
     assert len(found) == 3
     # 1 July is the day of the photo: the first is 40 on it, the second turns 41 a day later
-    assert labels(found["imdb_crop/01/nm0000001_rm1_1960-7-1_2000.jpg"]) == (40, None, "nm0000001", "male", None)
-    assert labels(found["imdb_crop/01/nm0000001_rm2_1960-7-1_2001.jpg"]) == (40, None, "nm0000001", "female", None)
-    assert labels(found["imdb_crop/02/nm0000002_rm3_1960-7-1_2001.jpg"]) == (21, None, "nm0000002", None, None)
+    assert labels(found["imdb_crop/01/nm0000001_rm1_1960-7-1_2000.jpg"]) == (
+        40,
+        None,
+        "nm0000001",
+        "male",
+        None,
+    )
+    assert labels(found["imdb_crop/01/nm0000001_rm2_1960-7-1_2001.jpg"]) == (
+        40,
+        None,
+        "nm0000001",
+        "female",
+        None,
+    )
+    assert labels(found["imdb_crop/02/nm0000002_rm3_1960-7-1_2001.jpg"]) == (
+        21,
+        None,
+        "nm0000002",
+        None,
+        None,
+    )
     assert {where.split()[1]: reason for where, reason in told(source).items()} == {
         "4": ("filtered", "face_score 0.9 is below data.filters.min_face_score=1"),
         "5": ("filtered", "face_score -inf is below data.filters.min_face_score=1"),
@@ -395,7 +488,9 @@ def test_both_halves_of_imdb_wiki(tmp_path: Path) -> None:
     assert all(row["uri"] == str(tmp_path.resolve() / key) for key, row in rows(source).items())
 
 
-@pytest.mark.parametrize(("number", "day"), [(367, date(1, 1, 1)), (719529, date(1970, 1, 1)), (730486.75, date(2000, 1, 1))])
+@pytest.mark.parametrize(
+    ("number", "day"), [(367, date(1, 1, 1)), (719529, date(1970, 1, 1)), (730486.75, date(2000, 1, 1))]
+)
 def test_matlab_dates(number: float, day: date) -> None:
     assert matlab.day(number) == day
 
@@ -423,7 +518,10 @@ def test_megaage_asian(tmp_path: Path) -> None:
     assert found["test/1.jpg"]["uri"].endswith("/megaage_asian/test/1.jpg")
     assert told(source) == {
         "row 2 of megaage_asian/list/train_age.txt": ("bad row", "age 'x' is not a number"),
-        "row 3 of megaage_asian/list/train_age.txt": ("unreadable", "there is no photo 'train/3.jpg' below the source"),
+        "row 3 of megaage_asian/list/train_age.txt": (
+            "unreadable",
+            "there is no photo 'train/3.jpg' below the source",
+        ),
         "row 4 of megaage_asian/list/train_age.txt": ("bad row", "age 130 is not within 0..123"),
         "megaage_asian/train/5.jpg": ("not in a list", "no list names this photo"),
     }
@@ -434,14 +532,20 @@ def test_megaage_asian(tmp_path: Path) -> None:
 
 # --- Adience ------------------------------------------------------------------------------------------------------------
 
-ADIENCE = "user_id original_image face_id age gender x y dx dy tilt_ang fiducial_yaw_angle fiducial_score".replace(" ", "\t")
+ADIENCE = (
+    "user_id original_image face_id age gender x y dx dy tilt_ang fiducial_yaw_angle fiducial_score".replace(
+        " ", "\t"
+    )
+)
 
 
 def face(user: str, image: str, person: int, age: str, gender: str) -> str:
     return "\t".join([user, image, str(person), age, gender, "0", "414", "1086", "1383", "-115", "30", "17"])
 
 
-@pytest.mark.parametrize("form", ["aligned/{}/landmark_aligned_face.{}.{}", "faces/{}/coarse_tilt_aligned_face.{}.{}"])
+@pytest.mark.parametrize(
+    "form", ["aligned/{}/landmark_aligned_face.{}.{}", "faces/{}/coarse_tilt_aligned_face.{}.{}"]
+)
 def test_adience(tmp_path: Path, form: str) -> None:
     write(
         tmp_path / "fold_0_data.txt",
@@ -451,22 +555,50 @@ def test_adience(tmp_path: Path, form: str) -> None:
         face("30601258@N03", "a.jpg", 2, "None", "u"),
         face("30601258@N03", "gone.jpg", 2, "(0, 2)", "u"),
     )
-    write(tmp_path / "fold_4_data.txt", ADIENCE, face("7@N01", "b.jpg", 9, "(60, 100)", "u"), face("7@N01", "c.jpg", 9, "(8, 200)", ""))
+    write(
+        tmp_path / "fold_4_data.txt",
+        ADIENCE,
+        face("7@N01", "b.jpg", 9, "(60, 100)", "u"),
+        face("7@N01", "c.jpg", 9, "(8, 200)", ""),
+    )
     write(tmp_path / "fold_frontal_0_data.txt", ADIENCE, face("7@N01", "frontal.jpg", 9, "(60, 100)", "u"))
-    photos = [("30601258@N03", 1, "10399646885_67c7d20df9_o.jpg"), ("30601258@N03", 2, "10424815813_e94629b1ec_o.jpg")]
-    photos += [("30601258@N03", 2, "a.jpg"), ("7@N01", 9, "b.jpg"), ("7@N01", 9, "c.jpg"), ("7@N01", 9, "d.jpg")]
+    photos = [
+        ("30601258@N03", 1, "10399646885_67c7d20df9_o.jpg"),
+        ("30601258@N03", 2, "10424815813_e94629b1ec_o.jpg"),
+    ]
+    photos += [
+        ("30601258@N03", 2, "a.jpg"),
+        ("7@N01", 9, "b.jpg"),
+        ("7@N01", 9, "c.jpg"),
+        ("7@N01", 9, "d.jpg"),
+    ]
     names = {image: form.format(user, person, image) for user, person, image in photos}
     touch(tmp_path, *names.values(), "faces/7@N01/coarse_tilt_aligned_face.9.d.jpg")
     source = read(tmp_path)
     assert (source.layout, source.photos) == ("adience", 7)
     prefix = form.split("/")[2].split(".")[0]
     found = rows(source)
-    assert labels(found[f"fold_0/30601258@N03/{prefix}.1.10399646885_67c7d20df9_o.jpg"]) == (28.5, 3.5, "1", "female", None)
-    assert labels(found[f"fold_0/30601258@N03/{prefix}.2.10424815813_e94629b1ec_o.jpg"]) == (35, None, "2", "male", None)
+    assert labels(found[f"fold_0/30601258@N03/{prefix}.1.10399646885_67c7d20df9_o.jpg"]) == (
+        28.5,
+        3.5,
+        "1",
+        "female",
+        None,
+    )
+    assert labels(found[f"fold_0/30601258@N03/{prefix}.2.10424815813_e94629b1ec_o.jpg"]) == (
+        35,
+        None,
+        "2",
+        "male",
+        None,
+    )
     assert labels(found[f"fold_4/7@N01/{prefix}.9.b.jpg"]) == (80, 20, "9", None, None)
     assert told(source) == {
         "row 3 of fold_0_data.txt": ("bad row", "no age"),
-        "row 4 of fold_0_data.txt": ("unreadable", f"there is no photo '30601258@N03/{prefix}.2.gone.jpg' below the source"),
+        "row 4 of fold_0_data.txt": (
+            "unreadable",
+            f"there is no photo '30601258@N03/{prefix}.2.gone.jpg' below the source",
+        ),
         "row 2 of fold_4_data.txt": ("bad row", "'(8, 200)' is no band of ages within 0..123"),
         names["d.jpg"]: ("not in a list", "no list names this photo"),
     }
@@ -474,7 +606,14 @@ def test_adience(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "meant"),
-    [("(0, 2)", (1, 1)), ("(8,13)", (10.5, 2.5)), ("(60, 100)", (80, 20)), ("(35, 35)", (35, 0)), ("13", (13, None)), ("0", (0, None))],
+    [
+        ("(0, 2)", (1, 1)),
+        ("(8,13)", (10.5, 2.5)),
+        ("(60, 100)", (80, 20)),
+        ("(35, 35)", (35, 0)),
+        ("13", (13, None)),
+        ("0", (0, None)),
+    ],
 )
 def test_bands(text: str, meant: tuple[float, float | None]) -> None:
     assert adience.band(text) == meant
@@ -529,7 +668,9 @@ def test_a_list_that_is_no_table(tmp_path: Path) -> None:
 def prepared(folder: Path, target: Path) -> tuple[dict[str, Any], list[Row]]:
     data = Data.model_validate({"name": "set", "source": str(folder), "shards": str(target)})
     report = run.prepare(Experiment(data=data, scale=Scale(progress=False)))
-    return report, [row for file in sorted(target.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
+    return report, [
+        row for file in sorted(target.glob("*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
 
 
 def test_lists_become_face_shards(ray_local: None, tmp_path: Path) -> None:

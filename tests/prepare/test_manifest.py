@@ -44,7 +44,13 @@ def test_csv_manifest(tmp_path: Path) -> None:
         "set/s3:/bucket/four.jpg": "s3://bucket/four.jpg",
     }
     one = rows["set/a/one.jpg"]
-    assert (one["age"], one["age_std"], one["subject"], one["gender"], one["group"]) == (31.5, 2, "s1", "female", "Asian")
+    assert (one["age"], one["age_std"], one["subject"], one["gender"], one["group"]) == (
+        31.5,
+        2,
+        "s1",
+        "female",
+        "Asian",
+    )
     assert one["landmarks"] == POINTS
     assert rows["set/two.jpg"]["age"] is rows["set/two.jpg"]["landmarks"] is None
 
@@ -104,7 +110,9 @@ def test_parquet_manifest(tmp_path: Path) -> None:
 
 
 def test_an_empty_subject_is_a_bad_row_where_others_have_one(tmp_path: Path) -> None:
-    (tmp_path / "faces.csv").write_text("image,age,subject\na.jpg,3,s1\nb.jpg,4,\nc.jpg,5,  \nd.jpg,6,s1\ne.jpg,7\n")
+    (tmp_path / "faces.csv").write_text(
+        "image,age,subject\na.jpg,3,s1\nb.jpg,4,\nc.jpg,5,  \nd.jpg,6,s1\ne.jpg,7\n"
+    )
     source = read(tmp_path / "faces.csv")
     assert source.table.column("key").to_pylist() == ["set/a.jpg", "set/d.jpg"]
     assert sorted(told(source)) == ["row 2", "row 3", "row 5"]
@@ -119,7 +127,10 @@ def test_a_column_of_empty_subjects_names_nobody(tmp_path: Path) -> None:
 
 
 def test_empty_and_null_subjects_differ_in_parquet(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": ["a.jpg", "b.jpg", "c.jpg"], "subject": ["s", "", None]}), tmp_path / "faces.parquet")
+    pq.write_table(
+        pa.table({"image": ["a.jpg", "b.jpg", "c.jpg"], "subject": ["s", "", None]}),
+        tmp_path / "faces.parquet",
+    )
     source = read(tmp_path / "faces.parquet")
     assert source.table.column("subject").to_pylist() == ["s", None]
     assert list(told(source)) == ["row 2"]

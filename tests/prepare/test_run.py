@@ -85,18 +85,27 @@ def test_copies() -> None:
 def drawn(seed: int, size: int = 96, quality: int = 95) -> bytes:
     """A drawn face as a JPEG of `size` pixels; equal seeds show the same picture."""
     out = io.BytesIO()
-    Image.fromarray(draw_face(seed, 30 + seed, size=96).pixels).resize((size, size)).save(out, "JPEG", quality=quality)
+    Image.fromarray(draw_face(seed, 30 + seed, size=96).pixels).resize((size, size)).save(
+        out, "JPEG", quality=quality
+    )
     return out.getvalue()
 
 
-def chosen(folder: Path, photos: dict[str, tuple[bytes, float | None]], prints: bool = True) -> tuple[list[str], dict[str, str]]:
+def chosen(
+    folder: Path, photos: dict[str, tuple[bytes, float | None]], prints: bool = True
+) -> tuple[list[str], dict[str, str]]:
     """The keys that are kept, sorted, and the kind of each that is not."""
     keys = sorted(photos)
     for key in keys:
         (folder / key).write_bytes(photos[key][0])
     points = pa.array([[1.0] * 10] * len(keys), schema.POINTS)
     table = pa.table(
-        {"key": keys, "uri": [str(folder / key) for key in keys], "landmarks": points, "age": [photos[key][1] for key in keys]}
+        {
+            "key": keys,
+            "uri": [str(folder / key) for key in keys],
+            "landmarks": points,
+            "age": [photos[key][1] for key in keys],
+        }
     )
     kept, problems = select.choose(table, inspect.look(table, "source", Detect(), prints))
     return sorted(kept.column("key").to_pylist()), {problem.where: problem.kind for problem in problems}
@@ -116,21 +125,39 @@ def test_nearly_the_same_picture_is_kept_once_and_not_at_all_if_the_ages_differ(
     kept, dropped = chosen(tmp_path, photos)
     other = "near duplicate, other age"
     assert kept == ["a", "g", "h"]
-    assert dropped == {"b": "near duplicate", "c": "near duplicate", "d": other, "e": other, "f": "near duplicate"}
+    assert dropped == {
+        "b": "near duplicate",
+        "c": "near duplicate",
+        "d": other,
+        "e": other,
+        "f": "near duplicate",
+    }
     assert chosen(tmp_path, photos, prints=False) == (sorted(photos), {})
 
 
 def test_people_of_one_photo_are_no_near_copies(tmp_path: Path) -> None:
     (tmp_path / "group.jpg").write_bytes(drawn(1))
     points = pa.array([[1.0] * 10, [9.0] * 10], schema.POINTS)
-    table = pa.table({"key": ["a", "b"], "uri": [str(tmp_path / "group.jpg")] * 2, "landmarks": points, "age": [20.0, 60.0]})
+    table = pa.table(
+        {
+            "key": ["a", "b"],
+            "uri": [str(tmp_path / "group.jpg")] * 2,
+            "landmarks": points,
+            "age": [20.0, 60.0],
+        }
+    )
     kept, problems = select.choose(table, inspect.look(table, "source", Detect(), prints=True))
     assert (kept.num_rows, problems) == (2, [])
 
 
 @pytest.mark.parametrize(
     ("sizes", "parts", "cuts"),
-    [([1] * 6, 3, [0, 2, 4, 6]), ([1, 1, 10, 1], 2, [0, 3, 4]), ([5], 4, [0, 1]), ([9, 1, 1, 1], 3, [0, 1, 4])],
+    [
+        ([1] * 6, 3, [0, 2, 4, 6]),
+        ([1, 1, 10, 1], 2, [0, 3, 4]),
+        ([5], 4, [0, 1]),
+        ([9, 1, 1, 1], 3, [0, 1, 4]),
+    ],
 )
 def test_cut(sizes: list[int], parts: int, cuts: list[int]) -> None:
     assert select.cut(sizes, parts) == cuts
@@ -174,10 +201,14 @@ def test_look_lists_what_it_cannot_use(tmp_path: Path) -> None:
     assert (detected["kind"], detected["faces"], detected["landmarks"]) == ("no face", 0, None)
 
 
-def test_a_file_too_large_for_a_photo_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_too_large_for_a_photo_is_not_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inspect, "MOST_BYTES", 100)
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
-    photos = pa.table({"key": ["a"], "uri": [str(tmp_path / "a.jpg")], "landmarks": pa.nulls(1, schema.POINTS)})
+    photos = pa.table(
+        {"key": ["a"], "uri": [str(tmp_path / "a.jpg")], "landmarks": pa.nulls(1, schema.POINTS)}
+    )
     assert inspect.look(photos, "auto", Detect()).to_pylist()[0]["kind"] == "undecodable"
 
 
@@ -185,7 +216,9 @@ def test_a_file_too_large_for_a_photo_is_not_read_whole(tmp_path: Path, monkeypa
 
 
 def test_prepare_keeps_drops_and_lists(ray_local: None, tmp_path: Path) -> None:
-    photos: dict[str, tuple[bytes | None, str]] = {f"{seed}.jpg": (jpeg(seed), str(20 + seed)) for seed in range(40)}
+    photos: dict[str, tuple[bytes | None, str]] = {
+        f"{seed}.jpg": (jpeg(seed), str(20 + seed)) for seed in range(40)
+    }
     photos["copy.jpg"] = (jpeg(3), "23")
     photos["lie.jpg"] = (jpeg(4), "70")
     photos["empty.jpg"] = (b"", "30")
@@ -223,15 +256,21 @@ def test_prepare_keeps_drops_and_lists(ray_local: None, tmp_path: Path) -> None:
 
 
 def test_near_copies_are_dropped_when_asked(ray_local: None, tmp_path: Path) -> None:
-    source = manifest_of(tmp_path / "in", {"a.jpg": (drawn(1), "30"), "b.jpg": (drawn(1, 80), "30"), "c.jpg": (drawn(5), "40")})
+    source = manifest_of(
+        tmp_path / "in", {"a.jpg": (drawn(1), "30"), "b.jpg": (drawn(1, 80), "30"), "c.jpg": (drawn(5), "40")}
+    )
     report = prepare_run.prepare(experiment(source, tmp_path / "out", near_duplicates="drop"))
     assert report["counts"] == {"photos": 3, "kept": 2, "near duplicate": 1}
-    assert report["problems"] == [{"where": "set/b.jpg", "kind": "near duplicate", "reason": "nearly the same picture as set/a.jpg"}]
+    assert report["problems"] == [
+        {"where": "set/b.jpg", "kind": "near duplicate", "reason": "nearly the same picture as set/a.jpg"}
+    ]
     assert sorted(row["key"] for row in rows_of(tmp_path / "out")) == ["set/a.jpg", "set/c.jpg"]
 
 
 def test_rows_are_mixed_and_the_order_is_fixed(ray_local: None, tmp_path: Path) -> None:
-    source = manifest_of(tmp_path / "in", {f"{seed:03d}.jpg": (jpeg(seed, 16), str(seed)) for seed in range(100)})
+    source = manifest_of(
+        tmp_path / "in", {f"{seed:03d}.jpg": (jpeg(seed, 16), str(seed)) for seed in range(100)}
+    )
     prepare_run.prepare(experiment(source, tmp_path / "one"))
     prepare_run.prepare(experiment(source, tmp_path / "two"))
     ages = np.array([row["age"] for row in rows_of(tmp_path / "one")])
@@ -267,7 +306,9 @@ def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert file.read().column("image").to_pylist() == contents
     (tmp_path / "7.jpg").write_bytes(jpeg(77, 32))
     assert "7.jpg: changed while it was being prepared" in write.write_shard(rows).column("error")[0].as_py()
-    lost = rows.set_column(rows.column_names.index("shard"), "shard", pa.array([str(tmp_path / "no" / "x")] * 10))
+    lost = rows.set_column(
+        rows.column_names.index("shard"), "shard", pa.array([str(tmp_path / "no" / "x")] * 10)
+    )
     assert "no/x: cannot be written" in write.write_shard(lost).column("error")[0].as_py()
 
 
@@ -314,7 +355,9 @@ def test_finished_shards_are_rewritten_only_if_asked(ray_local: None, tmp_path: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_run_that_fails_while_writing_leaves_the_target_alone(ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_while_writing_leaves_the_target_alone(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = {f"{seed}.jpg": (jpeg(seed), "30") for seed in range(4)}
     source, target = manifest_of(tmp_path / "in", photos), tmp_path / "out"
     look = prepare_run._look
@@ -385,9 +428,9 @@ def test_read_faces_keeps_the_order(ray_local: None, tmp_path: Path) -> None:
     prepare_run.prepare(experiment(source, tmp_path / "out", shard_mib=0.03))
     written = rows_of(tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.parquet"))) > 2
-    assert [row["key"] for row in face_shards.read_faces(str(tmp_path / "out"), ["key", "age"]).take_all()] == [
-        row["key"] for row in written
-    ]
+    assert [
+        row["key"] for row in face_shards.read_faces(str(tmp_path / "out"), ["key", "age"]).take_all()
+    ] == [row["key"] for row in written]
     whole = face_shards.read_faces(str(tmp_path / "out"))
     assert whole.schema().names == schema.FACES.names
     assert {row["image"] for row in whole.take_all()} == {row["image"] for row in written}
@@ -456,7 +499,11 @@ def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cloud (layout manifest): 8 photos, 6 faces kept" in output
     assert "1 dropped: undecodable" in output
     assert "1 dropped: unreadable" in output
-    found = [item["Key"] for item in store.list_objects_v2(Bucket="prepare")["Contents"] if "/in/" not in f"/{item['Key']}"]
+    found = [
+        item["Key"]
+        for item in store.list_objects_v2(Bucket="prepare")["Contents"]
+        if "/in/" not in f"/{item['Key']}"
+    ]
     assert found == ["out/faces-00000-of-00001.parquet", "out/prepare.json"]
     filesystem, path = storage.filesystem("s3://prepare/out/faces-00000-of-00001.parquet")
     table = pq.read_table(path, filesystem=filesystem)
@@ -469,7 +516,9 @@ def test_killed_in_the_middle(ray_local: None, tmp_path: Path) -> None:
     photos = {f"{seed}.jpg": (jpeg(seed, 24), "30") for seed in range(60)}
     source, target = manifest_of(tmp_path / "in", photos), tmp_path / "out"
     draft = Path(f"{target}.unfinished")
-    run = command_line(f"data.source={source}", f"data.shards={target}", "data.shard_mib=0.002", "data.name=set")
+    run = command_line(
+        f"data.source={source}", f"data.shards={target}", "data.shard_mib=0.002", "data.name=set"
+    )
     deadline = time.monotonic() + 300
     while not list(draft.glob("*.parquet")):
         assert run.poll() is None, run.stderr and run.stderr.read()

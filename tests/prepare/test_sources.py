@@ -51,7 +51,10 @@ def test_utkface_names(tmp_path: Path) -> None:
     old = rows["set/part2/116_1_4_20170112213500903.jpg.chip.jpg"]
     assert (old["age"], old["gender"], old["group"], old["subject"]) == (116, "female", "Other", None)
     assert old["uri"] == str(tmp_path.resolve() / "part2/116_1_4_20170112213500903.jpg.chip.jpg")
-    assert (rows["set/35_1_2_2017.JPG"]["gender"], rows["set/35_1_2_2017.JPG"]["group"]) == ("female", "Asian")
+    assert (rows["set/35_1_2_2017.JPG"]["gender"], rows["set/35_1_2_2017.JPG"]["group"]) == (
+        "female",
+        "Asian",
+    )
     assert rows["set/1_0_0_20170109.jpg.chip.jpg"]["gender"] == "male"
     assert sorted(problem.where for problem in source.problems) == sorted(f"set/{name}" for name in bad)
     assert {problem.kind for problem in source.problems} == {"malformed name"}
@@ -139,7 +142,9 @@ def test_a_name_that_is_not_utf8_is_listed(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xe4d.jpg")).touch()
     source = read(tmp_path)
     assert source.table.column("key").to_pylist() == ["set/good.jpg"]
-    assert [(problem.kind, problem.reason) for problem in source.problems] == [("malformed name", "not UTF-8")]
+    assert [(problem.kind, problem.reason) for problem in source.problems] == [
+        ("malformed name", "not UTF-8")
+    ]
     assert "b\\udce4d.jpg" in source.problems[0].where
 
 
@@ -158,10 +163,18 @@ def test_recognise(tmp_path: Path) -> None:
     assert sources.recognise(str(touch(tmp_path / "p", "20_0_0_1.jpg", "y.jpg", "x.jpg"))) == "folder"
     assert sources.recognise(str(touch(tmp_path / "f", "images/a.jpg", "points/a.pts"))) == "fgnet"
     assert sources.recognise(str(touch(tmp_path, "m.CSV") / "m.CSV")) == "manifest"
-    assert sources.recognise(str(touch(tmp_path / "a", "0_MariaCallas_35_f.jpg", "x.jpg", "9_Jr._Downey_5_m.JPG"))) == "agedb"
+    assert (
+        sources.recognise(
+            str(touch(tmp_path / "a", "0_MariaCallas_35_f.jpg", "x.jpg", "9_Jr._Downey_5_m.JPG"))
+        )
+        == "agedb"
+    )
     assert sources.recognise(str(touch(tmp_path / "c", "CACD2000/53_Robin_Williams_0001.jpg"))) == "cacd"
     assert sources.recognise(str(touch(tmp_path / "o", "Album2/009055_1M54.JPG"))) == "morph"
-    assert sources.recognise(str(touch(tmp_path / "d", "15/111/638660-1.jpg", "15/112/1-0.jpg", "Thumbs.db"))) == "afad"
+    assert (
+        sources.recognise(str(touch(tmp_path / "d", "15/111/638660-1.jpg", "15/112/1-0.jpg", "Thumbs.db")))
+        == "afad"
+    )
     with pytest.raises(UserError, match="neither a folder nor a manifest"):
         sources.recognise(str(touch(tmp_path, "faces.tar") / "faces.tar"))
 
@@ -199,7 +212,9 @@ def test_ages_that_are_filtered_are_listed(tmp_path: Path) -> None:
     source = sources.read(Data.model_validate(data))
     assert source.table.column("age").to_pylist() == [16, 60]
     assert source.photos == 5
-    assert [(problem.where, problem.kind) for problem in source.problems] == [(f"set/{age}_0_0_1.jpg", "filtered") for age in (15, 61, 99)]
+    assert [(problem.where, problem.kind) for problem in source.problems] == [
+        (f"set/{age}_0_0_1.jpg", "filtered") for age in (15, 61, 99)
+    ]
     assert source.problems[0].reason == "age 15 is not within data.filters.min_age=16 to max_age=60"
     with pytest.raises(UserError, match=r"none of 5 photos.*set/15_0_0_1\.jpg: age 15 is not within"):
         sources.read(Data.model_validate({**data, "filters": {"min_age": 100}}))

@@ -43,9 +43,23 @@ SUMMARY = {
 }
 
 
-def row(image: str, face: int = 0, age: float | None = 30.0, error: str | None = None, **more: Any) -> dict[str, Any]:
-    ages = {"age": age, "age_low": None if age is None else age - 5, "age_high": None if age is None else age + 6.4}
-    return {"key": f"{image}#{face}", "image": image, "face": face, "error": error, "box": None, **ages, **more}
+def row(
+    image: str, face: int = 0, age: float | None = 30.0, error: str | None = None, **more: Any
+) -> dict[str, Any]:
+    ages = {
+        "age": age,
+        "age_low": None if age is None else age - 5,
+        "age_high": None if age is None else age + 6.4,
+    }
+    return {
+        "key": f"{image}#{face}",
+        "image": image,
+        "face": face,
+        "error": error,
+        "box": None,
+        **ages,
+        **more,
+    }
 
 
 def failure(image: str, error: str) -> dict[str, Any]:
@@ -55,13 +69,17 @@ def failure(image: str, error: str) -> dict[str, Any]:
 def write(folder: Path, rows: list[dict[str, Any]], parts: int = 1) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     for part in range(parts):
-        pq.write_table(pa.Table.from_pylist(rows[part::parts], schema=schema.SCORES), folder / f"part-{part}.parquet")
+        pq.write_table(
+            pa.Table.from_pylist(rows[part::parts], schema=schema.SCORES), folder / f"part-{part}.parquet"
+        )
     return str(folder)
 
 
 def jpeg(width: int = 400, height: int = 300) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)).save(file, "JPEG")
+    Image.fromarray(np.linspace(0, 255, width * height * 3).reshape(height, width, 3).astype(np.uint8)).save(
+        file, "JPEG"
+    )
     return file.getvalue()
 
 
@@ -82,7 +100,11 @@ class Page(HTMLParser):
         self.text += data if self.lasttag != "style" else ""
 
     def named(self, tag: str, kind: str = "") -> list[dict[str, str | None]]:
-        return [found for name, found in self.elements if name == tag and kind in (found.get("class") or "").split(" ")]
+        return [
+            found
+            for name, found in self.elements
+            if name == tag and kind in (found.get("class") or "").split(" ")
+        ]
 
 
 def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any] = CARD) -> tuple[str, Page]:
@@ -117,18 +139,29 @@ def test_digest(mixed: str) -> None:
     digest = results.read_scores(mixed)
     assert (digest.images, digest.faces) == (5, 4)
     assert digest.errors == Counter({schema.NO_FACE: 1, "cannot decode": 1})
-    assert {year: count for year, count in enumerate(digest.ages.tolist()) if count} == {8: 1, 30: 1, 44: 1, 71: 1}
+    assert {year: count for year, count in enumerate(digest.ages.tolist()) if count} == {
+        8: 1,
+        30: 1,
+        44: 1,
+        71: 1,
+    }
     assert [(Path(photo.name).name, error) for photo, error in digest.failures] == [
         ("<i>broken.jpg", "cannot decode: <u>not</u> an image"),
         ("none.jpg", schema.NO_FACE),
     ]
-    assert sorted(Path(photo.image).name for photo in digest.drawn) == sorted(["one.jpg", "two.jpg", "none.jpg", EVIL])
+    assert sorted(Path(photo.image).name for photo in digest.drawn) == sorted(
+        ["one.jpg", "two.jpg", "none.jpg", EVIL]
+    )
 
 
 def test_digest_does_not_depend_on_the_order_of_rows_or_parts(tmp_path: Path) -> None:
-    rows = [row(f"{n:04}.jpg", age=n % 130) for n in range(700)] + [failure(f"bad{n:04}.jpg", f"kind {n % 3}: x") for n in range(500)]
+    rows = [row(f"{n:04}.jpg", age=n % 130) for n in range(700)] + [
+        failure(f"bad{n:04}.jpg", f"kind {n % 3}: x") for n in range(500)
+    ]
     one = results.read_scores(write(tmp_path / "one", rows))
-    other = results.read_scores(write(tmp_path / "other", [rows[n] for n in np.random.default_rng(0).permutation(len(rows))], 3))
+    other = results.read_scores(
+        write(tmp_path / "other", [rows[n] for n in np.random.default_rng(0).permutation(len(rows))], 3)
+    )
     assert (one.drawn, one.failures, one.errors) == (other.drawn, other.failures, other.errors)
     assert (len(one.drawn), len(one.failures)) == (60, 200)
     assert one.failures == sorted(one.failures)
@@ -153,7 +186,9 @@ def test_photos_of_shards_are_drawn_from_one_shard_and_read_by_key(tmp_path: Pat
     assert len({photo.image for photo in digest.drawn[:4]}) == 1
     path, table = shards[1], tables[shards[1]]
     key, image = table.column("key")[2].as_py(), table.column("image")[2].as_py()
-    assert results.contents([Photo(path, key), Photo(str(tmp_path / "gone.jpg"))]) == {Photo(path, key): image}
+    assert results.contents([Photo(path, key), Photo(str(tmp_path / "gone.jpg"))]) == {
+        Photo(path, key): image
+    }
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
@@ -173,7 +208,14 @@ def test_page_loads_nothing_and_runs_nothing(mixed: str) -> None:
 
 def test_what_comes_from_outside_is_text(mixed: str) -> None:
     html, page = page_of(mixed, {**SUMMARY, "input": "<script>in</script>"})
-    for text in (EVIL, "<i>broken.jpg", "cannot decode: <u>not</u> an image", "<i>anything</i> else", "tiny <b>", "<script>in</script>"):
+    for text in (
+        EVIL,
+        "<i>broken.jpg",
+        "cannot decode: <u>not</u> an image",
+        "<i>anything</i> else",
+        "tiny <b>",
+        "<script>in</script>",
+    ):
         assert text in page.text
         assert text not in html
 
@@ -196,9 +238,21 @@ def test_page_shows_ages_where_the_faces_are(mixed: str) -> None:
 def test_page_tells_the_run_and_the_model(mixed: str) -> None:
     _, page = page_of(mixed)
     text = " ".join(page.text.split())
-    for expected in ("Photos 5", "Faces 4", "Photos without ages 2", "Median age 30", "Photos a second 12.3", "zoo:default"):
+    for expected in (
+        "Photos 5",
+        "Faces 4",
+        "Photos without ages 2",
+        "Median age 30",
+        "Photos a second 12.3",
+        "zoo:default",
+    ):
         assert expected in text
-    for expected in ("Not good for decisions about a person", "protocol random 80/10/10", "metrics: mae 5.432", "metrics: images 2,000"):
+    for expected in (
+        "Not good for decisions about a person",
+        "protocol random 80/10/10",
+        "metrics: mae 5.432",
+        "metrics: images 2,000",
+    ):
         assert expected in text
     assert "by decade" not in text
     assert "calibration" not in text

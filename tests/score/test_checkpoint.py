@@ -55,7 +55,9 @@ def test_the_next_run_knows_what_is_done(tmp_path: Path) -> None:
         book.add(lot(0, position, last=position == 2), seconds)
     book.add(lot(1, 1), 6.5)
     book.flush(7.0)
-    assert len(list((tmp_path / "out.unfinished" / "pieces").iterdir())) == 2  # one at 5.0, the rest within 2 seconds of it
+    assert (
+        len(list((tmp_path / "out.unfinished" / "pieces").iterdir())) == 2
+    )  # one at 5.0, the rest within 2 seconds of it
     again = begun(tmp_path)
     assert (again.photos, again.faces, again.weight, dict(again.errors)) == (12, 12, 12, {"cannot read": 4})
     assert again.done_of() == {0: (0, 1, 2), 1: (1,)}
@@ -112,9 +114,18 @@ def test_differences_name_what_changed() -> None:
 
 def test_parts_are_full_and_failures_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "ROWS", 7)
-    write.write(str(tmp_path), [lot(0, position) for position in range(6)], schema.SCORES.with_metadata({"ageray": "x"}))
+    write.write(
+        str(tmp_path),
+        [lot(0, position) for position in range(6)],
+        schema.SCORES.with_metadata({"ageray": "x"}),
+    )
     sizes = {file.name: pq.read_metadata(file).num_rows for file in tmp_path.iterdir()}
-    assert sizes == {"part-00000.parquet": 7, "part-00001.parquet": 7, "part-00002.parquet": 4, "errors.parquet": 6}
+    assert sizes == {
+        "part-00000.parquet": 7,
+        "part-00001.parquet": 7,
+        "part-00002.parquet": 4,
+        "errors.parquet": 6,
+    }
     whole = pq.read_table(tmp_path)
     assert len(set(whole.column("key").to_pylist())) == whole.num_rows == 24
     assert whole.schema.remove_metadata() == schema.SCORES

@@ -20,7 +20,9 @@ def rows_of(lot: pa.Table, faces: int) -> list[pa.Table]:
     made = []
     for photo in lot.to_pylist():
         numbers = [-1] if photo["photo"] % 3 == 0 else list(range(faces))
-        labels = {name: photo[name] for name in stages_labels.CHUNK_OF_PHOTO_SCHEMA.names} | {"siblings": len(numbers)}
+        labels = {name: photo[name] for name in stages_labels.CHUNK_OF_PHOTO_SCHEMA.names} | {
+            "siblings": len(numbers)
+        }
         made += [{"key": f"{photo['image']}#{face}", "face": face, **labels} for face in numbers]
     return [pa.Table.from_pylist([row]) for row in made]
 
@@ -31,7 +33,9 @@ def test_cut_covers_every_photo_once_and_marks_the_last() -> None:
     assert [chunks.place(lot.column("lot")[0].as_py()) for lot in cut] == [(7, 0), (7, 1), (7, 2)]
     assert [lot.column("last")[0].as_py() for lot in cut] == [False, False, True]
     assert pa.concat_tables(cut).column("image").to_pylist() == photos(150).column("image").to_pylist()
-    assert [lot.column("lot")[0].as_py() for lot in chunks.cut(photos(150), 7, (0, 2))] == [chunks.number(7, 1)]
+    assert [lot.column("lot")[0].as_py() for lot in chunks.cut(photos(150), 7, (0, 2))] == [
+        chunks.number(7, 1)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -41,7 +41,9 @@ def read(collection: Collection, done: dict[int, tuple[int, ...]] | None = None)
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """130 photos with their labels beside them, as WebDataset has them, a folder, a hidden file and a photo of another spelling."""
-    members = {name: b"x" * 700 for number in range(129) for name in (f"a/{number:03d}.jpg", f"a/{number:03d}.json")}
+    members = {
+        name: b"x" * 700 for number in range(129) for name in (f"a/{number:03d}.jpg", f"a/{number:03d}.json")
+    }
     return write_tar(tmp_path / "shard.tar", {**members, "a/._000.jpg": b"mac", "a/last.JPEG": b"y"})
 
 
@@ -50,15 +52,24 @@ def test_photos_of_a_tar_come_in_lots(archive: Path) -> None:
     assert (collection.kind, collection.files) == ("tars", [str(archive)])
     rows = read(collection)
     assert rows.num_rows == 130
-    assert rows.column("image").to_pylist() == [f"{archive}/a/{number:03d}.jpg" for number in range(129)] + [f"{archive}/a/last.JPEG"]
+    assert rows.column("image").to_pylist() == [f"{archive}/a/{number:03d}.jpg" for number in range(129)] + [
+        f"{archive}/a/last.JPEG"
+    ]
     assert [row["content"] for row in rows.slice(128).to_pylist()] == [b"x" * 700, b"y"]
     lasts = dict(zip(rows["lot"].to_pylist(), rows["last"].to_pylist(), strict=True))
     assert lasts == {0: False, 1: False, 2: True}
-    assert score_read.survey(collection).weight == archive.stat().st_size > sum(rows["weight"].to_pylist()) > 130 * 1536
+    assert (
+        score_read.survey(collection).weight
+        == archive.stat().st_size
+        > sum(rows["weight"].to_pylist())
+        > 130 * 1536
+    )
     again = read(collection, {0: (0, 2)})
     assert set(again["lot"].to_pylist()) == {1}
     assert again.equals(rows.slice(64, 64))
-    found = results.contents([Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")])
+    found = results.contents(
+        [Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")]
+    )
     assert sorted(found.values()) == [b"x" * 700, b"y"]
 
 
@@ -72,7 +83,9 @@ def test_a_tar_cut_short_is_refused_before_anything_begins(archive: Path) -> Non
     whole = archive.read_bytes()
     for kept in (len(whole) // 2, 512 * 4, 100, 0):
         archive.write_bytes(whole[:kept])
-        with pytest.raises(UserError, match=r"shard\.tar: (cut short: the archive has no end mark; copy|not a tar)"):
+        with pytest.raises(
+            UserError, match=r"shard\.tar: (cut short: the archive has no end mark; copy|not a tar)"
+        ):
             score_read.survey(Collection.of(str(archive)))
     archive.write_bytes(b"PK" * 2000)
     with pytest.raises(UserError, match="not a tar archive"):
@@ -93,7 +106,10 @@ def test_a_tar_that_is_broken_inside_is_listed(archive: Path) -> None:
 def test_too_much_for_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MOST_BYTES", 2**20)
     write_tar(tmp_path / "t.tar", {"big.jpg": b"0" * (2**20 + 1), "small.jpg": b"0"})
-    assert [row["problem"] for row in read(Collection.of(str(tmp_path / "t.tar"))).to_pylist()] == ["over 1 MiB", None]
+    assert [row["problem"] for row in read(Collection.of(str(tmp_path / "t.tar"))).to_pylist()] == [
+        "over 1 MiB",
+        None,
+    ]
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -107,11 +123,17 @@ def test_photos_in_tables_are_named_by_row_or_key(kind: str, tmp_path: Path) -> 
     else:
         column = pa.array(photos, pa.binary() if kind == "binary" else pa.large_binary())
     pq.write_table(
-        pa.table({"bytes" if kind == "large" else "image": column, "label": [0] * 91}), tmp_path / "a.parquet", row_group_size=70
+        pa.table({"bytes" if kind == "large" else "image": column, "label": [0] * 91}),
+        tmp_path / "a.parquet",
+        row_group_size=70,
     )
     collection = Collection.of(str(tmp_path))
     found = score_read.survey(collection)
-    assert (collection.kind, found.photos, [stretch.first for stretch in found.stretches]) == ("photo table", 91, [0, 70])
+    assert (collection.kind, found.photos, [stretch.first for stretch in found.stretches]) == (
+        "photo table",
+        91,
+        [0, 70],
+    )
     rows = read(collection)
     assert rows.column("image").to_pylist() == [f"{tmp_path}/a.parquet/{number}" for number in range(91)]
     assert rows.column("content").to_pylist() == photos
@@ -124,7 +146,9 @@ def test_photos_in_tables_are_named_by_row_or_key(kind: str, tmp_path: Path) -> 
 
 def test_keys_name_the_photos_of_a_table(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": [7, 8], "image": [b"a", b"b"]}), tmp_path / "a.parquet")
-    assert read(Collection.of(str(tmp_path / "a.parquet"))).column("image").to_pylist() == [f"{tmp_path}/a.parquet/{key}" for key in (7, 8)]
+    assert read(Collection.of(str(tmp_path / "a.parquet"))).column("image").to_pylist() == [
+        f"{tmp_path}/a.parquet/{key}" for key in (7, 8)
+    ]
 
 
 def test_face_shards_are_told_from_tables_of_photos(tmp_path: Path) -> None:
@@ -157,9 +181,13 @@ def test_places_of_a_manifest(kind: str, tmp_path: Path) -> None:
     rows = ["/far/a.jpg", "near.jpg", "", "s3://bucket/b.jpg", "near.jpg"]
     if kind == "csv":
         with (tmp_path / "list.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([["who", "image"], *([f"a, b {n}", row] for n, row in enumerate(rows))])
+            csv.writer(file).writerows(
+                [["who", "image"], *([f"a, b {n}", row] for n, row in enumerate(rows))]
+            )
     for number, some in enumerate({"csv": [], "parquet": [rows], "two": [rows[:2], rows[2:]]}[kind]):
-        pq.write_table(pa.table({"uri": pa.array([row or None for row in some])}), tmp_path / f"list-{number}.parquet")
+        pq.write_table(
+            pa.table({"uri": pa.array([row or None for row in some])}), tmp_path / f"list-{number}.parquet"
+        )
     collection = Collection.of(str(tmp_path / "list.csv") if kind == "csv" else str(tmp_path))
     [places] = collection.places()
     near = str(tmp_path / "near.jpg")

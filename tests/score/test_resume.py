@@ -29,10 +29,20 @@ class Job:
 
     def __init__(self, shards: Path, out: Path) -> None:
         words = [sys.executable, "-m", "jobs.score", str(shards), "--out", str(out), "--model", "zoo:default"]
-        settings = ["scale.progress=false", "scale.score_batch=16", "scale.object_store_mib=256", "scale.threads=1", "scale.gpu=false"]
+        settings = [
+            "scale.progress=false",
+            "scale.score_batch=16",
+            "scale.object_store_mib=256",
+            "scale.threads=1",
+            "scale.gpu=false",
+        ]
         self.draft = out.with_name(out.name + ".unfinished")
         self.process = subprocess.Popen(
-            [*words, *settings], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+            [*words, *settings],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def wait_for(self, what: Callable[[], bool]) -> None:
@@ -88,7 +98,11 @@ def progress(job: Job) -> dict[str, float]:
 
 
 def check(out: Path, shards: Path) -> None:
-    keys = sorted(key for file in shards.iterdir() for key in pq.read_table(file, columns=["key"]).column("key").to_pylist())
+    keys = sorted(
+        key
+        for file in shards.iterdir()
+        for key in pq.read_table(file, columns=["key"]).column("key").to_pylist()
+    )
     rows = pa.concat_tables([pq.read_table(file) for file in out.glob("*.parquet")])
     assert sorted(rows.column("key").to_pylist()) == keys
     assert rows.column("age").null_count == rows.column("error").drop_null().length() == 0

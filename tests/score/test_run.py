@@ -42,7 +42,11 @@ from jobs import score as job
 
 SCALE = Scale(decode_batch=4, score_batch=4, threads=1, progress=False)
 ALIGN, DETECT = Align(size=64), Detect()
-BAD = {"empty.jpg": "cannot decode: empty file", "text.jpg": "cannot decode: not an image", "nobody.png": "no face found"}
+BAD = {
+    "empty.jpg": "cannot decode: empty file",
+    "text.jpg": "cannot decode: not an image",
+    "nobody.png": "no face found",
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +57,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     network = build(experiment.model, seed=0)
     with torch.no_grad():
         network.head.weight.mul_(30)
-    bundle.save(folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]})
+    bundle.save(
+        folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]}
+    )
     return folder
 
 
@@ -104,16 +110,29 @@ def test_no_photo_is_lost(scored: Path, photos: Path) -> None:
     files = {str(file) for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
     assert set(rows.column("image").to_pylist()) == files
     assert summary["images"] == len(files) == 9
-    expected = sum(len(YuNet(DETECT).detect(decode(Path(file).read_bytes(), DETECT.max_side))) for file in _readable(files))
-    assert summary["faces"] == expected == rows.column("age").drop_null().length() == rows.column("error").null_count
+    expected = sum(
+        len(YuNet(DETECT).detect(decode(Path(file).read_bytes(), DETECT.max_side)))
+        for file in _readable(files)
+    )
+    assert (
+        summary["faces"]
+        == expected
+        == rows.column("age").drop_null().length()
+        == rows.column("error").null_count
+    )
     assert rows.num_rows == summary["faces"] + 4
     assert summary["errors"] == {"cannot decode": 3, "no face found": 1}
     failed = {row["image"]: row for row in rows.to_pylist() if row["error"] is not None}
     for name, error in BAD.items():
         row = failed[str(photos / name)]
         assert (row["error"], row["face"], row["key"]) == (error, -1, f"{photos / name}#-1")
-        assert all(row[column] is None for column in ("age", "age_low", "age_high", "box", "landmarks", "detection", "posterior"))
-    assert failed[str(photos / "more" / "cut.JPG")]["error"].startswith("cannot decode: OSError: image file is truncated")
+        assert all(
+            row[column] is None
+            for column in ("age", "age_low", "age_high", "box", "landmarks", "detection", "posterior")
+        )
+    assert failed[str(photos / "more" / "cut.JPG")]["error"].startswith(
+        "cannot decode: OSError: image file is truncated"
+    )
 
 
 def _readable(files: set[str]) -> list[str]:
@@ -127,7 +146,12 @@ def test_table_has_its_schema_and_says_which_model_made_it(scored: Path, model: 
     assert len(set(rows.column("key").to_pylist())) == rows.num_rows
     totals = [sum(posterior) for posterior in rows.column("posterior").to_pylist() if posterior is not None]
     np.testing.assert_allclose(totals, 1, atol=1e-4)
-    assert sorted(path.name for path in scored.iterdir()) == ["errors.parquet", "part-00000.parquet", "report.html", "summary.json"]
+    assert sorted(path.name for path in scored.iterdir()) == [
+        "errors.parquet",
+        "part-00000.parquet",
+        "report.html",
+        "summary.json",
+    ]
     assert pq.read_table(scored / "part-00000.parquet").column("error").null_count == rows.num_rows - 4
     assert not scored.with_name("scores.unfinished").exists()
     assert "Ages of the faces in" in (scored / report.PAGE).read_text()
@@ -139,7 +163,9 @@ def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
     rows = [row for row in table(scored).to_pylist() if row["error"] is None]
     for image in {row["image"] for row in rows}:
         content = Path(image).read_bytes()
-        faces = sorted(detector.detect(decode(content, DETECT.max_side)), key=lambda face: face.box[0] + face.box[2])
+        faces = sorted(
+            detector.detect(decode(content, DETECT.max_side)), key=lambda face: face.box[0] + face.box[2]
+        )
         points, boxes = np.stack([face.points for face in faces]), np.stack([face.box for face in faces])
         canvases = face_canvases(content, points, boxes, ALIGN)
         ages = predictor.predict(canvases.pixels, canvases.points, canvases.box)
@@ -153,7 +179,12 @@ def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
 
 
 def test_the_same_again_is_done_and_a_change_is_refused(
-    scored: Path, photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    scored: Path,
+    photos: Path,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {path.name: path.read_bytes() for path in scored.iterdir()}
     monkeypatch.setattr(run.cluster, "connect", lambda _: pytest.fail("nothing is to be computed"))
@@ -184,7 +215,17 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
     photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, draft = tmp_path / "out", tmp_path / "out.unfinished"
-    job.main([str(photos / "nobody.png"), "--out", str(out), "--model", model, "scale.progress=false", "scale.threads=1"])
+    job.main(
+        [
+            str(photos / "nobody.png"),
+            "--out",
+            str(out),
+            "--model",
+            model,
+            "scale.progress=false",
+            "scale.threads=1",
+        ]
+    )
     assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
@@ -212,7 +253,9 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     synthetic_faces.write_faces_table(tmp_path / "shards", 7, shards=2)
     summary = run.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, SCALE)
     assert (summary["images"], summary["faces"], summary["errors"]) == (7, 7, {})
-    given = pa.concat_tables([pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]).sort_by("key")
+    given = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]
+    ).sort_by("key")
     rows = table(tmp_path / "out")
     assert rows.column("key").to_pylist() == given.column("key").to_pylist()
     assert rows.column("landmarks").to_pylist() == given.column("landmarks").to_pylist()
@@ -226,7 +269,9 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
 
 def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
     rows = find(places(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
-    assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == ["cannot read: not found; check the path or url"]
+    assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == [
+        "cannot read: not found; check the path or url"
+    ]
     assert [row["error"] for row in rows if row["image"] == ""] == ["cannot read: no path is given"]
 
 
@@ -247,7 +292,10 @@ def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ra
     assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
     rows = _sorted(aged)
     assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
-    assert _close(rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names), AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"))
+    assert _close(
+        rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names),
+        AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
+    )
 
 
 def labelled(photos: Path, batch: int) -> Any:
@@ -258,7 +306,9 @@ def labelled(photos: Path, batch: int) -> Any:
 
 
 def _sorted(dataset: Any) -> pa.Table:
-    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by("key")
+    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by(
+        "key"
+    )
 
 
 def _close(one: pa.Table, other: pa.Table) -> bool:
@@ -288,10 +338,14 @@ def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None,
         finally:
             detect.decode = whole
 
-    dataset = ray.data.from_arrow(places(*files)).map_batches(with_a_faulty_decoder, batch_size=3, batch_format="pyarrow")
+    dataset = ray.data.from_arrow(places(*files)).map_batches(
+        with_a_faulty_decoder, batch_size=3, batch_format="pyarrow"
+    )
     rows = _sorted(dataset).to_pylist()
     assert {row["image"] for row in rows if row["error"] is None} == {str(files[0]), str(files[2])}
-    assert [row["error"] for row in rows if row["image"] == str(fatal)] == ["cannot decode: the process died on it twice"]
+    assert [row["error"] for row in rows if row["image"] == str(fatal)] == [
+        "cannot decode: the process died on it twice"
+    ]
 
 
 def test_model_actor_that_dies_starts_again(
@@ -315,7 +369,9 @@ def test_model_actor_that_dies_starts_again(
 
 
 def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
-    upright, turned = (find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg"))
+    upright, turned = (
+        find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
+    )
     assert len(upright) == len(turned) >= 1
     for rows in (upright, turned):
         centres = [row["box"][0] + row["box"][2] for row in rows]
@@ -357,7 +413,9 @@ def shard_rows(path: str) -> pa.Table:
         ("never", False, "no landmarks", False),
     ],
 )
-def test_where_the_detector_runs(search: detect.Search, landmarks: bool, error: str | None, detected: bool, tmp_path: Path) -> None:
+def test_where_the_detector_runs(
+    search: detect.Search, landmarks: bool, error: str | None, detected: bool, tmp_path: Path
+) -> None:
     [path] = synthetic_faces.write_faces_table(tmp_path, 2, landmarks=landmarks)
     shard = shard_rows(path)
     for row, key in zip(find(shard, search=search).to_pylist(), shard.column("key").to_pylist(), strict=True):
@@ -371,13 +429,17 @@ def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None
     [path] = synthetic_faces.write_faces_table(tmp_path, 1)
     shard = shard_rows(path)
     place = shard.column_names.index("box")
-    boxed = find(shard.set_column(place, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)).to_pylist()
+    boxed = find(
+        shard.set_column(place, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)
+    ).to_pylist()
     assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
     collapsed = shard.set_column(place - 1, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
     assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
 
 
-def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
     box = np.array([20, 10, 80, 90], np.float32)
     seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
@@ -437,7 +499,9 @@ def _other_table() -> bytes:
         ("shards/part.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
     ],
 )
-def test_input_that_is_none(name: str, content: bytes | None, message: str, model: str, tmp_path: Path) -> None:
+def test_input_that_is_none(
+    name: str, content: bytes | None, message: str, model: str, tmp_path: Path
+) -> None:
     if content is not None:
         write(tmp_path / name, content)
     given = tmp_path / name.split("/")[0]
@@ -453,7 +517,10 @@ def test_input_that_is_none(name: str, content: bytes | None, message: str, mode
     [
         (["--out", "o"], "INPUT: give one, or --demo; got none"),
         (["a", "b", "--out", "o"], "INPUT: give one, or --demo; got a and b"),
-        (["a", "--out", "o", "align.size=32"], "align.size=32: only scale.*, storage.* and data.detect.* can be set here"),
+        (
+            ["a", "--out", "o", "align.size=32"],
+            "align.size=32: only scale.*, storage.* and data.detect.* can be set here",
+        ),
         (["a", "--out", "o", "scale.score_wrokers=2"], "score_workers"),
         (["a", "--out", "o", "--detect", "never"], "a: not found"),
     ],
@@ -485,7 +552,11 @@ def store() -> Iterator[tuple[str, Any]]:
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}.items():
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+        }.items():
             patch.setenv(name, value)
         client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
         client.create_bucket(Bucket="faces")
@@ -495,7 +566,9 @@ def store() -> Iterator[tuple[str, Any]]:
     server.stop()
 
 
-def test_tar_model_and_result_on_a_store(store: tuple[str, Any], photos: Path, model: str, tmp_path: Path) -> None:
+def test_tar_model_and_result_on_a_store(
+    store: tuple[str, Any], photos: Path, model: str, tmp_path: Path
+) -> None:
     address, client = store
     names = sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.jpg"))
     with tarfile.open(tmp_path / "photos.tar", "w") as archive:
@@ -504,12 +577,35 @@ def test_tar_model_and_result_on_a_store(store: tuple[str, Any], photos: Path, m
     client.upload_file(str(tmp_path / "photos.tar"), "faces", "in/photos.tar")
     for file in Path(model).iterdir():
         client.upload_file(str(file), "faces", f"model/{file.name}")
-    command = [sys.executable, "-m", "jobs.score", "s3://faces/in", "--out", "s3://faces/scores", "--model", "s3://faces/model"]
-    settings = [f"storage.endpoint_url={address}", "scale.threads=1", "scale.object_store_mib=256", "scale.progress=false"]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        "s3://faces/in",
+        "--out",
+        "s3://faces/scores",
+        "--model",
+        "s3://faces/model",
+    ]
+    settings = [
+        f"storage.endpoint_url={address}",
+        "scale.threads=1",
+        "scale.object_store_mib=256",
+        "scale.progress=false",
+    ]
     ended = subprocess.run([*command, *settings], cwd=tmp_path, timeout=500, check=False)
     assert ended.returncode == 0
-    found = [item["Key"] for item in client.list_objects_v2(Bucket="faces")["Contents"] if item["Key"].startswith("scores")]
-    assert found == ["scores/errors.parquet", "scores/part-00000.parquet", "scores/report.html", "scores/summary.json"]
+    found = [
+        item["Key"]
+        for item in client.list_objects_v2(Bucket="faces")["Contents"]
+        if item["Key"].startswith("scores")
+    ]
+    assert found == [
+        "scores/errors.parquet",
+        "scores/part-00000.parquet",
+        "scores/report.html",
+        "scores/summary.json",
+    ]
     parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in found[:2]]
     rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pylist()
     assert {row["image"] for row in rows} == {f"s3://faces/in/photos.tar/{name}" for name in names}
@@ -518,7 +614,9 @@ def test_tar_model_and_result_on_a_store(store: tuple[str, Any], photos: Path, m
     assert page.count("data:image/jpeg") == 4
 
 
-def test_mistakes_with_a_store(store: tuple[str, Any], photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mistakes_with_a_store(
+    store: tuple[str, Any], photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address, client = store
     client.put_object(Bucket="faces", Key="one/photo.jpg", Body=(photos / "photo-00000.jpg").read_bytes())
 
@@ -533,7 +631,9 @@ def test_mistakes_with_a_store(store: tuple[str, Any], photos: Path, model: str,
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
     assert find(places("s3://faces/one/photo.jpg")).column("error").null_count > 0
     assert told("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
-    assert told("s3://faces/one", "s3://missing/scores").startswith("--out s3://missing/scores: cannot be written (")
+    assert told("s3://faces/one", "s3://missing/scores").startswith(
+        "--out s3://missing/scores: cannot be written ("
+    )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -40,7 +40,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     network = build(experiment.model, seed=0)
     with torch.no_grad():
         network.head.weight.mul_(30)
-    bundle.save(folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]})
+    bundle.save(
+        folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]}
+    )
     return folder
 
 
@@ -60,7 +62,11 @@ def url(model: str, photos: Path, ray_local: None) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     root = photos.parents[1]
-    batches = {"inputs": (str(root / "in"),), "outputs": (str(root / "out"),), "records": str(root / "records")}
+    batches = {
+        "inputs": (str(root / "in"),),
+        "outputs": (str(root / "out"),),
+        "records": str(root / "records"),
+    }
     limits = serve.settings.Limits(body_mib=4, images=6)
     settings = serve.Service(model=model, threads=1, decoders=2, limits=limits, batches=batches)
     with pytest.MonkeyPatch.context() as patch:
@@ -76,7 +82,11 @@ def ask(method: str, address: str, **more: Any) -> requests.Response:
 
 
 def send(url: str, files: dict[str, bytes], query: str = "") -> requests.Response:
-    return ask("POST", f"{url}/v1/score{query}", files=[("images", (name, content)) for name, content in files.items()])
+    return ask(
+        "POST",
+        f"{url}/v1/score{query}",
+        files=[("images", (name, content)) for name, content in files.items()],
+    )
 
 
 def code(answer: requests.Response) -> tuple[int, str]:
@@ -102,23 +112,38 @@ def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model
     images = send(url, contents, "?posterior=true").json()["images"]
     assert [image["name"] for image in images] == list(contents)
     loaded = bundle.load(model)
-    predictor, detect, align = Predictor(loaded, device="cpu", threads=1), loaded.experiment.data.detect, loaded.experiment.align
+    predictor, detect, align = (
+        Predictor(loaded, device="cpu", threads=1),
+        loaded.experiment.data.detect,
+        loaded.experiment.align,
+    )
     over_http = {}
     for image in images:
         content = contents[image["name"]]
-        faces = sorted(YuNet(detect).detect(decode(content, detect.max_side)), key=lambda face: face.box[0] + face.box[2])
-        cut = face_canvases(content, np.stack([face.points for face in faces]), np.stack([face.box for face in faces]), align)
+        faces = sorted(
+            YuNet(detect).detect(decode(content, detect.max_side)), key=lambda face: face.box[0] + face.box[2]
+        )
+        cut = face_canvases(
+            content, np.stack([face.points for face in faces]), np.stack([face.box for face in faces]), align
+        )
         expected = predictor.predict(cut.pixels, cut.points, cut.box)
         np.testing.assert_allclose([face["age"] for face in image["faces"]], expected.age, atol=1e-3)
         np.testing.assert_allclose([face["age_low"] for face in image["faces"]], expected.low, atol=1e-3)
         np.testing.assert_allclose([sum(face["posterior"]) for face in image["faces"]], 1, atol=1e-4)
-        np.testing.assert_allclose([face["box"] for face in image["faces"]], [face.box for face in faces], atol=1e-2)
+        np.testing.assert_allclose(
+            [face["box"] for face in image["faces"]], [face.box for face in faces], atol=1e-2
+        )
         over_http |= {(image["name"], face["face"]): face["age"] for face in image["faces"]}
     done = follow(url, asked.json()["id"])
     assert done["state"] == "done", done
     import pyarrow.parquet as pq
 
-    rows = [row for part in out.glob("part-*.parquet") for row in pq.read_table(part).to_pylist() if row["error"] is None]
+    rows = [
+        row
+        for part in out.glob("part-*.parquet")
+        for row in pq.read_table(part).to_pylist()
+        if row["error"] is None
+    ]
     by_job = {(Path(row["image"]).name, row["face"]): row["age"] for row in rows}
     assert by_job.keys() == over_http.keys()
     assert len(by_job) > 2
@@ -141,7 +166,12 @@ def test_json_and_form_are_the_same(url: str, photos: Path) -> None:
 def test_a_bad_image_does_not_cost_the_others(url: str, photos: Path) -> None:
     huge = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(huge, "PNG")
-    files = {"text.jpg": b"no photo", "huge.png": huge.getvalue(), "empty.jpg": b"", "good.jpg": (photos / "photo-00000.jpg").read_bytes()}
+    files = {
+        "text.jpg": b"no photo",
+        "huge.png": huge.getvalue(),
+        "empty.jpg": b"",
+        "good.jpg": (photos / "photo-00000.jpg").read_bytes(),
+    }
     answer = send(url, files)
     assert answer.status_code == 200
     errors = {image["name"]: image["error"] for image in answer.json()["images"]}
@@ -159,14 +189,22 @@ def test_what_is_refused(url: str, photos: Path) -> None:
     assert code(requests.post(score, timeout=WAIT)) == (401, "unauthorized")
     assert code(ask("POST", score, headers={"Authorization": "Bearer wrong"})) == (401, "unauthorized")
     assert requests.get(f"{url}/v1/model", headers={"X-API-Key": KEY}, timeout=WAIT).status_code == 200
-    assert code(ask("POST", score, data="{", headers={"Content-Type": "application/json"})) == (400, "malformed")
+    assert code(ask("POST", score, data="{", headers={"Content-Type": "application/json"})) == (
+        400,
+        "malformed",
+    )
     assert code(ask("POST", score, json={"images": ["%%"]})) == (400, "malformed")
     assert code(ask("POST", score, json={"images": []})) == (400, "malformed")
     assert code(ask("POST", score, data="x", headers={"Content-Type": "text/plain"})) == (415, "unsupported")
     assert code(send(url, {f"{number}.jpg": b"x" for number in range(7)})) == (413, "too_large")
     assert code(send(url, {"a.jpg": bytes(5 * 2**20)})) == (413, "too_large")
-    assert code(ask("POST", score, data=iter([bytes(2**20)] * 5), headers={"Content-Type": "application/json"})) == (413, "too_large")
-    assert code(ask("POST", score, json={}, headers={"Origin": "https://elsewhere.example"})) == (403, "other_origin")
+    assert code(
+        ask("POST", score, data=iter([bytes(2**20)] * 5), headers={"Content-Type": "application/json"})
+    ) == (413, "too_large")
+    assert code(ask("POST", score, json={}, headers={"Origin": "https://elsewhere.example"})) == (
+        403,
+        "other_origin",
+    )
     assert code(ask("GET", f"{url}/v1/batches/none")) == (404, "not_found")
     assert code(ask("POST", f"{url}/v1/batches", json={"input": str(photos)})) == (422, "malformed")
 
@@ -177,20 +215,42 @@ def test_batches_stay_below_their_prefixes(url: str, photos: Path) -> None:
     (root / "in" / "link").symlink_to("/etc")
     (root / "in" / "linked").mkdir()
     (root / "in" / "linked" / "a.jpg").symlink_to("/etc/passwd")
-    inputs = ["/etc", f"{root}/in/../out", f"{root}/in/link", f"{root}/in/linked", "s3://bucket/photos", "http://127.0.0.1/x", "photos"]
+    inputs = [
+        "/etc",
+        f"{root}/in/../out",
+        f"{root}/in/link",
+        f"{root}/in/linked",
+        "s3://bucket/photos",
+        "http://127.0.0.1/x",
+        "photos",
+    ]
     for wrong in inputs:
-        assert code(ask("POST", f"{url}/v1/batches", json={**good, "input": wrong})) == (403, "forbidden"), wrong
+        assert code(ask("POST", f"{url}/v1/batches", json={**good, "input": wrong})) == (403, "forbidden"), (
+            wrong
+        )
     for wrong in [str(root / "in" / "scores"), str(root / "out"), "/tmp/x"]:
-        assert code(ask("POST", f"{url}/v1/batches", json={**good, "out": wrong})) == (403, "forbidden"), wrong
+        assert code(ask("POST", f"{url}/v1/batches", json={**good, "out": wrong})) == (403, "forbidden"), (
+            wrong
+        )
     assert code(ask("POST", f"{url}/v1/batches", json={**good, "input": "a\nb"})) == (400, "malformed")
 
 
 def test_health_model_and_description(url: str, model: str) -> None:
-    assert requests.get(f"{url}/healthz", timeout=WAIT).json() == {"status": "ok", "identity": bundle.load(model).identity}
+    assert requests.get(f"{url}/healthz", timeout=WAIT).json() == {
+        "status": "ok",
+        "identity": bundle.load(model).identity,
+    }
     about = ask("GET", f"{url}/v1/model").json()
     assert (about["card"]["name"], about["batches"], about["limits"]["images"]) == ("tiny", True, 6)
     paths = requests.get(f"{url}/openapi.json", timeout=WAIT).json()["paths"]
-    assert {"/v1/score", "/v1/model", "/healthz", "/v1/batches", "/v1/batches/{name}", "/v1/batches/{name}/cancel"} <= set(paths)
+    assert {
+        "/v1/score",
+        "/v1/model",
+        "/healthz",
+        "/v1/batches",
+        "/v1/batches/{name}",
+        "/v1/batches/{name}/cancel",
+    } <= set(paths)
     page = requests.get(f"{url}/", timeout=WAIT)
     assert "default-src 'none'" in page.headers["Content-Security-Policy"]
     assert json.dumps(paths["/v1/score"]["post"]["requestBody"]).count("multipart/form-data") == 1
@@ -198,9 +258,7 @@ def test_health_model_and_description(url: str, model: str) -> None:
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
-CHROMIUM = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
-)
+CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
 
 
 @pytest.fixture
@@ -252,11 +310,18 @@ def test_page_in_a_browser(url: str, photos: Path, browser: Any, tmp_path: Path)
     find("#input").send_keys(str(photos))
     find("#batch-form button").click()
     until(lambda: out in find("#batch-list").text)
-    until(lambda: browser.execute_script("return document.querySelector('#batch-list .state').textContent") not in ("waiting", "running"))
+    until(
+        lambda: (
+            browser.execute_script("return document.querySelector('#batch-list .state').textContent")
+            not in ("waiting", "running")
+        )
+    )
     assert find("#batch-list .state").text == "done"
     assert "3 of 3 images" in find("#batch-list").text
     find("#tab-model").click()
     assert "its weights are random" in find("#limits").text
-    loaded = browser.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    loaded = browser.execute_script(
+        "return performance.getEntriesByType('resource').map(entry => entry.name)"
+    )
     assert loaded
     assert all(name.startswith((url, "blob:")) for name in loaded)

@@ -46,7 +46,10 @@ def test_others_need_keys(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     auth.check_host(host)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "localhost:8000", "127.0.0.1:80", "::1", "[::1]:8000", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "localhost:8000", "127.0.0.1:80", "::1", "[::1]:8000", "::ffff:127.0.0.1"],
+)
 def test_this_machine_needs_none(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(auth.VARIABLE, raising=False)
     assert auth.is_loopback(host)

@@ -53,13 +53,19 @@ def found(pixels: NDArray[np.uint8], threshold: float = 0.6) -> NDArray[np.float
     size = (pixels.shape[1], pixels.shape[0])
     detector = cv2.FaceDetectorYN.create(str(weights), "", size, threshold)
     _, rows = detector.detect(np.ascontiguousarray(pixels[..., ::-1]))
-    return np.zeros((0, 5, 2), np.float32) if rows is None else rows[:, 4:14].reshape(-1, 5, 2).astype(np.float32)
+    return (
+        np.zeros((0, 5, 2), np.float32)
+        if rows is None
+        else rows[:, 4:14].reshape(-1, 5, 2).astype(np.float32)
+    )
 
 
 def fingerprint() -> str:
     digest = hashlib.sha256()
     for face in faces(3, seed=5, subjects=2, size=120):
-        digest.update(face.pixels.tobytes() + face.points.tobytes() + face.box.tobytes() + face.subject.encode())
+        digest.update(
+            face.pixels.tobytes() + face.points.tobytes() + face.box.tobytes() + face.subject.encode()
+        )
         digest.update(np.float64(face.age).tobytes() + face.jpeg())
     digest.update(draw_photo(5).pixels.tobytes())
     return digest.hexdigest()
@@ -223,7 +229,9 @@ def test_age_shows() -> None:
 def forehead(face: SyntheticFace) -> NDArray[np.float64]:
     """Brightness down a strip from below the hairline to above the brows (n,)."""
     x, eyes, unit = int(face.points[:2, 0].mean()), face.points[:2, 1].mean(), eye_distance(face.points)
-    return np.asarray(gray(face.pixels)[int(eyes - 0.9 * unit) : int(eyes - 0.4 * unit), x - 12 : x + 12].mean(1))
+    return np.asarray(
+        gray(face.pixels)[int(eyes - 0.9 * unit) : int(eyes - 0.4 * unit), x - 12 : x + 12].mean(1)
+    )
 
 
 def test_each_sign_of_age_shows_by_itself() -> None:
@@ -247,7 +255,10 @@ def colourfulness(face: SyntheticFace) -> float:
 
 
 def test_a_person_keeps_eye_distance_and_skin() -> None:
-    pairs = [[draw_face(9 * k + age, age, subject=k, scale=0.22, roll=0, yaw=0) for age in (20, 32)] for k in range(16)]
+    pairs = [
+        [draw_face(9 * k + age, age, subject=k, scale=0.22, roll=0, yaw=0) for age in (20, 32)]
+        for k in range(16)
+    ]
     assert all(young.subject == old.subject for young, old in pairs)
     spread = [eye_distance(young.points) for young, _ in pairs]
     np.testing.assert_allclose(spread, [eye_distance(old.points) for _, old in pairs], rtol=1e-5)
@@ -260,7 +271,9 @@ def test_a_person_keeps_eye_distance_and_skin() -> None:
 
 def cheek(face: SyntheticFace) -> NDArray[np.float64]:
     """Colour of the skin beside the nose, the same at any exposure: logarithms of red and green over blue (2,)."""
-    x, y = ((face.points[0] + face.points[2]) / 2 + eye_distance(face.points) * np.array((-0.1, 0.2))).astype(int)
+    x, y = ((face.points[0] + face.points[2]) / 2 + eye_distance(face.points) * np.array((-0.1, 0.2))).astype(
+        int
+    )
     red, green, blue = face.pixels[y - 4 : y + 5, x - 4 : x + 5].reshape(-1, 3).mean(0)
     return np.asarray(np.log((red / blue, green / blue)))
 

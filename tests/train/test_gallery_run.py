@@ -43,7 +43,11 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("settings")
     stage = {"epochs": 1, "optimizer": {"name": "adadelta", "lr": 1.0}}
     content = {
-        "model": {"name": "siamese", "backbone": "resnet18", "decode": {"gallery": {"neighbours": 5, "validation_faces": 20}}},
+        "model": {
+            "name": "siamese",
+            "backbone": "resnet18",
+            "decode": {"gallery": {"neighbours": 5, "validation_faces": 20}},
+        },
         "loss": {"contrastive": {}, "gender_contrastive": {}},
         "align": {"size": 32},
         "train": {"batch_size": 16, "shuffle": 16, "precision": "float32", "stages": [stage]},
@@ -86,7 +90,9 @@ def test_the_bundle_holds_all_training_faces_in_order(run: Path, shards: Path) -
 def test_the_epoch_was_judged_by_a_gallery(run: Path) -> None:
     [record] = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert 0 < record["val_mae"] < 60
-    assert record["loss"] == pytest.approx(record["loss.contrastive"] + record["loss.gender_contrastive"], rel=1e-4)
+    assert record["loss"] == pytest.approx(
+        record["loss.contrastive"] + record["loss.gender_contrastive"], rel=1e-4
+    )
     card = bundle.load(str(run)).card
     assert card["validation"]["images"] == record_faces(run)
     assert 0 < card["validation"]["mae"] < 60
@@ -97,13 +103,21 @@ def record_faces(run: Path) -> int:
 
 
 def evaluated(run: Path, shards: Path, out: Path, *words: str) -> dict[str, Any]:
-    scale = ["scale.threads=1", "scale.progress=false", "scale.decode_batch=16", "scale.gpu=false", "scale.score_batch=16"]
+    scale = [
+        "scale.threads=1",
+        "scale.progress=false",
+        "scale.decode_batch=16",
+        "scale.gpu=false",
+        "scale.score_batch=16",
+    ]
     evaluate.main([str(run), f"data.shards={shards}", "--out", str(out), *scale, *words])
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
     return report
 
 
-def test_evaluation_reports_gender_and_neighbours(run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_reports_gender_and_neighbours(
+    run: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """People of the test are not in the gallery, so nobody is left out."""
     report = evaluated(run, shards, tmp_path)
     test = usable(splits.load(str(run / "split.parquet"))["test"], shards)
@@ -118,11 +132,24 @@ def test_evaluation_reports_gender_and_neighbours(run: Path, shards: Path, tmp_p
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
     known = [row for row in rows if row["gender_number"] >= 0 and not row["error"]]
     assert len(known) == sum(row["gender"] is not None for row in test) > 0
-    right = [0.5 if row["female"] == 0.5 else float((row["female"] > 0.5) == (row["gender_number"] == 1)) for row in known]
-    assert report["gender"] == {"faces": len(known), "accuracy": pytest.approx(np.mean(right)), "by": "gender_embedding"}
+    right = [
+        0.5 if row["female"] == 0.5 else float((row["female"] > 0.5) == (row["gender_number"] == 1))
+        for row in known
+    ]
+    assert report["gender"] == {
+        "faces": len(known),
+        "accuracy": pytest.approx(np.mean(right)),
+        "by": "gender_embedding",
+    }
     said = capsys.readouterr().out
-    assert f"gender by the nearest faces (gender_embedding): {report['gender']['accuracy']:.3f} of {len(known)} right" in said
-    assert f"{5 * len(test)} neighbours in a gallery of {report['gallery']['faces']} faces; 0.0% of them of the face's own subject" in said
+    assert (
+        f"gender by the nearest faces (gender_embedding): {report['gender']['accuracy']:.3f} of {len(known)} right"
+        in said
+    )
+    assert (
+        f"{5 * len(test)} neighbours in a gallery of {report['gallery']['faces']} faces; 0.0% of them of the face's own subject"
+        in said
+    )
 
 
 def test_training_faces_do_not_find_themselves(run: Path, shards: Path, tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ from ageray.train.state import new_state
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parents[1] / "golden"
 STEPS, BATCH = 20, 8
-COMMON = ("model.weights=none", "align.size=48", "train.precision=float32", f"train.batch_size={BATCH}", "train.seed=0")
+COMMON = (
+    "model.weights=none",
+    "align.size=48",
+    "train.precision=float32",
+    f"train.batch_size={BATCH}",
+    "train.seed=0",
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,11 @@ def scaled_down(recipe: str) -> Experiment:
     file, scaled = str(ROOT / "configs" / f"{recipe}.yaml"), RECIPES[recipe]
     optimizer = config.load([file]).train.stages[0].optimizer
     rates = {"lr": optimizer.lr, "body_lr": optimizer.body_lr}
-    words = [f"train.stages.0.optimizer.{name}={rate / scaled.calmer!r}" for name, rate in rates.items() if rate is not None]
+    words = [
+        f"train.stages.0.optimizer.{name}={rate / scaled.calmer!r}"
+        for name, rate in rates.items()
+        if rate is not None
+    ]
     return config.load([file], [*COMMON, *scaled.words, *words])
 
 
@@ -57,11 +67,17 @@ def drawn_batches(count: int, align: Align) -> list[Columns]:
     """Drawn faces, each of another person, of either gender, in batches."""
     drawn = list(faces.faces(count, 0, size=96))
     pieces = [face_canvases(face.jpeg(), face.points[None], face.box[None], align) for face in drawn]
-    columns: Columns = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in ("pixels", "points", "box")}
+    columns: Columns = {
+        name: np.concatenate([getattr(piece, name) for piece in pieces])
+        for name in ("pixels", "points", "box")
+    }
     columns["canvas"] = columns.pop("pixels")
     columns["age"] = np.array([face.age for face in drawn], np.float32)
     columns["gender"] = np.arange(count) // 3 % 2
-    return [{name: values[first : first + BATCH] for name, values in columns.items()} for first in range(0, count, BATCH)]
+    return [
+        {name: values[first : first + BATCH] for name, values in columns.items()}
+        for first in range(0, count, BATCH)
+    ]
 
 
 def curve(recipe: str) -> list[float]:
@@ -83,7 +99,9 @@ def test_golden_losses_of_the_first_twenty_steps(recipe: str) -> None:
     losses, file = curve(recipe), GOLDEN / f"{recipe}.json"
     made_by = {"overrides": [*COMMON, *RECIPES[recipe].words], "rates_divided_by": RECIPES[recipe].calmer}
     if os.environ.get("AGERAY_WRITE_GOLDEN"):
-        file.write_text(json.dumps({**made_by, "losses": [round(loss, 6) for loss in losses]}, indent=1) + "\n")
+        file.write_text(
+            json.dumps({**made_by, "losses": [round(loss, 6) for loss in losses]}, indent=1) + "\n"
+        )
         pytest.skip(f"wrote {file.name}")
     golden = json.loads(file.read_text())
     assert {name: golden[name] for name in made_by} == made_by
@@ -91,4 +109,6 @@ def test_golden_losses_of_the_first_twenty_steps(recipe: str) -> None:
 
 
 def test_every_recipe_has_a_golden_curve() -> None:
-    assert {file.stem for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text()} == set(RECIPES)
+    assert {file.stem for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text()} == set(
+        RECIPES
+    )

@@ -47,7 +47,10 @@ def faces(count: int = 64, subjects: int = 16, align: Align = SMALL) -> Columns:
 def fold(columns: Columns, val: int = 4, test: int = 2, name: str = "one") -> Fold:
     """The last people tested, those before them for validation."""
     people = sorted(set(columns["subject"].tolist()))
-    parts = {"test": people[len(people) - test :], "val": people[len(people) - test - val : len(people) - test]}
+    parts = {
+        "test": people[len(people) - test :],
+        "val": people[len(people) - test - val : len(people) - test],
+    }
     rows = {part: np.flatnonzero(np.isin(columns["subject"], chosen)) for part, chosen in parts.items()}
     train = np.setdiff1d(np.arange(len(columns["age"])), np.concatenate(list(rows.values())))
     return Fold(name, train, rows["val"], rows["test"])
@@ -83,7 +86,9 @@ def test_a_fold_gives_the_same_whatever_ran_before_it() -> None:
     for name in ("predicted", "low", "high", "quantiles"):
         assert np.array_equal(getattr(first, name), getattr(again, name)), name
     assert [record["loss"] for record in first.log] == [record["loss"] for record in again.log]
-    assert not np.array_equal(first.predicted, run(experiment(**parts, train={"ema": 0.5, "seed": 1})).predicted)
+    assert not np.array_equal(
+        first.predicted, run(experiment(**parts, train={"ema": 0.5, "seed": 1})).predicted
+    )
 
 
 def test_it_learns_from_its_training_faces_alone() -> None:
@@ -96,19 +101,28 @@ def test_it_learns_from_its_training_faces_alone() -> None:
     unknown = in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS)
     assert np.array_equal(unknown.predicted, found.predicted)
     spoilt["age"][chosen.train] = 7
-    assert not np.array_equal(in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS).predicted, found.predicted)
+    assert not np.array_equal(
+        in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS).predicted, found.predicted
+    )
 
 
 def test_the_best_epoch_by_validation_is_the_one_that_predicts() -> None:
     """A last stage throws the weights far off; the validation faces are tested again."""
-    stages = [{"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}}, {"epochs": 1, "optimizer": {"name": "sgd", "lr": 3.0}}]
+    stages = [
+        {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}},
+        {"epochs": 1, "optimizer": {"name": "sgd", "lr": 3.0}},
+    ]
     settings, columns = experiment(train={"calibrate": False, "stages": stages, "clip": 5}), faces()
     chosen = fold(columns)
     found = run(settings, chosen=Fold("again", chosen.train, chosen.val, chosen.val))
     maes = [record["val_mae"] for record in found.log]
     assert maes[-1] != min(maes)
-    assert [record["best"] for record in found.log] == [mae == min(maes[: k + 1]) for k, mae in enumerate(maes)]
-    assert metrics.mean_absolute_error(columns["age"][chosen.val], found.predicted) == pytest.approx(min(maes), abs=1e-3)
+    assert [record["best"] for record in found.log] == [
+        mae == min(maes[: k + 1]) for k, mae in enumerate(maes)
+    ]
+    assert metrics.mean_absolute_error(columns["age"][chosen.val], found.predicted) == pytest.approx(
+        min(maes), abs=1e-3
+    )
 
 
 def test_without_validation_faces_the_last_epoch_counts_uncalibrated() -> None:
@@ -123,7 +137,10 @@ def test_without_validation_faces_the_last_epoch_counts_uncalibrated() -> None:
 def test_calibration_comes_from_the_validation_part() -> None:
     columns = faces(96, 16)
     settings, chosen = experiment(model={"ages": [-15, 120]}, stage={"epochs": 1}), fold(columns, val=6)
-    found, bare = run(settings, columns, chosen), run(settings.model_copy(update=without_calibration(settings)), columns, chosen)
+    found, bare = (
+        run(settings, columns, chosen),
+        run(settings.model_copy(update=without_calibration(settings)), columns, chosen),
+    )
     assert found.calibration.faces == len(chosen.val) >= 30
     assert found.calibration.margin != 0
     line = found.calibration.scale * bare.quantiles + found.calibration.shift
@@ -139,9 +156,16 @@ def without_calibration(settings: Experiment) -> dict[str, Any]:
 
 
 def test_stages_follow_one_another() -> None:
-    stages = [{"name": "head", "epochs": 1, "optimizer": {"body_lr": 0}}, {"name": "all", "epochs": 2, "optimizer": {"lr": 1e-3}}]
+    stages = [
+        {"name": "head", "epochs": 1, "optimizer": {"body_lr": 0}},
+        {"name": "all", "epochs": 2, "optimizer": {"lr": 1e-3}},
+    ]
     found = run(experiment(train={"stages": stages}))
-    assert [(record["stage"], record["epoch"], record["epochs"]) for record in found.log] == [("head", 1, 3), ("all", 2, 3), ("all", 3, 3)]
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in found.log] == [
+        ("head", 1, 3),
+        ("all", 2, 3),
+        ("all", 3, 3),
+    ]
     assert [record["step"] for record in found.log] == [5, 10, 15]  # 40 training faces, 8 a step
 
 
@@ -154,7 +178,12 @@ def test_a_gallery_holds_the_training_faces() -> None:
     """Nobody who is tested trains: among the nearest there is no face of the same person, left out or not."""
     gallery = {"neighbours": 5, "exclude_subject": False, "validation_faces": 20}
     model = {"name": "siamese", "backbone": "resnet18", "decode": {"gallery": gallery}}
-    settings = experiment(model=model, loss={"contrastive": {}, "gender_contrastive": {}}, stage={"epochs": 1}, train={"calibrate": False})
+    settings = experiment(
+        model=model,
+        loss={"contrastive": {}, "gender_contrastive": {}},
+        stage={"epochs": 1},
+        train={"calibrate": False},
+    )
     found, columns = run(settings), faces()
     chosen = fold(columns)
     assert found.besides.keys() == {"female", "neighbours", "own"}
@@ -193,35 +222,68 @@ def remembered(settings: Experiment, columns: Columns) -> Columns:
     ("model", "loss"),
     [
         ({"name": "baseline"}, {"neighborhood": {"normalize": True}}),
-        ({"name": "siamese", "backbone": "resnet18", "decode": {"flip": True, "gallery": {"neighbours": 5}}}, {"contrastive": {}}),
+        (
+            {
+                "name": "siamese",
+                "backbone": "resnet18",
+                "decode": {"flip": True, "gallery": {"neighbours": 5}},
+            },
+            {"contrastive": {}},
+        ),
     ],
     ids=["baseline", "siamese"],
 )
-def test_remembered_features_train_what_pixels_train(model: dict[str, Any], loss: dict[str, Any], flip: int) -> None:
+def test_remembered_features_train_what_pixels_train(
+    model: dict[str, Any], loss: dict[str, Any], flip: int
+) -> None:
     train = {"augment": {**NOTHING, "flip": flip}, "ema": 0.5}
-    settings = experiment(model=model, loss=loss, stage={"optimizer": {"lr": 3e-3, "body_lr": 0}}, train=train, align=Align(size=32))
+    settings = experiment(
+        model=model,
+        loss=loss,
+        stage={"optimizer": {"lr": 3e-3, "body_lr": 0}},
+        train=train,
+        align=Align(size=32),
+    )
     assert frozen.applies(settings, build(settings.model))
     slow, quick = run(settings), run(settings, remembered(settings, faces()), fold(faces()))
-    assert [record["loss"] for record in quick.log] == pytest.approx([record["loss"] for record in slow.log], rel=1e-3)
-    assert [record["val_mae"] for record in quick.log] == pytest.approx([record["val_mae"] for record in slow.log], abs=0.02)
+    assert [record["loss"] for record in quick.log] == pytest.approx(
+        [record["loss"] for record in slow.log], rel=1e-3
+    )
+    assert [record["val_mae"] for record in quick.log] == pytest.approx(
+        [record["val_mae"] for record in slow.log], abs=0.02
+    )
     assert quick.predicted == pytest.approx(slow.predicted, abs=0.02)
     assert slow.log[-1]["loss"] != slow.log[0]["loss"]
 
 
 def test_faces_are_mirrored_as_often_as_asked_for() -> None:
     """Features that tell the two sides apart: what is learnt from each must lie between what either alone teaches."""
-    settings = experiment(stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": {**NOTHING, "flip": 0.5}})
+    settings = experiment(
+        stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": {**NOTHING, "flip": 0.5}}
+    )
     columns = remembered(settings, faces())
     losses = []
     for flip in (0, 0.5, 1):
-        train = settings.train.model_copy(update={"augment": Augment.model_validate({**NOTHING, "flip": flip})})
-        losses.append(run(settings.model_copy(update={"train": train}), columns, fold(faces())).log[0]["loss"])
+        train = settings.train.model_copy(
+            update={"augment": Augment.model_validate({**NOTHING, "flip": flip})}
+        )
+        losses.append(
+            run(settings.model_copy(update={"train": train}), columns, fold(faces())).log[0]["loss"]
+        )
     assert len(set(losses)) == 3
 
 
 def test_the_cluster_module_starts_from_remembered_features() -> None:
-    model = {"name": "cluster_cnn", "backbone": "resnet18", "clusters": 2, "init_faces": 16, "branch_features": 16}
-    settings = experiment(model=model, stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": NOTHING})
+    model = {
+        "name": "cluster_cnn",
+        "backbone": "resnet18",
+        "clusters": 2,
+        "init_faces": 16,
+        "branch_features": 16,
+    }
+    settings = experiment(
+        model=model, stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": NOTHING}
+    )
     found = run(settings, remembered(settings, faces()), fold(faces()))
     assert np.isfinite(found.predicted).all()
 
@@ -251,7 +313,11 @@ def test_the_body_is_taken_out_whole() -> None:
 )
 def test_when_features_may_be_remembered(changes: dict[str, Any], expected: bool) -> None:
     """The body stays in every stage, and no face is changed but by mirroring; `augment` left out means its defaults."""
-    parts = {"stage": {"optimizer": {"body_lr": 0}}, "train": {"augment": {**NOTHING, "flip": 0.5}}, **changes}
+    parts = {
+        "stage": {"optimizer": {"body_lr": 0}},
+        "train": {"augment": {**NOTHING, "flip": 0.5}},
+        **changes,
+    }
     settings = experiment(**parts)
     assert frozen.applies(settings, build(settings.model)) is expected
 

@@ -45,7 +45,9 @@ def faces(count: int, align: Align, seed: int = 0, size: int = 96) -> Columns:
 def batches(columns: Columns, size: int) -> list[Columns]:
     """Whole batches in order."""
     count = len(columns["age"]) // size
-    return [{name: values[size * k : size * (k + 1)] for name, values in columns.items()} for k in range(count)]
+    return [
+        {name: values[size * k : size * (k + 1)] for name, values in columns.items()} for k in range(count)
+    ]
 
 
 def experiment(**parts: Any) -> Experiment:
@@ -80,7 +82,9 @@ def test_an_epoch_reports_means_over_its_steps() -> None:
     assert result.loss == pytest.approx(np.mean([step.loss for step in single]))
     for name in ("cross_entropy", "neighborhood"):
         assert result.terms[name] == pytest.approx(np.mean([step.terms[name] for step in single]))
-    assert result.loss == pytest.approx(0.4 * result.terms["cross_entropy"] + 2 * result.terms["neighborhood"])
+    assert result.loss == pytest.approx(
+        0.4 * result.terms["cross_entropy"] + 2 * result.terms["neighborhood"]
+    )
 
 
 def test_without_augmentation_training_sees_the_faces_that_the_predictor_sees() -> None:
@@ -97,10 +101,14 @@ def test_validation_is_the_posterior_decoded_of_every_face() -> None:
     settings, columns = experiment(train={"augment": EVERYTHING}, model={"dropout": 0.5}), faces(7, SMALL)
     state = started(settings, 1)
     before = copy.deepcopy(state.network.state_dict())
-    true, predicted = validate(state, [*batches(columns, 4), {name: values[4:] for name, values in columns.items()}])
+    true, predicted = validate(
+        state, [*batches(columns, 4), {name: values[4:] for name, values in columns.items()}]
+    )
     assert np.array_equal(true, columns["age"])
     with torch.inference_mode():
-        expected = decode(posterior(state.network.eval(), to_tensors(columns, CPU), settings, False), settings.model)
+        expected = decode(
+            posterior(state.network.eval(), to_tensors(columns, CPU), settings, False), settings.model
+        )
     assert predicted == pytest.approx(expected.numpy(), abs=1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
     assert [len(part) for part in validate(state, [])] == [0, 0]
@@ -108,7 +116,10 @@ def test_validation_is_the_posterior_decoded_of_every_face() -> None:
 
 def test_bf16_trains_close_to_float32() -> None:
     cut = batches(faces(8, SMALL), 8)
-    losses = [train_one_epoch(started(experiment(train={"precision": name}), 1), cut).loss for name in ("float32", "bf16")]
+    losses = [
+        train_one_epoch(started(experiment(train={"precision": name}), 1), cut).loss
+        for name in ("float32", "bf16")
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
 
@@ -117,10 +128,15 @@ def test_pieces_of_a_batch_are_the_whole_batch() -> None:
     """Where no batch statistics are: the same weights after three steps."""
     cut, found = batches(faces(24, SMALL), 8), []
     for pieces in (1, 2, 4):
-        settings = experiment(model={"name": "cluster_cnn", "head": "plain", "depth": "half", "dropout": 0}, train={"accumulate": pieces})
+        settings = experiment(
+            model={"name": "cluster_cnn", "head": "plain", "depth": "half", "dropout": 0},
+            train={"accumulate": pieces},
+        )
         state = started(settings, 3)
         result = train_one_epoch(state, cut)
-        found.append((result.loss, state.step, torch.cat([weight.flatten() for weight in state.network.parameters()])))
+        found.append(
+            (result.loss, state.step, torch.cat([weight.flatten() for weight in state.network.parameters()]))
+        )
     before = torch.cat([weight.flatten() for weight in started(settings, 3).network.parameters()])
     moved = (found[0][2] - before).norm()
     assert moved > 0
@@ -157,7 +173,10 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
 @pytest.mark.slow
 def test_a_compiled_network_trains_like_the_other() -> None:
     cut = batches(faces(8, SMALL), 4)
-    losses = [train_one_epoch(started(experiment(train={"compile": compiled}), 2), cut).loss for compiled in (False, True)]
+    losses = [
+        train_one_epoch(started(experiment(train={"compile": compiled}), 2), cut).loss
+        for compiled in (False, True)
+    ]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -170,7 +189,9 @@ def test_a_frozen_body_stays(name: str) -> None:
     state = started(experiment(model={"name": name}, stage={"optimizer": {"lr": 0.1, "body_lr": 0}}), 3)
     before = copy.deepcopy(state.network.state_dict())
     train_one_epoch(state, batches(faces(12, SMALL), 4))
-    changed = {key for key, tensor in state.network.state_dict().items() if not torch.equal(tensor, before[key])}
+    changed = {
+        key for key, tensor in state.network.state_dict().items() if not torch.equal(tensor, before[key])
+    }
     assert changed >= {"head.weight", "head.bias"}
     assert not [key for key in changed if key.startswith("backbone.")]
 
@@ -212,14 +233,18 @@ def test_clipping_limits_the_length_of_a_step() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_with_term_and_step(spoilt: int) -> None:
     cut = [dict(batch) for batch in batches(faces(12, SMALL), 4)]
     cut[spoilt - 1]["age"] = np.full(4, np.nan, np.float32)
-    with pytest.raises(FloatingPointError, match=rf"^step {spoilt}: loss term loss, neighborhood is not finite"):
+    with pytest.raises(
+        FloatingPointError, match=rf"^step {spoilt}: loss term loss, neighborhood is not finite"
+    ):
         train_one_epoch(started(experiment(), 3), cut)
 
 
 def test_predictions_that_are_not_finite_stop_the_run_before_they_are_taken_for_the_best() -> None:
     """The last step of an epoch can throw the weights out with no loss after it to tell."""
     optimizer = {"name": "sgd", "lr": 1e30}
-    state = started(experiment(stage={"optimizer": optimizer, "schedule": {"name": "constant", "warmup": 0}}), 1)
+    state = started(
+        experiment(stage={"optimizer": optimizer, "schedule": {"name": "constant", "warmup": 0}}), 1
+    )
     assert np.isfinite(train_one_epoch(state, batches(faces(4, SMALL), 4)).loss)
     with pytest.raises(FloatingPointError, match=r"^step 1: predicted ages are not finite"):
         validate(state, batches(faces(4, SMALL), 4))
@@ -248,11 +273,17 @@ def differences(one: Any, other: Any, path: str = "") -> list[str]:
         return [found for key in one for found in differences(one[key], other[key], f"{path}.{key}")]
     if isinstance(one, list | tuple):
         assert len(one) == len(other), path
-        return [found for k, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{path}.{k}")]
+        return [
+            found
+            for k, pair in enumerate(zip(one, other, strict=True))
+            for found in differences(*pair, f"{path}.{k}")
+        ]
     return [] if one == other else [path]
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("baseline", "sgd"), ("baseline", "adamw"), ("cluster_cnn", "adam")])
+@pytest.mark.parametrize(
+    ("name", "optimizer"), [("baseline", "sgd"), ("baseline", "adamw"), ("cluster_cnn", "adam")]
+)
 def test_a_resumed_run_equals_the_uninterrupted_one_in_every_bit(name: str, optimizer: str) -> None:
     stage = {"optimizer": {"name": optimizer, "lr": 1e-3, "body_lr": 5e-4}, "epochs": 2}
     train = {"augment": EVERYTHING, "ema": 0.9, "clip": 1.0, "stages": [stage, {**stage, "name": "second"}]}
@@ -287,7 +318,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_in_every_bit(name: str, opti
 
 
 def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit() -> None:
-    settings = experiment(train={"augment": EVERYTHING, "ema": 0.9, "precision": "fp16"}, model={"dropout": 0.3})
+    settings = experiment(
+        train={"augment": EVERYTHING, "ema": 0.9, "precision": "fp16"}, model={"dropout": 0.3}
+    )
     cut, kept = batches(faces(20, SMALL), 4), list[bytes]()
     whole, seen = started(settings, 10), list[tuple[int, int]]()
 
@@ -303,7 +336,13 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit
     resumed = new_state(settings, CPU)
     resumed.load_state_dict(torch.load(io.BytesIO(kept[0]), weights_only=True), 10)
     assert (resumed.step, resumed.partial.steps, resumed.partial.images) == (2, 2, 8)
-    again = train_one_epoch(resumed, cut[resumed.partial.steps :], lambda step, images: seen.append((step, images)), lambda: None, 2)
+    again = train_one_epoch(
+        resumed,
+        cut[resumed.partial.steps :],
+        lambda step, images: seen.append((step, images)),
+        lambda: None,
+        2,
+    )
     assert seen == [(3, 12), (4, 16), (5, 20)]
     assert (again.loss, again.terms, again.images) == (result.loss, result.terms, result.images)
     assert again.seconds > resumed.partial.seconds

@@ -40,7 +40,9 @@ def test_every_parameter_has_its_rate_and_its_decay(model: Model, name: str) -> 
     found = settings_of(make_optimizer(network, network.head_parameters(), config))
     for label, parameter in network.named_parameters():
         lr = 0.3 if label.startswith("head.") else 0.02
-        assert found[id(parameter)] == (lr, 0.0 if label.endswith("bias") or parameter.ndim == 1 else 0.01), label
+        assert found[id(parameter)] == (lr, 0.0 if label.endswith("bias") or parameter.ndim == 1 else 0.01), (
+            label
+        )
 
 
 def test_without_a_rate_of_its_own_the_body_takes_the_heads() -> None:
@@ -83,7 +85,9 @@ GRADIENTS = (torch.tensor([[0.5, 1.0]]), torch.tensor([[-0.25, 2.0]]), torch.ten
 def test_sgd_is_nesterovs_with_an_l2_penalty() -> None:
     network, rate, momentum, decay = Tiny(), 0.1, 0.9, 0.01
     expected, velocity = network.weight.detach().clone(), torch.zeros(1, 2)
-    optimizer = make_optimizer(network, [], Config(name="sgd", lr=rate, momentum=momentum, weight_decay=decay))
+    optimizer = make_optimizer(
+        network, [], Config(name="sgd", lr=rate, momentum=momentum, weight_decay=decay)
+    )
     assert isinstance(optimizer, SGD)
     for step, gradient in enumerate(GRADIENTS):
         network.step(optimizer, gradient)
@@ -112,7 +116,9 @@ def test_adam_and_adamw_by_hand(name: str, kind: type[Optimizer]) -> None:
 
 def test_sgd_without_momentum_is_plain() -> None:
     network = Tiny()
-    network.step(make_optimizer(network, [], Config(name="sgd", lr=0.5, momentum=0, weight_decay=0)), GRADIENTS[0])
+    network.step(
+        make_optimizer(network, [], Config(name="sgd", lr=0.5, momentum=0, weight_decay=0)), GRADIENTS[0]
+    )
     torch.testing.assert_close(network.weight.detach(), torch.tensor([[0.75, -2.5]]))
 
 
@@ -124,9 +130,15 @@ def test_sgd_without_momentum_is_plain() -> None:
     [
         ({"name": "constant", "warmup": 0}, {0: 1, 57: 1, 99: 1}),
         ({"name": "constant", "warmup": 0.05}, {0: 0.2, 1: 0.4, 4: 1, 5: 1, 99: 1}),
-        ({"name": "cosine", "warmup": 0}, {0: 1, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 75: 0.5 - math.sqrt(0.125), 100: 0}),
+        (
+            {"name": "cosine", "warmup": 0},
+            {0: 1, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 75: 0.5 - math.sqrt(0.125), 100: 0},
+        ),
         ({"name": "cosine", "warmup": 0.2}, {0: 0.05, 9: 0.5, 19: 1, 20: 1, 60: 0.5, 100: 0}),
-        ({"name": "step", "warmup": 0, "milestones": [0.5, 0.75]}, {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01}),
+        (
+            {"name": "step", "warmup": 0, "milestones": [0.5, 0.75]},
+            {0: 1, 49: 1, 50: 0.1, 74: 0.1, 75: 0.01, 99: 0.01},
+        ),
         ({"name": "step", "warmup": 0.1, "milestones": [0.3]}, {0: 0.1, 9: 1, 10: 1, 29: 1, 30: 0.1}),
         ({"name": "step", "warmup": 0, "milestones": []}, {0: 1, 99: 1}),
     ],

@@ -47,7 +47,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first, _ = faces.write_faces_table(folder, 192, subjects=64, size=80, shards=2)
     table = pq.read_table(first)
     spoilt = table.slice(0, BROKEN).to_pylist()
-    rows = [row | {"key": f"broken-{k}", "subject": None, "image": b"no picture"} for k, row in enumerate(spoilt)]
+    rows = [
+        row | {"key": f"broken-{k}", "subject": None, "image": b"no picture"} for k, row in enumerate(spoilt)
+    ]
     pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]), first)
     return folder
 
@@ -79,7 +81,14 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": train,
         "data": {"name": "drawn", "shards": str(shards)},
         "protocol": {"val": 0.2, "test": 0.2},
-        "scale": {"gpu": False, "threads": 1, "progress": False, "decode_batch": 16, "object_store_mib": 256, "checkpoint_steps": 3},
+        "scale": {
+            "gpu": False,
+            "threads": 1,
+            "progress": False,
+            "decode_batch": 16,
+            "object_store_mib": 256,
+            "checkpoint_steps": 3,
+        },
     }
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -89,7 +98,9 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Run:
     """A finished run: its settings, plan and folder, and what it showed on the way."""
 
-    def __init__(self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None) -> None:
+    def __init__(
+        self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None
+    ) -> None:
         self.experiment: Experiment = config.load([str(file)], [f"scale.runs={runs}", *words])
         self.plan = plan.make(self.experiment)
         self.folder, self.shown, self.started_with = Path(self.plan.folder), list[Record](), list[bytes]()
@@ -102,7 +113,9 @@ class Run:
 
     def _show(self, record: Record) -> None:
         with suppress(OSError):  # a process that ended while it was looked at: the next record finds them
-            self.started_with = self.started_with or [Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())]
+            self.started_with = self.started_with or [
+                Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())
+            ]
         self.shown.append(record)
 
     @property
@@ -121,7 +134,11 @@ def last_state(folder: Path) -> dict[str, Any]:
 
 
 def labelled(shards: Path) -> list[Record]:
-    return [row for file in sorted(shards.glob("*.parquet")) for row in pq.read_table(file, columns=["key", "subject", "age"]).to_pylist()]
+    return [
+        row
+        for file in sorted(shards.glob("*.parquet"))
+        for row in pq.read_table(file, columns=["key", "subject", "age"]).to_pylist()
+    ]
 
 
 # --- what a run leaves behind ---------------------------------------------------------------------------------------
@@ -129,16 +146,31 @@ def labelled(shards: Path) -> list[Record]:
 
 def test_a_worker_keeps_the_memory_that_it_frees(run: Run) -> None:
     [variables] = run.started_with
-    assert {f"{name}={value}".encode() for name, value in cluster.environment().items()} <= set(variables.split(b"\0"))
+    assert {f"{name}={value}".encode() for name, value in cluster.environment().items()} <= set(
+        variables.split(b"\0")
+    )
 
 
 def test_the_run_folder(run: Run, settings: Path) -> None:
     names = {file.name for file in run.folder.iterdir()}
     assert names == {
-        *("config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "bundle", "state.pt", "curves.png", "tensorboard"),
+        *(
+            "config.yaml",
+            "split.parquet",
+            "log.jsonl",
+            "best.safetensors",
+            "bundle",
+            "state.pt",
+            "curves.png",
+            "tensorboard",
+        ),
     }
     assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert {file.name for file in (run.folder / "bundle").iterdir()} == {"model.safetensors", "config.yaml", "card.json"}
+    assert {file.name for file in (run.folder / "bundle").iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "card.json",
+    }
     assert run.folder.name == f"baseline-drawn-{config.digest(run.experiment)}"
     elsewhere = config.load([str(settings)], ["scale.runs=/elsewhere", "scale.threads=7"])
     assert plan.run_folder(elsewhere) == f"/elsewhere/{run.folder.name}"
@@ -156,7 +188,9 @@ def test_the_split_is_that_of_the_protocol(run: Run, shards: Path) -> None:
     expected = divided.parts
     assert run.plan.facts["notes"] == divided.notes
     assert len(divided.notes) == 1
-    assert divided.notes[0].endswith("training and test faces have no subject: a person may be in both, and nothing tells")
+    assert divided.notes[0].endswith(
+        "training and test faces have no subject: a person may be in both, and nothing tells"
+    )
     assert splits.load(str(run.folder / "split.parquet")) == expected
     assert run.plan.parts == {name: len(keys) for name, keys in expected.items()}
     assert run.plan.steps == [64 // 16, len(expected["train"]) // 16]
@@ -164,7 +198,11 @@ def test_the_split_is_that_of_the_protocol(run: Run, shards: Path) -> None:
 
 def test_the_log_has_a_record_an_epoch(run: Run) -> None:
     log = run.log
-    assert [(record["stage"], record["epoch"], record["epochs"]) for record in log] == [("warm", 1, 3), ("main", 2, 3), ("main", 3, 3)]
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in log] == [
+        ("warm", 1, 3),
+        ("main", 2, 3),
+        ("main", 3, 3),
+    ]
     broken = sum(key.startswith("broken") for key in splits.load(str(run.folder / "split.parquet"))["train"])
     assert broken > 2
     steps = 0
@@ -181,7 +219,9 @@ def test_the_log_has_a_record_an_epoch(run: Run) -> None:
         assert record["images_s"] > 0
         assert record["seconds"] > 0
     found = [record["val_mae"] for record in log]
-    assert [record["best"] for record in log] == [value == min(found[: k + 1]) for k, value in enumerate(found)]
+    assert [record["best"] for record in log] == [
+        value == min(found[: k + 1]) for k, value in enumerate(found)
+    ]
 
 
 def test_progress_is_shown_while_it_trains(run: Run) -> None:
@@ -196,7 +236,10 @@ def test_progress_is_shown_while_it_trains(run: Run) -> None:
 
 
 def test_the_bundle_is_the_best_epoch_stored_small(run: Run) -> None:
-    best, stored = load_file(run.folder / "best.safetensors"), load_file(run.folder / "bundle" / "model.safetensors")
+    best, stored = (
+        load_file(run.folder / "best.safetensors"),
+        load_file(run.folder / "bundle" / "model.safetensors"),
+    )
     assert best.keys() == stored.keys()
     for name, tensor in best.items():
         torch.testing.assert_close(stored[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-4)
@@ -211,8 +254,12 @@ def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
     predictor = Predictor(bundle.load(str(run.folder)), "cpu", threads=1)
     true, said = [], []
     for file in sorted(shards.glob("*.parquet")):
-        table = pq.read_table(file, columns=["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"])
-        rows = decode_rows(table, run.experiment.align.model_dump(mode="json"), str(run.folder / "split.parquet"), part)
+        table = pq.read_table(
+            file, columns=["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
+        )
+        rows = decode_rows(
+            table, run.experiment.align.model_dump(mode="json"), str(run.folder / "split.parquet"), part
+        )
         fine = rows["error"] == ""
         true.append(rows["age"][fine])
         said.append(predictor.predict(rows["canvas"][fine], rows["points"][fine], rows["box"][fine]))
@@ -227,7 +274,11 @@ def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
     training = [ages[key] for key in parts["train"]]
     assert (card["model"], card["epochs"]) == ("baseline", 3)
     facts = card["training"]
-    assert facts["train_digest"] == splits.train_digest(parts["train"]) != splits.train_digest(parts["train"][1:])
+    assert (
+        facts["train_digest"]
+        == splits.train_digest(parts["train"])
+        != splits.train_digest(parts["train"][1:])
+    )
     assert facts["train_ages"] == {"median": np.median(training), "min": min(training), "max": max(training)}
     assert facts["faces"] == {name: len(keys) for name, keys in parts.items()}
     assert (facts["data"], facts["outside_bins"]) == ("drawn", 0)
@@ -237,7 +288,9 @@ def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
     expected = metrics.summary(true, age, low, high, facts["train_ages"]["median"])
     assert card["validation"]["images"] == expected["images"]
     assert card["validation"]["mae"] == pytest.approx(expected["mae"], abs=0.02)
-    assert card["validation"]["interval"]["coverage"] == pytest.approx(expected["interval"]["coverage"], abs=0.03)
+    assert card["validation"]["interval"]["coverage"] == pytest.approx(
+        expected["interval"]["coverage"], abs=0.03
+    )
     assert card["validation"]["interval"]["coverage"] >= 0.9
     assert card["validation"]["constant"] == expected["constant"]
 
@@ -251,7 +304,9 @@ def test_a_finished_run_is_refused(run: Run, settings: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fresh_repeats_a_finished_run(run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fresh_repeats_a_finished_run(
+    run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / run.folder.name
     shutil.copytree(run.folder, folder)
     words = [str(settings), f"scale.runs={tmp_path}"]
@@ -297,7 +352,11 @@ def checkpoints(folder: Path, count: int, over: Callable[[], bool]) -> None:
 
 def trainers(pid: int) -> list[int]:
     """Training workers among a process's descendants."""
-    return [child for child in descendants(pid) if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return [
+        child
+        for child in descendants(pid)
+        if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 @pytest.mark.slow
@@ -359,14 +418,18 @@ def test_faces_aligned_by_actors_train_the_same_network(run: Run, settings: Path
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 @pytest.mark.parametrize("victim", ["worker", "driver"])
-def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(victim: str, run: Run, settings: Path, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    victim: str, run: Run, settings: Path, tmp_path: Path
+) -> None:
     """Killed in the middle of an epoch, whoever is killed: every weight and figure is that of a run that was left alone."""
     command = [sys.executable, "-m", "jobs.train", str(settings), f"scale.runs={tmp_path}"]
     folder = tmp_path / run.folder.name
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
     try:
-        checkpoints(folder, 4, lambda: first.poll() is not None)  # after 3 and 4 steps, 6 and 9: the second epoch has begun
+        checkpoints(
+            folder, 4, lambda: first.poll() is not None
+        )  # after 3 and 4 steps, 6 and 9: the second epoch has begun
         family = descendants(first.pid)
         if victim == "worker":
             os.kill(trainers(first.pid)[0], signal.SIGKILL)
@@ -394,7 +457,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(victim: str, r
 
 
 @pytest.mark.slow
-def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(settings: Path, tmp_path: Path, ray_local: None) -> None:
+def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
+    settings: Path, tmp_path: Path, ray_local: None
+) -> None:
     """The disk is as good as full: nothing can be written where the checkpoint's draft would stand."""
 
     def spoil(folder: Path) -> None:
@@ -403,7 +468,9 @@ def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(setting
         folder.rename(tmp_path / "away")
         folder.write_text("no folder any more")
 
-    with pytest.raises(UserError, match=r"state\.pt: .*(file or a folder|Not a directory|cannot be reached)") as caught:
+    with pytest.raises(
+        UserError, match=r"state\.pt: .*(file or a folder|Not a directory|cannot be reached)"
+    ) as caught:
         Run(settings, tmp_path / "runs", watch=spoil)
     assert "\n" not in str(caught.value)
     assert last_state(tmp_path / "away")["progress"]["step"] >= 3
@@ -422,23 +489,40 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["data.shards=null"], "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"),
+        (
+            ["data.shards=null"],
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface",
+        ),
         (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
-        (["data.shards=PLACE/empty"], "data.shards=PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare"),
-        (["train.batch_size=200"], "train.batch_size=200: PLACE/warm has only 64 training faces; lower it or add faces"),
-        (["train.stages.0.shards=PLACE/empty"], "PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare"),
+        (
+            ["data.shards=PLACE/empty"],
+            "data.shards=PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+        ),
+        (
+            ["train.batch_size=200"],
+            "train.batch_size=200: PLACE/warm has only 64 training faces; lower it or add faces",
+        ),
+        (
+            ["train.stages.0.shards=PLACE/empty"],
+            "PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+        ),
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (
             ["scale.workers=3"],
             "train.batch_size=16: cannot be cut into equal parts for 3 workers; choose a multiple of 3, or other scale.workers",
         ),
         (["scale.workers=[4, 2]"], "scale.workers=[4, 2]: give the least number first"),
-        (["scale.workers=8", "train.accumulate=4"], "for 8 workers in 4 pieces each (train.accumulate); choose a multiple of 32"),
+        (
+            ["scale.workers=8", "train.accumulate=4"],
+            "for 8 workers in 4 pieces each (train.accumulate); choose a multiple of 32",
+        ),
         (["protocol.val=0.99", "protocol.test=0"], "has only 3 training faces; lower it or add faces"),
         (["model.weights=PLACE/none.safetensors"], "PLACE/none.safetensors: not found"),
     ],
 )
-def test_mistakes_that_are_found_before_anything_is_written(words: list[str], message: str, settings: Path, tmp_path: Path) -> None:
+def test_mistakes_that_are_found_before_anything_is_written(
+    words: list[str], message: str, settings: Path, tmp_path: Path
+) -> None:
     (settings.parent / "empty").mkdir(exist_ok=True)
     place = str(settings.parent)
     said = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
@@ -457,16 +541,23 @@ def test_shards_that_are_none(content: str, settings: Path, tmp_path: Path) -> N
         pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3.0]}), tmp_path / "other" / "part.parquet")
     else:
         (tmp_path / "other" / "part.parquet").write_bytes(b"nonsense")
-    assert str(tmp_path / "other") in mistake(settings, tmp_path / "runs", f"data.shards={tmp_path / 'other'}")
+    assert str(tmp_path / "other") in mistake(
+        settings, tmp_path / "runs", f"data.shards={tmp_path / 'other'}"
+    )
 
 
 def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: None) -> None:
     assert mistake(settings, tmp_path, "scale.gpu=true").startswith(
         "scale.gpu=true: the cluster has 0 GPUs for 1 workers; set scale.gpu=false"
     )
-    for words in (["scale.workers=16"], ["scale.workers=[8, 16]", "train.batch_size=720720"], ["scale.cpus_per_worker=9"]):
+    for words in (
+        ["scale.workers=16"],
+        ["scale.workers=[8, 16]", "train.batch_size=720720"],
+        ["scale.cpus_per_worker=9"],
+    ):
         with pytest.raises(
-            UserError, match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside one CPU that"
+            UserError,
+            match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside one CPU that",
         ):
             train_run._scaling(config.load([str(settings)], words))
     assert not [thread.name for thread in threading.enumerate() if "(_listen)" in thread.name]
@@ -486,7 +577,14 @@ def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_loc
     """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained weights."""
     faces.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
     with pytest.raises(Exception, match="landmarks") as caught:
-        job.main([str(settings), f"scale.runs={tmp_path}", f"data.shards={tmp_path / 'bare'}", "train.stages=[{epochs: 1}]"])
+        job.main(
+            [
+                str(settings),
+                f"scale.runs={tmp_path}",
+                f"data.shards={tmp_path / 'bare'}",
+                "train.stages=[{epochs: 1}]",
+            ]
+        )
     found = cli.mistake_behind(caught.value)
     assert found is not None
     assert str(found).startswith(f"data.shards={tmp_path / 'bare'}: ")
@@ -495,7 +593,12 @@ def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_loc
 
 def test_the_log_of_a_run_without_validation_faces_is_json() -> None:
     line = plan.to_lines([{"epoch": 1, "val_mae": float("nan"), "loss": 4.5, "best": True}])
-    assert json.loads(line, parse_constant=pytest.fail) == {"epoch": 1, "val_mae": None, "loss": 4.5, "best": True}
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "epoch": 1,
+        "val_mae": None,
+        "loss": 4.5,
+        "best": True,
+    }
 
 
 def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:

@@ -71,7 +71,9 @@ def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
         assert len(rows) == len(ages)
         times = np.bincount(rows, minlength=len(ages))
         assert (np.abs(times - found) < 1).all()
-    seen = sampler.shuffled(RowIndex.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True)
+    seen = sampler.shuffled(
+        RowIndex.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True
+    )
     assert Counter(year[seen].tolist())[90.0] == 10
 
 
@@ -83,12 +85,20 @@ def test_faces_that_are_alike_in_age_are_not_changed() -> None:
 # --- batches out of a stream ----------------------------------------------------------------------------------------
 
 
-def blocks(count: int, size: int, broken: tuple[int, ...] = (), gone: tuple[int, ...] = ()) -> Iterator[Columns]:
+def blocks(
+    count: int, size: int, broken: tuple[int, ...] = (), gone: tuple[int, ...] = ()
+) -> Iterator[Columns]:
     for first in range(0, count, size):
         rows = np.array([row for row in range(first, min(first + size, count)) if row not in gone], np.int64)
         errors = np.array(["no picture" if row in broken else "" for row in rows], object)
         keys = np.array([f"face-{row}" for row in rows], object)
-        yield {"row": rows, "key": keys, "error": errors, "age": rows.astype(np.float32), "canvas": rows[:, None] * np.ones((1, 3))}
+        yield {
+            "row": rows,
+            "key": keys,
+            "error": errors,
+            "age": rows.astype(np.float32),
+            "canvas": rows[:, None] * np.ones((1, 3)),
+        }
 
 
 def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
@@ -115,14 +125,19 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_workers(world: int) -> None:
     rows = np.arange(16)
-    streams = [OrderedBatches(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world)) for rank in range(world)]
+    streams = [
+        OrderedBatches(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world))
+        for rank in range(world)
+    ]
     batches = list(zip(*streams, strict=True))
     found = [np.concatenate([part["row"] for part in parts]) for parts in batches]
     assert [batch.tolist() for batch in found] == [[0, 0, 2, 3, 4, 5, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15]]
     # a face comes with the number of its own place, whose random map it is given
     slots = np.concatenate([part["slot"] + rank * 8 // world for rank, part in enumerate(batches[0])])
     assert slots.tolist() == found[0].tolist()
-    assert [row for stream in streams for row in stream.skipped][:3] == [(f"face-{row}", "no picture") for row in (1, 6, 7)]
+    assert [row for stream in streams for row in stream.skipped][:3] == [
+        (f"face-{row}", "no picture") for row in (1, 6, 7)
+    ]
 
 
 def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
@@ -130,7 +145,11 @@ def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
     taken = list(ordered)
     assert [batch["row"].tolist() for batch in taken] == [[0, 1], [1, 1], [4, 5], [7, 7]]
     assert [batch["slot"].tolist() for batch in taken] == [[0, 1], [0, 1], [0, 1], [1, 1]]
-    assert ordered.skipped == [("face-2", "no picture"), ("face-3", "no picture"), ("row 6", "the shards no longer hold it")]
+    assert ordered.skipped == [
+        ("face-2", "no picture"),
+        ("face-3", "no picture"),
+        ("row 6", "the shards no longer hold it"),
+    ]
     begin = OrderedBatches(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
     assert [batch["row"].tolist() for batch in begin] == [[2, 2], [2, 3]]
     none = OrderedBatches(blocks(4, 2, broken=(0, 1, 2, 3)), np.arange(4).reshape(2, 2))
@@ -167,14 +186,21 @@ def test_reading_ahead_ends_with_its_reader() -> None:
             break
     count = len(taken)
     assert count <= 8
-    assert next(iter(Prefetcher(endless(), 1, CPU))) == count  # the thread before has ended: nobody else counts
+    assert (
+        next(iter(Prefetcher(endless(), 1, CPU))) == count
+    )  # the thread before has ended: nobody else counts
 
 
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"network": {"weight": torch.full((4,), float(step))}, "progress": {"step": step}, "log": [{"loss": 0.5}], "pair": (1, None)}
+    return {
+        "network": {"weight": torch.full((4,), float(step))},
+        "progress": {"step": step},
+        "log": [{"loss": 0.5}],
+        "pair": (1, None),
+    }
 
 
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
@@ -194,7 +220,9 @@ def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     }
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "state.pt"
     keeper = AsyncCheckpointer(str(place))
     keeper.keep(state(1))
@@ -233,7 +261,15 @@ def test_a_checkpoint_that_is_none(content: bytes | None, tmp_path: Path) -> Non
 
 def log(epochs: int) -> list[dict[str, Any]]:
     return [
-        {"epoch": k, "loss": 5.0 - k, "loss.triplet": 0.1 * k, "val_mae": 9.0 - k, "best": True, "stage": "main", "time": 1e9 + k}
+        {
+            "epoch": k,
+            "loss": 5.0 - k,
+            "loss.triplet": 0.1 * k,
+            "val_mae": 9.0 - k,
+            "best": True,
+            "stage": "main",
+            "time": 1e9 + k,
+        }
         for k in range(1, epochs + 1)
     ]
 
@@ -249,8 +285,13 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
         found.append(Event.FromString(rest[12 : 12 + size]))
         rest = rest[16 + size :]
     assert found[0].file_version == "brain.Event:2"
-    read = [(event.step, {value.tag: round(value.simple_value, 4) for value in event.summary.value}) for event in found[1:]]
-    assert read == [(k, {"loss": 5.0 - k, "loss/triplet": round(0.1 * k, 4), "val_mae": 9.0 - k}) for k in (1, 2, 3)]
+    read = [
+        (event.step, {value.tag: round(value.simple_value, 4) for value in event.summary.value})
+        for event in found[1:]
+    ]
+    assert read == [
+        (k, {"loss": 5.0 - k, "loss/triplet": round(0.1 * k, 4), "val_mae": 9.0 - k}) for k in (1, 2, 3)
+    ]
 
 
 def test_curves_are_a_picture_also_without_validation_faces() -> None:

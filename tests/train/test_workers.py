@@ -51,7 +51,9 @@ def settings(name: str) -> Experiment:
 
 
 def merged(base: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    return base | {key: merged(base[key], value) if isinstance(value, dict) else value for key, value in more.items()}
+    return base | {
+        key: merged(base[key], value) if isinstance(value, dict) else value for key, value in more.items()
+    }
 
 
 def part(columns: Columns, rank: int, world: int) -> Columns:
@@ -77,8 +79,14 @@ def judged(name: str) -> list[float]:
     """Ages of five faces, of which worker 0 has one more than worker 1, by a gallery of nine."""
     experiment, (rank, world) = settings(name), distributed.rank_and_world()
     state = new_state(experiment, CPU)
-    drawn = faces(9, experiment.align) | {"row": torch.arange(9).numpy(), "subject": torch.zeros(9, dtype=torch.int64).numpy()}
-    own = [{key: values[rank::world][:5] for key, values in drawn.items()}, {key: values[rank::world][5:] for key, values in drawn.items()}]
+    drawn = faces(9, experiment.align) | {
+        "row": torch.arange(9).numpy(),
+        "subject": torch.zeros(9, dtype=torch.int64).numpy(),
+    }
+    own = [
+        {key: values[rank::world][:5] for key, values in drawn.items()},
+        {key: values[rank::world][5:] for key, values in drawn.items()},
+    ]
     gallery = build_gallery(state, [batch for batch in own if len(batch["age"])])
     true, said = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
     assert true.tolist() == drawn["age"][:5].tolist()
@@ -87,7 +95,9 @@ def judged(name: str) -> list[float]:
 
 def augmented() -> Tensor:
     """The whole batch as the workers see it, with every change on."""
-    experiment = merged(settings("baseline").model_dump(), {"train": {"augment": {"tint": 0.2, "gamma": 0.3, "gray": 0.5}}})
+    experiment = merged(
+        settings("baseline").model_dump(), {"train": {"augment": {"tint": 0.2, "gamma": 0.3, "gray": 0.5}}}
+    )
     state = new_state(Experiment.model_validate(experiment), CPU)
     own = part(faces(8, state.config.align), *distributed.rank_and_world())
     return distributed.all_gather(augmented_faces(state, to_tensors(own, CPU))[0])
@@ -105,7 +115,11 @@ def normalised() -> dict[str, Tensor]:
     distributed.average(parameter.grad for parameter in norm.parameters() if parameter.grad is not None)
     assert own.grad is not None
     found = {"out": out.detach(), "input": distributed.all_gather(own.grad / world), **norm.state_dict()}
-    return found | {f"{name} grad": parameter.grad for name, parameter in norm.named_parameters() if parameter.grad is not None}
+    return found | {
+        f"{name} grad": parameter.grad
+        for name, parameter in norm.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def everything() -> dict[str, Any]:
@@ -115,7 +129,9 @@ def everything() -> dict[str, Any]:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
     torch.save(everything(), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -160,7 +176,13 @@ def test_batch_statistics_of_the_whole_batch(found: Any) -> None:
     one, first, _ = found
     assert first["normalised"].keys() == one["normalised"].keys()
     for name, tensor in one["normalised"].items():
-        torch.testing.assert_close(first["normalised"][name], tensor, rtol=1e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            first["normalised"][name],
+            tensor,
+            rtol=1e-4,
+            atol=2e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 # --- aligned elsewhere ----------------------------------------------------------------------------------------------
@@ -172,7 +194,10 @@ def test_a_face_that_stands_in_brings_its_own_map() -> None:
     still = dict.fromkeys(type(base.train.augment).model_fields, 0.0) | {"rotation": 20.0}
     experiment = Experiment.model_validate(merged(base.model_dump(), {"train": {"augment": still}}))
     drawn = {name: values[[0, 0]] for name, values in faces(2, experiment.align).items()}
-    seen = [augmented_faces(new_state(experiment, CPU), to_tensors(drawn | extra, CPU))[1] for extra in ({}, {"slot": np.array([0, 0])})]
+    seen = [
+        augmented_faces(new_state(experiment, CPU), to_tensors(drawn | extra, CPU))[1]
+        for extra in ({}, {"slot": np.array([0, 0])})
+    ]
     torch.testing.assert_close(seen[1], seen[0][[0, 0]], atol=1e-4, rtol=0)
     assert float((seen[0][0] - seen[0][1]).abs().max()) > 0.1
 
@@ -186,16 +211,22 @@ def test_faces_aligned_ahead_are_those_that_the_worker_aligns() -> None:
     maps = maps_ahead(2, 4, experiment.align.size, experiment.train.augment, other.generator)
     aligner = Aligner(experiment.align.model_dump(mode="json"), rows.reshape(-1), maps.flatten(0, 1).numpy())
     parts = [np.array([0, 1, 2, 3]), np.array([4, 5, 6])]
-    blocks = [aligner({**{name: values[part] for name, values in drawn.items()}, "row": part}) for part in parts]
+    blocks = [
+        aligner({**{name: values[part] for name, values in drawn.items()}, "row": part}) for part in parts
+    ]
     assert sum(len(block["row"]) for block in blocks) == 8
     assert not {"canvas", "box"} & blocks[0].keys()
     for step, batch in enumerate(rows):
         place = {int(row): (block, at) for block in blocks for at, row in enumerate(block["row"])}
         chosen = [place[4 * step + slot] for slot in range(4)]
-        ready = {name: np.stack([block[name][at] for block, at in chosen]) for name in ("aligned", "points", "age")}
+        ready = {
+            name: np.stack([block[name][at] for block, at in chosen]) for name in ("aligned", "points", "age")
+        }
         assert ready["age"].tolist() == drawn["age"][batch].tolist()
         seen = augmented_faces(other, to_tensors(ready, CPU))
-        expected = augmented_faces(state, to_tensors({name: values[batch] for name, values in drawn.items()}, CPU))
+        expected = augmented_faces(
+            state, to_tensors({name: values[batch] for name, values in drawn.items()}, CPU)
+        )
         torch.testing.assert_close(seen[0], expected[0], atol=1e-3, rtol=0)
         torch.testing.assert_close(seen[1], expected[1], atol=1e-4, rtol=0)
     assert torch.equal(state.generator.get_state(), other.generator.get_state())

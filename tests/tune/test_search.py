@@ -27,7 +27,10 @@ from jobs import tune
 
 NOTHING = dict.fromkeys(("rotation", "scale", "translation", "brightness", "contrast", "saturation"), 0)
 SIGMA, MARGIN = "loss.neighborhood.sigma", "loss.triplet.margin"
-SPACE = {SIGMA: {"kind": "loguniform", "low": 1, "high": 20}, MARGIN: {"kind": "uniform", "low": 0.1, "high": 2}}
+SPACE = {
+    SIGMA: {"kind": "loguniform", "low": 1, "high": 20},
+    MARGIN: {"kind": "uniform", "low": 0.1, "high": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +85,41 @@ def one(path: str, **dimension: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (one("loss.neigborhood.sigma"), "space.yaml:3: loss.neigborhood.sigma: no such setting; did you mean 'loss.neighborhood.sigma'?"),
+        (
+            one("loss.neigborhood.sigma"),
+            "space.yaml:3: loss.neigborhood.sigma: no such setting; did you mean 'loss.neighborhood.sigma'?",
+        ),
         (one("loss.sigma"), "no such setting; did you mean 'loss.neighborhood.sigma'?"),
         (one("train.stages.0.optimizer.learning_rate"), "no such setting"),
         (one("loss.neighborhood"), "is a group of settings; name one, e.g. loss.neighborhood."),
-        (one("loss.sord.alpha"), "loss.sord is off in this experiment; turn it on (loss.sord={}); or mark it optional: true"),
+        (
+            one("loss.sord.alpha"),
+            "loss.sord is off in this experiment; turn it on (loss.sord={}); or mark it optional: true",
+        ),
         (one("loss.sord.alpha", optional=True), "nothing is left to search"),
         (one("align.coverage"), "align.coverage: is held fixed in a search"),
         (one("train.seed"), "train.seed: is held fixed in a search"),
         (one("train.stages.0.epochs"), "is held fixed in a search"),
-        (one(MARGIN, low=-1), "space.yaml:3: loss.triplet.margin: -1.0 is not allowed (allowed: a number, above 0)"),
+        (
+            one(MARGIN, low=-1),
+            "space.yaml:3: loss.triplet.margin: -1.0 is not allowed (allowed: a number, above 0)",
+        ),
         (one(SIGMA, low=3), "low must be below high; got 3 and 2"),
         ({"space": {}}, "nothing to search"),
-        ({"metric": "val_mea"}, "'val_mea' is never reported; did you mean 'val_mae'? (reported: val_mae, loss, "),
+        (
+            {"metric": "val_mea"},
+            "'val_mea' is never reported; did you mean 'val_mae'? (reported: val_mae, loss, ",
+        ),
         ({"metric": "loss.sord"}, "'loss.sord' is never reported"),
-        ({"metric": "loss"}, "loss is another quantity in each trial where loss.neighborhood.sigma is searched; use val_mae"),
+        (
+            {"metric": "loss"},
+            "loss is another quantity in each trial where loss.neighborhood.sigma is searched; use val_mae",
+        ),
     ],
 )
-def test_a_search_that_cannot_be_is_told_in_one_line(recipe: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+def test_a_search_that_cannot_be_is_told_in_one_line(
+    recipe: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
     assert message in mistake(recipe, tmp_path, **settings)
 
 
@@ -140,7 +160,14 @@ def space(recipe: Path, tmp_path: Path) -> Space:
 
 
 def trial(number: int, values: dict[str, Any], score: float) -> Trial:
-    return Trial(number, values, "finished", [{"epoch": 3, "epochs": 3, "val_mae": score, "seconds": 1.0}], "val_mae", number)
+    return Trial(
+        number,
+        values,
+        "finished",
+        [{"epoch": 3, "epochs": 3, "val_mae": score, "seconds": 1.0}],
+        "val_mae",
+        number,
+    )
 
 
 def test_proposals_follow_from_what_was_tried_and_find_the_valley(space: Space) -> None:
@@ -184,10 +211,18 @@ def test_intervals_over_seeds_hold_what_they_promise() -> None:
 
 # --- on Ray ---------------------------------------------------------------------------------------------------------
 
-SMALL = {"trials": 4, "startup": 2, "at_once": 1, "asha": {"grace_epochs": 1, "reduction": 2}, "finalists": {"count": 1, "seeds": 2}}
+SMALL = {
+    "trials": 4,
+    "startup": 2,
+    "at_once": 1,
+    "asha": {"grace_epochs": 1, "reduction": 2},
+    "finalists": {"count": 1, "seeds": 2},
+}
 
 
-def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(recipe: Path, tmp_path: Path, ray_local: None) -> None:
+def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
+    recipe: Path, tmp_path: Path, ray_local: None
+) -> None:
     shown: list[dict[str, Any]] = []
     settings = written(recipe, tmp_path, **SMALL)
     out = tmp_path / "out"
@@ -210,7 +245,10 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
         make(written(recipe, tmp_path, seed=1, **SMALL), str(out), resume=True)
     _cut(out / "trials.jsonl", 2)
     again = search(make(settings, str(out), resume=True), lambda record: None)
-    told = [[(each["values"], each["curve"], each["state"]) for each in report["trials"]] for report in (found, again)]
+    told = [
+        [(each["values"], each["curve"], each["state"]) for each in report["trials"]]
+        for report in (found, again)
+    ]
     assert told[0] == told[1]
 
 
@@ -233,7 +271,15 @@ def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_killed_search_loses_no_trial(recipe: Path, tmp_path: Path) -> None:
     written(recipe, tmp_path, **{**SMALL, "trials": 6})
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs.tune", str(recipe), str(tmp_path / "space.yaml"), "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.tune",
+        str(recipe),
+        str(tmp_path / "space.yaml"),
+        "--out",
+        str(out),
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 400
     try:

@@ -70,7 +70,9 @@ def three_sets(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]
 
 def _fitting(cells: dict[Cell, list[Face]], total: int) -> tuple[int, int]:
     """Half of S1 (one race), and how many of it are women."""
-    women, men = (min(len(cells[race, gender]) // 2 for race in ("white", "black")) for gender in ("female", "male"))
+    women, men = (
+        min(len(cells[race, gender]) // 2 for race in ("white", "black")) for gender in ("female", "male")
+    )
     published = SET_FACES // 2
     for most in (published, max(3, round(published * total / ALL_FACES))):
         if _women(most, women, men):
@@ -79,7 +81,9 @@ def _fitting(cells: dict[Cell, list[Face]], total: int) -> tuple[int, int]:
         if _women(half, women, men):
             return half, _women(half, women, men)
     found = ", ".join(f"{len(members)} {' '.join(cell)}" for cell, members in cells.items())
-    raise UserError(f"protocol.name=s1_s2_s3: needs White and Black women and men in the columns group and gender; there are {found} faces")
+    raise UserError(
+        f"protocol.name=s1_s2_s3: needs White and Black women and men in the columns group and gender; there are {found} faces"
+    )
 
 
 def _women(half: int, women: int, men: int) -> int:

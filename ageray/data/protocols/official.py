@@ -48,7 +48,10 @@ def by_key(faces: Sequence[Face], fold: int) -> tuple[Parts, list[str]]:
     if numbers:
         if fold not in numbers:
             raise UserError(f"protocol.fold={fold}: the keys name the folds {', '.join(map(str, numbers))}")
-        return _dealt(faces, lambda face: None if (number := _fold(face)) is None else "test" if number == fold else "train"), []
+        return _dealt(
+            faces,
+            lambda face: None if (number := _fold(face)) is None else "test" if number == fold else "train",
+        ), []
     dealt = _dealt(faces, lambda face: place if (place := _place(face)) in PARTS else None)
     found = sum(map(len, dealt.values()))
     if found == 0:
@@ -57,9 +60,13 @@ def by_key(faces: Sequence[Face], fold: int) -> tuple[Parts, list[str]]:
             f"protocol.name=fixed: the keys name no part (like '{example}', not '<dataset>/train/...'); set protocol.file to a table of key and part"
         )
     if fold:
-        raise UserError(f"protocol.fold={fold}: this set ships with one split, not with folds; set protocol.fold=0")
+        raise UserError(
+            f"protocol.fold={fold}: this set ships with one split, not with folds; set protocol.fold=0"
+        )
     left = len(faces) - found
-    return dealt, [f"fixed: {left:,} of {len(faces):,} keys name no part; these faces are left out"] if left else []
+    return dealt, [
+        f"fixed: {left:,} of {len(faces):,} keys name no part; these faces are left out"
+    ] if left else []
 
 
 def fold_numbers(faces: Sequence[Face]) -> list[int]:
@@ -76,7 +83,9 @@ def by_rank(faces: Sequence[Face]) -> Parts:
     for face in faces:
         rank = _celebrity_rank(face)
         if ranks.setdefault(face.person, rank) != rank:
-            raise UserError(f"protocol.name=cacd: subject '{face.subject}' has ranks {ranks[face.person]} and {rank}; give each person one")
+            raise UserError(
+                f"protocol.name=cacd: subject '{face.subject}' has ranks {ranks[face.person]} and {rank}; give each person one"
+            )
 
     def part(face: Face) -> str:
         rank = ranks[face.person]

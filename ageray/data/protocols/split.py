@@ -44,8 +44,12 @@ def split(faces: pa.Table, protocol: Protocol) -> Split:
     parts = {name: sorted(face.key for face in getattr(dealt, name)) for name in PARTS}
     for name in _needed(protocol):
         if not parts[name]:
-            shares = f"val={protocol.val:g}" + (f", test={protocol.test:g}" if _has_test_share(protocol) else "")
-            raise UserError(f"protocol: no face is left for '{name}' ({len(rows)} faces, {shares}); change the shares or add faces")
+            shares = f"val={protocol.val:g}" + (
+                f", test={protocol.test:g}" if _has_test_share(protocol) else ""
+            )
+            raise UserError(
+                f"protocol: no face is left for '{name}' ({len(rows)} faces, {shares}); change the shares or add faces"
+            )
     return Split(parts, [*dealt.notes, *leaks(dealt.train, dealt.test)])
 
 
@@ -79,7 +83,9 @@ def leaks(train: Sequence[Face], test: Sequence[Face]) -> list[str]:
     if unknown == total:
         notes.append("no subject is known: a person may be in training and test alike, and nothing tells")
     elif unknown:
-        notes.append(f"{unknown:,} of {total:,} training and test faces have no subject: a person may be in both, and nothing tells")
+        notes.append(
+            f"{unknown:,} of {total:,} training and test faces have no subject: a person may be in both, and nothing tells"
+        )
     return notes
 
 
@@ -89,7 +95,9 @@ def _rows(table: pa.Table) -> list[Face]:
     keys = sorted(face.key for face in rows)
     twice = next((key for key, after in pairwise(keys) if key == after), None)
     if twice is not None:
-        raise UserError(f"data.shards: key '{twice}' is there twice; keys must be unique, so prepare the shards again")
+        raise UserError(
+            f"data.shards: key '{twice}' is there twice; keys must be unique, so prepare the shards again"
+        )
     return rows
 
 
@@ -103,7 +111,11 @@ def _needed(protocol: Protocol) -> list[str]:
         return []  # a set may have one of the parts alone
     if protocol.name == "all":
         return ["test"]
-    wanted = {"train": True, "val": protocol.val > 0, "test": protocol.test > 0 or not _has_test_share(protocol)}
+    wanted = {
+        "train": True,
+        "val": protocol.val > 0,
+        "test": protocol.test > 0 or not _has_test_share(protocol),
+    }
     return [name for name in PARTS if wanted[name]]
 
 
@@ -134,7 +146,14 @@ def _shares(faces: list[Face], units: list[Unit], protocol: Protocol) -> Dealt:
     return _deal(faces, units, order[start:end], rest, round(protocol.val * len(rest)), [])
 
 
-def _deal(faces: list[Face], units: list[Unit], test: Sequence[Unit], rest: Sequence[Unit], val: int, notes: list[str]) -> Dealt:
+def _deal(
+    faces: list[Face],
+    units: list[Unit],
+    test: Sequence[Unit],
+    rest: Sequence[Unit],
+    val: int,
+    notes: list[str],
+) -> Dealt:
     """Each face to the part of its unit, given in `units`; the first `val` of `rest` validate."""
     part = dict.fromkeys(test, "test") | dict.fromkeys(rest[:val], "val")
     dealt: dict[str, list[Face]] = {name: [] for name in PARTS}
@@ -161,15 +180,21 @@ def _lopo(faces: list[Face], protocol: Protocol) -> Dealt:
     order = ranked(people, protocol.seed)
     place = order.index(left_out)
     rest = order[place + 1 :] + order[:place]
-    note = f"lopo: tests subject {left_out[1]} (fold {people.index(left_out)} of {len(people)}, counted from 0)"
-    return _deal(faces, [face.person for face in faces], [left_out], rest, round(protocol.val * len(rest)), [note])
+    note = (
+        f"lopo: tests subject {left_out[1]} (fold {people.index(left_out)} of {len(people)}, counted from 0)"
+    )
+    return _deal(
+        faces, [face.person for face in faces], [left_out], rest, round(protocol.val * len(rest)), [note]
+    )
 
 
 def _people(faces: Iterable[Face]) -> list[Unit]:
     """The known subjects, sorted by name."""
     people = sorted({face.person for face in faces if face.subject is not None})
     if not people:
-        raise UserError("protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say")
+        raise UserError(
+            "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
+        )
     return people
 
 
@@ -181,7 +206,9 @@ def _person(people: list[Unit], fold: int | str) -> Unit:
         return people[fold]
     found = [unit for unit in people if fold in (unit[1], f"{unit[2]}/{unit[1]}")]
     if len(found) > 1:
-        raise UserError(f"protocol.fold={fold}: {len(found)} data sets have this subject; write protocol.fold={found[0][2]}/{fold}, say")
+        raise UserError(
+            f"protocol.fold={fold}: {len(found)} data sets have this subject; write protocol.fold={found[0][2]}/{fold}, say"
+        )
     if not found:
         near = get_close_matches(fold, [unit[1] for unit in people], n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"'{people[0][1]}' is the first"

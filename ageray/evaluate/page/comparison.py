@@ -22,9 +22,14 @@ def comparison_report(folder: str, comparison: dict[str, Any]) -> None:
     `coverage`, `width`, `cs` and `by_age` as in a report's estimates) and `pairs` (`first` and `second`, names; `difference` of MAE,
     `permutation_p`, `wilcoxon_p`, `real`).
     """
-    models = [{**model, "letter": letter(number), "series": number % len(SERIES)} for number, model in enumerate(comparison["models"])]
+    models = [
+        {**model, "letter": letter(number), "series": number % len(SERIES)}
+        for number, model in enumerate(comparison["models"])
+    ]
     letters = {model["name"]: model["letter"] for model in models}
-    pairs = [{**pair, "letters": (letters[pair["first"]], letters[pair["second"]])} for pair in comparison["pairs"]]
+    pairs = [
+        {**pair, "letters": (letters[pair["first"]], letters[pair["second"]])} for pair in comparison["pairs"]
+    ]
     html = render(
         "comparison.html",
         title=f"{len(models)} models on {_name(comparison['data'])}",
@@ -51,7 +56,10 @@ def matrix_report(folder: str, matrix: dict[str, Any]) -> None:
     strengths = [_strengths(column) for column in columns]
     rows = []
     for number, (model, cells) in enumerate(zip(matrix["models"], matrix["cells"], strict=True)):
-        shown = [None if cell is None else _matrix_cell(cell, strengths[place][number]) for place, cell in enumerate(cells)]
+        shown = [
+            None if cell is None else _matrix_cell(cell, strengths[place][number])
+            for place, cell in enumerate(cells)
+        ]
         rows.append({"model": model, "cells": shown})
     warned = [
         (model, name, cell["warnings"])
@@ -60,7 +68,9 @@ def matrix_report(folder: str, matrix: dict[str, Any]) -> None:
         if cell is not None and cell["warnings"]
     ]
     title = f"{len(matrix['models'])} models on {len(matrix['sets'])} sets"
-    html = render("matrix.html", title=title, sets=matrix["sets"], rows=rows, warned=warned, own=any(_own(matrix)))
+    html = render(
+        "matrix.html", title=title, sets=matrix["sets"], rows=rows, warned=warned, own=any(_own(matrix))
+    )
     storage.write_text(storage.join(folder, PAGE), html)
 
 
@@ -80,7 +90,11 @@ def verdict(pair: dict[str, Any]) -> dict[str, Any]:
     if not pair["real"]:
         cell = years(found, signed=True)
         between = f", 95% interval {cell.interval}" if cell.interval else ""
-        return {"better": None, "names": names, "rest": f"the difference of MAE is {cell.text} years{between}; {tests}"}
+        return {
+            "better": None,
+            "names": names,
+            "rest": f"the difference of MAE is {cell.text} years{between}; {tests}",
+        }
     ahead, behind = names if found["value"] < 0 else names[::-1]
     size = years({"value": abs(found["value"]), **_ends(found)})
     between = f" (95% interval {size.interval}; {tests})" if size.interval else f" ({tests})"
@@ -97,7 +111,13 @@ def _ends(found: dict[str, float | None]) -> dict[str, float | None]:
 
 def _cells(model: dict[str, Any]) -> list[Cell]:
     shares = [percent(model[name]) for name in ("cs5", "coverage")]
-    return [years(model["mae"]), shares[0], years(model["bias"], signed=True), shares[1], years(model["width"], digits=1)]
+    return [
+        years(model["mae"]),
+        shares[0],
+        years(model["bias"], signed=True),
+        shares[1],
+        years(model["width"], digits=1),
+    ]
 
 
 def _pairs(pairs: Sequence[dict[str, Any]]) -> Table:
@@ -116,14 +136,25 @@ def _pairs(pairs: Sequence[dict[str, Any]]) -> Table:
 
 def _strengths(column: Sequence[dict[str, Any] | None]) -> list[int]:
     """How strongly each cell is coloured, percent: most where the MAE is smallest, none where it is largest."""
-    values = [math.nan if cell is None or _value(cell["mae"]) is None else float(_value(cell["mae"])) for cell in column]
+    values = [
+        math.nan if cell is None or _value(cell["mae"]) is None else float(_value(cell["mae"]))
+        for cell in column
+    ]
     known = [value for value in values if math.isfinite(value)]
     reach = max(known) - min(known) if known else 0.0
-    return [round(_STRONGEST * (max(known) - value) / reach) if math.isfinite(value) and reach > 0 else 0 for value in values]
+    return [
+        round(_STRONGEST * (max(known) - value) / reach) if math.isfinite(value) and reach > 0 else 0
+        for value in values
+    ]
 
 
 def _matrix_cell(cell: dict[str, Any], strength: int) -> dict[str, Any]:
-    said = {"mae": years(cell["mae"]), "cs5": percent(cell["cs5"]).text, "images": f"{cell['images']:,}", "strength": strength}
+    said = {
+        "mae": years(cell["mae"]),
+        "cs5": percent(cell["cs5"]).text,
+        "images": f"{cell['images']:,}",
+        "strength": strength,
+    }
     return said | {"own": cell["own"], "report": cell.get("report"), "warned": bool(cell["warnings"])}
 
 

@@ -25,7 +25,9 @@ _LISTED = 50  # faces that cannot be used
 _FINDINGS = ("leak:", "labels:")  # what lines of an audit begin with that must not be overlooked
 
 
-def evaluation_report(folder: str, report: dict[str, Any], predictions: pa.Table, embedded: pa.Table | None = None) -> None:
+def evaluation_report(
+    folder: str, report: dict[str, Any], predictions: pa.Table, embedded: pa.Table | None = None
+) -> None:
     """Writes `report.html` into the folder of an evaluation.
 
     report: what goes into report.json: `ageray.metrics.full_report` with `model`, `data`, `protocol`, `notes`, `warnings`, `unusable`, `card`,
@@ -34,7 +36,9 @@ def evaluation_report(folder: str, report: dict[str, Any], predictions: pa.Table
     embedded: `key`, `age` and `embedding` of some of the faces, or None.
     The worst faces' pictures come from the shards named in `report["data"]`; where these are gone, the faces are listed without.
     """
-    fine = predictions.filter(pc.and_(pc.equal(predictions.column("error"), ""), pc.is_finite(predictions.column("predicted"))))
+    fine = predictions.filter(
+        pc.and_(pc.equal(predictions.column("error"), ""), pc.is_finite(predictions.column("predicted")))
+    )
     html = render(
         "evaluation.html",
         title=f"{report['model']['name']} on {report['data']['name']}",
@@ -66,7 +70,11 @@ def evaluation_report(folder: str, report: dict[str, Any], predictions: pa.Table
 def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     model, data = report["model"], report["data"]
     facts = [
-        ("Model", f"{model['name']}: {model['network']}" + (f", {model['identity']}" if model.get("identity") else "")),
+        (
+            "Model",
+            f"{model['name']}: {model['network']}"
+            + (f", {model['identity']}" if model.get("identity") else ""),
+        ),
         ("Data", f"{data['name']}" + (f", shards in {data['shards']}" if data.get("shards") else "")),
         ("Protocol", _protocol(report["protocol"])),
     ]
@@ -101,13 +109,19 @@ def _tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("MAE (years)", mae.text, _known_to(mae, bootstrap)),
         ("Error of at most 5 years", within.text, _known_to(within, bootstrap)),
         ("Bias (years)", bias.text, _known_to(bias, bootstrap)),
-        (f"{report['interval']['level']:.0%} interval holds", coverage.text, f"{width.text} years wide on average"),
+        (
+            f"{report['interval']['level']:.0%} interval holds",
+            coverage.text,
+            f"{width.text} years wide on average",
+        ),
         ("Faces", f"{report['images']:,}", units),
     ]
 
 
 def _known_to(cell: Cell, bootstrap: dict[str, Any]) -> str:
-    return f"{bootstrap['level']:.0%} interval {cell.interval}" if cell.interval else "too few for an interval"
+    return (
+        f"{bootstrap['level']:.0%} interval {cell.interval}" if cell.interval else "too few for an interval"
+    )
 
 
 # --- sections -------------------------------------------------------------------------------------------------------
@@ -136,7 +150,9 @@ def _accuracy_figures(report: dict[str, Any], fine: pa.Table) -> dict[str, Any]:
     true_N, predicted_N = _columns(fine, "age", "predicted")
     curve, constant = report["estimates"]["overall"]["cs"], report["constant"]
     floor = constant["training_median"] or constant["own_median"]
-    always = metrics.cumulative_scores(true_N, np.full_like(true_N, floor["age"]), [row["years"] for row in curve])
+    always = metrics.cumulative_scores(
+        true_N, np.full_like(true_N, floor["age"]), [row["years"] for row in curve]
+    )
     against, cloud = plots.predicted_against_true(true_N, predicted_N)
     drawn = {"against": against, "cloud": cloud, "errors": plots.errors(predicted_N - true_N)}
     return {"cs": plots.cs_curve(curve, always), "constant": floor["age"], **drawn}
@@ -170,7 +186,11 @@ def _refusal(report: dict[str, Any], fine: pa.Table) -> dict[str, Any]:
 
 def _challenge(report: dict[str, Any]) -> dict[str, Any]:
     by_label = list(tables.challenge_by_label(report))
-    return {"overall": tables.challenge(report), "by_age": tables.challenge_by_age(report), "by_label": by_label}
+    return {
+        "overall": tables.challenge(report),
+        "by_age": tables.challenge_by_age(report),
+        "by_label": by_label,
+    }
 
 
 def _embedding(embedded: pa.Table | None) -> dict[str, Any] | None:
@@ -195,7 +215,12 @@ def _gallery(report: dict[str, Any]) -> Table | None:
             ("Faces without a neighbour: their age is a guess", f"{found['without_neighbours']:,}"),
         ]
     if (found := report.get("gender")) is not None:
-        rows.append((f"Gender told rightly by the nearest faces ({found['by']}), of {found['faces']:,} faces", percent(found["accuracy"])))
+        rows.append(
+            (
+                f"Gender told rightly by the nearest faces ({found['by']}), of {found['faces']:,} faces",
+                percent(found["accuracy"]),
+            )
+        )
     return Table(("", ""), rows) if rows else None
 
 
@@ -222,12 +247,18 @@ def _method(report: dict[str, Any]) -> list[tuple[str, str]]:
     drawn = f"{made['resamples']:,} resamples of {made['units']:,} {made['unit']}s (seed {made['seed']})"
     return [
         ("Ages", "Years. Predictions are not rounded; CS(T) counts an error of exactly T."),
-        ("Interval of a face", f"{report['interval']['level']:.0%}: the calibrated prediction's low and high ends, both included."),
+        (
+            "Interval of a face",
+            f"{report['interval']['level']:.0%}: the calibrated prediction's low and high ends, both included.",
+        ),
         (
             "Intervals of figures",
             f"{made['level']:.0%}, {drawn}: {made['method']}. None over fewer than {made['fewest_units']} {made['unit']}s.",
         ),
-        ("Faces without a prediction", f"{report['missing']:,}, left out of every figure but the epsilon-error, which counts each as 1."),
+        (
+            "Faces without a prediction",
+            f"{report['missing']:,}, left out of every figure but the epsilon-error, which counts each as 1.",
+        ),
     ]
 
 

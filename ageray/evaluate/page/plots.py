@@ -29,7 +29,9 @@ _CLOUD = (0.23, 0.51, 0.96)  # of densities, which are pixels: stands out on bot
 _FEW = 800  # faces up to which they are drawn one by one
 _CELLS = 200  # along an axis; a cell is a year up to there
 _FARTHEST = 40  # years of error up to which bars are drawn
-_YEARS = matplotlib.colors.ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0.25, 0.92, 256)))  # both ends seen on both grounds
+_YEARS = matplotlib.colors.ListedColormap(
+    matplotlib.colormaps["plasma"](np.linspace(0.25, 0.92, 256))
+)  # both ends seen on both grounds
 
 
 def age_shares(ages: dict[str, dict[str, int]]) -> Markup:
@@ -49,12 +51,26 @@ def age_shares(ages: dict[str, dict[str, int]]) -> Markup:
 def cs_curve(curve: Sequence[dict[str, Any]], constant: Sequence[float] | None) -> Markup:
     """CS(T) with the band of its intervals; `constant` is that of always saying one age, at the same T."""
     figure, axes = new_figure(_WIDE, _HIGH)
-    limits, (value, low, high) = [row["years"] for row in curve], 100 * columns([row["share"] for row in curve])
+    limits, (value, low, high) = (
+        [row["years"] for row in curve],
+        100 * columns([row["share"] for row in curve]),
+    )
     axes.fill_between(limits, low, high, color=ACCENT, alpha=0.22, linewidth=0)
     axes.plot(limits, value, color=ACCENT, label="model", marker="o", markersize=3)
     if constant is not None:
-        axes.plot(limits, [100 * share for share in constant], color=SOFT, linestyle="--", label="always the same age")
-    axes.set(xlabel="T (years)", ylabel="error of at most T (% of faces)", xlim=(min(limits), max(limits)), ylim=(0, 100))
+        axes.plot(
+            limits,
+            [100 * share for share in constant],
+            color=SOFT,
+            linestyle="--",
+            label="always the same age",
+        )
+    axes.set(
+        xlabel="T (years)",
+        ylabel="error of at most T (% of faces)",
+        xlim=(min(limits), max(limits)),
+        ylim=(0, 100),
+    )
     legend(axes, loc="upper left")
     return figure_svg(figure)
 
@@ -73,13 +89,17 @@ def predicted_against_true(true_N: Ages, predicted_N: Ages) -> tuple[Markup, str
         counts, _, _ = np.histogram2d(predicted_N, true_N, [edges, edges])
         cells = np.full((*counts.shape, 4), (*_CLOUD, 0.0))
         cells[counts > 0, 3] = 0.12 + 0.88 * np.log1p(counts[counts > 0]) / np.log1p(counts.max())
-        axes.imshow(cells, origin="lower", extent=(first, last, first, last), interpolation="none", aspect="auto")
+        axes.imshow(
+            cells, origin="lower", extent=(first, last, first, last), interpolation="none", aspect="auto"
+        )
     axes.plot([first, last], [first, last], color=INK, linewidth=1, linestyle="--", label="predicted = true")
     axes.plot(*_medians(true_N, predicted_N), color=INK, linewidth=1.8, label="median prediction")
     axes.set(xlabel="true age", ylabel="predicted age", xlim=(first, last), ylim=(first, last))
     legend(axes, loc="upper left")
     few = len(true_N) <= _FEW
-    return figure_svg(figure), "Each point is a face." if few else "The more faces in a cell, the stronger, on a logarithmic scale."
+    return figure_svg(
+        figure
+    ), "Each point is a face." if few else "The more faces in a cell, the stronger, on a logarithmic scale."
 
 
 def _range(ages: Ages) -> tuple[float, float]:
@@ -90,7 +110,9 @@ def _range(ages: Ages) -> tuple[float, float]:
 def _medians(true_N: Ages, predicted_N: Ages, fewest: int = 5) -> tuple[list[float], list[float]]:
     band_N = np.floor(true_N / 5)
     bands = [band for band in np.unique(band_N) if (band_N == band).sum() >= fewest]
-    return [5 * float(band) + 2.5 for band in bands], [float(np.median(predicted_N[band_N == band])) for band in bands]
+    return [5 * float(band) + 2.5 for band in bands], [
+        float(np.median(predicted_N[band_N == band])) for band in bands
+    ]
 
 
 def errors(error_N: Ages) -> Markup:
@@ -131,11 +153,19 @@ def bias_by_age(by_age: Sequence[dict[str, Any]]) -> Markup:
 def calibration(curve: Sequence[dict[str, Any]]) -> Markup:
     """Share of ages at or below the posterior's quantiles, by the level of the quantile."""
     figure, axes = new_figure(_WIDE, _HIGH)
-    levels, (value, low, high) = [100 * row["level"] for row in curve], 100 * columns([row["observed"] for row in curve])
+    levels, (value, low, high) = (
+        [100 * row["level"] for row in curve],
+        100 * columns([row["observed"] for row in curve]),
+    )
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="calibrated")
     axes.fill_between(levels, low, high, color=ACCENT, alpha=0.22, linewidth=0)
     axes.plot(levels, value, color=ACCENT, marker="o", markersize=3.5, label="model")
-    axes.set(xlabel="level of the quantile (%)", ylabel="true age at or below (% of faces)", xlim=(0, 100), ylim=(0, 100))
+    axes.set(
+        xlabel="level of the quantile (%)",
+        ylabel="true age at or below (% of faces)",
+        xlim=(0, 100),
+        ylim=(0, 100),
+    )
     legend(axes, loc="upper left")
     return figure_svg(figure)
 
@@ -144,7 +174,10 @@ def coverage_by_age(by_age: Sequence[dict[str, Any]], level: float) -> Markup:
     """How often the interval holds the true age, by band of true age, and how often it should."""
     figure, axes = new_figure(_WIDE, _HIGH)
     places = np.arange(len(by_age))
-    shares = [{end: None if value is None else 100 * value for end, value in row["coverage"].items()} for row in by_age]
+    shares = [
+        {end: None if value is None else 100 * value for end, value in row["coverage"].items()}
+        for row in by_age
+    ]
     axes.axhline(100 * level, color=INK, linewidth=1, linestyle="--", label=f"promised: {level:.0%}")
     error_bars(axes, places, shares, color=ACCENT)
     axes.set_ylim(0, 101)
@@ -157,9 +190,14 @@ def coverage_by_age(by_age: Sequence[dict[str, Any]], level: float) -> Markup:
 def refusal(curve: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> Markup:
     """MAE of the faces answered when the widest intervals are refused, and when the largest errors are."""
     figure, axes = new_figure(_WIDE, _HIGH)
-    answered, (value, low, high) = [100 * row["answered"] for row in curve], columns([row["mae"] for row in curve])
+    answered, (value, low, high) = (
+        [100 * row["answered"] for row in curve],
+        columns([row["mae"] for row in curve]),
+    )
     axes.fill_between(answered, low, high, color=ACCENT, alpha=0.22, linewidth=0)
-    axes.plot(answered, value, color=ACCENT, marker="o", markersize=3.5, label="widest intervals refused first")
+    axes.plot(
+        answered, value, color=ACCENT, marker="o", markersize=3.5, label="widest intervals refused first"
+    )
     axes.axhline(value[-1], color=INK, linewidth=1, linestyle="--", label="no order")
     axes.plot(
         [100 * row["answered"] for row in best],
@@ -207,7 +245,10 @@ def cs_curves(models: Sequence[dict[str, Any]]) -> Markup:
     """CS(T) of several models; each has a `letter` and `cs`."""
     figure, axes = new_figure(_WIDE, _HIGH)
     for number, model in enumerate(models):
-        limits, (value, low, high) = [row["years"] for row in model["cs"]], 100 * columns([row["share"] for row in model["cs"]])
+        limits, (value, low, high) = (
+            [row["years"] for row in model["cs"]],
+            100 * columns([row["share"] for row in model["cs"]]),
+        )
         axes.fill_between(limits, low, high, color=SERIES[number % len(SERIES)], alpha=0.1, linewidth=0)
         axes.plot(limits, value, label=model["letter"], **_line(number))
         axes.set_xlim(min(limits), max(limits))
@@ -224,7 +265,16 @@ def maes_by_age(models: Sequence[dict[str, Any]]) -> Markup:
         found = {row["ages"]: row["mae"] for row in model["by_age"]}
         shift = 0.3 * ((number + 0.5) / len(models) - 0.5)
         places, line = np.arange(len(names)) + shift, _line(number)
-        error_bars(axes, places, [found.get(name) for name in names], marker="o", fmt="", label=model["letter"], linewidth=1.2, **line)
+        error_bars(
+            axes,
+            places,
+            [found.get(name) for name in names],
+            marker="o",
+            fmt="",
+            label=model["letter"],
+            linewidth=1.2,
+            **line,
+        )
     axes.set_ylim(bottom=0)
     axes.set_ylabel("MAE (years)")
     _decades(axes, names)
@@ -240,7 +290,10 @@ def differences(pairs: Sequence[dict[str, Any]]) -> Markup:
     axes.axvline(0, color=INK, linewidth=1)
     for place, pair in enumerate(reversed(pairs)):
         error_bars(axes, [place], [pair["difference"]], upright=False, color=ACCENT if pair["real"] else SOFT)
-    axes.set_yticks(range(len(pairs)), [f"{one} − {other}" for one, other in (pair["letters"] for pair in reversed(pairs))])
+    axes.set_yticks(
+        range(len(pairs)),
+        [f"{one} − {other}" for one, other in (pair["letters"] for pair in reversed(pairs))],
+    )
     axes.set_ylim(-0.6, len(pairs) - 0.4)
     axes.set_xlabel("difference of MAE (years)")
     return figure_svg(figure)
@@ -252,7 +305,10 @@ def _line(number: int) -> dict[str, Any]:
 
 def _decade_names(names: Sequence[str]) -> list[str]:
     """Bands of ages once each, youngest first, then what is no age."""
-    return sorted(set(names), key=lambda name: (not name[:1].isdigit(), int(name.split("-")[0]) if name[:1].isdigit() else 0, name))
+    return sorted(
+        set(names),
+        key=lambda name: (not name[:1].isdigit(), int(name.split("-")[0]) if name[:1].isdigit() else 0, name),
+    )
 
 
 def _decades(axes: Any, names: Sequence[str]) -> None:

@@ -18,7 +18,11 @@ def overall(report: dict[str, Any]) -> Table:
     rows: list[tuple[str, Cell]] = [("MAE (years), mean over images", years(found["mae"]))]
     if found["mae_over_subjects"] is not None:
         rows.append(("MAE (years), mean over subjects", years(found["mae_over_subjects"])))
-    rows += [(f"CS({limit}): error of at most {limit} years", percent(curve[limit])) for limit in (3, 5, 10) if limit in curve]
+    rows += [
+        (f"CS({limit}): error of at most {limit} years", percent(curve[limit]))
+        for limit in (3, 5, 10)
+        if limit in curve
+    ]
     rows.append(("Bias (years); positive is too old", years(found["bias"], signed=True)))
     for name, over in (("epsilon_error", "images"), ("epsilon_error_over_subjects", "subjects")):
         if found.get(name) is not None:
@@ -33,9 +37,18 @@ def floors(report: dict[str, Any]) -> Table:
     """The model's MAE beside what needs no face to be looked at."""
     audit, constant = report["audit"], report["estimates"]["constant"]
     rows: list[tuple[str, Cell]] = [("The model", years(report["estimates"]["overall"]["mae"]))]
-    if audit["against"] is not None and audit["subjects"]["shared"] is not None and audit["oracle"]["mae"] is not None:
-        rows.append(("Knowing only who it is: the subject's mean training age", years(audit["oracle"]["mae"])))
-    for name, what in (("training_median", "Always the training median"), ("own_median", "Always this set's own median")):
+    if (
+        audit["against"] is not None
+        and audit["subjects"]["shared"] is not None
+        and audit["oracle"]["mae"] is not None
+    ):
+        rows.append(
+            ("Knowing only who it is: the subject's mean training age", years(audit["oracle"]["mae"]))
+        )
+    for name, what in (
+        ("training_median", "Always the training median"),
+        ("own_median", "Always this set's own median"),
+    ):
         if constant[name] is not None:
             rows.append((f"{what}, {constant[name]['age']:g} years", years(constant[name]["mae"])))
     return Table(("", "MAE (years)"), rows)
@@ -83,13 +96,20 @@ def leaks(audit: dict[str, Any]) -> Table:
         found = audit[name]
         rows.append((f"{what} to a training image", counted(found, "across")))
         if found["across"] is not None:
-            rows.append((f"{what} copies within one part", f"{found['train']:,} in training, {found['test']:,} tested"))
+            rows.append(
+                (
+                    f"{what} copies within one part",
+                    f"{found['train']:,} in training, {found['test']:,} tested",
+                )
+            )
     rows.append(("Any of these: leaked test images", counted(audit["leaked"], "images")))
     if labels["identical"] is not None:
         rows.append(("Byte-identical images with different ages", f"{labels['identical']['images']:,}"))
     if (near := labels["near"]) is not None:
         by = f", by {near['mean_difference']:.1f} years on average" if near["differ"] else ""
-        rows.append(("Near-identical pairs with different ages", f"{near['differ']:,} of {near['pairs']:,}{by}"))
+        rows.append(
+            ("Near-identical pairs with different ages", f"{near['differ']:,} of {near['pairs']:,}{by}")
+        )
     return Table(("", ""), rows)
 
 
@@ -108,7 +128,11 @@ def conflicts(audit: dict[str, Any]) -> Table | None:
 def twins(audit: dict[str, Any]) -> Table | None:
     """Examples of test images that are nearly a training image."""
     rows = audit["near_identical"]["examples"]
-    return Table(("Test image", "Its near-identical training image"), [tuple(row) for row in rows]) if rows else None
+    return (
+        Table(("Test image", "Its near-identical training image"), [tuple(row) for row in rows])
+        if rows
+        else None
+    )
 
 
 def make_up(audit: dict[str, Any]) -> Iterator[Table]:
@@ -119,7 +143,10 @@ def make_up(audit: dict[str, Any]) -> Iterator[Table]:
         if _known(labels):
             yield Table(
                 (name.removesuffix("s").capitalize(), "Training", "Test"),
-                [(label, *(_share(parts[part], label) for part in ("train", "test"))) for label in labels[:_MOST_PARTS]],
+                [
+                    (label, *(_share(parts[part], label) for part in ("train", "test")))
+                    for label in labels[:_MOST_PARTS]
+                ],
                 _shortened(len(labels)),
             )
 
@@ -128,7 +155,13 @@ def challenge(report: dict[str, Any]) -> Table:
     """Who is let in under age, and who of age is asked for a document, by rule."""
     head = ("Rule", "Under age", "Let in all the same", "Of age", "Asked for a document")
     rows = [
-        (_rule(row), count(row["under_age"]), percent(row["false_accept"]), count(row["of_age"]), percent(row["false_reject"]))
+        (
+            _rule(row),
+            count(row["under_age"]),
+            percent(row["false_accept"]),
+            count(row["of_age"]),
+            percent(row["false_reject"]),
+        )
         for row in report["estimates"]["challenge"]
     ]
     return Table(head, rows)
@@ -138,7 +171,10 @@ def challenge_by_age(report: dict[str, Any]) -> Table:
     """The same by band of true age: one of the two rates has a meaning in each."""
     rules = report["estimates"]["challenge"]
     bands = list(dict.fromkeys(part["ages"] for row in rules for part in row["by_age"]))
-    return Table(("Rule", *bands), [(_rule(row), *(_wrong(row["by_age"], "ages", band) for band in bands)) for row in rules])
+    return Table(
+        ("Rule", *bands),
+        [(_rule(row), *(_wrong(row["by_age"], "ages", band) for band in bands)) for row in rules],
+    )
 
 
 def challenge_by_label(report: dict[str, Any]) -> Iterator[Table]:
@@ -148,7 +184,10 @@ def challenge_by_label(report: dict[str, Any]) -> Iterator[Table]:
         labels = [part[name] for part in rules[0].get(f"by_{name}") or ()][:_MOST_PARTS]
         if not _known(labels):
             continue
-        for rate, what in (("false_accept", "under age and let in"), ("false_reject", "of age and asked for a document")):
+        for rate, what in (
+            ("false_accept", "under age and let in"),
+            ("false_reject", "of age and asked for a document"),
+        ):
             rows: list[list[str | Cell]] = []
             for rule in rules:
                 parts = {part[name]: part for part in rule[f"by_{name}"]}
@@ -164,7 +203,11 @@ def _wrong(parts: Sequence[dict[str, Any]], name: str, label: str) -> Cell:
     """Of a band of ages the one rate that has a meaning there; under age it is toned."""
     for part in parts:
         if part[name] == label:
-            return percent(part["false_accept"], tone="under") if part["under_age"] else percent(part["false_reject"])
+            return (
+                percent(part["false_accept"], tone="under")
+                if part["under_age"]
+                else percent(part["false_reject"])
+            )
     return Cell(NONE)
 
 

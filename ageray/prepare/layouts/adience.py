@@ -42,9 +42,13 @@ def read_adience(uri: str, dataset: str) -> Source:
         columns, rows = layouts_lists.records(listed.path(file), _COLUMNS)
         missing = [name for name in _COLUMNS if name not in columns]
         if missing:
-            raise UserError(f"{listed.path(file)}: needs the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing")
+            raise UserError(
+                f"{listed.path(file)}: needs the columns {', '.join(_COLUMNS)}; {', '.join(missing)} missing"
+            )
         fold = re.sub(r"\D", "", posixpath.basename(file))
-        listed.read(file, ((_place(row, form), row) for row in rows), partial(_labels, fold=f"fold_{fold}", form=form))
+        listed.read(
+            file, ((_place(row, form), row) for row in rows), partial(_labels, fold=f"fold_{fold}", form=form)
+        )
     return listed.source("adience", lambda photo: not posixpath.basename(photo).lower().startswith(form))
 
 
@@ -71,4 +75,10 @@ def _place(row: Record, form: str) -> str:
 def _labels(row: Record, fold: str, form: str) -> dict[str, Any]:
     age, spread = band(row["age"])
     key = f"{fold}/{_place(row, form)}"
-    return {"key": key, "age": age, "age_std": spread, "subject": row["face_id"], "gender": layouts_lists.gender(row["gender"])}
+    return {
+        "key": key,
+        "age": age,
+        "age_std": spread,
+        "subject": row["face_id"],
+        "gender": layouts_lists.gender(row["gender"]),
+    }

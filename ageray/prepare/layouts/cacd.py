@@ -51,7 +51,11 @@ def read_cacd(uri: str, dataset: str) -> Source:
     if listed.entries == 0:
         named = [photo for photo in listed.photos() if NAME.fullmatch(photo)]
         wanted = "celebrity2000_meta.mat, a CSV with a column 'file', or photos named like 53_Robin_Williams_0001.jpg"
-        listed.read("the photos' names", ((photo, {"photo": photo}) for photo in required(named, uri, "cacd", wanted)), _labels)
+        listed.read(
+            "the photos' names",
+            ((photo, {"photo": photo}) for photo in required(named, uri, "cacd", wanted)),
+            _labels,
+        )
     return listed.source("cacd")
 
 
@@ -59,7 +63,9 @@ def _of_matlab(uri: str) -> Iterator[tuple[str, Record]]:
     people = matlab.fields(uri, "celebrityData", ("identity", "rank"))
     ranks = dict(zip(map(_text, people["identity"]), map(_text, people["rank"]), strict=True))
     photos = matlab.fields(uri, "celebrityImageData", ("age", "identity", "name"))
-    for age, identity, name in zip(map(_text, photos["age"]), map(_text, photos["identity"]), photos["name"], strict=True):
+    for age, identity, name in zip(
+        map(_text, photos["age"]), map(_text, photos["identity"]), photos["name"], strict=True
+    ):
         yield name, {"photo": name, "age": age, "identity": identity, "rank": ranks.get(identity, "")}
 
 

@@ -40,7 +40,9 @@ def read_chalearn_lap(uri: str, dataset: str) -> Source:
     It is told by the list's name, or else by the folder that it lies in. Other CSVs are not read.
     """
     listed = Listed(uri, dataset)
-    for file in required(listed.lists(r".*\.csv"), uri, "chalearn_lap", "lists such as train_gt.csv (image, mean, stdv)"):
+    for file in required(
+        listed.lists(r".*\.csv"), uri, "chalearn_lap", "lists such as train_gt.csv (image, mean, stdv)"
+    ):
         columns, rows = lists.records(listed.path(file), _COLUMNS, _ORDER)
         if set(_ORDER) <= columns:
             _read(listed, file, rows)
@@ -65,7 +67,11 @@ def _read(listed: Listed, file: str, rows: list[Record]) -> None:
         age, spread = lists.age(row), manifest.number(row, "age_std", manifest.OLDEST)
         if spread is None:
             raise ValueError("no standard deviation")
-        return {"key": posixpath.join(part or "", posixpath.basename(_photo(row["image"]))), "age": age, "age_std": spread}
+        return {
+            "key": posixpath.join(part or "", posixpath.basename(_photo(row["image"]))),
+            "age": age,
+            "age_std": spread,
+        }
 
     def same_part(photo: str) -> bool:
         return part_of(posixpath.dirname(photo)) == part

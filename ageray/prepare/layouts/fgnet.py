@@ -33,7 +33,10 @@ def read_fgnet(uri: str, dataset: str) -> Source:
     """
     photos = storage.list_files(storage.join(uri, "images"), PHOTOS)
     problems, notes = list[Problem](), list[Problem]()
-    points = {posixpath.basename(file).lower(): file for file in storage.list_files(storage.join(uri, "points"), (".pts",))}
+    points = {
+        posixpath.basename(file).lower(): file
+        for file in storage.list_files(storage.join(uri, "points"), (".pts",))
+    }
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, name in photo_rows(uri, photos, dataset):

@@ -51,7 +51,10 @@ def _entries(uri: str, struct: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _labels(row: dict[str, Any], filters: Filters) -> dict[str, Any]:
     score, second, gender = (float(row[name]) for name in ("face_score", "second_face_score", "gender"))
     if filters.min_face_score != "any" and not score >= filters.min_face_score:
-        raise Unusable("filtered", f"face_score {score:g} is below data.filters.min_face_score={filters.min_face_score:g}")
+        raise Unusable(
+            "filtered",
+            f"face_score {score:g} is below data.filters.min_face_score={filters.min_face_score:g}",
+        )
     if filters.single_face and not math.isnan(second):
         raise Unusable("filtered", f"a second face (score {second:g}), and data.filters.single_face=true")
     taken = float(row["photo_taken"])

@@ -103,20 +103,27 @@ class Listed:
                 self.problems.append(Problem(where, getattr(fault, "kind", "bad row"), str(fault)))
                 continue
             key = f"{self.dataset}/{columns.pop('key', photo)}"
-            self._rows.append({**columns, "key": key, "uri": self.path(photo), "dataset": self.dataset, "where": where})
+            self._rows.append(
+                {**columns, "key": key, "uri": self.path(photo), "dataset": self.dataset, "where": where}
+            )
 
     def source(self, layout: str, ignored: Callable[[str], bool] = lambda photo: False) -> Source:
         """What was read. Photos that no list names are problems too, but for those that are `ignored` on purpose."""
         table = manifest.build(self._rows, self.problems)
         unnamed = [photo for photo in self.photos() if photo not in self._named and not ignored(photo)]
-        self.problems += [Problem(f"{self.dataset}/{photo}", "not in a list", "no list names this photo") for photo in unnamed]
+        self.problems += [
+            Problem(f"{self.dataset}/{photo}", "not in a list", "no list names this photo")
+            for photo in unnamed
+        ]
         return Source(layout, table, self.entries + len(unnamed), self.problems)
 
 
 def required(files: list[str], uri: str, layout: str, wanted: str) -> list[str]:
     """`files`, or a UserError that tells which lists the layout needs."""
     if not files:
-        raise UserError(f"data.source={uri}: layout '{layout}' needs {wanted}; check the path or set another data.layout")
+        raise UserError(
+            f"data.source={uri}: layout '{layout}' needs {wanted}; check the path or set another data.layout"
+        )
     return files
 
 

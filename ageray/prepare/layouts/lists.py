@@ -31,7 +31,9 @@ def records(uri: str, aliases: Aliases, order: Sequence[str] = ()) -> tuple[set[
     try:
         rows = [[value.strip() for value in row] for row in reader if any(value.strip() for value in row)]
     except csv.Error as error:
-        raise UserError(f"{uri}: line {reader.line_num} cannot be read ({error}); save it again as separated text") from None
+        raise UserError(
+            f"{uri}: line {reader.line_num} cannot be read ({error}); save it again as separated text"
+        ) from None
     if not rows:
         return set(), []
     if order and len(rows[0]) > 1 and is_number(rows[0][1]):

@@ -17,14 +17,18 @@ from ageray.errors import UserError
 _HDF5 = b"MATLAB 7.3 MAT-file"
 
 
-def fields(uri: str, struct: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+def fields(
+    uri: str, struct: str, wanted: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
     """Fields of a struct of equally long vectors, each flat: numbers as they are, cells of text as `str`.
 
     An empty cell is empty text. Raises UserError if the file has not the struct or a field that is `wanted`, or if it
     is of MATLAB's version 7.3, which is HDF5.
     """
     if storage.read_bytes(uri, len(_HDF5)) == _HDF5:
-        raise UserError(f"{uri}: is a MATLAB 7.3 file (HDF5), which would need h5py; save it again in MATLAB with -v7")
+        raise UserError(
+            f"{uri}: is a MATLAB 7.3 file (HDF5), which would need h5py; save it again in MATLAB with -v7"
+        )
     from scipy.io import loadmat  # takes a second, and few sets need it
 
     try:
@@ -34,7 +38,9 @@ def fields(uri: str, struct: str, wanted: Sequence[str], optional: Sequence[str]
     names = found[struct].dtype.names if struct in found else None
     missing = [name for name in wanted if name not in (names or ())]
     if names is None or missing:
-        raise UserError(f"{uri}: has no struct '{struct}' with the fields {', '.join(wanted)}; check that it is the set's own file")
+        raise UserError(
+            f"{uri}: has no struct '{struct}' with the fields {', '.join(wanted)}; check that it is the set's own file"
+        )
     record = found[struct].ravel()[0]
     columns = {name: _flat(record[name]) for name in (*wanted, *optional) if name in names}
     if len({len(column) for column in columns.values()}) > 1:

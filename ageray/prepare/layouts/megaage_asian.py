@@ -23,12 +23,16 @@ def read_megaage_asian(uri: str, dataset: str) -> Source:
     Raises UserError if the two lists of a part differ in length: nobody knows then whose the ages are.
     """
     listed = Listed(uri, dataset)
-    for ages in required(listed.lists(r"(train|test)_age\.txt"), uri, "megaage_asian", "train_name.txt and train_age.txt"):
+    for ages in required(
+        listed.lists(r"(train|test)_age\.txt"), uri, "megaage_asian", "train_name.txt and train_age.txt"
+    ):
         part = posixpath.basename(ages).lower().removesuffix("_age.txt")
         names = ages[: -len("age.txt")] + "name.txt"
         name_lines, age_lines = (lists.lines(listed.path(file)) for file in (names, ages))
         if len(name_lines) != len(age_lines):
-            raise UserError(f"{listed.path(ages)}: {len(age_lines)} ages for {len(name_lines)} names; download the lists again")
+            raise UserError(
+                f"{listed.path(ages)}: {len(age_lines)} ages for {len(name_lines)} names; download the lists again"
+            )
 
         def labels(entry: tuple[str, str], part: str = part) -> dict[str, Any]:
             return {"key": f"{part}/{entry[0]}", "age": lists.age({"age": entry[1]})}

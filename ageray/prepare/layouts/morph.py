@@ -46,7 +46,12 @@ def read_morph(uri: str, dataset: str) -> Source:
         if "photo" in columns and ("age" in columns or {"dob", "doa"} <= columns):
             listed.read(file, ((row["photo"], row) for row in rows), _labels)
     if listed.entries == 0:
-        named = required([photo for photo in listed.photos() if NAME.fullmatch(photo)], uri, "morph", f"a CSV with {_WANTED}")
+        named = required(
+            [photo for photo in listed.photos() if NAME.fullmatch(photo)],
+            uri,
+            "morph",
+            f"a CSV with {_WANTED}",
+        )
         listed.read("the photos' names", ((photo, {"photo": photo}) for photo in named), _labels)
     return listed.source("morph")
 

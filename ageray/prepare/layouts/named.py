@@ -30,7 +30,9 @@ def read_utkface(uri: str, dataset: str) -> Source:
     def labels(match: re.Match[str]) -> dict[str, Any]:
         return {"age": float(match[1]), "gender": GENDERS[int(match[2])], "group": _GROUPS[int(match[3])]}
 
-    return _read("utkface", uri, dataset, UTKFACE, labels, "age_gender_race_datetime.jpg.chip.jpg", youngest=1)
+    return _read(
+        "utkface", uri, dataset, UTKFACE, labels, "age_gender_race_datetime.jpg.chip.jpg", youngest=1
+    )
 
 
 def read_agedb(uri: str, dataset: str) -> Source:
@@ -42,7 +44,9 @@ def read_agedb(uri: str, dataset: str) -> Source:
     def labels(match: re.Match[str]) -> dict[str, Any]:
         return {"subject": match[1], "age": float(match[2]), "gender": GENDERS["mf".index(match[3].lower())]}
 
-    return _read("agedb", uri, dataset, AGEDB, labels, "number_Name_age_gender.jpg, such as 0_MariaCallas_35_f.jpg")
+    return _read(
+        "agedb", uri, dataset, AGEDB, labels, "number_Name_age_gender.jpg, such as 0_MariaCallas_35_f.jpg"
+    )
 
 
 def read_afad(uri: str, dataset: str) -> Source:

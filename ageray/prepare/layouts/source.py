@@ -30,4 +30,7 @@ def photo_rows(uri: str, photos: list[str], dataset: str) -> Iterator[tuple[dict
     """For each photo below `uri` the columns that every layout has, and its file name."""
     start = len(uri.rstrip("/")) + 1
     for photo in photos:
-        yield {"key": f"{dataset}/{photo[start:]}", "uri": photo, "dataset": dataset}, posixpath.basename(photo)
+        yield (
+            {"key": f"{dataset}/{photo[start:]}", "uri": photo, "dataset": dataset},
+            posixpath.basename(photo),
+        )

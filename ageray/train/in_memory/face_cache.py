@@ -33,7 +33,10 @@ class FaceCache:
 
     def rows(self, parts: dict[str, list[str]]) -> dict[str, Any]:
         """The rows of each part's usable faces, ascending: (N,) of int64."""
-        return {name: np.array(sorted(self.row[key] for key in keys if key in self.row), np.int64) for name, keys in parts.items()}
+        return {
+            name: np.array(sorted(self.row[key] for key in keys if key in self.row), np.int64)
+            for name, keys in parts.items()
+        }
 
     def column(self, name: str, rows: Any) -> Any:
         """The values of some rows."""
@@ -63,7 +66,9 @@ def hold(experiment: Experiment, labelled: pa.Table) -> FaceCache:
             arrays.append(batch[name][fine])
     if not row:
         key, reason = next(iter(errors.items()))
-        raise UserError(f"data.shards={shards}: no face can be used; the first of {len(errors)}: {key}: {reason}")
+        raise UserError(
+            f"data.shards={shards}: no face can be used; the first of {len(errors)}: {key}: {reason}"
+        )
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     return FaceCache(ray.put({"canvas": canvas[: len(row)], **columns}), row, errors)
 
@@ -74,8 +79,14 @@ def remember(experiment: Experiment, network: AgeNetwork, faces: FaceCache, shar
         return False
     task, count = share.task(_features), len(faces.row)
     pieces = [(first, min(first + _FEATURES_A_TASK, count)) for first in range(0, count, _FEATURES_A_TASK)]
-    found = np.concatenate(ray.get([task.remote(experiment, faces.columns, *piece, share.threads) for piece in pieces]))
-    columns = {name: values for name, values in ray.get(faces.columns).items() if name not in ("canvas", "points", "box")}
+    found = np.concatenate(
+        ray.get([task.remote(experiment, faces.columns, *piece, share.threads) for piece in pieces])
+    )
+    columns = {
+        name: values
+        for name, values in ray.get(faces.columns).items()
+        if name not in ("canvas", "points", "box")
+    }
     faces.columns = ray.put({**columns, "features": found})
     return True
 
@@ -84,7 +95,9 @@ def _features(experiment: Experiment, faces: dict[str, Any], first: int, last: i
     """A task: the frozen body's features of some of the faces."""
     with on_device(threads) as device:
         body = frozen.detach_backbone(build(experiment.model, seed=experiment.train.seed))
-        return frozen.features(body, {name: values[first:last] for name, values in faces.items()}, experiment, device)
+        return frozen.features(
+            body, {name: values[first:last] for name, values in faces.items()}, experiment, device
+        )
 
 
 def _check_room(shards: str, faces: int, side: int, size: int) -> None:

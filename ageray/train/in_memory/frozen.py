@@ -44,7 +44,9 @@ def detach_backbone(network: AgeNetwork) -> nn.Module:
 
 
 @torch.inference_mode()
-def features(body: nn.Module, faces: Columns, config: Experiment, device: torch.device) -> NDArray[np.float32]:
+def features(
+    body: nn.Module, faces: Columns, config: Experiment, device: torch.device
+) -> NDArray[np.float32]:
     """The body's features of each face and of its mirror image, without augmentation: (N, 2, D), what the column `features` of a batch is to
     `ageray.train.loop` and `ageray.models.inference`. `faces` holds canvas, points and box of N faces, one at least."""
     body, size = body.to(device).eval(), config.scale.faces_a_batch(device.type == "cuda")

@@ -27,7 +27,9 @@ class Share(NamedTuple):
     def task(self, function: Callable[..., Any]) -> Any:
         """The function as a Ray task that takes one fold's share."""
         variables = cluster.environment(bool(self.gpus))
-        return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": variables})(function)
+        return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": variables})(
+            function
+        )
 
     def map_unordered(
         self, function: Callable[..., Any], calls: Iterable[tuple[int, tuple[Any, ...]]]
@@ -55,7 +57,9 @@ def share_out(scale: Scale) -> Share:
     if scale.gpu is True and not gpus:
         raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
     if scale.cpus_per_worker > largest:
-        raise UserError(f"scale.cpus_per_worker={scale.cpus_per_worker:g}: no machine has more than {largest:g} logical CPUs; lower it")
+        raise UserError(
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g}: no machine has more than {largest:g} logical CPUs; lower it"
+        )
     if gpus and scale.gpu is not False:
         at_once = scale.fold_workers or int(gpus)
         share = 1 / math.ceil(at_once / gpus)
@@ -65,7 +69,9 @@ def share_out(scale: Scale) -> Share:
         at_once, share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
     taken = min(scale.cpus_per_worker, cpus / at_once)
     cluster.check_fits(f"scale.cpus_per_worker={scale.cpus_per_worker:g}", 1, {"CPU": taken, "GPU": share})
-    return Share(at_once, taken, share, scale.threads or (0 if at_once == 1 else max(1, int(scale.cpus_per_worker))))
+    return Share(
+        at_once, taken, share, scale.threads or (0 if at_once == 1 else max(1, int(scale.cpus_per_worker)))
+    )
 
 
 @contextmanager

@@ -59,7 +59,9 @@ class Result:
     log: list[dict[str, Any]]
 
 
-def run(experiment: Experiment, faces: Columns, fold: Fold, device: torch.device, levels: Sequence[float]) -> Result:
+def run(
+    experiment: Experiment, faces: Columns, fold: Fold, device: torch.device, levels: Sequence[float]
+) -> Result:
     """Trains, chooses the best epoch, calibrates and predicts: the same result whenever and beside whatever else it runs.
 
     faces: the columns `canvas`, `points`, `box`, `age`, `gender`, `subject` of N faces, or `features` (N, 2, D) in the place of the first three
@@ -94,7 +96,9 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
         if state.step == 0:
             start(state, _shuffled(state, faces, fold.train))
         result = train_one_epoch(state, _shuffled(state, faces, fold.train))
-        near = _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
+        near = (
+            _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
+        )
         true, predicted = validate(state, _batches(faces, fold.val, size), near)
         record = epochs.close(state, result, true, predicted, time.perf_counter() - started)
         if record["best"]:
@@ -146,7 +150,9 @@ def _calibrate(state: State, faces: Columns, rows: Rows, gallery: Gallery | None
 
 
 @torch.inference_mode()
-def _predict(state: State, faces: Columns, rows: Rows, gallery: Gallery | None, levels: Sequence[float]) -> dict[str, Array]:
+def _predict(
+    state: State, faces: Columns, rows: Rows, gallery: Gallery | None, levels: Sequence[float]
+) -> dict[str, Array]:
     """Before calibration: `decoded` (T, 3), age and the interval's quantiles, `quantiles` (T, Q) at the levels, and `Result.besides`."""
     network, config = state.judged.eval(), state.config
     autocast = config.train.precision == "bf16"
@@ -156,14 +162,25 @@ def _predict(state: State, faces: Columns, rows: Rows, gallery: Gallery | None, 
         batch = to_tensors(columns, state.device)
         said = predict(network, batch, config, autocast, gallery)
         places = quantiles(said.posterior, state.bins, wanted)
-        found = {"decoded": torch.cat([decode(said.posterior, config.model)[:, None], places[:, :2]], -1), "quantiles": places[:, 2:]}
-        found |= {name: tensor for name in ("female", "neighbours", "own") if (tensor := getattr(said, name)) is not None}
+        found = {
+            "decoded": torch.cat([decode(said.posterior, config.model)[:, None], places[:, :2]], -1),
+            "quantiles": places[:, 2:],
+        }
+        found |= {
+            name: tensor
+            for name in ("female", "neighbours", "own")
+            if (tensor := getattr(said, name)) is not None
+        }
         if network.classifier_names:
             each = classifier_posteriors(network, batch, config, autocast)
-            found["classifiers"] = torch.stack([decode(each[name], config.model) for name in network.classifier_names], -1)
+            found["classifiers"] = torch.stack(
+                [decode(each[name], config.model) for name in network.classifier_names], -1
+            )
         for name, tensor in found.items():
             parts.setdefault(name, []).append(tensor.float().cpu().numpy())
     whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     if not np.isfinite(whole["decoded"]).all():
-        raise FloatingPointError(f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip")
+        raise FloatingPointError(
+            f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
+        )
     return whole
