@@ -495,8 +495,8 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> None:
-    from test_loop import batches
-    from test_loop import faces as drawn
+    from tests.train.test_loop import batches
+    from tests.train.test_loop import faces as drawn
 
     from ageray.train.loop import start, train_one_epoch
     from ageray.train.state import new_state
