@@ -22,8 +22,9 @@ import cv2
 import requests
 
 from ageray import bundle
-from ageray.serve import Service, start
+from ageray.serve.app import start
 from ageray.serve.ingress import find
+from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces

@@ -21,6 +21,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ageray import cluster, config
+from ageray.cluster import resources
 from ageray.errors import UserError
 from ageray.experiment import Scale
 
@@ -219,7 +220,7 @@ def test_nodes_that_the_autoscaler_may_start_count(
 ) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text((ROOT / "cluster.yaml").read_text())
-    monkeypatch.setattr(cluster, "_LAUNCHED", file)
+    monkeypatch.setattr(resources, "_BOOTSTRAP", file)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     types = launched()["available_node_types"]
     counts = {name: 1 if name == "head" else kind["max_workers"] for name, kind in types.items()}
@@ -246,9 +247,9 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
 def test_only_scoring_is_on_spot_and_nothing_trains_there() -> None:
     types = launched()["available_node_types"]
     spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
-    pin_to_on_demand = {name for name, kind in types.items() if cluster.ON_DEMAND in kind["resources"]}
+    on_demand = {name for name, kind in types.items() if cluster.ON_DEMAND in kind["resources"]}
     assert spot == {"spot"}
-    assert pin_to_on_demand == {"cpu", "gpu", "gpu8"}
+    assert on_demand == {"cpu", "gpu", "gpu8"}
 
 
 def test_no_port_is_open_and_a_token_is_demanded() -> None:
@@ -272,7 +273,7 @@ def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pyte
     needs = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpu is True), cluster.ON_DEMAND: 0.001}
     workers = scale.workers
     assert isinstance(workers, int)
-    with holding(monkeypatch, *cluster._launched(launched())):
+    with holding(monkeypatch, *resources.nodes_of_config(launched())):
         cluster.check_fits(file.stem, workers, needs, beside=1)
         with pytest.raises(UserError, match="do not fit"):
             cluster.check_fits(file.stem, 1000, needs)

@@ -66,7 +66,7 @@ def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
     fold = Share(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
     assert cluster.environment().items() <= ray.get(fold.remote()).items()
     for gpus in (0, 1):
-        assert ActorPool(1, 1, gpus, 0).each() == {
+        assert ActorPool(1, 1, gpus, 0).options() == {
             "num_cpus": 1,
             "num_gpus": gpus,
             "runtime_env": {"env_vars": cluster.environment(gpus == 1)},

@@ -58,8 +58,8 @@ said["train"] = sorted(queue.get() for _ in range(2))
 said["too many to train"] = told(lambda: run._scaling(config.load([], ["scale.workers=3", "scale.gpu=true"])))
 said["as many as there is room for"] = run._scaling(config.load([], ["scale.workers=[1, 8]", "scale.gpu=true"])).num_workers
 
-scoring = actors.share_out(Scale())
-said["team"] = scoring
+scoring = actors.plan_actors(Scale())
+said["pool"] = scoring
 
 
 @ray.remote(num_cpus=scoring.cpus, num_gpus=scoring.gpus)
@@ -70,7 +70,7 @@ class Actor:
 
 actors = [Actor.remote() for _ in range(scoring.actors)]
 said["score"] = sorted(ray.get([actor.here.remote() for actor in actors]))
-said["too many to score"] = told(lambda: actors.share_out(Scale(score_workers=5)))
+said["too many to score"] = told(lambda: actors.plan_actors(Scale(score_workers=5)))
 for actor in actors:
     ray.kill(actor)
 
@@ -108,7 +108,7 @@ def test_training_takes_a_gpu_a_worker_on_nodes_that_stay(said: dict[str, Any]) 
 
 
 def test_scoring_takes_every_gpu(said: dict[str, Any]) -> None:
-    assert said["team"] == [4, 1, 1, 1]
+    assert said["pool"] == [4, 1, 1, 1]
     assert said["score"] == [["spot", [0]], ["spot", [1]], ["stays", [0]], ["stays", [1]]]
     assert (
         said["too many to score"]
