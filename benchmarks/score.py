@@ -35,14 +35,15 @@ import torch
 from PIL import Image
 
 from ageray import bundle, cluster, storage
-from ageray.cluster.actors import share_out
+from ageray.cluster.actors import plan_actors
 from ageray.experiment import Scale
 from ageray.faces.canvases import face_canvases
 from ageray.predictor import Predictor
-from ageray.score import pipeline as score_pipeline
 from ageray.score import read
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
+from ageray.score.files import ScoreFiles
+from ageray.score.inputs import Inputs
+from ageray.score.pipeline import detect_faces, predict_ages, read_photos, tables
 from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,18 +120,14 @@ def loader(shards: str, model: str, workers: int) -> Iterator[int]:
 
 def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     """Faces done as they come out of the job's own stages."""
-    collection = Collection.of(shards)
+    inputs = Inputs.open(shards)
     loaded = bundle.load(model)
-    photos = score_pipeline.read(
-        collection, read.survey(collection), scale.decode_batch, ScoreCheckpoint(shards + "-none")
-    )
+    checkpoint = ScoreCheckpoint(ScoreFiles(shards + "-none"))
+    photos = read_photos(inputs, read.scan(inputs), scale.decode_batch, checkpoint)
     assert photos is not None
-    found = score_pipeline.find(
-        photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto"
-    )
-    for table in score_pipeline._tables(
-        score_pipeline.age(found, model, share_out(scale), BATCH, posterior=False)
-    ):
+    detect = loaded.experiment.data.detect
+    faces = detect_faces(photos, scale.decode_batch, loaded.experiment.align, detect, "auto")
+    for table in tables(predict_ages(faces, model, plan_actors(scale), BATCH, posterior=False)):
         yield table.num_rows
 
 

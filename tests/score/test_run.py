@@ -32,8 +32,9 @@ from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.score import chunks, pipeline, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
-from ageray.stages import detect, labels
+from ageray.score.files import ScoreFiles
+from ageray.score.inputs import Inputs
+from ageray.stages import detect
 from ageray.stages.detect import DETECTED_SCHEMA, find_faces
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
@@ -94,7 +95,7 @@ def table(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part) for part in sorted(out.glob("*.parquet"))]).sort_by("key")
 
 
-def places(*uris: object) -> pa.Table:
+def listed(*uris: object) -> pa.Table:
     return pa.table({"image": pa.array([str(uri) for uri in uris], pa.string())})
 
 
@@ -233,7 +234,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "score_report", interrupt)
+        patch.setattr(run, "score_report", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run.score(str(photos / "more"), str(out), model, SCALE, fresh=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -241,7 +242,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
     assert (left["state"], left["done"], left["total"]) == ("interrupted", 3, 3)
     with pytest.raises(UserError, match=r"unfinished was begun otherwise \(posterior: false, now true\)"):
         run.score(str(photos / "more"), str(out), model, SCALE, posterior=True)
-    monkeypatch.setattr(run, "find", lambda *_: pytest.fail("every photo is done"))
+    monkeypatch.setattr(pipeline, "detect_faces", lambda *_: pytest.fail("every photo is done"))
     summary = run.score(str(photos / "more"), str(out), model, SCALE)
     assert (summary["images"], summary["errors"]) == (3, {"cannot decode": 1})
     assert summary["seconds"] >= left["seconds"]
@@ -267,8 +268,8 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     assert {photo.key: content for photo, content in results.contents(digest.drawn).items()} == pictures
 
 
-def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
-    rows = find(places(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
+def test_paths_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
+    rows = find(listed(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
     assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == [
         "cannot read: not found; check the path or url"
     ]
@@ -280,27 +281,28 @@ def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> 
 
 def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
     dataset = labelled(photos, 2)
-    found = pipeline.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
-    bare = find(places(*Collection.of(str(photos)).files))
+    found = pipeline.detect_faces(dataset, 2, ALIGN, DETECT, "auto").materialize()
+    bare = find(listed(*Inputs.open(str(photos)).files))
     assert bare.schema.equals(DETECTED_SCHEMA)
     rows = _sorted(found)
     assert rows.select(DETECTED_SCHEMA.names).equals(bare.sort_by("key"))
     first = chunks.first_rows(rows)
     assert sorted(first.column("photo").to_pylist()) == list(range(9))
     assert sum(first.column("siblings").to_pylist()) == rows.num_rows
-    aged = pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
+    aged = pipeline.predict_ages(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
     assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
     rows = _sorted(aged)
     assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
     assert _close(
-        rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names),
+        rows.drop_columns(chunks.CHUNK_OF_ROW_SCHEMA.names),
         AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
     )
 
 
 def labelled(photos: Path, batch: int) -> Any:
-    collection = Collection.of(str(photos))
-    dataset = pipeline.read(collection, read.survey(collection), batch, ScoreCheckpoint(str(photos / "none")))
+    inputs = Inputs.open(str(photos))
+    checkpoint = ScoreCheckpoint(ScoreFiles(str(photos / "none")))
+    dataset = pipeline.read_photos(inputs, read.scan(inputs), batch, checkpoint)
     assert dataset is not None
     return dataset
 
@@ -338,7 +340,7 @@ def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None,
         finally:
             detect.decode = whole
 
-    dataset = ray.data.from_arrow(places(*files)).map_batches(
+    dataset = ray.data.from_arrow(listed(*files)).map_batches(
         with_a_faulty_decoder, batch_size=3, batch_format="pyarrow"
     )
     rows = _sorted(dataset).to_pylist()
@@ -360,9 +362,9 @@ def test_model_actor_that_dies_starts_again(
                 os._exit(1)
             return super().__call__(found)
 
-    monkeypatch.setattr(run, "AgeFaces", Frail)
-    found = pipeline.find(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
-    rows = _sorted(pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
+    monkeypatch.setattr(pipeline, "AgeFaces", Frail)
+    found = pipeline.detect_faces(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
+    rows = _sorted(pipeline.predict_ages(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
     assert len(set(rows.column("image").to_pylist())) == 9
@@ -370,7 +372,7 @@ def test_model_actor_that_dies_starts_again(
 
 def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
     upright, turned = (
-        find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
+        find(listed(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
     )
     assert len(upright) == len(turned) >= 1
     for rows in (upright, turned):
@@ -386,7 +388,7 @@ def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -
 
 
 def test_canvases_hold_the_face(photos: Path) -> None:
-    row = find(places(photos / "photo-00000.jpg")).to_pylist()[0]
+    row = find(listed(photos / "photo-00000.jpg")).to_pylist()[0]
     side = round((len(row["canvas"]) / 3) ** 0.5)
     canvas = np.frombuffer(row["canvas"], np.uint8).reshape(side, side, 3)
     x, y = np.reshape(row["canvas_points"], (5, 2))[2]
@@ -424,7 +426,7 @@ def test_where_the_detector_runs(
 
 
 def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None:
-    whole = find(places(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
+    whole = find(listed(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
     assert [(row["face"], row["box"], row["error"]) for row in whole] == [(0, None, None)]
     [path] = synthetic_faces.write_faces_table(tmp_path, 1)
     shard = shard_rows(path)
@@ -443,8 +445,8 @@ def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
     whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
     box = np.array([20, 10, 80, 90], np.float32)
     seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
-    monkeypatch.setattr(detect, "_look", lambda *_: seen)
-    rows = find(places(photos / "nobody.png")).to_pylist()
+    monkeypatch.setattr(detect, "_detect", lambda *_: seen)
+    rows = find(listed(photos / "nobody.png")).to_pylist()
     assert [row["face"] for row in rows] == [0, 1, 2]
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert rows[1]["error"].startswith("cannot crop: ")
@@ -452,7 +454,7 @@ def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
 
 
 def test_batch_without_a_single_face(model: str, photos: Path) -> None:
-    rows = AgeFaces(model, threads=1)(find(places(photos / "nobody.png", photos / "empty.jpg")))
+    rows = AgeFaces(model, threads=1)(find(listed(photos / "nobody.png", photos / "empty.jpg")))
     assert rows.schema.equals(schema.SCORES)
     assert rows.column("age").null_count == rows.num_rows == 2
 
@@ -463,7 +465,7 @@ def test_broken_weights_are_refused(tmp_path: Path, photos: Path) -> None:
         network.head.bias.fill_(float("nan"))
     bundle.save(str(tmp_path / "broken"), network, Experiment(align=ALIGN), {})
     with pytest.raises(UserError, match="gives ages that are not numbers"):
-        AgeFaces(str(tmp_path / "broken"), threads=1)(find(places(photos / "photo-00000.jpg")))
+        AgeFaces(str(tmp_path / "broken"), threads=1)(find(listed(photos / "photo-00000.jpg")))
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
@@ -629,7 +631,7 @@ def test_mistakes_with_a_store(
 
     out = tmp_path / "out"
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    assert find(places("s3://faces/one/photo.jpg")).column("error").null_count > 0
+    assert find(listed("s3://faces/one/photo.jpg")).column("error").null_count > 0
     assert told("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
     assert told("s3://faces/one", "s3://missing/scores").startswith(
         "--out s3://missing/scores: cannot be written ("
@@ -656,8 +658,8 @@ def test_a_folder_that_cannot_be_written(photos: Path, model: str, tmp_path: Pat
 
 def test_demo_photos(tmp_path: Path) -> None:
     folder = draw_demo(str(tmp_path / "demo"))
-    assert len(Collection.of(folder).files) >= 8
-    assert find(places(*Collection.of(folder).files[:2])).column("error").null_count > 0
+    assert len(Inputs.open(folder).files) >= 8
+    assert find(listed(*Inputs.open(folder).files[:2])).column("error").null_count > 0
     with pytest.raises(UserError, match="local folders only"):
         draw_demo("s3://bucket/demo")
 
@@ -665,6 +667,6 @@ def test_demo_photos(tmp_path: Path) -> None:
 def test_file_name_that_is_not_text(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(name)).write_bytes(b"")
-    [uris] = Collection.of(str(tmp_path)).places()
+    [uris] = Inputs.open(str(tmp_path)).uris()
     [row] = find(uris).to_pylist()
     assert row["error"] == "cannot read: not found; check the path or url"
