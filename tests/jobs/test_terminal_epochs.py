@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import epochs
-from jobs.terminal.epochs import EpochTable, clock
+from jobs.terminal import progress
+from jobs.terminal.epochs import EpochTable
+from jobs.terminal.progress import clock
 
 Record = dict[str, Any]
 
@@ -103,7 +104,7 @@ def test_without_a_terminal_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> 
 def test_progress_that_is_switched_off_leaves_the_rows(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epochs, "_LINE_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
     said = shown(step(1), step(50), epoch(1), terminal=terminal, live=False)
     assert "images/s  " in said
     assert "step" not in said
