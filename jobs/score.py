@@ -90,7 +90,7 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_intermixed_args(words)
     settings = list(filter(cli.is_setting, arguments.words))
     inputs = [word for word in arguments.words if word not in settings]
-    if len(inputs) != (0 if arguments.demo else 1):
+    if len(inputs) + arguments.demo != 1:
         words_text = " and ".join(inputs) or "none"
         raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
     experiment = read_settings(arguments.model, settings)
@@ -99,9 +99,11 @@ def main(words: Sequence[str]) -> None:
     from ageray.synthetic import demo
     from jobs.terminal.scores import ScoreProgress
 
+    if arguments.demo:
+        inputs = [demo.draw_demo(arguments.out.rstrip("/") + "-photos")]
     with ScoreProgress(live=experiment.scale.progress) as progress:
         summary = score(
-            demo.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
+            inputs[0],
             arguments.out,
             arguments.model,
             experiment.scale,

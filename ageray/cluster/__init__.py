@@ -4,6 +4,15 @@ it.
 
 from ageray.cluster.connect import connect
 from ageray.cluster.environment import environment
-from ageray.cluster.resources import ON_DEMAND, capacity, check_fits, nodes, pin_to_on_demand
+from ageray.cluster.resources import ON_DEMAND, capacity, check_fits, nodes, pin_to_on_demand, total
 
-__all__ = ["ON_DEMAND", "capacity", "check_fits", "connect", "environment", "nodes", "pin_to_on_demand"]
+__all__ = [
+    "ON_DEMAND",
+    "capacity",
+    "check_fits",
+    "connect",
+    "environment",
+    "nodes",
+    "pin_to_on_demand",
+    "total",
+]

@@ -42,8 +42,7 @@ def plan_actors(scale: Scale) -> ActorPool:
     single-threaded one for every other CPU. Raises UserError for what the cluster can never run.
     """
     nodes = cluster.nodes()
-    cpus = sum(node.get("CPU", 0) for node in nodes)
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    cpus, gpus = cluster.total(nodes, "CPU"), int(cluster.total(nodes, "GPU"))
     if scale.gpu is True and not gpus:
         raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
     on_gpu = gpus > 0 and scale.gpu is not False
@@ -53,8 +52,10 @@ def plan_actors(scale: Scale) -> ActorPool:
         actors = scale.score_workers
     elif on_gpu:
         actors = max(1, room)
+    elif cpus <= _SMALL:
+        actors = 1
     else:
-        actors = 1 if cpus <= _SMALL else max(1, int(cpus / 2 / cpus_each))
+        actors = max(1, int(cpus / 2 / cpus_each))
     if on_gpu and actors > gpus:
         text = f"scale.score_workers={actors}: each takes a GPU, and there are {gpus}"
         raise UserError(f"{text}; use 0 for all of them")
@@ -71,7 +72,9 @@ def plan_actors(scale: Scale) -> ActorPool:
 
 def describe(pool: ActorPool, faces: int, photos: int) -> str:
     """The pool in words. faces, photos: of a batch of the model and of a decoding task."""
-    device = "a GPU" if pool.gpus else f"{pool.threads or 'all'} core{'s' * (pool.threads != 1)}"
+    device = f"{pool.threads or 'all'} core{'s' * (pool.threads != 1)}"
+    if pool.gpus:
+        device = "a GPU"
     several = pool.actors > 1
     actors = f"{pool.actors} actor{'s' * several} on {device}{' each' * several}"
     return f"{actors}, {faces} faces a batch; other CPUs decode {photos} images a task"

@@ -79,7 +79,9 @@ def _start(scale: Scale) -> None:
 def cluster_address() -> str | None:
     """RAY_ADDRESS, which Ray sets in submitted jobs; None for a Ray of this machine's own."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
-    return None if address in ("", "local") else address
+    if address in ("", "local"):
+        return None
+    return address
 
 
 def _join(address: str) -> None:

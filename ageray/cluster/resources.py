@@ -36,8 +36,10 @@ def nodes() -> list[Resources]:
         if node["Alive"]:
             running.append(dict(node["Resources"]))
     possible = list(_possible_nodes())
-    grows = any(_total(possible, name) > _total(running, name) for name in ("CPU", "GPU"))
-    return possible if grows else running
+    for name in ("CPU", "GPU"):
+        if total(possible, name) > total(running, name):
+            return possible
+    return running
 
 
 def check_fits(what: str, workers: int, needs: Resources, beside: float = 0) -> None:
@@ -48,14 +50,16 @@ def check_fits(what: str, workers: int, needs: Resources, beside: float = 0) -> 
     """
     largest = nodes()
     room = capacity(largest, needs)
-    cpus = _total(largest, "CPU")
+    cpus = total(largest, "CPU")
     amounts = []
     for name, amount in needs.items():
         if amount and name != ON_DEMAND:
             amounts.append(f"{amount:g} {name}")
     each = " and ".join(amounts)
     if room < workers:
-        where = f" on nodes that offer {ON_DEMAND}" if needs.get(ON_DEMAND) else ""
+        where = ""
+        if needs.get(ON_DEMAND):
+            where = f" on nodes that offer {ON_DEMAND}"
         limit = f"the cluster's {len(largest)} nodes hold {room} at most"
         raise UserError(f"{what}: {workers} of {each} do not fit{where}; {limit}; lower it or add nodes")
     if workers * needs.get("CPU", 0) + beside > cpus:
@@ -72,7 +76,9 @@ def capacity(nodes: list[Resources], needs: Resources) -> int:
 
 def pin_to_on_demand(needs: Resources) -> Resources:
     """The needs of a training worker: with ON_DEMAND, where the cluster has nodes that offer it."""
-    return needs | {ON_DEMAND: 0.001} if any(ON_DEMAND in node for node in nodes()) else needs
+    if total(nodes(), ON_DEMAND):
+        return needs | {ON_DEMAND: 0.001}
+    return needs
 
 
 def _possible_nodes() -> Iterator[Resources]:
@@ -93,7 +99,9 @@ def nodes_of_config(config: dict[str, object]) -> Iterator[Resources]:
     types, head = config["available_node_types"], config["head_node_type"]
     assert isinstance(types, dict)
     for name, kind in types.items():
-        count = 1 if name == head else int(kind.get("max_workers", config["max_workers"]))
+        count = int(kind.get("max_workers", config["max_workers"]))
+        if name == head:
+            count = 1
         yield from [dict(kind["resources"])] * count
 
 
@@ -102,5 +110,6 @@ def _capacity(node: Resources, needs: Resources) -> int:
     return int(min(workers, default=0) + 1e-6)
 
 
-def _total(nodes: list[Resources], name: str) -> float:
+def total(nodes: list[Resources], name: str) -> float:
+    """The amount of one resource on all nodes together."""
     return sum(node.get(name, 0) for node in nodes)

@@ -84,7 +84,9 @@ class Inputs:
             return cls._open_tables(uri, [uri])
         if name.endswith(".csv"):
             return cls("manifest", uri, [uri])
-        remedy = "unpack it and give the folder" if name.endswith(_ARCHIVES) else "give one of these"
+        remedy = "give one of these"
+        if name.endswith(_ARCHIVES):
+            remedy = "unpack it and give the folder"
         kinds = "a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar)"
         raise UserError(f"{location}: neither {kinds}; {remedy}")
 
@@ -149,7 +151,8 @@ def _uri_table(uris: Iterable[str]) -> pa.Table:
 
 def _path_columns(uri: str) -> Iterator[pa.Array]:
     try:
-        yield from _csv_column(uri) if uri.lower().endswith(".csv") else _parquet_column(uri)
+        read = _csv_column if uri.lower().endswith(".csv") else _parquet_column
+        yield from read(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "write it again as comma-separated UTF-8 or Parquet"
         raise UserError(f"{uri}: cannot be read ({errors.one_line(error)}); {remedy}") from None

@@ -88,7 +88,9 @@ def _drawn_text(shown: int, digest: Digest) -> str:
 
 def _failures_text(digest: Digest) -> str:
     total, shown = digest.errors.total(), len(digest.failures)
-    which = f"the first {shown:,} by name" if shown < total else "all of them"
+    which = "all of them"
+    if shown < total:
+        which = f"the first {shown:,} by name"
     return f"Photos that gave no face, {total:,} in all: how many of each kind, and {which}."
 
 
@@ -111,14 +113,15 @@ def _photos(folder: str, photos: list[Photo], location: str) -> Iterator[dict[st
 
 def _face(row: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     low, high = round(row["age_low"]), round(row["age_high"])
-    place = None if row["box"] is None else _place(row["box"], width, height)
-    return {"age": round(row["age"]), "range": f"{low}–{high}", "place": place}
+    return {"age": round(row["age"]), "range": f"{low}–{high}", "place": _place(row["box"], width, height)}
 
 
-def _place(box: list[float], width: int, height: int) -> dict[str, float]:
+def _place(box: list[float] | None, width: int, height: int) -> dict[str, float] | None:
     """A box in percent of the photo, cut to the photo. Box coordinates count from the centre of the
     first pixel.
     """
+    if box is None:
+        return None
     left, right = _percent(box[0], width), _percent(box[2], width)
     top, bottom = _percent(box[1], height), _percent(box[3], height)
     return {

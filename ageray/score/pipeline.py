@@ -55,10 +55,15 @@ def read_photos(
     """
     if inputs.lists_files:
         blocks = _blocks_of_lists(inputs, checkpoint)
-        dataset = ray.data.from_arrow_refs(blocks) if blocks else None
+        if not blocks:
+            return None
+        dataset: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
     else:
-        dataset = _segments(inputs, summary, checkpoint)
-    return None if dataset is None else dataset.repartition(target_num_rows_per_block=batch)
+        tables = _tables_of_segments(inputs, summary, checkpoint)
+        if not tables:
+            return None
+        dataset = _read(tables, inputs)
+    return dataset.repartition(target_num_rows_per_block=batch)
 
 
 def _blocks_of_lists(inputs: Inputs, checkpoint: ScoreCheckpoint) -> list[Any]:
@@ -74,16 +79,19 @@ def _blocks_of_lists(inputs: Inputs, checkpoint: ScoreCheckpoint) -> list[Any]:
     return blocks
 
 
-def _segments(inputs: Inputs, summary: InputSummary, checkpoint: ScoreCheckpoint) -> ray.data.Dataset | None:
-    """The photos of tables or tars, read by a task for each segment."""
+def _tables_of_segments(inputs: Inputs, summary: InputSummary, checkpoint: ScoreCheckpoint) -> list[pa.Table]:
+    """A table for each segment that has chunks to do, as `read_segments` takes it."""
     finished, done = checkpoint.finished_segments(), checkpoint.done_positions()
-    to_do = []
+    tables = []
     for segment in summary.segments:
         if segment.number not in finished:
-            to_do.append(segment_table(segment._replace(done=done.get(segment.number, ()))))
-    if not to_do:
-        return None
-    return ray.data.from_arrow(to_do).map_batches(
+            tables.append(segment_table(segment._replace(done=done.get(segment.number, ()))))
+    return tables
+
+
+def _read(segments: list[pa.Table], inputs: Inputs) -> ray.data.Dataset:
+    """The photos of tables or tars, read by a task for each segment."""
+    return ray.data.from_arrow(segments).map_batches(
         read_segments,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
         batch_size=1,
         batch_format="pyarrow",

@@ -144,7 +144,9 @@ def _tar_chunk(
     """
     rows, weights = [], []
     for member in members:
-        row: dict[str, object] = {"image": f"{segment.uri}/{member.name}" if member.name else segment.uri}
+        row: dict[str, object] = {"image": segment.uri}
+        if member.name:
+            row["image"] = f"{segment.uri}/{member.name}"
         if isinstance(member.content, bytes):
             row["content"] = member.content
         else:

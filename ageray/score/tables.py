@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
 import pyarrow as pa
@@ -35,7 +35,9 @@ class Columns(NamedTuple):
 
     def to_read(self) -> list[str]:
         """The columns that scoring reads."""
-        further = ("key", *_OF_A_FACE) if self.kind == "face shards" else ("key",)
+        further = ["key"]
+        if self.kind == "face shards":
+            further += _OF_A_FACE
         return [self.image, *filter(self.names.__contains__, further)]
 
 
@@ -126,8 +128,10 @@ def _names(table: pa.Table, uri: str, first: int, columns: Columns) -> dict[str,
     keys = table.column("key").cast(pa.string()) if "key" in table.column_names else None
     if columns.kind == "face shards":
         return {"image": pa.array([uri] * table.num_rows, pa.string()), "key": keys}
-    inner = range(first, first + table.num_rows) if keys is None else keys.to_pylist()
-    return {"image": pa.array([f"{uri}/{name}" for name in inner], pa.string())}
+    names: Iterable[object] = range(first, first + table.num_rows)
+    if keys is not None:
+        names = keys.to_pylist()
+    return {"image": pa.array([f"{uri}/{name}" for name in names], pa.string())}
 
 
 def _pairs(names: dict[str, pa.Array]) -> list[tuple[str, str]]:

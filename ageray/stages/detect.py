@@ -14,6 +14,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -91,13 +93,8 @@ def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, r
     """
     cv2.setNumThreads(1)  # a task runs on each CPU
     items = list(_items(photos))
-    names = "\n".join(f"{item.uri}#{item.key}" for item in items)
-    digest = hashlib.sha256(names.encode()).hexdigest()
-    # One line for each attempt at this batch: the numbers of the photos that it reached.
-    log = Path(tempfile.gettempdir(), f"ageray-{run}-{digest[:16]}")
-    deaths = (
-        Counter(line.split()[-1] for line in log.read_text().splitlines() if line) if log.exists() else {}
-    )
+    log = _log_of_attempts(items, run)
+    deaths = _deaths(log)
     rows: list[dict[str, Any]] = []
     siblings = []
     with log.open("a") as attempt:
@@ -105,12 +102,33 @@ def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, r
         for number, item in enumerate(items):
             attempt.write(f" {number}")
             attempt.flush()
-            fatal = deaths.get(str(number), 0) >= _MAX_DEATHS
-            own = [_error_row(item, _FATAL)] if fatal else rows_of(item, align, detect, search)
+            if deaths[str(number)] >= _MAX_DEATHS:
+                own = [_error_row(item, _FATAL)]
+            else:
+                own = rows_of(item, align, detect, search)
             rows += own
             siblings.append(len(own))
     log.unlink(missing_ok=True)
     return _carry(photos, pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA), np.array(siblings, np.int32))
+
+
+def _log_of_attempts(items: list[Item], run: str) -> Path:
+    """The file with a line for each attempt at this batch: the numbers of the photos that it
+    reached.
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.uri}#{item.key}\n".encode())
+    return Path(tempfile.gettempdir(), f"ageray-{run}-{digest.hexdigest()[:16]}")
+
+
+def _deaths(log: Path) -> Counter[str]:
+    """How often the process died on each photo: the last one that an attempt reached."""
+    deaths = Counter[str]()
+    if log.exists():
+        for line in log.read_text().splitlines():
+            deaths.update(line.split()[-1:])
+    return deaths
 
 
 def _carry(photos: pa.Table, rows: pa.Table, siblings: NDArray[np.int32]) -> pa.Table:
@@ -136,7 +154,8 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
     given = _given_face(item, align)
     detecting = align.mode != "none" and (search == "always" or (search == "auto" and given is None))
     try:
-        photo = decode(item.content, detect.max_side if detecting else canvas_side(align))
+        side = detect.max_side if detecting else canvas_side(align)
+        photo = decode(item.content, side)
     except ImageError as error:
         return [_error_row(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
     if detecting:
@@ -152,7 +171,7 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
     except ImageError as error:
         if len(faces) == 1:
             return [_error_row(item, f"cannot crop: {error}")]
-    return [_face_row(item, photo, align, number, face) for number, face in enumerate(faces)]
+    return list(starmap(partial(_face_row, item, photo, align), enumerate(faces)))
 
 
 def _face_rows(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Face]]) -> list[dict[str, Any]]:
@@ -172,12 +191,14 @@ def _face_rows(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Fa
                 "face": number,
                 "box": _values(face.box),
                 "landmarks": _values(face.points),
-                "detection": None if math.isnan(face.score) else face.score,
+                "detection": face.score,
                 "canvas": canvases.pixels[row].tobytes(),
                 "canvas_points": canvases.points[row].ravel().tolist(),
                 "canvas_box": canvases.box[row].tolist(),
             }
         )
+        if math.isnan(face.score):  # the input brought the face
+            rows[-1]["detection"] = None
     return rows
 
 
@@ -196,7 +217,9 @@ def _error_row(item: Item, error: str, face: int = -1) -> dict[str, Any]:
 def _items(photos: pa.Table) -> Iterator[Item]:
     if "content" in photos.column_names:
         for row in photos.select(PHOTO_SCHEMA.names).to_pylist():
-            content = row["content"] if row["problem"] is None else UserError(row["problem"])
+            content = row["content"]
+            if row["problem"] is not None:
+                content = UserError(row["problem"])
             yield Item(row["image"], content, row["key"], row["landmarks"], row["box"])
         return
     uris = photos.column("image").to_pylist()
@@ -226,4 +249,7 @@ def _detect(item: Item, photo: Photo, detect: Detect) -> list[Face]:
 
 
 def _values(array: NDArray[np.float32]) -> list[float] | None:
-    return None if np.isnan(array).any() else array.ravel().tolist()
+    if np.isnan(array).any():
+        return None
+    values: list[float] = array.ravel().tolist()
+    return values

@@ -18,7 +18,9 @@ from ageray.stages.detect import CANVAS_SCHEMA
 
 def scores_schema(posterior: bool) -> pa.Schema:
     """Schema of the scores table, with or without the posterior."""
-    return schema.SCORES.append(schema.POSTERIOR) if posterior else schema.SCORES
+    if posterior:
+        return schema.SCORES.append(schema.POSTERIOR)
+    return schema.SCORES
 
 
 class AgeFaces:

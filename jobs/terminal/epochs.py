@@ -51,4 +51,4 @@ class EpochTable(TerminalProgress):
         epoch = f"{record['epoch']}/{record['epochs']}"
         row = f"{epoch:>9}  {record['loss']:>8.4f}  {record['val_mae']:>8.3f}  {record['val_bias']:>+8.3f}"
         row += f"  {record['images_s']:>8.1f}  {record['seconds']:>8.1f}  {left:>8}"
-        self.print(row + ("  *" if record["best"] else ""))
+        self.print(row + "  *" * bool(record["best"]))

@@ -78,8 +78,10 @@ def _show_warnings(console: Console, warnings: list[str]) -> None:
 
 
 def _show_audit(console: Console, audit: Record) -> None:
-    against = "" if audit["against"] is None else f", against {audit['against']}"
-    console.print(f"audit{against}", markup=False)
+    title = "audit"
+    if audit["against"] is not None:
+        title += f", against {audit['against']}"
+    console.print(title, markup=False)
     for line in audit["lines"]:
         console.print(f"  {line}", markup=False)
 

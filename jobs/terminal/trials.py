@@ -76,7 +76,9 @@ class TuneProgress(TerminalProgress):
         if self._minutes:
             seconds = min(seconds, 60 * self._minutes - record["clock"])
         left = clock(max(0.0, seconds))
-        why = trial.reason or ("stopped early" if trial.state == "stopped" else "")
+        why = trial.reason
+        if not why and trial.state == "stopped":
+            why = "stopped early"
         values = list(map(_value_text, trial.values.values()))
         self.print(self._row(str(trial.number), values, str(len(trial.epochs)), score, best, left, why))
         self.move(completed=record["done"], total=record["total"], left=left)
