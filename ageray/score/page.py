@@ -77,20 +77,20 @@ def _spread(digest: Digest) -> str:
     return f"{digest.faces:,} faces; {half}, 90 % at between {low} and {high}."
 
 
-def _drawn_text(shown: int, digest: Digest) -> str:
+def _drawn_text(count: int, digest: Digest) -> str:
     undecoded = digest.errors.total() - digest.errors[schema.NO_FACE]
     decoded = digest.images - undecoded
     which = "All photos that could be decoded"
-    if shown < decoded:
-        which = f"{shown} of {decoded:,} photos, drawn at random"
+    if count < decoded:
+        which = f"{count} of {decoded:,} photos, drawn at random"
     return f"{which}: the age of each face in years, from left to right, and its 90 % interval."
 
 
 def _failures_text(digest: Digest) -> str:
-    total, shown = digest.errors.total(), len(digest.failures)
+    total, count = digest.errors.total(), len(digest.failures)
     which = "all of them"
-    if shown < total:
-        which = f"the first {shown:,} by name"
+    if count < total:
+        which = f"the first {count:,} by name"
     return f"Photos that gave no face, {total:,} in all: how many of each kind, and {which}."
 
 

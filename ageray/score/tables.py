@@ -100,13 +100,13 @@ def pick(uri: str, names: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str
     Row groups that have none of them are not read.
     """
     meta, first = footer(uri), 0
-    known = columns(uri, meta.schema.to_arrow_schema())
-    name_column = "key" if "key" in known.names else known.image
+    own = columns(uri, meta.schema.to_arrow_schema())
+    name_column = "key" if "key" in own.names else own.image
     for group in range(meta.num_row_groups):
         rows = _read_group(uri, group, [name_column])
-        pairs = _pairs(_names(rows, uri, first, known))
+        pairs = _pairs(_names(rows, uri, first, own))
         if not names.isdisjoint(pairs):
-            content = photos(uri, group, first, known).column("content")
+            content = photos(uri, group, first, own).column("content")
             for row, pair in enumerate(pairs):
                 if pair in names and content[row].is_valid:
                     yield pair, content[row].as_py()

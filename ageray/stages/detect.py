@@ -151,8 +151,8 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
     """
     if not isinstance(item.content, bytes):
         return [_error_row(item, f"cannot read: {str(item.content).removeprefix(f'{item.uri}: ')}")]
-    given = _given_face(item, align)
-    detecting = align.mode != "none" and (search == "always" or (search == "auto" and given is None))
+    input_face = _face_of_input(item, align)
+    detecting = align.mode != "none" and (search == "always" or (search == "auto" and input_face is None))
     try:
         side = detect.max_side if detecting else canvas_side(align)
         photo = decode(item.content, side)
@@ -160,10 +160,10 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
         return [_error_row(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
     if detecting:
         faces = _detect(item, photo, detect)
-    elif given is None:
+    elif input_face is None:
         return [_error_row(item, "no landmarks")]
     else:
-        faces = [given]
+        faces = [input_face]
     if not faces:
         return [_error_row(item, schema.NO_FACE)]
     try:
@@ -231,7 +231,7 @@ def _fetch(uri: str) -> bytes | UserError | ImageError:
     return fetch(uri) if uri else UserError("no path is given")
 
 
-def _given_face(item: Item, align: Align) -> Face | None:
+def _face_of_input(item: Item, align: Align) -> Face | None:
     """The face that the input describes, if it says as much as this alignment needs."""
     needs = {"none": (), "box": item.box}.get(align.mode, item.landmarks)
     if needs is None:
