@@ -2,9 +2,11 @@
 
     python benchmarks/audit.py SHARDS [--fingerprints FILE] [--search 20000 1000000]
 
-SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of the default split (seeded, 10 % for the test,
-validation counted with the training), near-identical pairs by the distance of their hashes with and without confirmation by thumbnails, images a
-second on one core, and with --search the seconds of a search among so many hashes (repeated from those found, with bits flipped at random).
+SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of
+the default split (seeded, 10 % for the test, validation counted with the training), near-identical
+pairs by the distance of their hashes with and without confirmation by thumbnails, images a second
+on one core, and with --search the seconds of a search among so many hashes (repeated from those
+found, with bits flipped at random).
 """
 
 from __future__ import annotations
@@ -104,7 +106,9 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1)
 
     def drawn(count: int) -> near_duplicates.Fingerprints:
-        """Each hash with 8 random bits flipped, so that it is as far from its origin as from strangers, but as clustered."""
+        """Each hash with 8 random bits flipped, so that it is as far from its origin as from
+        strangers, but as clustered.
+        """
         rows = rng.integers(0, len(hashes), count)
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (count, 8), dtype=np.uint64), axis=1)
         return near_duplicates.Fingerprints(hashes[rows] ^ flips, thumbnails[rows])

@@ -1,12 +1,16 @@
-"""What a GPU makes of a training step: images a second on a batch in memory, its share of the measured matrix rate, where the time goes.
+"""What a GPU makes of a training step: images a second on a batch in memory, its share of the
+measured matrix rate, where the time goes.
 
     python benchmarks/compute.py [--recipe default dhaa] [--batch 64 256] [--steps 30] [--rounds 3] [--compile] [key=value ...]
 
-Needs no Ray. The step is `ageray.train.loop.train_one_epoch`'s: alignment, random changes, network, loss, optimiser. Contenders (batch size, number
-format, with --compile the compiled network) take turns. The matrix rate is that of one large bf16 product on this device; the share counts the
-operations of the network's convolutions and products (`torch.utils.flop_counter`, forward and backward) and nothing else.
+Needs no Ray. The step is `ageray.train.loop.train_one_epoch`'s: alignment, random changes, network,
+loss, optimiser. Contenders (batch size, number format, with --compile the compiled network) take
+turns. The matrix rate is that of one large bf16 product on this device; the share counts the
+operations of the network's convolutions and products (`torch.utils.flop_counter`, forward and
+backward) and nothing else.
 
-`changes` is the time of alignment and random changes alone, waited for; `busy` the part of a step in which the device computes (torch.profiler).
+`changes` is the time of alignment and random changes alone, waited for; `busy` the part of a step
+in which the device computes (torch.profiler).
 """
 
 from __future__ import annotations
@@ -52,7 +56,9 @@ KINDS = {
     "copies": ("memcpy", "memset", "copy", "nchw", "nhwc"),
     "optimiser": ("multi_tensor", "adam", "sgd", "lerp"),
 }
-"""Kinds of device time by words in a kernel's name, the first that fits; the rest is elementwise work and reductions."""
+"""Kinds of device time by words in a kernel's name, the first that fits; the rest is elementwise
+work and reductions.
+"""
 
 
 def wait() -> None:
@@ -123,7 +129,9 @@ def changes(state: State, held: Columns, steps: int) -> float:
 
 
 def where(state: State, held: Columns, steps: int) -> tuple[float, dict[str, float]]:
-    """The part of a step in which the device computes, and the parts of that by kind; nothing on a CPU."""
+    """The part of a step in which the device computes, and the parts of that by kind; nothing on a
+    CPU.
+    """
     if DEVICE.type != "cuda":
         return float("nan"), {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:

@@ -1,4 +1,5 @@
-"""YuNet's five points against FG-NET's hand-placed ones: errors over the distance of the pupils, photos without a face, speed.
+"""YuNet's five points against FG-NET's hand-placed ones: errors over the distance of the pupils,
+photos without a face, speed.
 
 python benchmarks/detection.py [FG-NET's folder]
 """
@@ -30,8 +31,8 @@ ELSEWHERE = 1.0  # eye distances: a nose further away belongs to another face, o
 def errors(
     photos: list[Photo], truth_N52: NDArray[np.float32], threshold: float
 ) -> tuple[NDArray[np.float32], float, float]:
-    """Distances (N, 5) of the best face's points from the true ones over the eye distance, NaN where no face was found; photos a second
-    and photos a CPU-second."""
+    """Distances (N, 5) of the best face's points from the true ones over the eye distance, NaN
+    where no face was found; photos a second and photos a CPU-second."""
     found_N52 = np.full_like(truth_N52, np.nan)
     net = YuNet(Detect(threshold=threshold))
     wall, busy = time.perf_counter(), time.process_time()
@@ -45,7 +46,9 @@ def errors(
 
 
 def table(error_N5: NDArray[np.float32]) -> str:
-    """Median and 95th percentile of each point, and over all points, of the faces that are the right ones."""
+    """Median and 95th percentile of each point, and over all points, of the faces that are the
+    right ones.
+    """
     missed, elsewhere = np.isnan(error_N5[:, 2]), error_N5[:, 2] > ELSEWHERE
     right_N5 = error_N5[~missed & ~elsewhere]
     columns = [

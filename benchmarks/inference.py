@@ -1,9 +1,11 @@
-"""Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the same machine.
+"""Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the
+same machine.
 
     python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128] [RECIPE ...]
 
-From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages with the mirror image), decoding, for
-`siamese` a search among 20,000 faces. Weights are random, at each recipe's own size unless --size gives one for all.
+From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages
+with the mirror image), decoding, for `siamese` a search among 20,000 faces. Weights are random, at
+each recipe's own size unless --size gives one for all.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ def contenders(
 def seconds_a_batch(
     made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
 ) -> dict[tuple[str, str], float]:
-    """Median over the rounds; in each round every contender has one turn. The first, untimed round warms up."""
+    """Median over the rounds; in each round every contender has one turn. The first, untimed round
+    warms up.
+    """
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
     for turn in range(rounds + 1):
         for name, (predictor, faces) in made.items():

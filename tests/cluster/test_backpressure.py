@@ -17,12 +17,14 @@ BLOCKS = 80
 
 
 def at_rest(folder: Path) -> int:
-    """How many files the folder has once none has come for three seconds, and more than a worker or two have left there."""
+    """How many files the folder has once none has come for three seconds, and more than a worker or
+    two have left there.
+    """
     seen, since = 0, time.monotonic()
     while seen < 12 or time.monotonic() - since < 3:
-        found = len(list(folder.iterdir()))
-        if found != seen:
-            seen, since = found, time.monotonic()
+        count = len(list(folder.iterdir()))
+        if count != seen:
+            seen, since = count, time.monotonic()
         time.sleep(0.05)
     return seen
 

@@ -1,4 +1,6 @@
-"""Which clusters are joined, what they hold, and that cluster.yaml, configs/scale/ and what a job uploads fit together."""
+"""Which clusters are joined, what they hold, and that cluster.yaml, configs/scale/ and what a job
+uploads fit together.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[Non
         yield
 
 
-# --- which cluster --------------------------------------------------------------------------------------------------
+# --- which cluster -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "https://ray.example.org"])
@@ -56,7 +58,8 @@ def test_an_address_for_jobs_is_answered_with_the_command_to_give(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
         cluster.connect(Scale())
-    command = f"ray job submit --address {address} --working-dir . -- python -m jobs.score 's3://b/some photos' --out s3://b/out"
+    job = "python -m jobs.score 's3://b/some photos' --out s3://b/out"
+    command = f"ray job submit --address {address} --working-dir . -- {job}"
     assert (
         str(caught.value)
         == f"RAY_ADDRESS={address}: takes jobs and cannot be joined; submit the command: {command}"
@@ -64,21 +67,21 @@ def test_an_address_for_jobs_is_answered_with_the_command_to_give(
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("text", "error"),
     [
         ("The current node timed out during startup. This could happen.", UserError),
         ("anything else", RuntimeError),
     ],
 )
 def test_a_start_that_takes_too_long_is_told(
-    said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    text: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
 
     def late(**_: object) -> None:
         nonlocal tries
         tries += 1
-        raise RuntimeError(said)
+        raise RuntimeError(text)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
@@ -145,7 +148,7 @@ def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- what fits ------------------------------------------------------------------------------------------------------
+# --- what fits -----------------------------------------------------------------------------------
 
 
 def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +189,8 @@ def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             1,
             {"CPU": 1, "on_demand": 0.001},
             0,
-            "1 of 1 CPU do not fit on nodes that offer on_demand; the cluster's 3 nodes hold 0 at most; lower it or add nodes",
+            "1 of 1 CPU do not fit on nodes that offer on_demand; "
+            "the cluster's 3 nodes hold 0 at most; lower it or add nodes",
         ),
     ],
 )
@@ -235,7 +239,7 @@ def test_nodes_that_the_autoscaler_may_start_count(
     )
 
 
-# --- cluster.yaml ---------------------------------------------------------------------------------------------------
+# --- cluster.yaml --------------------------------------------------------------------------------
 
 
 def test_cluster_yaml_is_what_ray_takes() -> None:
@@ -282,7 +286,7 @@ def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pyte
             cluster.check_fits(file.stem, workers, needs, beside=1)
 
 
-# --- what is uploaded -----------------------------------------------------------------------------------------------
+# --- what is uploaded ----------------------------------------------------------------------------
 
 
 def test_what_a_job_uploads_is_small_and_complete(tmp_path: Path) -> None:

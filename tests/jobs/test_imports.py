@@ -1,4 +1,4 @@
-"""`--help` and a misspelt key are answered before Ray, torch and other slow libraries are imported."""
+"""`--help` and a misspelt key are answered before Ray, torch and the like are imported."""
 
 from __future__ import annotations
 

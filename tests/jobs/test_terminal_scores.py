@@ -35,16 +35,16 @@ def test_a_line_a_minute_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     out = io.StringIO()
     console = Console(file=out, width=120, highlight=False, soft_wrap=True)
-    with ScoreProgress(console) as shown:
+    with ScoreProgress(console) as bar:
         for now in range(0, 150):  # noqa: B007 - the clock
-            shown.show(REPORT)
+            bar.show(REPORT)
     assert out.getvalue().splitlines() == [line(REPORT)] * 2
 
 
 def test_a_bar_on_a_terminal_and_nothing_if_not_wanted() -> None:
-    for live, shown in ((True, True), (False, False)):
+    for live, has_bar in ((True, True), (False, False)):
         out = io.StringIO()
         with ScoreProgress(Console(file=out, force_terminal=True, width=120), live) as bar:
             bar.show(REPORT)
             bar.show(REPORT | {"total": None})
-        assert ("1,200" in out.getvalue()) is shown
+        assert ("1,200" in out.getvalue()) is has_bar

@@ -1,4 +1,6 @@
-"""What a run leaves on disk: pieces of whole chunks, which the next run counts, and the parts of the result."""
+"""What a run leaves on disk: pieces of whole chunks, which the next run counts, and the parts of
+the result.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,7 @@ def test_differences_name_what_changed() -> None:
     ]
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------
 
 
 def test_parts_are_full_and_failures_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +143,7 @@ def test_parts_are_there_even_if_empty(tmp_path: Path) -> None:
         write.write(ScoreFiles(str(tmp_path / "nowhere")), [], schema.SCORES)
 
 
-# --- how far it is --------------------------------------------------------------------------------------------------
+# --- how far it is -------------------------------------------------------------------------------
 
 
 def test_reports_go_on_from_an_earlier_run(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ def photos(count: int) -> pa.Table:
 
 
 def rows_of(chunk: pa.Table, faces: int) -> list[pa.Table]:
-    """One table for each row of scores: `faces` for a photo, but one with face -1 if its number is divisible by 3."""
+    """One table for each row of scores: `faces` for a photo, but one with face -1 if its number is
+    divisible by 3.
+    """
     rows = []
     for photo in chunk.to_pylist():
         numbers = [-1] if photo["photo"] % 3 == 0 else list(range(faces))

@@ -1,4 +1,6 @@
-"""What a user may point the scoring job at, and what is read of it, chunk by chunk; all without Ray."""
+"""What a user may point the scoring job at, and what is read of it, chunk by chunk; all without
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,14 @@ def read(inputs: Inputs, done: dict[int, tuple[int, ...]] | None = None) -> pa.T
     return pa.concat_tables(blocks) if blocks else pa.table({"image": pa.array([], pa.string())})
 
 
-# --- tars -----------------------------------------------------------------------------------------------------------
+# --- tars ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """130 photos with their labels beside them, as WebDataset has them, a folder, a hidden file and a photo of another spelling."""
+    """130 photos with their labels beside them, as WebDataset has them, a folder, a hidden file and
+    a photo of another spelling.
+    """
     members = {
         name: b"x" * 700 for number in range(129) for name in (f"a/{number:03d}.jpg", f"a/{number:03d}.json")
     }
@@ -65,10 +69,10 @@ def test_photos_of_a_tar_come_in_chunks(archive: Path) -> None:
     again = read(inputs, {0: (0, 2)})
     assert set(again["lot"].to_pylist()) == {1}
     assert again.equals(rows.slice(64, 64))
-    found = results.contents(
+    contents = results.contents(
         [Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")]
     )
-    assert sorted(found.values()) == [b"x" * 700, b"y"]
+    assert sorted(contents.values()) == [b"x" * 700, b"y"]
 
 
 def test_a_tar_whose_last_chunk_is_full(tmp_path: Path) -> None:
@@ -79,8 +83,8 @@ def test_a_tar_whose_last_chunk_is_full(tmp_path: Path) -> None:
 
 def test_a_tar_cut_short_is_refused_before_anything_begins(archive: Path) -> None:
     whole = archive.read_bytes()
-    for kept in (len(whole) // 2, 512 * 4, 100, 0):
-        archive.write_bytes(whole[:kept])
+    for size in (len(whole) // 2, 512 * 4, 100, 0):
+        archive.write_bytes(whole[:size])
         with pytest.raises(
             UserError, match=r"shard\.tar: (cut short: the archive has no end mark; copy|not a tar)"
         ):
@@ -110,7 +114,7 @@ def test_too_much_for_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["binary", "large", "struct"])
@@ -126,8 +130,8 @@ def test_photos_in_tables_are_named_by_row_or_key(kind: str, tmp_path: Path) -> 
         row_group_size=70,
     )
     inputs = Inputs.open(str(tmp_path))
-    found = scan(inputs)
-    assert (inputs.kind, found.photos, [segment.first for segment in found.segments]) == (
+    summary = scan(inputs)
+    assert (inputs.kind, summary.photos, [segment.first for segment in summary.segments]) == (
         "photo table",
         91,
         [0, 70],
@@ -163,15 +167,15 @@ def test_face_shards_are_told_from_tables_of_photos(tmp_path: Path) -> None:
 
 def test_a_table_that_vanishes_or_breaks_ends_the_run(tmp_path: Path) -> None:
     [path] = faces.write_faces_table(tmp_path, 2)
-    known = tables.columns(path, tables.footer(path).schema.to_arrow_schema())
+    columns = tables.columns(path, tables.footer(path).schema.to_arrow_schema())
     content = bytearray(Path(path).read_bytes())
     content[4:3000] = b"\xff" * 2996
     Path(path).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read .*; write it again, then run the command again"):
-        tables.photos(path, 0, 0, known)
+        tables.photos(path, 0, 0, columns)
 
 
-# --- lists of paths -------------------------------------------------------------------------------------------------
+# --- lists of paths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "two"])

@@ -1,4 +1,6 @@
-"""The first stage by itself: every column that it does not know is carried from a photo to its rows."""
+"""The first stage by itself: every column that it does not know is carried from a photo to its
+rows.
+"""
 
 from __future__ import annotations
 
