@@ -37,12 +37,10 @@ def load_or_compute_fingerprints(shards: Path) -> pa.Table:
             for name, kind in (("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())):
                 table = table.append_column(name, pa.array([getattr(print_, name) for print_ in found], kind))
             tables.append(table)
-    made = pa.concat_tables(tables)
-    seconds = time.process_time() - started
-    print(
-        f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)"
-    )
-    return made
+    rows = pa.concat_tables(tables)
+    rate = rows.num_rows / (time.process_time() - started)
+    print(f"fingerprints: {rows.num_rows:,} images, {rate:.0f} a CPU-second (decoding included)")
+    return rows
 
 
 def parts(table: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -61,9 +59,8 @@ def show(table: pa.Table) -> None:
     print("\n".join(f"  {line}" for line in found.lines()))
     alone = audit(train.drop_columns("thumbnail"), test.drop_columns("thumbnail"))
     near, unsure = found.near_identical, alone.near_identical
-    print(
-        f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails"
-    )
+    counts = f"{unsure['across']} test images by hash alone, {near['across']} with thumbnails"
+    print(f"near-identical across the split: {counts}")
     for example in found.conflicts["near"]["examples"][:5]:
         print("  {} is {:g}, {} is {:g}".format(*example))
 
@@ -118,9 +115,8 @@ def search(table: pa.Table, sizes: list[int]) -> None:
         started = time.process_time()
         found = near_duplicates.across(searched, among)
         seconds = time.process_time() - started
-        print(
-            f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found"
-        )
+        count = f"{(found >= 0).sum():,} found"
+        print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {count}")
 
 
 def main() -> None:
