@@ -108,7 +108,7 @@ class Faces(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]])
 
 
 def loader(shards: str, model: str, workers: int) -> Iterator[int]:
-    """Decodes in `workers` processes, before the model on all cores. Yields faces done, by batches."""
+    """Decodes in `workers` processes, before the model on all cores. Yields faces a batch."""
     loaded = bundle.load(model)
     predictor = Predictor(loaded)
     options = {"num_workers": workers, "prefetch_factor": 4, "persistent_workers": False}
