@@ -17,7 +17,7 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
     Raises UserError if there are none, if the folder is half written, or if a column is missing or of another type.
     """
     uri = storage.absolute(uri)
-    if storage.exists(storage.join(uri, storage.UNFINISHED)):
+    if storage.half_written(uri):
         raise UserError(f"{uri}: is being written or was left half written; wait, or run jobs.prepare again")
     files = storage.list_files(uri, (".parquet",))
     if not files:

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from ray.data import ActorPoolStrategy
 
-from ageray import bundle, storage
+from ageray import bundle
 from ageray.bundle import Bundle
-from ageray.cluster.actors import share_out
+from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
 from ageray.predictor import Predictor
@@ -103,18 +103,21 @@ def predictions(
     model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]
 ) -> Predictions:
     """Predicts the faces `keys`, the part `test` of the saved `split` of `experiment.data.shards`. Alignment and decoding are the bundle's."""
-    team = share_out(experiment.scale)
-    place = model if model.startswith("zoo:") else storage.absolute(loaded.uri)
+    pool = plan_actors(experiment.scale)
     stream = face_stream(
         str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch, split, "test"
     )
     predicted = stream.map_batches(
         _Predict,
-        batch_size=experiment.scale.faces_a_batch(bool(team.gpus)),
+        batch_size=experiment.scale.faces_a_batch(bool(pool.gpus)),
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=team.actors),
-        fn_constructor_kwargs={"model": place, "threads": team.threads, "mapped": mapped(keys)},
-        **team.each(),
+        compute=ActorPoolStrategy(size=pool.actors),
+        fn_constructor_kwargs={
+            "model": bundle.model_for_workers(model),
+            "threads": pool.threads,
+            "mapped": mapped(keys),
+        },
+        **pool.options(),
     )
     tables: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
     rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("key")

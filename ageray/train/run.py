@@ -131,4 +131,4 @@ def _room(needed: dict[str, float], beside: float) -> int:
     """How many workers fit on the nodes, with `beside` CPUs more each, if one CPU is left to decode."""
     nodes = cluster.nodes()
     spare = sum(node.get("CPU", 0) for node in nodes) - 1
-    return min(cluster.holds(nodes, needed), int(spare / (needed["CPU"] + beside) + 1e-6))
+    return min(cluster.capacity(nodes, needed), int(spare / (needed["CPU"] + beside) + 1e-6))

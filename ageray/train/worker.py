@@ -172,7 +172,7 @@ class Worker:
             self._place(bundle.IN_RUN),
             {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch},
         )
-        draft, gallery = folder + ".unfinished", self._gallery()
+        draft, gallery = storage.unfinished(folder), self._gallery()
         if self.number == 0:
             bundle.save(draft, network, state.config, card, gallery)
         self._barrier()

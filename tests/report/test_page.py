@@ -19,6 +19,7 @@ from PIL import Image
 from ageray import report, schema
 from ageray.faces.images import ImageError, decode
 from ageray.score import results
+from ageray.score.files import ScoreFiles
 from ageray.score.page import score_report
 from ageray.score.results import Photo
 from ageray.synthetic import faces
@@ -108,7 +109,7 @@ class Page(HTMLParser):
 
 
 def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any] = CARD) -> tuple[str, Page]:
-    score_report(folder, results.read_scores(folder), summary, card)
+    score_report(ScoreFiles(folder), results.read_scores(folder), summary, card)
     html = (Path(folder) / report.PAGE).read_text()
     return html, Page(html)
 
