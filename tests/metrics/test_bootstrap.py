@@ -11,7 +11,7 @@ from ageray import metrics
 from ageray.metrics.bootstrap import Bootstrap, with_intervals
 from ageray.metrics.mean import Mean
 from ageray.metrics.paired_tests import sign_flip_test, signed_rank_test
-from ageray.metrics.risk_coverage import ApiError
+from ageray.metrics.risk_coverage import RiskCoverage
 
 Values = NDArray[np.float64]
 
@@ -139,9 +139,9 @@ def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
     errors, widths = rng.gamma(2, 3, 40), rng.integers(0, 12, 40).astype(float)
     counts = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)])
     shares = (0.05, 0.3, 0.5, 0.99, 1.0)
-    found = ApiError(errors, widths).figures(counts.astype(float), shares)
+    found = RiskCoverage(errors, widths).figures(counts.astype(float), shares)
     for drawn, row in zip(counts, found, strict=True):
-        again = ApiError(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(np.ones((1, 40)), shares)
+        again = RiskCoverage(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(np.ones((1, 40)), shares)
         assert row == pytest.approx(again[0])
 
 
