@@ -91,7 +91,7 @@ def area_under_risk(errors: ArrayLike, widths: ArrayLike) -> float:
 
 
 def risk_coverage(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
-    """MAE of the faces that are answered: the curve, and the AURC of it, of the best and of no order."""
+    """The curve of the answered faces' MAE, its AURC, and the AURC of the best and of no order."""
     true_N, predicted_N = pair(true, predicted)
     low_N, high_N = pair(low, high)
     return risk_coverage_of(np.abs(predicted_N - true_N), high_N - low_N)

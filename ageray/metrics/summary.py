@@ -117,7 +117,8 @@ def full_report(
 ) -> dict[str, Any]:
     """`summary`, and under `estimates` all figures with bootstrap intervals.
 
-    Each is {"value", "low", "high"}. `bootstrap` says how the intervals are computed. `estimates` holds:
+    Each is {"value", "low", "high"}. `bootstrap` says how the intervals are computed.
+    `estimates` holds:
 
     overall        MAE, bias, CS curve, epsilon-error, interval coverage and width; MAE and
                    epsilon-error over subjects too

@@ -304,16 +304,16 @@ def test_the_search_equals_comparing_all_with_all(
     prints = Fingerprints(np.array(hashes, np.uint64))
     distance = [
         (one ^ hashes[at]).bit_count() if at >= 0 else 64
-        for one, at in zip(hashes, near_duplicates.within(prints).tolist(), strict=True)
+        for one, at in zip(hashes, near_duplicates.nearest_within(prints).tolist(), strict=True)
     ]
     wanted = [
         (one ^ hashes[at]).bit_count() if at >= 0 else 64
         for one, at in zip(hashes, plain(hashes, hashes, True), strict=True)
     ]
     assert distance == wanted
-    assert all(at != row for row, at in enumerate(near_duplicates.within(prints).tolist()))
+    assert all(at != row for row, at in enumerate(near_duplicates.nearest_within(prints).tolist()))
     mine, others = hashes[:cut], hashes[cut:]
-    found = near_duplicates.across(
+    found = near_duplicates.nearest_in(
         *(Fingerprints(np.array(part, np.uint64)) for part in (mine, others))
     ).tolist()
     assert [at >= 0 for at in found] == [at >= 0 for at in plain(mine, others)]
@@ -324,9 +324,9 @@ def test_the_search_equals_comparing_all_with_all(
 def test_long_blocks_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**20, 400, dtype=np.uint64)  # most share their upper bands
-    whole = near_duplicates.within(Fingerprints(hashes)).tolist()
+    whole = near_duplicates.nearest_within(Fingerprints(hashes)).tolist()
     monkeypatch.setattr(near_duplicates, "_CELLS", 500)
-    assert near_duplicates.within(Fingerprints(hashes)).tolist() == whole
+    assert near_duplicates.nearest_within(Fingerprints(hashes)).tolist() == whole
     assert (np.array(whole) >= 0).sum() == sum(
         at >= 0 for at in plain(hashes.tolist(), hashes.tolist(), True)
     )
@@ -339,10 +339,10 @@ def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
     thumbnails[1] = np.clip(thumbnails[0].astype(int) // 2 + 40, 0, 255)
     thumbnails[3] = 200
     same = np.full(4, 77, np.uint64)
-    assert (near_duplicates.within(Fingerprints(same)) >= 0).all()
-    assert near_duplicates.within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
+    assert (near_duplicates.nearest_within(Fingerprints(same)) >= 0).all()
+    assert near_duplicates.nearest_within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
     flat = np.full((1, 256), 30, np.uint8)
-    assert near_duplicates.across(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [
+    assert near_duplicates.nearest_in(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [
         3
     ]
 
@@ -350,6 +350,6 @@ def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
 def test_many_copies_of_one_picture_are_compared_once() -> None:
     """100,000 blank images would make 10^10 pairs."""
     prints = Fingerprints(np.zeros(100_000, np.uint64))
-    found = near_duplicates.within(prints)
+    found = near_duplicates.nearest_within(prints)
     assert found[0] == 1
     assert (found[1:] == 0).all()

@@ -139,7 +139,7 @@ def test_fingerprints_are_taken_once_and_anew_when_the_shards_change(
 
     monkeypatch.setattr(fingerprint_table, "read_faces", refuse)
     kept = fingerprint_table.load_or_compute_fingerprints(str(shards))
-    assert kept.schema == fingerprint_table.PRINTS
+    assert kept.schema == fingerprint_table.FINGERPRINTS_SCHEMA
     assert sorted(kept.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
     assert kept.column("phash").null_count == 0
     copy = tmp_path / "copy"
