@@ -15,7 +15,7 @@ from ageray.report.plot import (
     INK,
     SERIES,
     SOFT,
-    columns,
+    values_and_ends,
     error_bars,
     figure_svg,
     legend,
@@ -53,7 +53,7 @@ def cs_curve(curve: Sequence[dict[str, Any]], constant: Sequence[float] | None) 
     figure, axes = new_figure(_WIDE, _HIGH)
     limits, (value, low, high) = (
         [row["years"] for row in curve],
-        100 * columns([row["share"] for row in curve]),
+        100 * values_and_ends([row["share"] for row in curve]),
     )
     axes.fill_between(limits, low, high, color=ACCENT, alpha=0.22, linewidth=0)
     axes.plot(limits, value, color=ACCENT, label="model", marker="o", markersize=3)
@@ -132,7 +132,7 @@ def mae_by_age(by_age: Sequence[dict[str, Any]]) -> Markup:
     """MAE of each band of true age."""
     figure, axes = new_figure(_WIDE, _HIGH)
     places = np.arange(len(by_age))
-    axes.bar(places, columns([row["mae"] for row in by_age])[0], 0.7, color=ACCENT)
+    axes.bar(places, values_and_ends([row["mae"] for row in by_age])[0], 0.7, color=ACCENT)
     error_bars(axes, places, [row["mae"] for row in by_age], fmt="none", ecolor=INK)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("MAE (years)")
@@ -155,7 +155,7 @@ def calibration(curve: Sequence[dict[str, Any]]) -> Markup:
     figure, axes = new_figure(_WIDE, _HIGH)
     levels, (value, low, high) = (
         [100 * row["level"] for row in curve],
-        100 * columns([row["observed"] for row in curve]),
+        100 * values_and_ends([row["observed"] for row in curve]),
     )
     axes.plot([0, 100], [0, 100], color=INK, linewidth=1, linestyle="--", label="calibrated")
     axes.fill_between(levels, low, high, color=ACCENT, alpha=0.22, linewidth=0)
@@ -192,7 +192,7 @@ def refusal(curve: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> 
     figure, axes = new_figure(_WIDE, _HIGH)
     answered, (value, low, high) = (
         [100 * row["answered"] for row in curve],
-        columns([row["mae"] for row in curve]),
+        values_and_ends([row["mae"] for row in curve]),
     )
     axes.fill_between(answered, low, high, color=ACCENT, alpha=0.22, linewidth=0)
     axes.plot(
@@ -219,7 +219,7 @@ def classifiers(found: Sequence[dict[str, Any]]) -> Markup:
     axes.grid(axis="x", color=INK, alpha=0.12)
     places = np.arange(len(found))[::-1]
     colours = [ACCENT if place == 0 else SOFT for place in places]
-    axes.barh(places, columns([row["mae"] for row in found])[0], 0.66, color=colours)
+    axes.barh(places, values_and_ends([row["mae"] for row in found])[0], 0.66, color=colours)
     error_bars(axes, places, [row["mae"] for row in found], upright=False, fmt="none", ecolor=INK)
     axes.set_yticks(places, [str(row["name"]).replace("$", r"\$") for row in found])
     axes.set_xlim(left=0)
@@ -247,7 +247,7 @@ def cs_curves(models: Sequence[dict[str, Any]]) -> Markup:
     for number, model in enumerate(models):
         limits, (value, low, high) = (
             [row["years"] for row in model["cs"]],
-            100 * columns([row["share"] for row in model["cs"]]),
+            100 * values_and_ends([row["share"] for row in model["cs"]]),
         )
         axes.fill_between(limits, low, high, color=SERIES[number % len(SERIES)], alpha=0.1, linewidth=0)
         axes.plot(limits, value, label=model["letter"], **_line(number))
