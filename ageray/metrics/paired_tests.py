@@ -56,7 +56,7 @@ def compare(
     first_N = np.abs(first_N - true_N)[fine_N]
     second_N = np.abs(second_N - true_N)[fine_N]
     if subjects is not None:
-        subjects = [subjects[row] for row in np.flatnonzero(fine_N)]
+        subjects = [subjects[row] for row in np.flatnonzero(fine_N).tolist()]
     bootstrap = Bootstrap(len(first_N), subjects, resamples, level, seed)
     difference_N = first_N - second_N
     means = {

@@ -155,7 +155,7 @@ def full_report(
 def _tree(fine: Tested, training_median: float | None, rules: Sequence[Rule]) -> dict[str, Tree]:
     """`estimates` with a `Mean` in place of each figure."""
     true_N, predicted_N = pair(fine.true, fine.predicted)
-    tree = {
+    tree: dict[str, Tree] = {
         "overall": _overall(fine),
         "constant": {
             "training_median": _floor(true_N, training_median),

@@ -84,16 +84,15 @@ class Ran:
 
     def __init__(self, experiment: Experiment, out: Path, fresh: bool = False) -> None:
         self.folder, self.shown = out, list[Record]()
-        self.table = run_folds(experiment, str(out), self.shown.append, fresh)
-        self.rows = self.table.to_pylist()
-        self.about = json.loads(self.table.schema.metadata[b"ageray"])
+        self.run = run_folds(experiment, str(out), self.shown.append, fresh)
+        self.rows = self.run.rows.to_pylist()
 
     def __eq__(self, other: object) -> bool:
         """Whether every figure of every face is the same, in every bit; NaN equals NaN."""
         assert isinstance(other, Ran)
-        return self.table.schema.equals(other.table.schema, check_metadata=True) and repr(self.rows) == repr(
-            other.rows
-        )
+        assert self.run.rows.schema.equals(other.run.rows.schema, check_metadata=True)
+        assert self.run.faces.equals(other.run.faces)
+        return repr((self.rows, *self.run[2:])) == repr((other.rows, *other.run[2:]))
 
     @property
     def trained(self) -> list[str]:
@@ -118,7 +117,7 @@ def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, 
     for row in ran.rows:
         assert row["fold"] == row["subject"] == labels[row["key"]]["subject"]
         assert row["age"] == labels[row["key"]]["age"]
-    assert len({row["fold"] for row in ran.rows}) == PEOPLE == ran.about["folds"]
+    assert len({row["fold"] for row in ran.rows}) == PEOPLE == len(ran.run.splits)
 
 
 def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> None:
@@ -135,7 +134,7 @@ def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> No
 
 
 def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
-    names = [field.name for field in ran.table.schema]
+    names = [field.name for field in ran.run.rows.schema]
     assert names[:7] == ["key", "age", "error", "predicted", "low", "high", "quantiles"]
     assert set(names[7:]) == {"fold", "subject", "gender", "group", "age_std"}
     assert len({row["predicted"] for row in ran.rows}) > PEOPLE
@@ -143,9 +142,9 @@ def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
         np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)])
         for fold in {row["fold"] for row in ran.rows}
     ]
-    assert ran.about["train_median"] == pytest.approx(np.mean(medians), abs=10)
-    assert ran.about["notes"] == []
-    assert ran.about["gallery"] is None
+    assert ran.run.train_median == pytest.approx(np.mean(medians), abs=10)
+    assert ran.run.notes == []
+    assert ran.run.gallery is None
 
 
 def test_progress_tells_what_is_done_and_what_is_left(ran: Ran) -> None:
@@ -209,7 +208,7 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
     assert {row["neighbours"] for row in fine} == {5}
     assert {row["own"] for row in fine} == {0}
     assert {row["gender_number"] for row in found.rows} == {-1}
-    assert found.about["gallery"]["gender_by"] is None
+    assert found.run.gallery["gender_by"] is None
 
 
 # --- a fold is a training run ---------------------------------------------------------------------------------------

@@ -194,7 +194,7 @@ def test_the_audit_comes_first_and_every_section_is_there(page: Page) -> None:
         "ages",
         "people",
         "intervals",
-        "refusal",
+        "risk_coverage",
         "challenge",
         "classifiers",
         "embedding",
@@ -253,7 +253,7 @@ def test_page_tells_the_figures_of_the_report(page: Page, tested: pa.Table) -> N
     assert f"from 18, threshold 25 {rule['under_age']} {rule['false_accept']['value']:.1%}" in page.text
     assert "40 resamples of 300 subjects (seed 0)" in page.text
     assert "12.5%" in page.text
-    assert "Gender told rightly by the nearest faces (vote), of 1,100 faces 87.5%" in page.text
+    assert "Gender right by the nearest faces (vote), of 1,100 faces 87.5%" in page.text
 
 
 def test_findings_of_the_audit_stand_out_beside_its_floors(page: Page, tested: pa.Table) -> None:
@@ -284,7 +284,7 @@ def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
         "accuracy",
         "ages",
         "intervals",
-        "refusal",
+        "risk_coverage",
         "challenge",
         "worst",
         "unusable",
