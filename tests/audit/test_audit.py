@@ -255,7 +255,7 @@ def test_histograms_of_groups(drawn: list[dict[str, object]]) -> None:
     assert found.genders == {"train": {"male": 30}, "test": {"female": 1, "male": 11}}
 
 
-# --- fingerprints ---------------------------------------------------------------------------------------------------
+# --- fingerprints ---------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_is_that_of_the_library() -> None:
@@ -276,7 +276,7 @@ def test_bytes_that_are_no_picture_are_an_error() -> None:
         fingerprints(b"no picture")
 
 
-# --- the search -----------------------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 def plain(searched: list[int], among: list[int], same: bool = False) -> list[int]:
@@ -342,9 +342,9 @@ def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
     assert (near_duplicates.nearest_within(Fingerprints(same)) >= 0).all()
     assert near_duplicates.nearest_within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
     flat = np.full((1, 256), 30, np.uint8)
-    assert near_duplicates.nearest_in(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [
-        3
-    ]
+    assert near_duplicates.nearest_in(
+        Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)
+    ).tolist() == [3]
 
 
 def test_many_copies_of_one_picture_are_compared_once() -> None:

@@ -1,4 +1,5 @@
-"""Every fold of a protocol on a real Ray: each face tested once, the same however many run at once, and going on after a kill."""
+"""Every fold of a protocol on a real Ray: each face tested once, the same however many run at once,
+and going on after a kill."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 drawn faces of six people in two shards, two of them old; one picture that cannot be decoded, one face without an age."""
+    """48 drawn faces of six people in two shards, two of them old; one picture that cannot be
+    decoded, one face without an age."""
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for file in synthetic_faces.write_faces_table(folder, FACES, subjects=PEOPLE, size=72, shards=2):
         table = pq.read_table(file)
@@ -55,7 +57,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of the baseline with a frozen body, so that a fold takes a blink; leaves one person out."""
+    """One epoch of the baseline with a frozen body, so that a fold takes a blink; leaves one person
+    out."""
     content = {
         "model": {"name": "baseline", "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}},
@@ -104,7 +107,7 @@ def ran(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactor
     return Ran(load(settings, "scale.fold_workers=1"), tmp_path_factory.mktemp("out") / "lopo")
 
 
-# --- what comes out -------------------------------------------------------------------------------------------------
+# --- what comes out -------------------------------------------------------------------------------
 
 
 def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, shards: Path) -> None:
@@ -196,7 +199,8 @@ def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path:
 
 
 def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    model = "model={name: siamese, backbone: resnet18, decode: {gallery: {neighbours: 5, exclude_subject: false}}}"
+    gallery = "{neighbours: 5, exclude_subject: false}"
+    model = f"model={{name: siamese, backbone: resnet18, decode: {{gallery: {gallery}}}}}"
     words = [
         model,
         "loss={contrastive: {}}",
@@ -211,15 +215,15 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
     assert found.run.gallery["gender_by"] is None
 
 
-# --- a fold is a training run ---------------------------------------------------------------------------------------
+# --- a fold is a training run ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """All training faces in one batch, unchanged, so that their order, the one thing that differs, does not matter. The person left out is she of
-    the broken picture."""
+    """All training faces in one batch, unchanged, so that their order, the one thing that differs,
+    does not matter. The person left out is she of the broken picture."""
     words = [
         "train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]",
         f"train.augment={json.dumps(NOTHING)}",
@@ -257,7 +261,7 @@ def decoded(shards: Path, experiment: Experiment) -> Record:
     return {name: values[columns["error"] == ""] for name, values in columns.items()}
 
 
-# --- going on -------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 _DRIVER = """
 import sys
@@ -383,7 +387,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
     assert "holds folds without their config.yaml" in mistake(load(settings), copy)
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -395,7 +399,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         ),
         (
             ["protocol.name=all"],
-            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive with ",
+            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive ",
         ),
         (
             ["protocol={name: subject_exclusive, test: 0, val: 0}"],
@@ -403,7 +407,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         ),
         (
             ["train.stages.0.shards=elsewhere"],
-            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once with ",
+            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once ",
         ),
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (["model.weights=nowhere.safetensors"], "model.weights=nowhere.safetensors: not found"),
@@ -447,7 +451,8 @@ def test_faces_that_do_not_fit_into_memory(
 def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """An age beyond all numbers spoils every training part that has it: all but that of its own person, whose fold comes first."""
+    """An age beyond all numbers spoils every training part that has it: all but that of its own
+    person, whose fold comes first."""
     for file in shards.glob("*.parquet"):
         table = pq.read_table(file)
         rows = [row | {"age": 1e30} if row["key"] == "drawn-0-000000" else row for row in table.to_pylist()]
@@ -466,7 +471,7 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     assert [file.name for file in (tmp_path / "out" / "folds").iterdir()] == ["0000.parquet"]
 
 
-# --- shares of a machine --------------------------------------------------------------------------------------------
+# --- shares of a machine --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Evaluations as users ask for them: the audit of planted leaks, several models compared, models against sets, mistakes in the command."""
+"""Evaluations as users ask for them: the audit of planted leaks, several models compared, models
+against sets, mistakes in the command."""
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ def reencoded(image: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 drawn faces of 30 people. One test picture is a copy of a training picture's bytes, another the same picture encoded anew; both with
-    ages 10 years from the training picture's."""
+    """60 drawn faces of 30 people. One test picture is a copy of a training picture's bytes,
+    another the same picture encoded anew; both with ages 10 years from the training picture's."""
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     (file,) = synthetic_faces.write_faces_table(folder, 60, subjects=30, size=80)
     table = pq.read_table(file)
@@ -67,7 +68,8 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 
 def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
-    """A bundle that says ages about `middle`, trained, as its card has it, on the training part of `shards`."""
+    """A bundle that says ages about `middle`, trained, as its card has it, on the training part of
+    `shards`."""
     settings = Experiment.model_validate(
         {
             "model": {"name": "baseline", "ages": [-15, 120]},
@@ -112,7 +114,7 @@ def report_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-# --- audit ----------------------------------------------------------------------------------------------------------
+# --- audit ----------------------------------------------------------------------------------------
 
 
 def test_the_report_finds_the_planted_leaks(compared: Path, shards: Path) -> None:
@@ -169,7 +171,8 @@ def training(model: str, shards: Path, given: str | None = None, **data: Any) ->
 
 
 def test_another_set_is_compared_with_what_trained_the_model(models: list[str], shards: Path) -> None:
-    """The card's digest tells that the settings deal out the same split again; another split's faces all count."""
+    """The card's digest tells that the settings deal out the same split again; another split's
+    faces all count."""
     found, parts = training(models[0], shards, name="strangers"), parts_of(shards)
     assert isinstance(found, split_audit.Training)
     assert sorted(found.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
@@ -200,7 +203,7 @@ def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: 
     )
 
 
-# --- several models -------------------------------------------------------------------------------------------------
+# --- several models -------------------------------------------------------------------------------
 
 
 def test_models_are_compared_on_the_same_faces(compared: Path, models: list[str], shards: Path) -> None:
@@ -230,11 +233,12 @@ def test_quantiles_grow_with_their_levels(compared: Path) -> None:
     assert (np.diff(spread, axis=1) >= 0).all()
 
 
-# --- models against sets --------------------------------------------------------------------------------------------
+# --- models against sets --------------------------------------------------------------------------
 
 
 def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: None, tmp_path: Path) -> None:
-    """The model's own set by its own split, so that no training face is tested; a stranger's whole."""
+    """The model's own set by its own split, so that no training face is tested; a stranger's
+    whole."""
     synthetic_faces.write_faces_table(tmp_path / "others", 20, seed=5, size=80)
     for name, folder in (("drawn", shards), ("others", tmp_path / "others")):
         (tmp_path / f"{name}.yaml").write_text(
@@ -261,7 +265,7 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
     assert "report.html" in (tmp_path / "out" / "report.html").read_text()
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -301,6 +305,6 @@ def test_models_of_different_splits_are_not_compared(
     bundle.save(str(tmp_path / "other"), loaded.network(), other, loaded.card)
     with pytest.raises(
         UserError,
-        match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.test=",
+        match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.t",
     ):
         job.main([models[0], str(tmp_path / "other"), "--out", str(tmp_path / "out"), *SCALE])

@@ -1,4 +1,5 @@
-"""Evaluation: figures against what the files hold, leak warnings, mistakes, and exit codes of the commands."""
+"""Evaluation: figures against what the files hold, leak warnings, mistakes, and exit codes of the
+commands."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 drawn faces of 30 people in two shards, ages as whole years; three without an age, two test faces that cannot be decoded."""
+    """90 drawn faces of 30 people in two shards, ages as whole years; three without an age, two
+    test faces that cannot be decoded."""
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     files = faces.write_faces_table(folder, 90, subjects=30, size=80, shards=2)
 
@@ -117,7 +119,7 @@ def evaluated(
     return Evaluated(out, shown)
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def test_every_test_face_is_predicted_and_no_other(evaluated: Evaluated, shards: Path) -> None:
@@ -205,7 +207,7 @@ def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str])
     assert all(row["ages"] in said for row in evaluated.report["by_decade"])
 
 
-# --- leaks ----------------------------------------------------------------------------------------------------------
+# --- leaks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ def test_a_warning_reaches_the_report(
     assert "warning: the model was trained on 'drawn'" in capsys.readouterr().out
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def mistake(*words: str) -> str:
@@ -257,8 +259,8 @@ def test_keys_that_belong_to_the_model_are_refused(word: str, model: Path, tmp_p
     section = word.split(".")[0]
     said = mistake(str(model), word, "--out", str(tmp_path / "out"))
     assert (
-        said
-        == f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+        said == f"{section}: belongs to the model and was fixed when it was trained; "
+        "give only data, protocol and scale"
     )
     assert not (tmp_path / "out").exists()
 
@@ -286,8 +288,8 @@ def test_test_faces_of_which_none_can_be_used(model: Path, tmp_path: Path, ray_l
         str(model), f"data.shards={tmp_path / 'bare'}", "protocol.name=all", "--out", str(tmp_path / "out")
     )
     assert (
-        said
-        == f"data.shards={tmp_path / 'bare'}: no test face can be used; the first of 20: no landmarks to align by"
+        said == f"data.shards={tmp_path / 'bare'}: no test face can be used; "
+        "the first of 20: no landmarks to align by"
     )
 
 

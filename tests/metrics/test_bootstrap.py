@@ -27,7 +27,8 @@ def interval(values: Values, subjects: list[str | None] | None = None, **options
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
-    """SciPy's BCa with as many resamples; its draws differ, so the ends agree to the noise of quantiles of 20,000."""
+    """SciPy's BCa with as many resamples; its draws differ, so the ends agree to the noise of
+    quantiles of 20,000."""
     errors = np.random.default_rng(0).gamma(1.2, 4, 150)
     theirs = stats.bootstrap((errors,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
     assert interval(errors, resamples=20_000) == pytest.approx(
@@ -134,22 +135,26 @@ def test_settings_that_make_no_sense_are_errors() -> None:
 
 
 def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
-    """Face counts against the same faces written out; widths repeat, so that there are ties among and between copies."""
+    """Face counts against the same faces written out; widths repeat, so that there are ties among
+    and between copies."""
     rng = np.random.default_rng(6)
     errors, widths = rng.gamma(2, 3, 40), rng.integers(0, 12, 40).astype(float)
     counts = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)])
     shares = (0.05, 0.3, 0.5, 0.99, 1.0)
     found = RiskCoverage(errors, widths).figures(counts.astype(float), shares)
     for drawn, row in zip(counts, found, strict=True):
-        again = RiskCoverage(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(np.ones((1, 40)), shares)
+        again = RiskCoverage(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(
+            np.ones((1, 40)), shares
+        )
         assert row == pytest.approx(again[0])
 
 
-# --- by simulation --------------------------------------------------------------------------------------------------
+# --- by simulation --------------------------------------------------------------------------------
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
-    """300 data sets of 200 faces: 95 % intervals of MAE and of a share hold the truth 92 to 98 % of the time."""
+    """300 data sets of 200 faces: 95 % intervals of MAE and of a share hold the truth 92 to 98 % of
+    the time."""
     rng, sets, faces = np.random.default_rng(7), 300, 200
     hits = np.zeros(2)
     for run in range(sets):
@@ -165,7 +170,8 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
 
 def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike() -> None:
-    """60 people with 8 photos: a person's own error (deviation 4) lies under every photo's (deviation 2)."""
+    """60 people with 8 photos: a person's own error (deviation 4) lies under every photo's
+    (deviation 2)."""
     rng, sets = np.random.default_rng(8), 250
     unit = np.repeat(np.arange(60), 8)
     hits = {"subject": 0, "image": 0}
@@ -178,13 +184,14 @@ def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike(
     assert hits["image"] / sets < 0.7
 
 
-# --- two models -----------------------------------------------------------------------------------------------------
+# --- two models -----------------------------------------------------------------------------------
 
 
 def two_models(
     rng: np.random.Generator, gain: float, people: int = 50, photos: int = 4
 ) -> tuple[Values, Values, Values, list[str | None]]:
-    """Ages and the predictions of two models whose errors share most of their causes; the second errs by `gain` years more."""
+    """Ages and the predictions of two models whose errors share most of their causes; the second
+    errs by `gain` years more."""
     unit = np.repeat(np.arange(people), photos)
     true = rng.uniform(10, 70, len(unit))
     hard = np.abs(rng.normal(0, 4, people))[unit] + 6
@@ -247,6 +254,34 @@ def test_the_sign_flip_test_equals_all_sign_patterns() -> None:
     # both patterns of a lone pair are as extreme: a tie counts
     assert sign_flip_test([3.0]) == 1
     assert sign_flip_test([0.0, 0.0]) == 1
+
+
+def test_a_p_value_is_never_zero() -> None:
+    """40 units with the same sign: no random pattern is as extreme, and p is 1 / (1 + flips)."""
+    assert sign_flip_test(np.ones(40), 99) == 0.01
+    assert sign_flip_test(-np.ones(40), 999) == 0.001
+
+
+def test_the_interval_of_a_difference_is_that_of_the_paired_errors() -> None:
+    """Both ends against the bootstrap of |p1 - y| - |p2 - y| itself, and against its standard
+    error."""
+    true, first, second, subjects = two_models(np.random.default_rng(14), gain=0.3)
+    difference = np.abs(first - true) - np.abs(second - true)
+    ends = metrics.compare(true, first, second, subjects)["mae"]["difference"]
+    assert (ends["low"], ends["high"]) == interval(difference, subjects)
+    units = difference.reshape(50, 4).mean(1)
+    half = 1.96 * units.std(ddof=1) / np.sqrt(50)
+    assert ends["high"] - ends["low"] == pytest.approx(2 * half, rel=0.15)
+
+
+def test_percentiles_cut_off_equal_tails() -> None:
+    """95 % over 400 resamples: 2.5 % of them lie outside each end."""
+    values = np.random.default_rng(15).normal(0, 1, 60)
+    bootstrap = Bootstrap(60, resamples=400)
+    means = np.concatenate([counts @ values / 60 for counts in bootstrap.face_counts()])
+    (ends,) = bootstrap.percentiles(lambda counts: (counts @ values / 60)[:, None])
+    assert ends == pytest.approx((np.quantile(means, 0.025), np.quantile(means, 0.975)))
+    assert ((means < ends[0]).sum(), (means > ends[1]).sum()) == (10, 10)
 
 
 def test_the_signed_rank_test_is_scipys() -> None:

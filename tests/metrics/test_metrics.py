@@ -64,7 +64,8 @@ def test_summary_holds_all_of_it_and_the_floors() -> None:
         pytest.approx(-18.1 / 8),
     )
     assert (found["cs3"], found["cs5"]) == (4 / 8, 5 / 8)
-    # always 30: 28 + 21 + 20 + 5 + 5 + 1 + 69 + 71; always the median 25: 23 + 16 + 15 + 0 + 0 + 6 + 74 + 76
+    # always 30: 28 + 21 + 20 + 5 + 5 + 1 + 69 + 71; always the median 25: 23 + 16 + 15 + 0 + 0 + 6
+    # + 74 + 76
     assert found["constant"] == {
         "training_median": {"age": 30, "mae": 220 / 8},
         "own_median": {"age": 25.0, "mae": 210 / 8},
@@ -111,7 +112,7 @@ def test_nothing_to_measure_is_an_error(true: Any, said: Any) -> None:
         metrics.cumulative_score(true, said, 5)
 
 
-# --- beyond the summary ---------------------------------------------------------------------------------------------
+# --- beyond the summary ---------------------------------------------------------------------------
 
 
 def test_the_curve_is_the_score_at_each_limit() -> None:
@@ -190,7 +191,7 @@ def test_the_right_quantiles_are_calibrated() -> None:
     assert metrics.calibration_error(true, middle[:, None] + 3 * norm.ppf(levels), levels) > 0.05
 
 
-# --- refusing the widest --------------------------------------------------------------------------------------------
+# --- refusing the widest --------------------------------------------------------------------------
 
 
 def test_risk_coverage_worked_by_hand() -> None:
@@ -218,7 +219,7 @@ def test_equally_wide_intervals_are_refused_in_no_order() -> None:
     assert metrics.area_under_risk(errors, [7] * 5) == pytest.approx(np.mean(errors))
 
 
-# --- age checks -----------------------------------------------------------------------------------------------------
+# --- age checks -----------------------------------------------------------------------------------
 
 CHECKED_TRUE = [12, 15, 17, 17, 19, 20, 30, 40]
 CHECKED_SAID = [11, 26, 18, 25, 17, 26, 24, 50]
@@ -227,7 +228,8 @@ GENDER = ["male", "male", "female", None, "female", "male", "female", "male"]
 
 def test_challenge_25_for_a_limit_of_18_worked_by_hand() -> None:
     (row,) = metrics.challenge_table(CHECKED_TRUE, CHECKED_SAID, {"gender": GENDER}, [(18, 25)])
-    # under 18: 12, 15, 17, 17; let in: 15 (26), 17 (25). Of age: 19, 20, 30, 40; asked: 19 (17), 30 (24)
+    # under 18: 12, 15, 17, 17; let in: 15 (26), 17 (25). Of age: 19, 20, 30, 40; asked: 19 (17), 30
+    # (24)
     assert (row["limit"], row["threshold"], row["under_age"], row["of_age"]) == (18, 25, 4, 4)
     assert (row["false_accept"], row["false_reject"]) == (0.5, 0.5)
     bands = {band["ages"]: (band["false_accept"], band["false_reject"]) for band in row["by_age"]}
@@ -291,7 +293,7 @@ def test_the_figures_of_scikit_learn() -> None:
     assert found == pytest.approx(sklearn_metrics.mean_absolute_error(true, said, sample_weight=weights))
 
 
-# --- the whole report -----------------------------------------------------------------------------------------------
+# --- the whole report -----------------------------------------------------------------------------
 
 
 def answers(faces: int = 400, seed: int = 5) -> metrics.Tested:

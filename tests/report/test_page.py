@@ -84,7 +84,8 @@ def jpeg(width: int = 400, height: int = 300) -> bytes:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, and the text of the body."""
+    """What a browser would make of a page: elements with their attributes, and the text of the
+    body."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -115,7 +116,8 @@ def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any]
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> str:
-    """Scores of four photos that exist (one of them with an evil name, one with two faces, one without), and of a broken one."""
+    """Scores of four photos that exist (one of them with an evil name, one with two faces, one
+    without), and of a broken one."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("one.jpg", "two.jpg", "none.jpg", EVIL):
@@ -132,7 +134,7 @@ def mixed(tmp_path: Path) -> str:
     return write(tmp_path / "scores", rows, parts=2)
 
 
-# --- reading the table ----------------------------------------------------------------------------------------------
+# --- reading the table ----------------------------------------------------------------------------
 
 
 def test_digest(mixed: str) -> None:
@@ -191,7 +193,7 @@ def test_photos_of_shards_are_drawn_from_one_shard_and_read_by_key(tmp_path: Pat
     }
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_page_loads_nothing_and_runs_nothing(mixed: str) -> None:
@@ -223,7 +225,8 @@ def test_what_comes_from_outside_is_text(mixed: str) -> None:
 def test_page_shows_ages_where_the_faces_are(mixed: str) -> None:
     _, page = page_of(mixed)
     styles = [found["style"] for found in page.named("span", "face")]
-    # in a photo of 400 x 300: pixels 99.5 to 199.5 of 400 are 25 % to 50 %; what lies outside is cut off
+    # in a photo of 400 x 300: pixels 99.5 to 199.5 of 400 are 25 % to 50 %; what lies outside is
+    # cut off
     assert sorted(map(str, styles)) == [
         "left:0%;top:10.0%;width:50.0%;height:50.0%",
         "left:25.0%;top:50.0%;width:25.0%;height:50.0%",

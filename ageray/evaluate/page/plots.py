@@ -63,7 +63,7 @@ def cs_curve(curve: Rows, constant: Sequence[float] | None) -> Markup:
         shares = 100 * np.asarray(constant)
         axes.plot(limits, shares, color=SOFT, linestyle="--", label="always the same age")
     _cs_axes(axes, limits)
-    legend(axes, loc="upper left")
+    legend(axes, loc="lower right")
     return figure_svg(figure)
 
 
