@@ -224,14 +224,14 @@ def _subjects(train: _Part, test: _Part) -> tuple[dict[str, Any], NDArray[np.boo
     """The audit's `subjects`, and which test images show a subject of the training part (M,)."""
     train_known_N, test_known_M = train.subject_N >= 0, test.subject_N >= 0
     shared_M = np.isin(test.subject_N, train.subject_N[train_known_N])
-    known = train_known_N.any() and test_known_M.any()
+    comparable = train_known_N.any() and test_known_M.any()
     counts = {
         "train": len(np.unique(train.subject_N[train_known_N])),
         "unknown_train": int((~train_known_N).sum()),
         "test": len(np.unique(test.subject_N[test_known_M])),
         "unknown_test": int((~test_known_M).sum()),
     }
-    return {**counts, **_counts("shared", shared_M if known else None)}, shared_M
+    return {**counts, **_counts("shared", shared_M if comparable else None)}, shared_M
 
 
 def _identical(train: _Part, test: _Part) -> tuple[dict[str, Any], NDArray[np.bool_]]:
@@ -255,23 +255,23 @@ def _near(train: pa.Table, test: pa.Table, keys: list[str]) -> tuple[dict[str, A
 
     And the near-identical pairs, as rows of train and then test (P, 2).
     """
-    train_prints, train_rows = _fingerprints(train)
-    test_prints, test_rows = _fingerprints(test)
+    train_pictures, train_rows = _fingerprints(train)
+    test_pictures, test_rows = _fingerprints(test)
     nearest_M = np.full(test.num_rows, -1)
-    if len(train_prints) == 0 or len(test_prints) == 0:
+    if len(train_pictures) == 0 or len(test_pictures) == 0:
         counts = {**_counts("across", None), "train": None, "test": None, "confirmed": None, "examples": []}
         return counts, nearest_M, np.empty((0, 2), np.int64)
     offset = train.num_rows
     test_rows = test_rows + offset
-    across = _pairs(test_rows, train_rows, near_duplicates.nearest_in(test_prints, train_prints))
-    in_train = _pairs(train_rows, train_rows, near_duplicates.nearest_within(train_prints))
-    in_test = _pairs(test_rows, test_rows, near_duplicates.nearest_within(test_prints))
+    across = _pairs(test_rows, train_rows, near_duplicates.nearest_in(test_pictures, train_pictures))
+    in_train = _pairs(train_rows, train_rows, near_duplicates.nearest_within(train_pictures))
+    in_test = _pairs(test_rows, test_rows, near_duplicates.nearest_within(test_pictures))
     nearest_M[across[:, 0] - offset] = across[:, 1]
     counts = {
         **_counts("across", nearest_M >= 0),
         "train": len(in_train),
         "test": len(in_test),
-        "confirmed": train_prints.thumbnail_N is not None and test_prints.thumbnail_N is not None,
+        "confirmed": train_pictures.thumbnail_N is not None and test_pictures.thumbnail_N is not None,
         "examples": [(keys[tested], keys[trained]) for tested, trained in across[:EXAMPLES].tolist()],
     }
     return counts, nearest_M, np.unique(np.sort(np.concatenate([across, in_train, in_test]), 1), axis=0)

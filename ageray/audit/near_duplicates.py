@@ -59,10 +59,10 @@ def nearest_in(searched: Fingerprints, among: Fingerprints) -> NDArray[np.int64]
     return _rows(nearest_K, among_row_K)[kind_N]
 
 
-def nearest_within(prints: Fingerprints) -> NDArray[np.int64]:
+def nearest_within(pictures: Fingerprints) -> NDArray[np.int64]:
     """For each, the row of the nearest near-identical other one, or -1 (N,)."""
-    row_K, kind_N = _distinct(prints)
-    distinct = prints.only(row_K)
+    row_K, kind_N = _distinct(pictures)
+    distinct = pictures.only(row_K)
     nearest_N = _rows(_nearest(distinct, distinct, same=True), row_K)[kind_N]
     # where a picture occurs twice or more, the nearest of its first row is its second row, and the
     # nearest of all its other rows is its first row
@@ -74,14 +74,14 @@ def nearest_within(prints: Fingerprints) -> NDArray[np.int64]:
     return nearest_N
 
 
-def _distinct(prints: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _distinct(pictures: Fingerprints) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First row of each distinct fingerprint (K,), and which of these each row equals (N,).
 
     Copies of one picture are thus compared once.
     """
-    columns = prints.phash_N[:, None].view(np.uint8)
-    if prints.thumbnail_N is not None:
-        columns = np.concatenate([columns, prints.thumbnail_N], 1)
+    columns = pictures.phash_N[:, None].view(np.uint8)
+    if pictures.thumbnail_N is not None:
+        columns = np.concatenate([columns, pictures.thumbnail_N], 1)
     whole = np.ascontiguousarray(columns).view(np.dtype((np.void, columns.shape[1]))).ravel()
     _, row_K, kind_N = np.unique(whole, return_index=True, return_inverse=True)
     return row_K.astype(np.int64), kind_N.reshape(-1).astype(np.int64)

@@ -156,11 +156,11 @@ def gallery(rows: pa.Table, card: dict[str, Any] | None, exclude_subject: bool) 
         "without_neighbours": int((neighbours == 0).sum()),
     }
     gender, female = fine.column("gender_number").to_numpy(), fine.column("female").to_numpy()
-    known = (gender >= 0) & np.isfinite(female)
-    if not known.any():
+    both_known = (gender >= 0) & np.isfinite(female)
+    if not both_known.any():
         return {"gallery": section}
-    right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[known]
-    accuracy = {"faces": int(known.sum()), "accuracy": float(right.mean()), "by": card["gender_by"]}
+    right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[both_known]
+    accuracy = {"faces": int(both_known.sum()), "accuracy": float(right.mean()), "by": card["gender_by"]}
     return {"gallery": section, "gender": accuracy}
 
 

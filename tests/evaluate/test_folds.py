@@ -189,11 +189,11 @@ def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path:
         "protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}",
         "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]",
     ]
-    found = Ran(load(settings, *words), tmp_path)
-    assert not found.shown[0]["frozen_body"]
-    assert sorted(found.trained) == ["0", "1", "2"]
-    assert len({row["key"] for row in found.rows}) == len(found.rows) == FACES - 1
-    people = [{row["subject"] for row in found.rows if row["fold"] == name} for name in "012"]
+    result = Ran(load(settings, *words), tmp_path)
+    assert not result.shown[0]["frozen_body"]
+    assert sorted(result.trained) == ["0", "1", "2"]
+    assert len({row["key"] for row in result.rows}) == len(result.rows) == FACES - 1
+    people = [{row["subject"] for row in result.rows if row["fold"] == name} for name in "012"]
     assert [len(each) for each in people] == [2, 2, 2]
     assert len(set.union(*people)) == PEOPLE
 
@@ -207,12 +207,12 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
         "train.calibrate=false",
         "protocol={name: subject_exclusive, folds: 2, val: 0}",
     ]
-    found = Ran(load(settings, *words), tmp_path)
-    fine = [row for row in found.rows if not row["error"]]
+    result = Ran(load(settings, *words), tmp_path)
+    fine = [row for row in result.rows if not row["error"]]
     assert {row["neighbours"] for row in fine} == {5}
     assert {row["own"] for row in fine} == {0}
-    assert {row["gender_number"] for row in found.rows} == {-1}
-    assert found.run.gallery["gender_by"] is None
+    assert {row["gender_number"] for row in result.rows} == {-1}
+    assert result.run.gallery["gender_by"] is None
 
 
 # --- a fold is a training run ---------------------------------------------------------------------
@@ -233,23 +233,23 @@ def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     parts = protocols.split(labelled_faces(str(shards)), load(settings, *words).protocol).parts
     assert BROKEN in parts["test"]
     experiment = load(settings, *words, f"train.batch_size={len(parts['train'])}")
-    made = plan.make(experiment)
-    run.train(experiment, made, lambda record: None)
-    log = [json.loads(line) for line in (Path(made.folder) / "log.jsonl").read_text().splitlines()]
+    training_plan = plan.make(experiment)
+    run.train(experiment, training_plan, lambda record: None)
+    log = [json.loads(line) for line in (Path(training_plan.folder) / "log.jsonl").read_text().splitlines()]
     columns = decoded(shards, experiment)
     fold = Fold("drawn-1", *(np.flatnonzero(np.isin(columns["key"], parts[name])) for name in splits.PARTS))
     faces = {name: columns[name] for name in ("canvas", "points", "box", "age", "gender", "subject")}
-    found = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
+    result = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
     for name in ("loss", "val_mae", "val_bias"):
-        assert [record[name] for record in found.log] == pytest.approx(
+        assert [record[name] for record in result.log] == pytest.approx(
             [record[name] for record in log], rel=2e-3, abs=2e-3
         ), name
-    assert [record["best"] for record in found.log] == [record["best"] for record in log]
-    ages = Predictor(bundle.load(made.folder), "cpu", threads=1).predict(
+    assert [record["best"] for record in result.log] == [record["best"] for record in log]
+    ages = Predictor(bundle.load(training_plan.folder), "cpu", threads=1).predict(
         *(faces[name][fold.test] for name in ("canvas", "points", "box"))
     )
-    for name, said in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
-        assert getattr(found, name) == pytest.approx(said, abs=0.05), name
+    for name, expected in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
+        assert getattr(result, name) == pytest.approx(expected, abs=0.05), name
     assert len(fold.test) == 7
 
 
@@ -274,11 +274,11 @@ run_folds(experiment, sys.argv[2], lambda record: None)
 
 
 def descendants(pid: int) -> list[int]:
-    found: list[int] = []
+    result: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
+            result += [child, *descendants(child)]
+    return result
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -350,15 +350,15 @@ def mistake(experiment: Experiment, out: Path) -> str:
 def test_a_folder_of_other_settings_is_refused_by_name(
     word: str, difference: str, copy: Path, settings: Path
 ) -> None:
-    said = mistake(load(settings, word), copy)
-    assert said.startswith(f"--out {copy}: holds folds of other settings")
-    assert f"({difference}); give another folder, or --fresh to start anew" in said
+    text = mistake(load(settings, word), copy)
+    assert text.startswith(f"--out {copy}: holds folds of other settings")
+    assert f"({difference}); give another folder, or --fresh to start anew" in text
 
 
 def test_fresh_trains_all_of_them_anew(copy: Path, settings: Path) -> None:
     (copy / "folds" / "9999.parquet").write_bytes(b"of more people")
-    found = Ran(load(settings, "train.seed=7"), copy, fresh=True)
-    assert len(found.trained) == PEOPLE
+    result = Ran(load(settings, "train.seed=7"), copy, fresh=True)
+    assert len(result.trained) == PEOPLE
     assert not (copy / "folds" / "9999.parquet").exists()
     assert config.loads((copy / "config.yaml").read_text(), "config.yaml").train.seed == 7
 
@@ -426,26 +426,26 @@ def test_faces_without_subjects_cannot_be_left_out_by_person(settings: Path, tmp
     pq.write_table(
         table.set_column(table.schema.get_field_index("subject"), "subject", pa.nulls(12, pa.string())), file
     )
-    said = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
+    text = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
     assert (
-        said
+        text
         == "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
     )
 
 
 def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    said = mistake(load(settings, "train.batch_size=40"), tmp_path)
-    assert said.startswith("train.batch_size=40: fold drawn-")
-    assert "usable training faces; lower it or add faces" in said
+    text = mistake(load(settings, "train.batch_size=40"), tmp_path)
+    assert text.startswith("train.batch_size=40: fold drawn-")
+    assert "usable training faces; lower it or add faces" in text
 
 
 def test_faces_that_do_not_fit_into_memory(
     settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(face_cache, "_FULLEST", 0.0001)
-    said = mistake(load(settings), tmp_path)
-    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in said
-    assert said.endswith("raise scale.object_store_mib, or lower align.size")
+    text = mistake(load(settings), tmp_path)
+    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in text
+    assert text.endswith("raise scale.object_store_mib, or lower align.size")
 
 
 def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
@@ -464,10 +464,10 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
         "scale.fold_workers=1",
         "protocol.val=0",
     ]
-    said = mistake(load(settings, *words), tmp_path / "out")
-    assert said.startswith("fold drawn-1: step ")
-    assert "is not finite" in said
-    assert said.endswith("; finished folds are kept")
+    text = mistake(load(settings, *words), tmp_path / "out")
+    assert text.startswith("fold drawn-1: step ")
+    assert "is not finite" in text
+    assert text.endswith("; finished folds are kept")
     assert [file.name for file in (tmp_path / "out" / "folds").iterdir()] == ["0000.parquet"]
 
 

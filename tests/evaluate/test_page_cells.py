@@ -347,7 +347,7 @@ def test_the_tiles(page: Tables) -> None:
 
 def test_accuracy(page: Tables) -> None:
     everybody = [*TESTED, FAILED]
-    known = [face for face in everybody if annotated(face)]
+    annotated_faces = [face for face in everybody if annotated(face)]
     expected = [
         plain("", "240 faces"),
         ["MAE (years), mean over images", figure(lambda face: face.error, ".2f")],
@@ -363,7 +363,11 @@ def test_accuracy(page: Tables) -> None:
         [
             "epsilon-error (0 to 1), mean over subjects",
             figure(
-                epsilon, ".3f", annotated, lambda face: 1 / faces_of(face.subject, known), faces=everybody
+                epsilon,
+                ".3f",
+                annotated,
+                lambda face: 1 / faces_of(face.subject, annotated_faces),
+                faces=everybody,
             ),
         ],
         ["True age within the 90% interval", figure(covered, ".1%")],
@@ -562,12 +566,12 @@ def test_the_examples_of_copies(page: Tables) -> None:
 
 def test_the_gallery(page: Tables) -> None:
     neighbours, own = sum(face.neighbours for face in TESTED), sum(face.own for face in TESTED)
-    known = [face for face in TESTED if face.gender is not None]
+    annotated_faces = [face for face in TESTED if face.gender is not None]
     points = 0.0
-    for face in known:
+    for face in annotated_faces:
         share = female_share(face)
         points += 0.5 if share == 0.5 else (share > 0.5) == (face.gender == "female")
-    right = points / len(known)
+    right = points / len(annotated_faces)
     assert page.sections["gallery"] == [
         [
             plain("Faces in the gallery", "901"),
@@ -575,7 +579,9 @@ def test_the_gallery(page: Tables) -> None:
             plain("Of these of the face's own subject", f"{own / neighbours:.1%}"),
             plain("Neighbours of the own subject left out", "0"),
             plain("Faces without a neighbour: their age is a guess", "0"),
-            plain(f"Gender right by the nearest faces (vote), of {len(known)} faces", f"{right:.1%}"),
+            plain(
+                f"Gender right by the nearest faces (vote), of {len(annotated_faces)} faces", f"{right:.1%}"
+            ),
         ]
     ]
 

@@ -110,8 +110,8 @@ def compared(
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return result
 
 
 # --- audit ----------------------------------------------------------------------------------------
@@ -140,15 +140,15 @@ def test_fingerprints_are_taken_once_and_anew_when_the_shards_change(
         raise AssertionError("read the shards again")
 
     monkeypatch.setattr(fingerprint_table, "read_faces", refuse)
-    kept = fingerprint_table.load_or_compute_fingerprints(str(shards))
-    assert kept.schema == fingerprint_table.FINGERPRINTS_SCHEMA
-    assert sorted(kept.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
-    assert kept.column("phash").null_count == 0
+    stored = fingerprint_table.load_or_compute_fingerprints(str(shards))
+    assert stored.schema == fingerprint_table.FINGERPRINTS_SCHEMA
+    assert sorted(stored.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
+    assert stored.column("phash").null_count == 0
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in shards.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert fingerprint_table.load_or_compute_fingerprints(str(copy)).equals(kept)
+    assert fingerprint_table.load_or_compute_fingerprints(str(copy)).equals(stored)
     (file,) = copy.glob("*.parquet")
     table = pq.read_table(file)
     pq.write_table(table.slice(1), file)
@@ -163,19 +163,21 @@ def test_a_broken_file_of_fingerprints_is_no_obstacle(shards: Path, ray_local: N
     assert (tmp_path / fingerprint_table.FILE).stat().st_size > 1000
 
 
-def training(model: str, shards: Path, given: str | None = None, **data: Any) -> split_audit.Training | str:
+def training(
+    model: str, shards: Path, trained_on: str | None = None, **data: Any
+) -> split_audit.Training | str:
     loaded = bundle.load(model)
     experiment = loaded.experiment.model_copy(update={"data": loaded.experiment.data.model_copy(update=data)})
     faces = labelled_faces(str(shards))
-    return split_audit.training_side(model, loaded, experiment, faces, parts_of(shards), given)
+    return split_audit.training_side(model, loaded, experiment, faces, parts_of(shards), trained_on)
 
 
 def test_another_set_is_compared_with_what_trained_the_model(models: list[str], shards: Path) -> None:
     """The card's digest tells that the settings deal out the same split again; another split's
     faces all count."""
-    found, parts = training(models[0], shards, name="strangers"), parts_of(shards)
-    assert isinstance(found, split_audit.Training)
-    assert sorted(found.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
+    result, parts = training(models[0], shards, name="strangers"), parts_of(shards)
+    assert isinstance(result, split_audit.Training)
+    assert sorted(result.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
     loaded = bundle.load(models[0])
     bundle.write_card(
         models[0], loaded.card | {"training": loaded.card["training"] | {"train_digest": "other"}}
@@ -193,9 +195,9 @@ def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: 
         update={"data": loaded.experiment.data.model_copy(update={"shards": str(tmp_path / "gone")})}
     )
     bundle.save(str(tmp_path / "moved"), loaded.network(), moved, {"training": loaded.card["training"]})
-    said = training(str(tmp_path / "moved"), shards, name="strangers")
+    text = training(str(tmp_path / "moved"), shards, name="strangers")
     assert (
-        said
+        text
         == "the model was trained on 'drawn', whose shards are not at hand; name them with --trained-on DIR"
     )
     assert isinstance(
@@ -207,19 +209,19 @@ def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: 
 
 
 def test_models_are_compared_on_the_same_faces(compared: Path, models: list[str], shards: Path) -> None:
-    found = report_of(compared)
+    result = report_of(compared)
     near, far = (report_of(compared / name) for name in ("0-near", "1-far"))
-    assert [row["name"] for row in found["models"]] == models
-    assert [row["mae"]["value"] for row in found["models"]] == [near["mae"], far["mae"]]
-    (pair,) = found["pairs"]
+    assert [row["name"] for row in result["models"]] == models
+    assert [row["mae"]["value"] for row in result["models"]] == [near["mae"], far["mae"]]
+    (pair,) = result["pairs"]
     assert pair["difference"]["value"] == pytest.approx(near["mae"] - far["mae"])
     assert pair["difference"]["high"] < 0
     assert pair["real"]
-    assert found["images"] == len(parts_of(shards)["test"])
-    for row in found["models"]:
+    assert result["images"] == len(parts_of(shards)["test"])
+    for row in result["models"]:
         assert (compared / row["report"]).is_file()
     page = (compared / "report.html").read_text()
-    assert all(row["report"] in page for row in found["models"])
+    assert all(row["report"] in page for row in result["models"])
 
 
 def test_one_embedding_a_tested_face_is_drawn(compared: Path) -> None:
@@ -255,9 +257,9 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
             *SCALE,
         ]
     )
-    found = report_of(tmp_path / "out")
-    assert (found["models"], found["sets"]) == ([models[0]], ["drawn", "others"])
-    (own, other) = found["cells"][0]
+    result = report_of(tmp_path / "out")
+    assert (result["models"], result["sets"]) == ([models[0]], ["drawn", "others"])
+    (own, other) = result["cells"][0]
     assert (own["own"], own["images"]) == (True, len(parts_of(shards)["test"]))
     assert (other["own"], other["images"]) == (False, 20)
     assert own["warnings"] == []
@@ -290,9 +292,9 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
 def test_mistakes_in_the_command(
     words: list[str], message: str, models: list[str], ray_local: None, tmp_path: Path
 ) -> None:
-    given = [models[0] if word == "MODEL" else word for word in words]
+    arguments = [models[0] if word == "MODEL" else word for word in words]
     with pytest.raises(UserError) as caught:
-        job.main([*given, "--out", str(tmp_path / "out"), *SCALE])
+        job.main([*arguments, "--out", str(tmp_path / "out"), *SCALE])
     assert str(caught.value).replace(models[0], "MODEL").startswith(message)
     assert not (tmp_path / "out").exists()
 

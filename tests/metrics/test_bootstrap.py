@@ -21,9 +21,9 @@ def names(unit_N: NDArray[np.int64]) -> list[str | None]:
 
 
 def interval(values: Values, subjects: list[str | None] | None = None, **options: int) -> tuple[float, float]:
-    (found,) = Bootstrap(len(values), subjects, **options).intervals([Mean.over(values)])
-    assert found is not None
-    return found
+    (result,) = Bootstrap(len(values), subjects, **options).intervals([Mean.over(values)])
+    assert result is not None
+    return result
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
@@ -39,30 +39,30 @@ def test_the_interval_of_a_mean_is_scipys() -> None:
 def test_a_weighted_mean_of_a_part_is_scipys() -> None:
     """A ratio of sums, and rows that it is not over: SciPy resamples the pairs."""
     rng = np.random.default_rng(3)
-    errors, weights, here = rng.gamma(1, 5, 300), rng.integers(1, 5, 300).astype(float), rng.random(300) < 0.6
+    errors, weights, part = rng.gamma(1, 5, 300), rng.integers(1, 5, 300).astype(float), rng.random(300) < 0.6
 
     def ratio(value: Values, weight: Values, axis: int) -> Values:
         return np.asarray((value * weight).sum(axis) / weight.sum(axis))
 
-    pairs = (errors[here], weights[here])
+    pairs = (errors[part], weights[part])
     theirs = stats.bootstrap(
         pairs, ratio, paired=True, n_resamples=9999, method="BCa", rng=1
     ).confidence_interval
-    (found,) = Bootstrap(300, resamples=9999).intervals([Mean.over(errors, here, weights)])
-    assert found == pytest.approx((theirs.low, theirs.high), abs=0.04 * errors.std())
+    (result,) = Bootstrap(300, resamples=9999).intervals([Mean.over(errors, part, weights)])
+    assert result == pytest.approx((theirs.low, theirs.high), abs=0.04 * errors.std())
 
 
 def test_the_figures_of_a_tree_stay_in_their_places() -> None:
     rng = np.random.default_rng(4)
-    values, here = rng.normal(5, 1, 100), np.arange(100) < 50
+    values, part = rng.normal(5, 1, 100), np.arange(100) < 50
     tree = {
         "all": Mean.over(values),
-        "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, here)}],
+        "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, part)}],
         "none": None,
     }
-    found = with_intervals(tree, Bootstrap(100, resamples=300))
-    assert (found["none"], found["rows"][0]["name"], found["rows"][0]["images"]) == (None, "half", 50)
-    for place, part in ((found["all"], values), (found["rows"][0]["mae"], values[:50])):
+    result = with_intervals(tree, Bootstrap(100, resamples=300))
+    assert (result["none"], result["rows"][0]["name"], result["rows"][0]["images"]) == (None, "half", 50)
+    for place, part in ((result["all"], values), (result["rows"][0]["mae"], values[:50])):
         assert place["value"] == pytest.approx(part.mean())
         half = 1.96 * part.std() / np.sqrt(len(part))
         assert (place["low"], place["high"]) == pytest.approx(
@@ -82,8 +82,8 @@ def test_figures_in_blocks_and_resamples_in_chunks_are_the_same(monkeypatch: pyt
     whole = Bootstrap(200).intervals(means)
     monkeypatch.setattr("ageray.metrics.bootstrap._CELLS", 1000)
     monkeypatch.setattr("ageray.metrics.bootstrap._TERMS", 250)
-    for found, wanted in zip(Bootstrap(200).intervals(means), whole, strict=True):
-        assert found == pytest.approx(wanted)
+    for result, expected in zip(Bootstrap(200).intervals(means), whole, strict=True):
+        assert result == pytest.approx(expected)
 
 
 def test_counts_draw_as_many_units_as_there_are() -> None:
@@ -105,8 +105,8 @@ def test_all_subjects_unknown_is_a_bootstrap_of_images() -> None:
 def test_a_share_of_none_or_all_has_the_exact_binomial_interval(share: int) -> None:
     """The bootstrap would claim certainty: no resample has another share."""
     exact = stats.binomtest(20 * share, 20).proportion_ci(method="exact")
-    found = interval(np.full(20, bool(share)))
-    assert found == pytest.approx((exact.low, exact.high))
+    result = interval(np.full(20, bool(share)))
+    assert result == pytest.approx((exact.low, exact.high))
     subjects = names(np.repeat(np.arange(5), 4))
     five = stats.binomtest(5 * share, 5).proportion_ci(method="exact")
     assert interval(np.full(20, bool(share)), subjects) == pytest.approx((five.low, five.high))
@@ -141,8 +141,8 @@ def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
     errors, widths = rng.gamma(2, 3, 40), rng.integers(0, 12, 40).astype(float)
     counts = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)])
     shares = (0.05, 0.3, 0.5, 0.99, 1.0)
-    found = RiskCoverage(errors, widths).figures(counts.astype(float), shares)
-    for drawn, row in zip(counts, found, strict=True):
+    result = RiskCoverage(errors, widths).figures(counts.astype(float), shares)
+    for drawn, row in zip(counts, result, strict=True):
         again = RiskCoverage(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(
             np.ones((1, 40)), shares
         )
@@ -159,10 +159,10 @@ def test_intervals_cover_as_often_as_they_say() -> None:
     hits = np.zeros(2)
     for run in range(sets):
         errors = np.abs(rng.laplace(0, 5, faces))
-        found = Bootstrap(faces, resamples=400, seed=run).intervals(
+        result = Bootstrap(faces, resamples=400, seed=run).intervals(
             [Mean.over(errors), Mean.over(errors <= 5)]
         )
-        for at, (truth, ends) in enumerate(zip((5.0, 1 - np.exp(-1)), found, strict=True)):
+        for at, (truth, ends) in enumerate(zip((5.0, 1 - np.exp(-1)), result, strict=True)):
             assert ends is not None
             hits[at] += ends[0] <= truth <= ends[1]
     assert (hits / sets > 0.92).all()
@@ -203,20 +203,20 @@ def two_models(
 
 def test_a_planted_difference_is_found_and_a_worse_model_is_named() -> None:
     true, first, second, subjects = two_models(np.random.default_rng(9), gain=0.7)
-    found = metrics.compare(true, first, second, subjects)
-    difference = found["mae"]["difference"]
+    result = metrics.compare(true, first, second, subjects)
+    difference = result["mae"]["difference"]
     assert difference["value"] == pytest.approx(
-        found["mae"]["first"]["value"] - found["mae"]["second"]["value"]
+        result["mae"]["first"]["value"] - result["mae"]["second"]["value"]
     )
     assert difference["high"] < 0
     assert difference["low"] < -0.7 < difference["high"] + 0.5
-    assert found["permutation_p"] < 0.001
-    assert found["wilcoxon_p"] < 0.001
-    assert found["bootstrap"]["unit"] == "subject"
+    assert result["permutation_p"] < 0.001
+    assert result["wilcoxon_p"] < 0.001
+    assert result["bootstrap"]["unit"] == "subject"
     other = metrics.compare(true, second, first, subjects)
     assert other["mae"]["difference"]["value"] == pytest.approx(-difference["value"])
     # two intervals that are not paired overlap
-    assert found["mae"]["first"]["high"] > found["mae"]["second"]["low"]
+    assert result["mae"]["first"]["high"] > result["mae"]["second"]["low"]
 
 
 def test_equal_models_are_told_apart_no_more_often_than_the_level() -> None:
@@ -224,11 +224,11 @@ def test_equal_models_are_told_apart_no_more_often_than_the_level() -> None:
     rejected = np.zeros(3)
     for run in range(sets):
         true, first, second, subjects = two_models(rng, gain=0.0)
-        found = metrics.compare(true, first, second, subjects, resamples=300, flips=399, seed=run)
-        ends = found["mae"]["difference"]
+        result = metrics.compare(true, first, second, subjects, resamples=300, flips=399, seed=run)
+        ends = result["mae"]["difference"]
         rejected += [
-            found["permutation_p"] <= 0.05,
-            found["wilcoxon_p"] <= 0.05,
+            result["permutation_p"] <= 0.05,
+            result["wilcoxon_p"] <= 0.05,
             not ends["low"] <= 0 <= ends["high"],
         ]
     assert (rejected / sets < 0.085).all()
@@ -293,9 +293,9 @@ def test_the_signed_rank_test_is_scipys() -> None:
 def test_faces_that_a_model_gave_no_age_are_left_out_and_counted() -> None:
     true, first, second, subjects = two_models(np.random.default_rng(13), gain=0.2)
     first[3], second[10] = np.nan, np.nan
-    found = metrics.compare(true, first, second, subjects)
-    assert (found["images"], found["missing"]) == (198, 2)
+    result = metrics.compare(true, first, second, subjects)
+    assert (result["images"], result["missing"]) == (198, 2)
     fine = np.isfinite(first) & np.isfinite(second)
-    assert found["mae"]["first"]["value"] == pytest.approx(np.abs(first - true)[fine].mean())
+    assert result["mae"]["first"]["value"] == pytest.approx(np.abs(first - true)[fine].mean())
     with pytest.raises(ValueError, match="no face has an age by both"):
         metrics.compare([1.0, 2.0], [1.0, np.nan], [np.nan, 2.0])
