@@ -351,7 +351,7 @@ def test_long_blocks_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
-    """Hashes alone take them for one; a flat picture is like another flat one only."""
+    """With hashes alone all four are one picture. A flat picture is like other flat ones only."""
     rng = np.random.default_rng(1)
     thumbnails = rng.integers(0, 256, (4, 256), dtype=np.uint8)
     thumbnails[1] = np.clip(thumbnails[0].astype(int) // 2 + 40, 0, 255)

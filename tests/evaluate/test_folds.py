@@ -42,8 +42,10 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 drawn faces of six people in two shards, two of them old; one picture that cannot be
-    decoded, one face without an age."""
+    """48 drawn faces of six people in two shards.
+
+    One picture cannot be decoded, one face has no age.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for file in synthetic_faces.write_faces_table(folder, FACES, subjects=PEOPLE, size=72, shards=2):
         table = pq.read_table(file)
@@ -57,8 +59,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of the baseline with a frozen body, so that a fold takes a blink; leaves one person
-    out."""
+    """Leave-one-person-out for the baseline with a frozen backbone: a fold takes under a second."""
     content = {
         "model": {"name": "baseline", "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}},
@@ -83,7 +84,7 @@ def load(settings: Path, *words: str) -> Experiment:
 
 
 class Ran:
-    """A run over folds: what it returned and showed, and its folder."""
+    """A run over folds: its results, the records that it showed, its folder."""
 
     def __init__(self, experiment: Experiment, out: Path, fresh: bool = False) -> None:
         self.folder, self.shown = out, list[Record]()
@@ -184,7 +185,7 @@ def test_two_at_once_say_the_same_as_one_after_the_other(ran: Ran, settings: Pat
 
 
 def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    """Faces without subject stand for themselves; nothing is remembered where the body moves."""
+    """The folds are numbered; no features are precomputed where the backbone is trained."""
     words = [
         "protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}",
         "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]",
@@ -222,8 +223,11 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
 def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """All training faces in one batch, unchanged, so that their order, the one thing that differs,
-    does not matter. The person left out is she of the broken picture."""
+    """A fold's log and predictions are those of jobs.train on the same split.
+
+    All training faces are in one batch and not augmented, so that their order does not matter. The
+    person left out is the one with the broken picture.
+    """
     words = [
         "train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]",
         f"train.augment={json.dumps(NOTHING)}",
@@ -321,7 +325,7 @@ def test_a_finished_run_is_only_read(ran: Ran, settings: Path) -> None:
 
 @pytest.fixture
 def copy(ran: Ran, tmp_path: Path) -> Path:
-    """The folder of a finished run, to be spoilt."""
+    """A copy of a finished run's folder, which a test may damage."""
     for file in ran.folder.rglob("*"):
         if file.is_file():
             place = tmp_path / "copy" / file.relative_to(ran.folder)
@@ -451,8 +455,10 @@ def test_faces_that_do_not_fit_into_memory(
 def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """An age beyond all numbers spoils every training part that has it: all but that of its own
-    person, whose fold comes first."""
+    """An age of 1e30 makes the loss of every fold infinite, except that of its own person.
+
+    That fold is the first.
+    """
     for file in shards.glob("*.parquet"):
         table = pq.read_table(file)
         rows = [row | {"age": 1e30} if row["key"] == "drawn-0-000000" else row for row in table.to_pylist()]

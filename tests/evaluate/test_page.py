@@ -36,8 +36,7 @@ RESAMPLES = 40
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, ids of its sections, and
-    its text."""
+    """A page as a browser reads it: elements with attributes, ids of sections, and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -101,7 +100,7 @@ def full(table: pa.Table, **more: Any) -> dict[str, Any]:
 
 
 def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
-    """Digests and hashes by the row, so that the first faces of both sides are the same picture."""
+    """An audit in which the first faces of both sides are the same picture."""
 
     def sides(table: pa.Table) -> pa.Table:
         rows = range(table.num_rows)
@@ -117,7 +116,7 @@ def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
 
 
 def contents(table: pa.Table, shards: str | None = None, **more: Any) -> dict[str, Any]:
-    """What goes into report.json of these predictions."""
+    """A report of these predictions."""
     protocol = {
         "name": "subject_exclusive",
         "val": 0.05,
@@ -401,8 +400,10 @@ def test_an_answer_far_off_does_not_draw_a_cell_for_each_year_up_to_it(tmp_path:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 drawn faces in 2 shards with row groups of 4; every third without points, every sixth
-    without a box, one of them broken."""
+    """40 drawn faces in 2 shards with row groups of 4.
+
+    Every third has no points, every sixth no box, one cannot be decoded.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for path in synthetic_faces.write_faces_table(folder, 40, size=120, shards=2):
         rows = pq.read_table(path)
@@ -540,7 +541,7 @@ def test_flat_or_few_embeddings_have_places(vectors: Any) -> None:
 
 
 def compared(names: list[str]) -> dict[str, Any]:
-    """A comparison of models whose errors grow with their place; the first two are alike."""
+    """A comparison of models, each with larger errors than the one before; the first two are alike."""
     table = faces(400)
     true, subjects = table.column("age").to_numpy(), table.column("subject").to_pylist()
     answers = {

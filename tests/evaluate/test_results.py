@@ -48,8 +48,11 @@ def reencoded(image: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 drawn faces of 30 people. One test picture is a copy of a training picture's bytes,
-    another the same picture encoded anew; both with ages 10 years from the training picture's."""
+    """60 drawn faces of 30 people, with two planted leaks.
+
+    One test picture is a copy of a training picture, another one is the same picture in another
+    encoding. Both ages are 10 years above that of the training picture.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     (file,) = synthetic_faces.write_faces_table(folder, 60, subjects=30, size=80)
     table = pq.read_table(file)
@@ -68,8 +71,7 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 
 def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
-    """A bundle that says ages about `middle`, trained, as its card has it, on the training part of
-    `shards`."""
+    """A bundle that predicts about `middle` years; its card names the training part of `shards`."""
     settings = Experiment.model_validate(
         {
             "model": {"name": "baseline", "ages": [-15, 120]},
@@ -173,8 +175,7 @@ def training(
 
 
 def test_another_set_is_compared_with_what_trained_the_model(models: list[str], shards: Path) -> None:
-    """The card's digest tells that the settings deal out the same split again; another split's
-    faces all count."""
+    """The card's digest confirms the settings' split. If it does not, all faces count."""
     result, parts = training(models[0], shards, name="strangers"), parts_of(shards)
     assert isinstance(result, split_audit.Training)
     assert sorted(result.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
@@ -239,8 +240,7 @@ def test_quantiles_grow_with_their_levels(compared: Path) -> None:
 
 
 def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: None, tmp_path: Path) -> None:
-    """The model's own set by its own split, so that no training face is tested; a stranger's
-    whole."""
+    """A model is tested on the test part of its own set, and on all faces of another set."""
     synthetic_faces.write_faces_table(tmp_path / "others", 20, seed=5, size=80)
     for name, folder in (("drawn", shards), ("others", tmp_path / "others")):
         (tmp_path / f"{name}.yaml").write_text(

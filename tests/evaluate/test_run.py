@@ -1,5 +1,4 @@
-"""Evaluation: figures against what the files hold, leak warnings, mistakes, and exit codes of the
-commands."""
+"""The evaluation of one model: figures, warnings about leaks, mistakes, exit codes."""
 
 from __future__ import annotations
 
@@ -55,8 +54,10 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 drawn faces of 30 people in two shards, ages as whole years; three without an age, two
-    test faces that cannot be decoded."""
+    """90 drawn faces of 30 people in two shards; ages are whole years.
+
+    Three have no age, two test faces cannot be decoded.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     files = faces.write_faces_table(folder, 90, subjects=30, size=80, shards=2)
 
@@ -73,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose card says that it was trained on the training part of `shards`."""
+    """A bundle whose card says that the training part of `shards` trained it."""
     settings = Experiment.model_validate(
         {
             "model": {"name": "baseline", "ages": [-15, 120]},
@@ -99,7 +100,7 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Evaluated:
-    """What an evaluation wrote to its folder, and what it handed over to be shown."""
+    """The files of an evaluation, and what was printed."""
 
     def __init__(self, folder: Path, printed: list[dict[str, Any]]) -> None:
         self.report = json.loads((folder / "report.json").read_text())
@@ -156,7 +157,7 @@ def test_figures_are_those_of_the_predictions(evaluated: Evaluated) -> None:
 
 
 def test_predictions_are_the_predictors(evaluated: Evaluated, model: Path, shards: Path) -> None:
-    """Through Ray, in batches of sixteen, or one face at a time: the same ages."""
+    """Predictions on Ray in batches of 16 equal those of one face at a time."""
     predictor = Predictor(bundle.load(str(model)), "cpu", threads=1)
     rows_by_key = {row["key"]: row for row in evaluated.rows if not row["error"]}
     ages = []

@@ -27,8 +27,7 @@ def interval(values: Values, subjects: list[str | None] | None = None, **options
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
-    """SciPy's BCa with as many resamples; its draws differ, so the ends agree to the noise of
-    quantiles of 20,000."""
+    """SciPy's BCa with 20,000 resamples: the ends agree up to the noise of other draws."""
     errors = np.random.default_rng(0).gamma(1.2, 4, 150)
     theirs = stats.bootstrap((errors,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
     assert interval(errors, resamples=20_000) == pytest.approx(
@@ -37,7 +36,7 @@ def test_the_interval_of_a_mean_is_scipys() -> None:
 
 
 def test_a_weighted_mean_of_a_part_is_scipys() -> None:
-    """A ratio of sums, and rows that it is not over: SciPy resamples the pairs."""
+    """A ratio of sums over some of the rows; SciPy resamples the pairs."""
     rng = np.random.default_rng(3)
     errors, weights, part = rng.gamma(1, 5, 300), rng.integers(1, 5, 300).astype(float), rng.random(300) < 0.6
 
@@ -135,8 +134,7 @@ def test_settings_that_make_no_sense_are_errors() -> None:
 
 
 def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
-    """Face counts against the same faces written out; widths repeat, so that there are ties among
-    and between copies."""
+    """Face counts give the same as the repeated faces, ties in the widths included."""
     rng = np.random.default_rng(6)
     errors, widths = rng.gamma(2, 3, 40), rng.integers(0, 12, 40).astype(float)
     counts = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)])
@@ -153,8 +151,7 @@ def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
-    """300 data sets of 200 faces: 95 % intervals of MAE and of a share hold the truth 92 to 98 % of
-    the time."""
+    """95 % intervals of MAE and of a share hold the truth in 92 to 98 % of 300 data sets."""
     rng, sets, faces = np.random.default_rng(7), 300, 200
     hits = np.zeros(2)
     for run in range(sets):
@@ -170,8 +167,7 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
 
 def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike() -> None:
-    """60 people with 8 photos: a person's own error (deviation 4) lies under every photo's
-    (deviation 2)."""
+    """60 people with 8 photos: the person's own error is twice as large as the photo's."""
     rng, sets = np.random.default_rng(8), 250
     unit = np.repeat(np.arange(60), 8)
     hits = {"subject": 0, "image": 0}
@@ -190,8 +186,7 @@ def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike(
 def two_models(
     rng: np.random.Generator, gain: float, people: int = 50, photos: int = 4
 ) -> tuple[Values, Values, Values, list[str | None]]:
-    """Ages and the predictions of two models whose errors share most of their causes; the second
-    errs by `gain` years more."""
+    """True ages, predictions of two models, subjects; the second errs by `gain` years more."""
     unit = np.repeat(np.arange(people), photos)
     true = rng.uniform(10, 70, len(unit))
     hard = np.abs(rng.normal(0, 4, people))[unit] + 6
@@ -263,8 +258,7 @@ def test_a_p_value_is_never_zero() -> None:
 
 
 def test_the_interval_of_a_difference_is_that_of_the_paired_errors() -> None:
-    """Both ends against the bootstrap of |p1 - y| - |p2 - y| itself, and against its standard
-    error."""
+    """Both ends equal the bootstrap of |p1 - y| - |p2 - y|; the width fits its standard error."""
     true, first, second, subjects = two_models(np.random.default_rng(14), gain=0.3)
     difference = np.abs(first - true) - np.abs(second - true)
     ends = metrics.compare(true, first, second, subjects)["mae"]["difference"]

@@ -1,5 +1,4 @@
-"""The test between two recipes with several seeds, against values worked by hand and plain
-Python."""
+"""The test between two recipes with several seeds, worked by hand and in plain Python."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ def compare(first: list[list[float]], subjects: list[str | None] | None = None) 
 
 
 def test_noise_of_faces_alone() -> None:
-    """Errors 1, 2, 6 with both seeds: the variance is the sample variance 7 over 3 faces, C - 1 = 2
-    degrees."""
+    """Errors 1, 2, 6 with both seeds: sample variance 7, over 3 faces; 2 degrees of freedom."""
     result = compare([[1, 2, 6], [1, 2, 6]])
     deviation = (7 / 3) ** 0.5
     reach = 4.302652729911275 * deviation  # the 97.5 % quantile of Student's t with 2 degrees of freedom
@@ -47,8 +45,7 @@ def test_noise_of_seeds_alone() -> None:
 
 
 def test_both_kinds_of_noise_and_subjects() -> None:
-    """Against the formula in plain Python. Equally many faces per subject: a unit is a subject's
-    mean."""
+    """The formula in plain Python; with two faces per subject, a unit is a subject's mean."""
     errors = [[1.0, 2.0, 6.0, 4.0, 3.0, 8.0], [2.0, 1.0, 7.0, 6.0, 4.0, 4.0], [0.5, 3.0, 5.0, 5.0, 2.0, 9.0]]
     units = [statistics.mean(row[first] + row[first + 1] for row in errors) / 2 for first in (0, 2, 4)]
     of_faces = statistics.variance(units) / 3

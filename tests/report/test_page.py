@@ -84,8 +84,7 @@ def jpeg(width: int = 400, height: int = 300) -> bytes:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, and the text of the
-    body."""
+    """A page as a browser reads it: elements with their attributes, and the text of the body."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
