@@ -541,7 +541,7 @@ def test_flat_or_few_embeddings_have_places(vectors: Any) -> None:
 
 
 def compared(names: list[str]) -> dict[str, Any]:
-    """A comparison of models, each with larger errors than the one before; the first two are alike."""
+    """A comparison of models whose errors grow from one to the next; the first two are alike."""
     table = faces(400)
     true, subjects = table.column("age").to_numpy(), table.column("subject").to_pylist()
     answers = {
