@@ -113,7 +113,7 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     for size in sizes:
         among, searched = drawn(size), drawn(max(size // 10, min(size, 20_000)))
         started = time.process_time()
-        found = near_duplicates.across(searched, among)
+        found = near_duplicates.nearest_in(searched, among)
         seconds = time.process_time() - started
         count = f"{(found >= 0).sum():,} found"
         print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {count}")
