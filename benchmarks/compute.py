@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ageray import config
 from ageray.experiment import Experiment
 from ageray.faces.canvases import to_tensors
-from ageray.train.loop import Columns, _augmented, train_one_epoch
+from ageray.train.loop import Columns, augmented, train_one_epoch
 from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ def changes(state: State, held: Columns, steps: int) -> float:
     wait()
     started = time.perf_counter()
     for _ in range(steps):
-        _augmented(state, to_tensors(held, DEVICE))
+        augmented(state, to_tensors(held, DEVICE))
     wait()
     return (time.perf_counter() - started) / steps
 

@@ -21,8 +21,8 @@ from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import FaceCache, hold, remember
-from ageray.train.in_memory.slots import on_device, share_out
+from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory.slots import on_device, plan_slots
 from ageray.train.in_memory.train import Fold, Result
 
 Record = dict[str, Any]
@@ -55,15 +55,15 @@ class Work:
             names,
             levels,
         )
-        self._share, self._network = share_out(experiment.scale), build(experiment.model, pretrained=False)
+        self._share, self._network = plan_slots(experiment.scale), build(experiment.model, pretrained=False)
 
     def results(
         self, todo: list[int], show: Callable[[Record], None]
     ) -> Generator[tuple[int, pa.Table, Record], None, None]:
         """Number, table and figures of each fold as it ends. What still runs is stopped when the caller stops."""
-        todo, faces = list(todo), hold(self._experiment, self._labelled)
+        todo, faces = list(todo), cache_faces(self._experiment, self._labelled)
         planned = {number: self._fold(number, faces) for number in todo}
-        remembered = remember(self._experiment, self._network, faces, self._share)
+        remembered = cache_features(self._experiment, self._network, faces, self._share)
         total = len(self._splits)
         show(
             {

@@ -69,7 +69,9 @@ class Streams:
         rows_N = sampler.shuffled(
             faces, config.shuffle, (config.seed, state.epoch), config.balance == "resample"
         )
-        rows_SB = sampler.share(rows_N, config.batch_size, *rank_and_world(), first=state.partial.steps)
+        rows_SB = sampler.share(
+            rows_N, config.batch_size, *rank_and_world(), first=state.epoch_progress.steps
+        )
         more = (
             {"weight": sampler.weights(faces.age).astype(np.float32)} if config.balance == "weights" else {}
         )

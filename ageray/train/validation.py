@@ -26,7 +26,7 @@ def build_gallery(state: State, batches: Iterable[Columns], most: int | None = N
     """The gallery (`decode.method: gallery`) of the faces of `batches`, or of the first `most`, as the judged network embeds them without
     augmentation; None if there is no face. Of several workers each embeds its own faces and all get all, in the order of the column `row`.
     Raises FloatingPointError if an embedding is not finite."""
-    network, bf16 = state.judged.eval(), state.config.train.precision == "bf16"
+    network, bf16 = state.eval_network.eval(), state.config.train.precision == "bf16"
     found: list[dict[str, Tensor]] = []
     for columns in _first(batches, most):
         batch = to_tensors({name: columns[name] for name in _GALLERY if name in columns}, state.device)
@@ -80,7 +80,7 @@ def validate(
 
     gallery: for `decode.method: gallery`. With a column `subject`, neighbours of a face's own subject are left out where the settings say so.
     """
-    network, config = state.judged.eval(), state.config
+    network, config = state.eval_network.eval(), state.config
     found: list[dict[str, Tensor]] = []
     for columns in batches:
         batch = to_tensors({name: columns[name] for name in _JUDGED if name in columns}, state.device)

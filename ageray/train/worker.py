@@ -24,7 +24,7 @@ from ageray.train import checkpoint, curves, epochs, profiling
 from ageray.train import plan as planning
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
-from ageray.train.loop import start, train_one_epoch
+from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.plan import Plan
 from ageray.train.state import State, new_state
 from ageray.train.validation import build_gallery, validate
@@ -83,8 +83,8 @@ class Worker:
         """What is left of an epoch, its validation, its record and its checkpoint."""
         state, scale = self.state, self.state.config.scale
         if state.step == 0 and state.network.num_init_faces:
-            start(state, self.streams.training(state).batches)
-        faces, started = self.streams.training(state), time.perf_counter() - state.partial.seconds
+            init_network(state, self.streams.training(state).batches)
+        faces, started = self.streams.training(state), time.perf_counter() - state.epoch_progress.seconds
         with profiling.trace(self._place(planning.TRACE), scale.profile and self.number == 0) as profiled:
             tell = self._progress(profiled)
             result = train_one_epoch(state, faces.batches, tell, self._keep, scale.checkpoint_steps)
@@ -110,7 +110,7 @@ class Worker:
     def _progress(self, profiled: profiling.Step) -> Any:
         """Shows where the epoch is, every two seconds, and ends what could not be kept."""
         state, told = self.state, 0.0
-        began, first = time.perf_counter(), state.partial.images
+        began, first = time.perf_counter(), state.epoch_progress.images
 
         def tell(step: int, images: int) -> None:
             nonlocal told
@@ -133,8 +133,10 @@ class Worker:
         """Batch statistics become the mean over the workers. They are means themselves, so doing it now or later is the same."""
         buffers = [buffer for buffer in self.state.network.buffers() if buffer.is_floating_point()]
         distributed.average(buffers)
-        if self.state.average is not None:
-            for kept, current in zip(self.state.average.buffers(), self.state.network.buffers(), strict=True):
+        if self.state.ema_network is not None:
+            for kept, current in zip(
+                self.state.ema_network.buffers(), self.state.network.buffers(), strict=True
+            ):
                 kept.copy_(current)
 
     def _keep(self) -> None:
@@ -146,7 +148,7 @@ class Worker:
         """The best weights, the log in its forms, and the record for whoever watches."""
         state = self.state
         if record["best"]:
-            weights = {name: tensor.contiguous() for name, tensor in state.judged.state_dict().items()}
+            weights = {name: tensor.contiguous() for name, tensor in state.eval_network.state_dict().items()}
             storage.write_bytes(self._place(planning.BEST), save_safetensors(weights))
         storage.write_text(self._place(planning.LOG), planning.to_lines(state.log))
         storage.write_bytes(self._place(planning.CURVES), curves.learning_curves(state.log))
@@ -166,7 +168,7 @@ class Worker:
     def _finish(self) -> None:
         """The best weights as a bundle, calibrated on the validation part through the predictor that will serve it."""
         state = self.state
-        network = state.judged
+        network = state.eval_network
         network.load_state_dict(load_safetensors(storage.read_bytes(self._place(planning.BEST))))
         folder, card = (
             self._place(bundle.IN_RUN),

@@ -24,7 +24,7 @@ from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.train.in_memory import train
-from ageray.train.in_memory.slots import Share, on_device
+from ageray.train.in_memory.slots import TaskSlots, on_device
 from ageray.train.in_memory.train import Fold
 from ageray.tune.searcher import Show
 from ageray.tune.space import Space
@@ -76,7 +76,7 @@ def retrain(
     chosen: Sequence[Contender],
     faces: Any,
     fold: Fold,
-    share: Share,
+    share: TaskSlots,
     file: TrialFile,
     show: Show,
 ) -> dict[str, list[Run]]:
@@ -120,7 +120,7 @@ def _train(experiment: Experiment, faces: dict[str, Any], fold: Fold, threads: i
         said = train.answers(state, faces, fold, ())
         gallery = train.full_gallery(state, faces, fold)
         tensors = {
-            f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.judged.state_dict().items()
+            f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.eval_network.state_dict().items()
         }
         if gallery is not None:
             tensors |= {

@@ -21,8 +21,8 @@ from ageray.data.labelled_faces import faces_digest, labelled_faces
 from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.models.build import build
-from ageray.train.in_memory.face_cache import FaceCache, hold, remember
-from ageray.train.in_memory.slots import Share, share_out
+from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory.slots import TaskSlots, plan_slots
 from ageray.train.in_memory.train import Fold
 from ageray.tune import results, tuner, winner
 from ageray.tune.finalists import contenders, retrain
@@ -97,13 +97,13 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     """
     space, file = plan.space, plan.file
     experiment, settings = space.written.experiment, space.tune
-    share = share_out(
+    share = plan_slots(
         experiment.scale.model_copy(
             update={"fold_workers": settings.at_once or experiment.scale.fold_workers}
         )
     )
     tried = file.read()
-    held = hold(experiment, plan.labelled)
+    held = cache_faces(experiment, plan.labelled)
     remembered = _remember(space, held, share)
     fold = Fold("search", **held.rows(plan.split.parts))
     at_once = share._asdict()
@@ -138,7 +138,7 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     return found
 
 
-def _remember(space: Space, held: FaceCache, share: Share) -> bool:
+def _remember(space: Space, held: FaceCache, share: TaskSlots) -> bool:
     """Puts features in the place of pixels where no trial moves or changes the body; whether it did."""
     experiment = space.written.experiment
     changes = [
@@ -156,4 +156,4 @@ def _remember(space: Space, held: FaceCache, share: Share) -> bool:
     )
     if any(not path.startswith(harmless) for path in changes):
         return False
-    return remember(experiment, build(experiment.model, pretrained=False), held, share)
+    return cache_features(experiment, build(experiment.model, pretrained=False), held, share)

@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from ageray.train.in_memory.slots import Share
+from ageray.train.in_memory.slots import TaskSlots
 from ageray.train.in_memory.train import Fold
 from ageray.tune.searcher import Proposer, Show, replay
 from ageray.tune.space import Space
@@ -31,7 +31,7 @@ _QUIET = {
 
 
 def run(
-    space: Space, faces: Any, fold: Fold, share: Share, file: TrialFile, tried: list[Trial], show: Show
+    space: Space, faces: Any, fold: Fold, share: TaskSlots, file: TrialFile, tried: list[Trial], show: Show
 ) -> None:
     """Tries until `tune.trials` have ended or the time is used up; each that ends is in `file` and in `tried` before the next is proposed.
 
@@ -72,7 +72,7 @@ def _fit(
     space: Space,
     faces: Any,
     fold: Fold,
-    share: Share,
+    share: TaskSlots,
     proposer: Proposer,
     scheduler: TrialScheduler,
     trials: int,

@@ -30,7 +30,7 @@ def save(
     network = build(experiment.model, seed=space.written.experiment.train.seed)
     # a frozen body is the recipe's own, and not among the weights
     missing, unexpected = network.load_state_dict(_part(run, "network."), strict=False)
-    body = {name for name, module in network.named_modules() if module is network.body()}
+    body = {name for name, module in network.named_modules() if module is network.get_backbone()}
     assert not unexpected
     assert all(any(name.startswith(f"{own}.") for own in body) for name in missing)
     gallery = _part(run, "gallery.")

@@ -15,7 +15,7 @@ from ageray import config
 from ageray.experiment import Align, Experiment
 from ageray.faces.canvases import face_canvases
 from ageray.synthetic import faces
-from ageray.train.loop import Columns, start, train_one_epoch
+from ageray.train.loop import Columns, init_network, train_one_epoch
 from ageray.train.state import new_state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def curve(recipe: str) -> list[float]:
     settings = scaled_down(recipe)
     state = new_state(settings, torch.device("cpu"))
     batches = drawn_batches(4 * BATCH, settings.align)
-    start(state, batches)
+    init_network(state, batches)
     state.start_stage(0, STEPS)
     return [train_one_epoch(state, [batches[step % len(batches)]]).loss for step in range(STEPS)]
 

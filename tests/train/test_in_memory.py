@@ -290,7 +290,7 @@ def test_the_cluster_module_starts_from_remembered_features() -> None:
 
 def test_the_body_is_taken_out_whole() -> None:
     network = build(experiment().model, seed=0)
-    count = len(list(network.body().parameters()))
+    count = len(list(network.get_backbone().parameters()))
     body = frozen.detach_backbone(network)
     assert len(list(body.parameters())) == count > 0
     assert [name for name, _ in network.named_parameters()] == ["head.weight", "head.bias"]

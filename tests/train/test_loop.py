@@ -198,18 +198,18 @@ def test_a_frozen_body_stays(name: str) -> None:
 
 def test_the_moving_average_follows_its_recurrence_and_is_what_is_judged() -> None:
     state = started(experiment(train={"ema": 0.2}, stage={"optimizer": {"name": "sgd", "lr": 0.5}}), 4)
-    assert state.average is not None
+    assert state.ema_network is not None
     expected = state.network.head.weight.detach().clone()
     for step, batch in enumerate(batches(faces(16, SMALL), 4), 1):
         train_one_epoch(state, [batch])
         decay = min(0.2, (1 + step) / (10 + step))  # 2/11, then 0.2
         expected = decay * expected + (1 - decay) * state.network.head.weight.detach()
-        torch.testing.assert_close(state.average.head.weight, expected)
-    assert not torch.equal(state.average.head.weight, state.network.head.weight)
-    assert state.judged is state.average
-    buffers = zip(state.average.buffers(), state.network.buffers(), strict=True)
+        torch.testing.assert_close(state.ema_network.head.weight, expected)
+    assert not torch.equal(state.ema_network.head.weight, state.network.head.weight)
+    assert state.eval_network is state.ema_network
+    buffers = zip(state.ema_network.buffers(), state.network.buffers(), strict=True)
     assert all(torch.equal(kept, current) for kept, current in buffers)
-    assert new_state(experiment(), CPU).judged is not None
+    assert new_state(experiment(), CPU).eval_network is not None
 
 
 def test_clipping_limits_the_length_of_a_step() -> None:
@@ -329,23 +329,23 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit
         torch.save(whole.state_dict(), file)
         kept.append(file.getvalue())
 
-    result = train_one_epoch(whole, cut, keep=keep, keep_every=2)
+    result = train_one_epoch(whole, cut, save_checkpoint=keep, checkpoint_steps=2)
     assert len(kept) == 2
-    assert vars(whole.partial) == {"steps": 0, "images": 0, "seconds": 0.0, "sums": {}}
+    assert vars(whole.epoch_progress) == {"steps": 0, "images": 0, "seconds": 0.0, "sums": {}}
     torch.manual_seed(99)
     resumed = new_state(settings, CPU)
     resumed.load_state_dict(torch.load(io.BytesIO(kept[0]), weights_only=True), 10)
-    assert (resumed.step, resumed.partial.steps, resumed.partial.images) == (2, 2, 8)
+    assert (resumed.step, resumed.epoch_progress.steps, resumed.epoch_progress.images) == (2, 2, 8)
     again = train_one_epoch(
         resumed,
-        cut[resumed.partial.steps :],
+        cut[resumed.epoch_progress.steps :],
         lambda step, images: seen.append((step, images)),
         lambda: None,
         2,
     )
     assert seen == [(3, 12), (4, 16), (5, 20)]
     assert (again.loss, again.terms, again.images) == (result.loss, result.terms, result.images)
-    assert again.seconds > resumed.partial.seconds
+    assert again.seconds > resumed.epoch_progress.seconds
     assert differences(whole.state_dict(), resumed.state_dict()) == []
 
 

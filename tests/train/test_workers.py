@@ -14,7 +14,7 @@ from ageray.experiment import Experiment
 from ageray.faces.augment import maps_ahead
 from ageray.faces.canvases import to_tensors
 from ageray.train.loader import Aligner
-from ageray.train.loop import Columns, augmented_faces, start, train_one_epoch
+from ageray.train.loop import Columns, augmented_faces, init_network, train_one_epoch
 from ageray.train.state import new_state
 from ageray.train.validation import build_gallery, validate
 from tests.train.test_golden import BATCH, STEPS, drawn_batches, scaled_down
@@ -67,7 +67,7 @@ def curve(name: str) -> list[list[float]]:
     share = distributed.rank_and_world()
     batches = [part(batch, *share) for batch in drawn_batches(4 * BATCH, experiment.align)]
     state = new_state(experiment, CPU)
-    start(state, batches)
+    init_network(state, batches)
     state.start_stage(0, STEPS)
     steps = 2 if name == "local" else STEPS  # its first loss is another already
     epochs = [train_one_epoch(state, [batches[step % len(batches)]]) for step in range(steps)]
@@ -107,7 +107,7 @@ def normalised() -> dict[str, Tensor]:
     """A batch norm's gradients, statistics and outputs on half precision's and full inputs."""
     torch.manual_seed(3)
     norm, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(6, 3, 4, 4) * 3 + 100
-    distributed.spread(norm, sync_batchnorm=True)
+    distributed.prepare_for_distributed(norm, sync_batchnorm=True)
     rank, world = distributed.rank_and_world()
     own = inputs.chunk(world)[rank].requires_grad_()
     out = distributed.all_gather(norm(own))

@@ -18,7 +18,7 @@ import yaml
 from ageray import bundle, config, metrics
 from ageray.errors import UserError
 from ageray.synthetic import faces
-from ageray.train.in_memory.slots import share_out
+from ageray.train.in_memory.slots import plan_slots
 from ageray.tune import make, search
 from ageray.tune.proposals import propose
 from ageray.tune.space import Space, check
@@ -258,7 +258,7 @@ def _cut(file: Path, lines: int) -> None:
 
 def test_a_gpu_where_there_is_none_is_told_at_once(recipe: Path, tmp_path: Path, ray_local: None) -> None:
     with pytest.raises(UserError, match="scale.gpu=true: the cluster has no GPU"):
-        share_out(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
+        plan_slots(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
 
 
 def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

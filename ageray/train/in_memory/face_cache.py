@@ -16,7 +16,7 @@ from ageray.faces.canvases import canvas_side
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 from ageray.train.in_memory import frozen
-from ageray.train.in_memory.slots import Share, on_device
+from ageray.train.in_memory.slots import TaskSlots, on_device
 
 _FULLEST = 0.6  # share of the object store that faces may take: decoding needs some too
 _FEATURES_A_TASK = 512
@@ -48,7 +48,7 @@ class FaceCache:
         return [names[row] for row in rows]
 
 
-def hold(experiment: Experiment, labelled: pa.Table) -> FaceCache:
+def cache_faces(experiment: Experiment, labelled: pa.Table) -> FaceCache:
     """All labelled faces as canvases, once, in the object store, in the order of the shards. Raises UserError if they do not fit in it."""
     shards, side, count = str(experiment.data.shards), canvas_side(experiment.align), labelled.num_rows
     _check_room(shards, count, side, experiment.align.size)
@@ -73,7 +73,7 @@ def hold(experiment: Experiment, labelled: pa.Table) -> FaceCache:
     return FaceCache(ray.put({"canvas": canvas[: len(row)], **columns}), row, errors)
 
 
-def remember(experiment: Experiment, network: AgeNetwork, faces: FaceCache, share: Share) -> bool:
+def cache_features(experiment: Experiment, network: AgeNetwork, faces: FaceCache, share: TaskSlots) -> bool:
     """Puts features in the place of pixels where the body of the experiment's network is frozen; whether it did."""
     if not frozen.applies(experiment, network):
         return False

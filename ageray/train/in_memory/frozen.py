@@ -32,12 +32,12 @@ def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     mirroring it (all of `train.augment` but `flip` is 0), and the network sees a face through its backbone's pooled features alone."""
     still = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
     changes = experiment.train.augment.model_dump(exclude={"flip"})
-    return still and not any(changes.values()) and isinstance(network.body(), Backbone)
+    return still and not any(changes.values()) and isinstance(network.get_backbone(), Backbone)
 
 
 def detach_backbone(network: AgeNetwork) -> nn.Module:
     """Takes the body out of the network and returns it. From then on the network takes features (B, D) as its `face`."""
-    body = network.body()
+    body = network.get_backbone()
     name = next(name for name, module in network.named_modules() if module is body)
     network.set_submodule(name, PrecomputedFeatures())
     return body

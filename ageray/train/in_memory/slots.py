@@ -16,7 +16,7 @@ from ageray.errors import UserError
 from ageray.experiment import Scale
 
 
-class Share(NamedTuple):
+class TaskSlots(NamedTuple):
     """Folds at once, and what each takes: logical CPUs, GPUs (a fraction where several share one) and compute threads (0: all cores)."""
 
     folds: int
@@ -49,7 +49,7 @@ class Share(NamedTuple):
                 ray.cancel(left_over, force=True)
 
 
-def share_out(scale: Scale) -> Share:
+def plan_slots(scale: Scale) -> TaskSlots:
     """The machine's share of a fold. Raises UserError if the cluster lacks what `scale` asks for."""
     nodes = cluster.nodes()
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
@@ -69,7 +69,7 @@ def share_out(scale: Scale) -> Share:
         at_once, share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
     taken = min(scale.cpus_per_worker, cpus / at_once)
     cluster.check_fits(f"scale.cpus_per_worker={scale.cpus_per_worker:g}", 1, {"CPU": taken, "GPU": share})
-    return Share(
+    return TaskSlots(
         at_once, taken, share, scale.threads or (0 if at_once == 1 else max(1, int(scale.cpus_per_worker)))
     )
 

@@ -26,7 +26,7 @@ from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, predict
 from ageray.train import epochs
 from ageray.train.in_memory import frozen
-from ageray.train.loop import start, train_one_epoch
+from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import Columns, State, new_state
 from ageray.train.validation import build_gallery, validate
 
@@ -80,7 +80,7 @@ def begin(experiment: Experiment, faces: Columns, device: torch.device) -> State
     assert not any(stage.shards for stage in experiment.train.stages)
     state = new_state(experiment, device)
     if "features" in faces:
-        for network in (state.network, state.average):
+        for network in (state.network, state.ema_network):
             if network is not None:
                 frozen.detach_backbone(network)
     return state
@@ -94,7 +94,7 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
     for _ in epochs.remaining(state, [len(fold.train) // size] * len(state.config.train.stages)):
         started = time.perf_counter()
         if state.step == 0:
-            start(state, _shuffled(state, faces, fold.train))
+            init_network(state, _shuffled(state, faces, fold.train))
         result = train_one_epoch(state, _shuffled(state, faces, fold.train))
         near = (
             _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
@@ -102,9 +102,9 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
         true, predicted = validate(state, _batches(faces, fold.val, size), near)
         record = epochs.close(state, result, true, predicted, time.perf_counter() - started)
         if record["best"]:
-            best = copy.deepcopy(state.judged.state_dict())
+            best = copy.deepcopy(state.eval_network.state_dict())
         yield record
-    state.judged.load_state_dict(best)
+    state.eval_network.load_state_dict(best)
 
 
 def answers(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:
@@ -154,7 +154,7 @@ def _predict(
     state: State, faces: Columns, rows: Rows, gallery: Gallery | None, levels: Sequence[float]
 ) -> dict[str, Array]:
     """Before calibration: `decoded` (T, 3), age and the interval's quantiles, `quantiles` (T, Q) at the levels, and `Result.besides`."""
-    network, config = state.judged.eval(), state.config
+    network, config = state.eval_network.eval(), state.config
     autocast = config.train.precision == "bf16"
     wanted = torch.tensor([*TAILS, *levels], device=state.device)
     parts: dict[str, list[Array]] = {}
