@@ -15,7 +15,7 @@ import torch
 from ray.exceptions import RayTaskError
 
 from ageray.data.splits import Split
-from ageray.data.stream import gender_number
+from ageray.data.labels import gender_number
 from ageray.errors import UserError
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment

@@ -120,7 +120,8 @@ def _train(experiment: Experiment, faces: dict[str, Any], fold: Fold, threads: i
         said = train.answers(state, faces, fold, ())
         gallery = train.full_gallery(state, faces, fold)
         tensors = {
-            f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.eval_network.state_dict().items()
+            f"network.{name}": tensor.cpu().contiguous()
+            for name, tensor in state.eval_network.state_dict().items()
         }
         if gallery is not None:
             tensors |= {

@@ -13,7 +13,8 @@ import pytest
 
 from ageray import schema
 from ageray.data import splits
-from ageray.data.stream import UsableBatches, decode_rows, face_stream, gender_number, subject_number
+from ageray.data.labels import gender_number, subject_number
+from ageray.data.stream import UsableBatches, decode_rows, face_stream
 from ageray.errors import UserError
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side, face_canvases

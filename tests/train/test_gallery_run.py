@@ -14,7 +14,7 @@ import yaml
 
 from ageray import bundle, storage
 from ageray.data import splits
-from ageray.data.stream import subject_number
+from ageray.data.labels import subject_number
 from ageray.errors import UserError
 from ageray.synthetic import faces
 from ageray.train import plan

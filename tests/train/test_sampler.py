@@ -51,10 +51,10 @@ def test_workers_share_every_batch_and_lose_no_face(world: int) -> None:
 
 def test_faces_are_found_by_key() -> None:
     faces = listed([1.0] * 20)
-    wanted = faces.wanted(np.array([7, 3, 7]))
-    assert wanted.find(["face-3", "face-4", "face-7", "nobody"]).tolist() == [3, -1, 7, -1]
-    assert faces.wanted(np.zeros(0, np.int64)).find(["face-3"]).tolist() == [-1]
-    assert faces.wanted().find(["face-19", "face-0"]).tolist() == [19, 0]
+    lookup = faces.lookup(np.array([7, 3, 7]))
+    assert lookup.find(["face-3", "face-4", "face-7", "nobody"]).tolist() == [3, -1, 7, -1]
+    assert faces.lookup(np.zeros(0, np.int64)).find(["face-3"]).tolist() == [-1]
+    assert faces.lookup().find(["face-19", "face-0"]).tolist() == [19, 0]
 
 
 def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
@@ -206,10 +206,10 @@ def state(step: int) -> dict[str, Any]:
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     place = str(tmp_path / "run" / "state.pt")
     assert checkpoint.load(place) is None
-    keeper, now = AsyncCheckpointer(place), state(1)
-    keeper.keep(now)
+    checkpointer, now = AsyncCheckpointer(place), state(1)
+    checkpointer.save(now)
     now["network"]["weight"].fill_(9)
-    keeper.wait()
+    checkpointer.wait()
     found = checkpoint.load(place)
     assert found is not None
     assert found["network"]["weight"].tolist() == [1.0] * 4
@@ -224,19 +224,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "state.pt"
-    keeper = AsyncCheckpointer(str(place))
-    keeper.keep(state(1))
-    keeper.wait()
+    checkpointer = AsyncCheckpointer(str(place))
+    checkpointer.save(state(1))
+    checkpointer.wait()
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    keeper.keep(state(2))
+    checkpointer.save(state(2))
     with pytest.raises(UserError, match=r"^[^\n]*state\.pt: [^\n]*No space left on device[^\n]*$"):
-        keeper.wait()
+        checkpointer.wait()
     monkeypatch.undo()
-    keeper.check()  # said once
+    checkpointer.check()  # said once
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
     found = checkpoint.load(str(place))
     assert found is not None
@@ -247,9 +247,9 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(
 def test_a_checkpoint_that_is_none(content: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "state.pt"
     if content is None:  # cut off
-        keeper = AsyncCheckpointer(str(place))
-        keeper.keep(state(1))
-        keeper.wait()
+        checkpointer = AsyncCheckpointer(str(place))
+        checkpointer.save(state(1))
+        checkpointer.wait()
         content = place.read_bytes()[:-200]
     place.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.pt: is no checkpoint .*--fresh$"):
