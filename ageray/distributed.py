@@ -1,5 +1,6 @@
-"""Collectives with gradients, so that N workers train as one. With one worker every function is the
-identity.
+"""Collectives with gradients, so that N workers train as one.
+
+With one worker every function is the identity.
 
 A batch of G faces is cut into N equal parts; worker 0 has the first rows. Every worker computes the
 loss of the whole batch, and the gradients of the parameters are averaged over the workers
@@ -104,7 +105,7 @@ def average(tensors: Iterable[Tensor]) -> None:
         flat = torch.cat([tensor.reshape(-1) for tensor in members])
         distributed.all_reduce(flat)
         flat /= world
-        means = flat.split([tensor.numel() for tensor in members])
+        means = torch.split(flat, [tensor.numel() for tensor in members])
         for tensor, mean in zip(members, means, strict=True):
             tensor.copy_(mean.view_as(tensor))
 
@@ -135,7 +136,10 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module that was given to `data_parallel`."""
-    return module.module if isinstance(module, DistributedDataParallel) else module
+    if isinstance(module, DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    return module
 
 
 def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
@@ -145,7 +149,9 @@ def gradients_stay_local(module: nn.Module) -> AbstractContextManager[None]:
     The next backward pass outside of it averages what has been added up. A plain module is not
     changed.
     """
-    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return nullcontext()
 
 
 class Dropout(nn.Dropout):

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ageray import bundle, cluster, config, evaluate, storage
+from ageray import cluster, config, evaluate, storage
 from ageray.experiment import Experiment
 from ageray.train import plan, run
 from jobs import cli
@@ -30,7 +30,6 @@ examples:
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command, the settings or the
 data, told in one line; 1: anything else.
 """
-_AUDIT = "audit.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,8 +62,7 @@ def main(words: Sequence[str]) -> None:
     _audit(experiment, made)
     with EpochTable(live=experiment.scale.progress) as table:
         run.train(experiment, made, table.show)
-    folder = storage.join(made.folder, bundle.IN_RUN)
-    card = json.loads(storage.read_text(storage.join(folder, bundle.CARD)))
+    card = json.loads(storage.read_text(made.files.card))
     if "validation" in card:
         found = card["validation"]
         floor = found["constant"]["own_median"]["mae"]
@@ -76,10 +74,10 @@ def main(words: Sequence[str]) -> None:
 
 def _audit(experiment: Experiment, made: plan.Plan) -> None:
     """Fingerprints and keeps what the split leaks; once a run."""
-    kept = storage.join(made.folder, _AUDIT)
+    kept = made.files.audit
     if not experiment.scale.audit or storage.exists(kept):
         return
-    found = evaluate.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
+    found = evaluate.audit_split(str(experiment.data.shards), made.files.split)
     if found is not None:
         print("\n".join(["audit of the split:", *(f"  {line}" for line in found["lines"])]), flush=True)
         storage.write_text(kept, json.dumps(found, indent=1) + "\n")

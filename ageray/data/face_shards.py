@@ -1,4 +1,4 @@
-"""Face shards as a Ray dataset: a folder of Parquet files (`schema.FACES`) in, rows in order out."""
+"""Face shards as a Ray dataset: a folder of Parquet files (`schema.FACES`) in, ordered rows out."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
     files = storage.list_files(uri, (".parquet",))
     if not files:
         raise UserError(f"{uri}: holds no face shards (.parquet); write them with jobs.prepare")
-    expected = pa.schema([schema.FACES.field(name) for name in columns or schema.FACES.names])
+    expected = pa.schema(map(schema.FACES.field, columns or schema.FACES.names))
     filesystem, _ = storage.filesystem(uri)
-    paths = [storage.filesystem(file)[1] for file in files]
+    paths = []
     try:
-        for file, path in zip(files, paths, strict=True):
+        for file in files:
+            path = storage.filesystem(file)[1]
+            paths.append(path)
             schema.check(pq.read_schema(path, filesystem=filesystem).empty_table(), expected, file)
     except (ValueError, OSError) as error:
         raise UserError(f"{error}; write face shards with jobs.prepare") from None

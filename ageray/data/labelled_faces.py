@@ -15,9 +15,8 @@ from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
-LABELS_SCHEMA = pa.schema(
-    [schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")]
-)
+_NAMES = ("key", "subject", "age", "age_std", "gender", "group", "dataset")
+LABELS_SCHEMA = pa.schema(map(schema.FACES.field, _NAMES))
 
 
 def labelled_faces(shards: str) -> pa.Table:

@@ -18,7 +18,7 @@ def gender_number(name: str | None) -> int:
 
 
 def subject_number(dataset: str, subject: str | None) -> int:
-    """A number above 0 for a subject of a data set, the same in every process; 0 if it is unknown."""
+    """A number above 0 for a subject of a data set, the same in every process; 0 if unknown."""
     if subject is None:
         return 0
     digest = hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()

@@ -56,7 +56,7 @@ def load(uri: str) -> dict[str, list[str]]:
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: not a split table with the columns key and part ({reason})") from None
-    parts: dict[str, list[str]] = {name: [] for name in PARTS}
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     seen = set[str]()
     for key, name in zip(table.column("key").to_pylist(), table.column("part").to_pylist(), strict=True):
         if name not in parts:

@@ -46,7 +46,7 @@ def face_stream(
 
 
 def face_rows(shards: str) -> ray.data.Dataset:
-    """The encoded rows of a shard folder in their order, in blocks of 256: what `canvases` takes."""
+    """Encoded rows of a shard folder in their order, in blocks of 256: what `canvases` takes."""
     return read_faces(shards, _COLUMNS).repartition(target_num_rows_per_block=_BLOCK_ROWS)
 
 
@@ -106,11 +106,10 @@ def decode_rows(
 
 def _labels(table: pa.Table) -> Columns:
     """The columns that need no decoding."""
-    genders = [gender_number(name) for name in table.column("gender").to_pylist()]
-    subjects = []
-    names = (table.column(name).to_pylist() for name in ("dataset", "subject"))
-    for dataset, subject in zip(*names, strict=True):
-        subjects.append(subject_number(dataset, subject))
+    genders, subjects = list[int](), list[int]()
+    for row in table.select(["gender", "dataset", "subject"]).to_pylist():
+        genders.append(gender_number(row["gender"]))
+        subjects.append(subject_number(row["dataset"], row["subject"]))
     return {
         "key": np.asarray(table.column("key").to_pylist(), dtype=object),
         "age": table.column("age").to_numpy().astype(np.float32),
@@ -145,7 +144,9 @@ def _pixels(table: pa.Table, config: Align) -> Columns:
 
 def _as_array(values: list[float] | None, *shape: int) -> NDArray[np.float32] | None:
     """One face's values, (1, *shape)."""
-    return None if values is None else np.asarray(values, np.float32).reshape(1, *shape)
+    if values is None:
+        return None
+    return np.asarray(values, np.float32).reshape(1, *shape)
 
 
 class UsableBatches:

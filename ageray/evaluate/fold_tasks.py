@@ -14,8 +14,8 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from ageray.data.splits import Split
 from ageray.data.labels import gender_number
+from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment

@@ -19,8 +19,8 @@ import pyarrow as pa
 from ageray import storage
 from ageray.data import protocols
 from ageray.data.labelled_faces import faces_digest, labelled_faces
-from ageray.data.splits import Split
 from ageray.data.labels import gender_number
+from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.evaluate import results, split_audit
 from ageray.evaluate.fold_store import FoldFiles

@@ -20,7 +20,7 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.train.plan import SPLIT
+from ageray.train.files import RunFiles
 
 
 class Training(NamedTuple):
@@ -149,7 +149,7 @@ def _at_hand(shards: str | None) -> str | None:
 
 def _trained_keys(model: str, loaded: Bundle, rows: pa.Table) -> list[str] | None:
     """The keys of the model's training and validation parts: from its run folder, else dealt out again and checked by the card's digest."""
-    kept = storage.join(storage.absolute(model), SPLIT)
+    kept = RunFiles(storage.absolute(model)).split
     if not model.startswith("zoo:") and storage.exists(kept):
         parts = splits.load(kept)
         return parts["train"] + parts["val"]

@@ -29,9 +29,10 @@ def learning_curves(log: Sequence[Record]) -> bytes:
     """
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     loss, error = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in log]
-    loss.plot(epochs, [record["loss"] for record in log], color=INK, marker=".")
-    error.plot(epochs, [record["val_mae"] for record in log], color=INK, marker=".")
+    rows = [(record["epoch"], record["loss"], record["val_mae"]) for record in log]
+    epochs, losses, maes = zip(*rows, strict=True)
+    loss.plot(epochs, losses, color=INK, marker=".")
+    error.plot(epochs, maes, color=INK, marker=".")
     best = [record for record in log if record["best"]][-1]
     error.plot(
         best["epoch"],

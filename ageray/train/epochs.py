@@ -69,7 +69,7 @@ def close(
         "kind": "epoch",
         "stage": config.stages[state.stage].name,
         "epoch": state.epoch,
-        "epochs": sum(stage.epochs for stage in config.stages),
+        "epochs": state.total_epochs,
         "step": state.step,
         "loss": result.loss,
         **{f"loss.{name}": value for name, value in result.terms.items()},

@@ -67,7 +67,7 @@ class Streams:
             )
 
     def training(self, state: State) -> TrainingBatches:
-        """This epoch's training batches of the stage, from the first step that is not yet done on."""
+        """This epoch's training batches of the stage, from the first step that is not done yet."""
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
         shards = config.stages[state.stage].shards or str(self.experiment.data.shards)
         seed, resample = (config.seed, state.epoch), config.balance == "resample"
@@ -127,7 +127,7 @@ class Streams:
 
 
 class Aligner:
-    """An actor of Ray Data that warps canvases to aligned faces, once for each place of an epoch."""
+    """An actor of Ray Data that warps canvases to aligned faces, once for each place."""
 
     def __init__(self, align: dict[str, Any], row_P: Rows, map_P: NDArray[np.float32]) -> None:
         """row_P, map_P: the face and the map (2, 3) of each of P places."""
@@ -161,7 +161,7 @@ class Aligner:
 
 @dataclass
 class TrainingBatches:
-    """An epoch's batches, to be read once; afterwards see `ordered.skipped` and `batches.waited`."""
+    """An epoch's batches, read once; afterwards see `ordered.skipped` and `batches.waited`."""
 
     ordered: OrderedBatches
     batches: Prefetcher

@@ -148,9 +148,17 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     if state.ema_network is not None:
         decay = min(config.ema, (1 + state.step) / (10 + state.step))
         _update_ema(state.ema_network, state.network, decay)
+    return _means(losses)
+
+
+def _means(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each loss, averaged over the pieces of a batch."""
     if len(losses) == 1:
         return losses[0]
-    return {name: torch.stack([piece[name] for piece in losses]).mean(0) for name in losses[0]}
+    means = {}
+    for name in losses[0]:
+        means[name] = torch.stack([piece[name] for piece in losses]).mean(0)
+    return means
 
 
 def _backward(state: State, batch: dict[str, Tensor], pieces: int, last: bool) -> dict[str, Tensor]:
@@ -159,7 +167,7 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int, last: bool) -
     """
     with nullcontext() if last else distributed.gradients_stay_local(state.batch_loss):
         loss, terms = state.batch_loss(batch)
-        state.scaler.scale(loss / pieces).backward()  # type: ignore[no-untyped-call]
+        state.scaler.scale(loss / pieces).backward()
     return {"loss": loss.detach(), **terms}
 
 

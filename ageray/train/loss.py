@@ -38,10 +38,10 @@ class BatchLoss(nn.Module):
                 own[name] = batch[name]
         if distributed.rank_and_world()[1] == 1:
             loss, terms = self._criterion(own)
+        elif self._config.train.mining == "local":
+            loss, terms = self._criterion(self._gathered(own), own)
         else:
-            loss, terms = self._criterion(
-                self._gathered(own), own if self._config.train.mining == "local" else None
-            )
+            loss, terms = self._criterion(self._gathered(own))
         return loss, terms
 
     def _gathered(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +50,8 @@ class BatchLoss(nn.Module):
         # sorted: all workers must gather in the same order, and the order of a set differs between
         # processes
         for name in sorted(own):
-            whole[name] = own[name] if name in self._ungathered else distributed.all_gather(own[name])
+            tensor = own[name]
+            whole[name] = tensor if name in self._ungathered else distributed.all_gather(tensor)
         return whole
 
 

@@ -25,7 +25,9 @@ def make_optimizer(
     backbone_lr = config.lr if config.body_lr is None else config.body_lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        lr = config.lr if id(parameter) in head_ids else backbone_lr
+        lr = backbone_lr
+        if id(parameter) in head_ids:
+            lr = config.lr
         parameter.requires_grad_(lr > 0)
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0

@@ -17,7 +17,7 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
-from ageray.experiment import Experiment
+from ageray.experiment import Experiment, Scale
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
@@ -86,8 +86,13 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.make_folder(files.folder)
     storage.write_text(files.config, config.dump(experiment))
     splits.save(files.split, parts)
-    counts = {name: len(keys) for name, keys in parts.items()}
-    return Plan(files.folder, counts, steps, facts(experiment, faces, split), streams)
+    card = facts(experiment, faces, split)
+    return Plan(files.folder, card["faces"], steps, card, streams)
+
+
+def worker_range(scale: Scale) -> tuple[int, int]:
+    """The least and the greatest number of workers that `scale.workers` allows."""
+    return scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
 
 
 def check_train(experiment: Experiment) -> None:
@@ -96,8 +101,8 @@ def check_train(experiment: Experiment) -> None:
     A part goes to each worker (`scale.workers`), a piece is a part cut further
     (`train.accumulate`). A term that sums over a batch cannot be cut into pieces.
     """
-    train, workers = experiment.train, experiment.scale.workers
-    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    train = experiment.train
+    least, most = worker_range(experiment.scale)
     if least > most:
         raise UserError(f"scale.workers=[{least}, {most}]: give the least number first")
     multiple = math.lcm(*(number * train.accumulate for number in range(least, most + 1)))

@@ -82,8 +82,9 @@ def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
     pinned = {}
     for name, values in batch.items():
         if isinstance(values, np.ndarray) and values.dtype != object:
-            writeable = values if values.flags.writeable else np.array(values)
-            pinned[name] = torch.from_numpy(writeable).pin_memory()
+            if not values.flags.writeable:
+                values = np.array(values)
+            pinned[name] = torch.from_numpy(values).pin_memory()
         else:
             pinned[name] = values
     return pinned

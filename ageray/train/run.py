@@ -21,7 +21,7 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.train import loader, worker
 from ageray.train.files import RAY
-from ageray.train.plan import Plan
+from ageray.train.plan import Plan, worker_range
 
 Record = dict[str, Any]
 Show = Callable[[Record], None]
@@ -109,22 +109,27 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
     Raises UserError if the cluster can never fit them beside one CPU that decodes.
     """
     scale = experiment.scale
-    least, most = scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
+    least, most = worker_range(scale)
     gpus = sum(node.get("GPU", 0) for node in cluster.nodes())
     if scale.gpu is True and gpus < least:
         raise UserError(
-            f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; set scale.gpu=false or add GPUs"
+            f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; "
+            "set scale.gpu=false or add GPUs"
         )
     use_gpu = gpus >= least if scale.gpu == "auto" else scale.gpu
     resources = cluster.pin_to_on_demand({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
-    room = _room(resources, loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0)
+    aligner_cpus = loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0
+    room = _room(resources, aligner_cpus)
     if room < least:
         raise UserError(
-            f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; lower it, or add nodes"
+            f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} "
+            f"CPUs{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; "
+            "lower it, or add nodes"
         )
     # Ray accepts a pair (least, most), which its type does not say
-    number: Any = least if least == most else (least, min(most, room))
+    number: Any = least
+    if least < most:
+        number = (least, min(most, room))
     return ScalingConfig(num_workers=number, use_gpu=use_gpu, resources_per_worker=resources)
 
 

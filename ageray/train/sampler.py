@@ -136,11 +136,12 @@ class OrderedBatches:
             return False
         for index, row in enumerate(block["row"].tolist()):
             error = block["error"][index]
-            self._pool[row] = (block, index) if error == "" else None
             if error != "":
+                self._pool[row] = None
                 self.skipped.append((str(block["key"][index]), str(error)))
-            elif self._last is None:
-                self._last = (block, index)
+                continue
+            self._pool[row] = (block, index)
+            self._last = self._last or (block, index)
         return True
 
     def _usable(self, faces: list[Face | None], place: int) -> tuple[Face, int]:

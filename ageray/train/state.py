@@ -69,6 +69,11 @@ class State:
         """The network that is validated and saved: the moving average if there is one."""
         return self.ema_network or self.network
 
+    @property
+    def total_epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.config.train.stages)
+
     def start_stage(self, index: int, steps: int) -> None:
         """Makes a new optimiser and schedule for stage `index`, which takes `steps` steps; the
         weights stay.

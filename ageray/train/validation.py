@@ -64,16 +64,15 @@ def validate(
     """
     network, config = state.eval_network.eval(), state.config
     bf16 = config.train.precision == "bf16"
-    tables: list[Table] = [{"true": torch.zeros(0), "predicted": torch.zeros(0)}]
     own: list[Table] = []
     for columns in batches:
         batch = _to_device(state, columns, _VALIDATION_COLUMNS)
         ages = decode(posterior(network, batch, config, bf16, gallery), config.model).float().cpu()
         true = torch.from_numpy(np.array(columns["age"], np.float32))
         own.append({"true": true, "predicted": ages} | _row_numbers(columns))
-    tables += _all_in_order(own)
-    true_N = torch.cat([table["true"] for table in tables]).numpy()
-    predicted_N = torch.cat([table["predicted"] for table in tables]).numpy()
+    no_faces: Table = {"true": torch.zeros(0), "predicted": torch.zeros(0)}
+    whole = _joined([no_faces, *_all_in_order(own)])
+    true_N, predicted_N = whole["true"].numpy(), whole["predicted"].numpy()
     if not np.isfinite(predicted_N).all():
         raise FloatingPointError(
             f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
@@ -92,7 +91,8 @@ def _row_numbers(columns: Columns) -> Table:
 def _all_in_order(own: list[Table]) -> list[Table]:
     """The tables of all workers. With a column `row`: one table, sorted by it, without it."""
     if own and "row" in own[0]:
-        own = [_joined([{name: tensor.cpu() for name, tensor in table.items()} for table in own])]
+        joined = _joined(own)
+        own = [{name: tensor.cpu() for name, tensor in joined.items()}]
     tables: list[Table] = []
     for part in distributed.all_gather_object(own):
         tables += part

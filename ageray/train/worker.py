@@ -48,7 +48,8 @@ def work(settings: dict[str, Any]) -> None:
         experiment = Experiment.model_validate(settings["experiment"])
         Worker(experiment, settings["plan"], settings["rows"], queue).run()
     except _PERMANENT as error:
-        queue.put({"kind": "final", "mistake": str(error) if type(error) is UserError else None})
+        mistake = str(error) if type(error) is UserError else None
+        queue.put({"kind": "final", "mistake": mistake})
         raise
 
 
@@ -123,7 +124,7 @@ class Worker:
                 record = {
                     "kind": "step",
                     "epoch": state.epoch,
-                    "epochs": sum(stage.epochs for stage in state.config.train.stages),
+                    "epochs": state.total_epochs,
                     "step": step,
                     "steps": self.plan.steps[state.stage],
                     "images_s": (images - first) / seconds,

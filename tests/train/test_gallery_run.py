@@ -17,7 +17,6 @@ from ageray.data import splits
 from ageray.data.labels import subject_number
 from ageray.errors import UserError
 from ageray.synthetic import faces
-from ageray.train import plan
 from jobs import evaluate, score, train
 
 FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
@@ -183,4 +182,4 @@ def test_the_gallery_travels_with_the_bundle_into_scoring(run: Path, shards: Pat
 def test_a_run_that_is_finished_stays_so(run: Path, settings: Path) -> None:
     with pytest.raises(UserError, match="this run is finished"):
         train.main([str(settings), f"scale.runs={run.parent}"])
-    assert (run / plan.SPLIT).exists()
+    assert (run / "split.parquet").exists()

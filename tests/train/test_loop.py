@@ -170,6 +170,16 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
     assert state.log[0]["stall"] == 0.25
 
 
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_last_stage_that_never_improves_trains_as_many_epochs_as_patience_says(patience: int) -> None:
+    stages = [{"name": "first", "epochs": 1}, {"name": "last", "epochs": 9}]
+    state = new_state(experiment(train={"stages": stages, "patience": patience}), CPU)
+    for _ in epochs.remaining(state, [1, 1]):
+        error = np.array([5.0 + state.epoch], np.float32)
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), np.zeros(1, np.float32), error, 1.0)
+    assert state.epoch == 1 + patience
+
+
 @pytest.mark.slow
 def test_a_compiled_network_trains_like_the_other() -> None:
     cut = batches(faces(8, SMALL), 4)

@@ -77,6 +77,17 @@ def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
     assert Counter(year[seen].tolist())[90.0] == 10
 
 
+def test_the_start_says_which_faces_are_rounded_up() -> None:
+    """Weights of 0.75, 0.75 and 1.5: two faces of 20 years and one of 30."""
+    ages = np.array([20.0, 20.0, 30.0], np.float32)
+    assert sampler.resampled(ages, 0.0).tolist() == [1, 2, 2]
+    assert sampler.resampled(ages, 0.3).tolist() == [0, 2, 2]
+    assert sampler.resampled(ages, 0.6).tolist() == [0, 1, 2]
+    index = RowIndex.of([str(number) for number in range(300)], np.tile(ages, 100).tolist())
+    epochs = [sorted(sampler.shuffled(index, 20, (0, epoch), resample=True)) for epoch in range(2)]
+    assert epochs[0] != epochs[1]
+
+
 def test_faces_that_are_alike_in_age_are_not_changed() -> None:
     assert sampler.weights(np.array([5.0, 6.0, 7.0], np.float32)) == pytest.approx(np.ones(3))
     assert sampler.resampled(np.array([5.0, 6.0], np.float32), 0.5).tolist() == [0, 1]

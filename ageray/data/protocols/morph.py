@@ -73,13 +73,13 @@ def three_sets(faces: Sequence[Face], seed: int) -> tuple[list[Face], list[Face]
         count = women if gender == "female" else half - women
         s1 += members[:count]
         s2 += members[count : 2 * count]
-    chosen = {face.key for face in (*s1, *s2)}
+    chosen = {*s1, *s2}
     notes = []
     if len(s1) < SET_FACES:
         notes.append(
             f"s1_s2_s3: this set has too few faces for S1 and S2 of {SET_FACES:,}; they have {len(s1):,} each"
         )
-    return s1, s2, [face for face in faces if face.key not in chosen], notes
+    return s1, s2, [face for face in faces if face not in chosen], notes
 
 
 def _fitting(cells: dict[Cell, list[Face]], total: int) -> tuple[int, int]:
@@ -104,8 +104,11 @@ def _women(half: int, women: int, men: int) -> int:
     """
     quarter = round(half / 4)
     count = min(quarter, women)
-    fits = half - count <= men and (count == quarter or count >= _SLACK * half / 4)
-    return count if fits else 0
+    if half - count > men:
+        return 0
+    if count < quarter and count < _SLACK * half / 4:
+        return 0
+    return count
 
 
 def _cell(face: Face) -> Cell:
@@ -124,4 +127,6 @@ def _word(name: str | None) -> str:
 
 def _groups(faces: Sequence[Face]) -> str:
     groups = sorted({face.group for face in faces if face.group is not None})
-    return f"groups: {', '.join(groups[:6])}" if groups else "the column group is empty"
+    if not groups:
+        return "the column group is empty"
+    return f"groups: {', '.join(groups[:6])}"

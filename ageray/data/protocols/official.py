@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from ageray.data import splits
 from ageray.data.protocols.units import Face, Unit
-from ageray.data.splits import PARTS
 from ageray.errors import UserError
 
 Parts = dict[str, list[Face]]
@@ -35,10 +34,9 @@ def by_table(faces: Sequence[Face], uri: str) -> tuple[Parts, list[str]]:
     parts = _by_part(faces, lambda face: part.get(face.key))
     count = sum(map(len, parts.values()))
     if count == 0:
-        keys = [face.key for face in faces]
         raise UserError(
             f"protocol.file={uri}: names none of the {len(faces)} faces; "
-            f"its keys are like '{next(iter(part), '')}', theirs like '{min(keys, default='')}'"
+            f"its keys are like '{next(iter(part), '')}', theirs like '{_example(faces)}'"
         )
     notes = []
     if len(part) > count:
@@ -62,10 +60,9 @@ def by_key(faces: Sequence[Face], fold: int) -> tuple[Parts, list[str]]:
     parts = _by_part(faces, _folder)
     count = sum(map(len, parts.values()))
     if count == 0:
-        example = min((face.key for face in faces), default="")
         raise UserError(
-            f"protocol.name=fixed: the keys name no part (like '{example}', not '<dataset>/train/...'); "
-            "set protocol.file to a table of key and part"
+            f"protocol.name=fixed: the keys name no part (like '{_example(faces)}', "
+            "not '<dataset>/train/...'); set protocol.file to a table of key and part"
         )
     if fold:
         raise UserError(
@@ -112,13 +109,18 @@ def by_rank(faces: Sequence[Face]) -> Parts:
 
 
 def _by_part(faces: Sequence[Face], part: Callable[[Face], str | None]) -> Parts:
-    """The faces by what `part` says of each; those of another name than PARTS are left out."""
-    parts: Parts = {name: [] for name in PARTS}
+    """The faces by what `part` says of each; those of no part are left out."""
+    parts: Parts = {"train": [], "val": [], "test": []}
     for face in faces:
         name = part(face)
         if name in parts:
             parts[name].append(face)
     return parts
+
+
+def _example(faces: Sequence[Face]) -> str:
+    """The first key in alphabetical order."""
+    return min((face.key for face in faces), default="")
 
 
 def _folder(face: Face) -> str:
@@ -128,7 +130,9 @@ def _folder(face: Face) -> str:
 
 def _fold(face: Face) -> int | None:
     match = _FOLD.fullmatch(_folder(face))
-    return None if match is None else int(match[1])
+    if match is None:
+        return None
+    return int(match[1])
 
 
 def _part_of_fold(face: Face, fold: int) -> str | None:
@@ -141,7 +145,9 @@ def _part_of_fold(face: Face, fold: int) -> str | None:
 def _celebrity_rank(face: Face) -> int:
     match = _RANK.fullmatch((face.group or "").strip())
     if match is None:
-        value = "empty" if face.group is None else f"'{face.group}'"
+        value = f"'{face.group}'"
+        if face.group is None:
+            value = "empty"
         raise UserError(
             "protocol.name=cacd: needs the celebrity's rank in the column group, like rank_3; "
             f"it is {value} for key '{face.key}'"

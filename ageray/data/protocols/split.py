@@ -21,7 +21,7 @@ from ageray.data.splits import PARTS, Split
 from ageray.errors import UserError
 from ageray.experiment import Protocol
 
-COLUMNS = pa.schema([schema.FACES.field(name) for name in Face._fields])
+COLUMNS = pa.schema(map(schema.FACES.field, Face._fields))
 """The columns of the faces table that protocols use."""
 
 
@@ -43,7 +43,9 @@ def split(faces: pa.Table, protocol: Protocol) -> Split:
     """
     rows = _rows(faces)
     by_part = _PROTOCOLS[protocol.name](rows, protocol)
-    parts = {name: sorted(face.key for face in getattr(by_part, name)) for name in PARTS}
+    parts = {}
+    for name in PARTS:
+        parts[name] = sorted(face.key for face in getattr(by_part, name))
     for name in _required(protocol):
         if not parts[name]:
             shares = f"val={protocol.val:g}"
@@ -78,16 +80,16 @@ def leaks(train: Sequence[Face], test: Sequence[Face]) -> list[str]:
     """
     if not train or not test:
         return []
-    people = {face.person for face in train}
-    shared = [face.person for face in test if face.person in people]
+    people = set(_persons(train))
+    shared = [person for person in _persons(test) if person in people]
     total = len(train) + len(test)
     unknown = sum(face.subject is None for face in (*train, *test))
     notes = []
     if shared:
         notes.append(
-            f"{100 * len(shared) / len(test):.1f} % of the test faces ({len(shared):,} of {len(test):,}) show "
-            f"one of {len(set(shared)):,} subjects who are in training too: the figures measure recognition "
-            "as well"
+            f"{100 * len(shared) / len(test):.1f} % of the test faces ({len(shared):,} of {len(test):,}) "
+            f"show one of {len(set(shared)):,} subjects who are in training too: "
+            "the figures measure recognition as well"
         )
     if unknown == total:
         notes.append("no subject is known: a person may be in training and test alike, and nothing tells")
@@ -101,7 +103,7 @@ def leaks(train: Sequence[Face], test: Sequence[Face]) -> list[str]:
 
 def _rows(table: pa.Table) -> list[Face]:
     columns = schema.check(table, COLUMNS, "faces")
-    rows = [Face(*values) for values in zip(*(column.to_pylist() for column in columns.columns), strict=True)]
+    rows = [Face(**row) for row in columns.to_pylist()]
     keys = sorted(face.key for face in rows)
     for key, after in pairwise(keys):
         if key == after:
@@ -109,6 +111,10 @@ def _rows(table: pa.Table) -> list[Face]:
                 f"data.shards: key '{key}' is there twice; keys must be unique, so prepare the shards again"
             )
     return rows
+
+
+def _persons(faces: Iterable[Face]) -> list[Unit]:
+    return [face.person for face in faces]
 
 
 def _has_test_share(protocol: Protocol) -> bool:
@@ -129,11 +135,11 @@ def _required(protocol: Protocol) -> list[str]:
     return required
 
 
-# --- shares and folds -------------------------------------------------------------------------------
+# --- shares and folds ---------------------------------------------------------------------------
 
 
 def _subject_exclusive(faces: list[Face], protocol: Protocol) -> Parts:
-    return _shares(faces, [face.person for face in faces], protocol)
+    return _shares(faces, _persons(faces), protocol)
 
 
 def _random(faces: list[Face], protocol: Protocol) -> Parts:
@@ -170,7 +176,7 @@ def _assign(
 ) -> Parts:
     """Each face to the part of its unit, given in `units`; the first `val` of `rest` validate."""
     part = dict.fromkeys(test, "test") | dict.fromkeys(rest[:val], "val")
-    by_part: dict[str, list[Face]] = {name: [] for name in PARTS}
+    by_part: dict[str, list[Face]] = {"train": [], "val": [], "test": []}
     for face, unit in zip(faces, units, strict=True):
         by_part[part.get(unit, "train")].append(face)
     return Parts(**by_part, notes=notes)
@@ -178,13 +184,13 @@ def _assign(
 
 def _hold_out(side: list[Face], test: list[Face], protocol: Protocol, notes: list[str]) -> Parts:
     """The training side, of which some people validate, and the test faces."""
-    units = [face.person for face in side]
+    units = _persons(side)
     order = ranked(units, protocol.seed, "val")
     parts = _assign(side, units, [], order, round(protocol.val * len(order)), notes)
     return parts._replace(test=test)
 
 
-# --- one person out ---------------------------------------------------------------------------------
+# --- one person out -----------------------------------------------------------------------------
 
 
 def _lopo(faces: list[Face], protocol: Protocol) -> Parts:
@@ -196,7 +202,7 @@ def _lopo(faces: list[Face], protocol: Protocol) -> Parts:
     rest = order[index + 1 :] + order[:index]
     fold = f"fold {people.index(left_out)} of {len(people)}, counted from 0"
     notes = [f"lopo: tests subject {left_out[1]} ({fold})"]
-    units = [face.person for face in faces]
+    units = _persons(faces)
     return _assign(faces, units, [left_out], rest, round(protocol.val * len(rest)), notes)
 
 
@@ -229,7 +235,7 @@ def _person(people: list[Unit], fold: int | str) -> Unit:
     return matches[0]
 
 
-# --- protocols of one data set ----------------------------------------------------------------------
+# --- protocols of one data set ------------------------------------------------------------------
 
 
 def _partial_80_20(faces: list[Face], protocol: Protocol) -> Parts:

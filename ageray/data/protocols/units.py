@@ -46,8 +46,7 @@ def ranked(units: Iterable[Unit], seed: int, purpose: str = "") -> list[Unit]:
 
 def shuffled(faces: Iterable[Face], seed: int) -> list[Face]:
     """Faces in the order of `ranked`."""
-    by_unit = {face.single: face for face in faces}
-    return [by_unit[unit] for unit in ranked(by_unit, seed)]
+    return sorted(faces, key=lambda face: (_hash(face.single, f"{seed}"), face.single))
 
 
 def _hash(unit: Unit, seed: str) -> bytes:

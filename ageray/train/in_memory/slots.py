@@ -56,8 +56,11 @@ class TaskSlots(NamedTuple):
 def plan_slots(scale: Scale) -> TaskSlots:
     """The slots that `scale` asks for. Raises UserError if the cluster lacks the resources."""
     nodes = cluster.nodes()
-    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    largest = max(node.get("CPU", 0) for node in nodes)
+    cpus = gpus = largest = 0.0
+    for node in nodes:
+        cpus += node.get("CPU", 0)
+        gpus += node.get("GPU", 0)
+        largest = max(largest, node.get("CPU", 0))
     if scale.gpu is True and not gpus:
         raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
     if scale.cpus_per_worker > largest:
