@@ -121,7 +121,7 @@ def _problem(path: str, leaves: Values) -> tuple[str, bool]:
     """
     keys = parts(path)
     if _FIXED.fullmatch(path):
-        return "is held fixed in a search; set it for all trials instead", False
+        return "is fixed in a search; set it for all trials instead", False
     schemas = messages.at(keys)
     if path in leaves and not any(branch.get("type") == "object" for branch in messages.branches(schemas)):
         return "", False

@@ -128,7 +128,7 @@ def normalised() -> dict[str, Tensor]:
 
 
 def staged() -> dict[str, Any]:
-    """Two steps with a frozen backbone, two with all parameters; the branch for gender has no loss."""
+    """Two steps with a frozen backbone, two without; the branch for gender has no loss."""
     base = settings("siamese").model_dump()
     stage = base["train"]["stages"][0]
     decayed = merged(stage, {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}})
@@ -249,7 +249,7 @@ def test_gradients_of_collectives_are_those_of_torch(results: Any) -> None:
         torch.testing.assert_close(gradients["ours"], gradients["torch"])
 
 
-# --- aligned elsewhere ----------------------------------------------------------------------------------------------
+# --- aligned elsewhere --------------------------------------------------------------------------
 
 
 def test_a_face_that_stands_in_brings_its_own_map() -> None:
@@ -267,7 +267,9 @@ def test_a_face_that_stands_in_brings_its_own_map() -> None:
 
 
 def test_faces_aligned_ahead_are_those_that_the_worker_aligns() -> None:
-    """Two steps of four faces, one of which comes twice, with every random change between the draws of the maps."""
+    """Two steps of four faces, one of which comes twice, with every random change between the draws
+    of the maps.
+    """
     experiment = settings("baseline")
     state, other = (new_state(experiment, CPU) for _ in range(2))
     drawn = faces(7, experiment.align)
