@@ -16,6 +16,7 @@ Shape letters: B faces of this worker, G faces of the whole batch, D channels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -131,7 +132,10 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """
     if rank_and_world()[1] == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+    with warnings.catch_warnings():
+        # torch 2.14 has a new name for `broadcast_buffers`, which torch 2.11 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,8 +30,7 @@ from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import Draws, geometric_map, photometric
 from ageray.faces.canvases import to_tensors
 from ageray.losses.criterion import check_finite
-from ageray.train.loss import autocast
-from ageray.train.state import Columns, EpochProgress, State
+from ageray.train.state import Columns, EpochProgress, State, autocast
 
 _CHECK_EVERY = 20  # steps between two checks of the losses: each check waits for the device
 
@@ -137,7 +135,7 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     pieces = _pieces(batch, config.accumulate)
     losses = []
     for number, piece in enumerate(pieces, 1):
-        losses.append(_backward(state, piece, len(pieces), last=number == len(pieces)))
+        losses.append(state.backward(piece, len(pieces), last=number == len(pieces)))
     state.scaler.unscale_(state.optimizer)
     if config.clip:
         nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
@@ -159,16 +157,6 @@ def _means(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     for name in losses[0]:
         means[name] = torch.stack([piece[name] for piece in losses]).mean(0)
     return means
-
-
-def _backward(state: State, batch: dict[str, Tensor], pieces: int, last: bool) -> dict[str, Tensor]:
-    """Adds the gradient of one of `pieces` pieces; the last one averages the sum over the workers.
-    Returns the losses.
-    """
-    with nullcontext() if last else distributed.gradients_stay_local(state.batch_loss):
-        loss, terms = state.batch_loss(batch)
-        state.scaler.scale(loss / pieces).backward()
-    return {"loss": loss.detach(), **terms}
 
 
 def _pieces(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

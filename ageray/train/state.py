@@ -1,4 +1,4 @@
-"""The state of a run: network, moving average, optimiser, random generators, counters and log.
+"""The state of a run: network, loss, moving average, optimiser, random generators, counters, log.
 
 `State.state_dict` is what a checkpoint holds; `load_state_dict` continues from it, equal in every
 bit on one worker.
@@ -7,6 +7,7 @@ bit on one worker.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,15 +16,63 @@ from torch import Tensor, nn
 
 from ageray import distributed
 from ageray.experiment import Experiment
-from ageray.losses.criterion import Criterion
+from ageray.losses.criterion import FIELDS, Criterion
 from ageray.models.build import build
 from ageray.models.decode import bins
 from ageray.models.network import AgeNetwork
-from ageray.train.loss import BatchLoss
 from ageray.train.optim import make_optimizer, make_schedule
 
 Columns = dict[str, Any]
 """A batch as numpy columns, see `ageray.faces.canvases`."""
+
+
+class BatchLoss(nn.Module):
+    """Network and criterion as one module, so that DistributedDataParallel sees exactly the
+    parameters that the loss reaches.
+
+    forward: a batch of this worker's faces to the loss of the whole batch and its unweighted
+    terms (detached).
+    """
+
+    def __init__(self, config: Experiment, network: AgeNetwork, criterion: Criterion, bins_K: Tensor) -> None:
+        super().__init__()
+        self._config, self._criterion, self._bins_K = config, criterion, bins_K
+        self._ungathered = network.whole_batch | {"bins"}
+        self.network = torch.compile(network) if config.train.compile else network
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: `face` and what else the network takes; `age` (B,), and `gender`, `weight` (B,)
+        where there are any.
+        """
+        with autocast(self._config, self._bins_K.device):
+            outputs = self.network(batch)
+        own = {**outputs, "bins": self._bins_K}
+        for name in (*FIELDS, "weight"):
+            if name in batch:
+                own[name] = batch[name]
+        if distributed.rank_and_world()[1] == 1:
+            loss, terms = self._criterion(own)
+        elif self._config.train.mining == "local":
+            loss, terms = self._criterion(self._gathered(own), own)
+        else:
+            loss, terms = self._criterion(self._gathered(own))
+        return loss, terms
+
+    def _gathered(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every tensor for the faces of all workers."""
+        whole = {}
+        # sorted: all workers must gather in the same order, and the order of a set differs between
+        # processes
+        for name in sorted(own):
+            tensor = own[name]
+            whole[name] = tensor if name in self._ungathered else distributed.all_gather(tensor)
+        return whole
+
+
+def autocast(config: Experiment, device: torch.device) -> torch.autocast:
+    """The number format of a training step's forward pass, by `train.precision`."""
+    kind = torch.float16 if config.train.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=config.train.precision != "float32")
 
 
 @dataclass
@@ -84,6 +133,16 @@ class State:
         # the optimiser has frozen or released parameters
         self.batch_loss = distributed.data_parallel(distributed.unwrap(self.batch_loss))
         self.stage = index
+
+    def backward(self, batch: dict[str, Tensor], pieces: int, last: bool) -> dict[str, Tensor]:
+        """Adds the gradient of one of `pieces` pieces of a batch; returns the loss and its terms.
+
+        The last piece averages the sum over the workers.
+        """
+        with nullcontext() if last else distributed.gradients_stay_local(self.batch_loss):
+            loss, terms = self.batch_loss(batch)
+            self.scaler.scale(loss / pieces).backward()
+        return {"loss": loss.detach(), **terms}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values that `torch.load(weights_only=True)` reads. The keys are those

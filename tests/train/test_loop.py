@@ -365,6 +365,17 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit
     assert differences(whole.state_dict(), resumed.state_dict()) == []
 
 
+def test_the_keys_of_a_checkpoint_are_those_of_files_on_disk() -> None:
+    """Older run folders have these keys, and must resume."""
+    saved = started(experiment(train={"ema": 0.5}), 1).state_dict()
+    assert set(saved) == {
+        *("network", "average", "optimizer", "schedule", "generator", "scaler"),
+        *("torch", "cuda", "progress", "partial", "log"),
+    }
+    assert set(saved["progress"]) == {"stage", "epoch", "step", "best"}
+    assert set(saved["partial"]) == {"steps", "images", "seconds", "sums"}
+
+
 def test_the_seed_fixes_the_whole_run() -> None:
     cut, states = batches(faces(8, SMALL), 4), []
     for seed in (3, 3, 4):
