@@ -84,8 +84,10 @@ def test_the_start_says_which_faces_are_rounded_up() -> None:
     assert sampler.resampled(ages, 0.3).tolist() == [0, 2, 2]
     assert sampler.resampled(ages, 0.6).tolist() == [0, 1, 2]
     index = RowIndex.of([str(number) for number in range(300)], np.tile(ages, 100).tolist())
-    epochs = [sorted(sampler.shuffled(index, 20, (0, epoch), resample=True)) for epoch in range(2)]
-    assert epochs[0] != epochs[1]
+    epochs = set()
+    for epoch in range(8):
+        epochs.add(tuple(sorted(sampler.shuffled(index, 20, (0, epoch), resample=True))))
+    assert len(epochs) == 3  # one for each of the starts above
 
 
 def test_faces_that_are_alike_in_age_are_not_changed() -> None:
