@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ageray import config
 from ageray.experiment import Experiment
 from ageray.faces.canvases import to_tensors
-from ageray.train.loop import Columns, _augmented, train_one_epoch
+from ageray.train.loop import Columns, augmented, train_one_epoch
 from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -125,7 +125,7 @@ def changes(state: State, batch_in_memory: Columns, steps: int) -> float:
     wait()
     started = time.perf_counter()
     for _ in range(steps):
-        _augmented(state, to_tensors(batch_in_memory, DEVICE))
+        augmented(state, to_tensors(batch_in_memory, DEVICE))
     wait()
     return (time.perf_counter() - started) / steps
 

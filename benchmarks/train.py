@@ -122,7 +122,7 @@ class Plain:
             file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")
         ]
         table = pa.concat_tables([pq.read_table(file, columns=_COLUMNS) for file in files])
-        faces = plan.faces["stage-0"].wanted().find(table.column("key").to_pylist())
+        faces = plan.faces["stage-0"].lookup().find(table.column("key").to_pylist())
         self._faces = Faces(
             table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json")
         )

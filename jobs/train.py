@@ -9,11 +9,12 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ageray import bundle, config, storage
+from ageray import config, storage
 from ageray.experiment import Experiment
 from jobs import cli
 
 if TYPE_CHECKING:
+    from ageray.train.files import RunFiles
     from ageray.train.plan import Plan
 
 _EPILOG = """\
@@ -39,7 +40,6 @@ examples:
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command,
 the settings or the data, told in one line; 1: anything else.
 """
-_AUDIT = "audit.json"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> None:
     _audit(experiment, planned)
     with EpochTable(live=experiment.scale.progress) as table:
         run.train(experiment, planned, table.show)
-    _print_validation(planned.folder)
+    _print_validation(planned.files)
     print(f"model: {planned.folder}")
 
 
@@ -83,19 +83,18 @@ def _print_plan(experiment: Experiment, plan: Plan) -> None:
 def _audit(experiment: Experiment, plan: Plan) -> None:
     """Writes and prints what the split leaks, once a run."""
     from ageray.evaluate import audit_split
-    from ageray.train.plan import SPLIT
 
-    file = storage.join(plan.folder, _AUDIT)
+    file = plan.files.audit
     if not experiment.scale.audit or storage.exists(file):
         return
-    audit = audit_split(str(experiment.data.shards), storage.join(plan.folder, SPLIT))
+    audit = audit_split(str(experiment.data.shards), plan.files.split)
     if audit is not None:
         print("\n  ".join(["audit of the split:", *audit["lines"]]), flush=True)
         storage.write_text(file, json.dumps(audit, indent=1) + "\n")
 
 
-def _print_validation(folder: str) -> None:
-    card = json.loads(storage.read_text(storage.join(folder, bundle.IN_RUN, bundle.CARD)))
+def _print_validation(files: RunFiles) -> None:
+    card = json.loads(storage.read_text(files.card))
     if "validation" in card:
         figures = card["validation"]
         median = f"always saying the median age: {figures['constant']['own_median']['mae']:.3f}"

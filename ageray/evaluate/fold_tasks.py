@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
+from ageray.data.labels import gender_number
 from ageray.data.splits import Split
-from ageray.data.stream import gender_number
 from ageray.errors import UserError
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import FaceCache, hold, remember
-from ageray.train.in_memory.slots import on_device, share_out
+from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory.slots import on_device, plan_slots
 from ageray.train.in_memory.train import Fold, Result
 
 Record = dict[str, Any]
@@ -60,15 +60,15 @@ class FoldTasks:
         self._experiment = experiment
         self._labelled, self._splits, self._names = faces, splits, names
         self._levels = tuple(levels)
-        self._slots = share_out(experiment.scale)
+        self._slots = plan_slots(experiment.scale)
         self._network = build(experiment.model, pretrained=False)
 
     def results(self, todo: list[int], show: Callable[[Record], None]) -> Generator[Ended, None, None]:
         """Trains the folds `todo`; yields each as it ends. Running tasks stop when the caller
         stops."""
-        faces = hold(self._experiment, self._labelled)
+        faces = cache_faces(self._experiment, self._labelled)
         folds = {number: self._fold(number, faces) for number in todo}
-        precomputed = remember(self._experiment, self._network, faces, self._slots)
+        precomputed = cache_features(self._experiment, self._network, faces, self._slots)
         total = len(self._splits)
         record = {"kind": "start", "done": total - len(todo), "total": total, "frozen_body": precomputed}
         show(record | self._slots._asdict())

@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from ageray import storage
 from ageray.data import protocols
 from ageray.data.labelled_faces import faces_digest, labelled_faces
+from ageray.data.labels import gender_number
 from ageray.data.splits import Split
-from ageray.data.stream import gender_number
 from ageray.errors import UserError
 from ageray.evaluate import results, split_audit
 from ageray.evaluate.files import EvaluationFiles

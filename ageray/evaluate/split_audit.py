@@ -24,7 +24,7 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.splits import Split, train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.train.plan import SPLIT
+from ageray.train.files import RunFiles
 
 
 class Training(NamedTuple):
@@ -178,7 +178,7 @@ def _trained_keys(model: str, loaded: Bundle, rows: pa.Table) -> list[str] | Non
 
     From the run folder's split, or else from the settings' split, if the card's digest confirms it.
     """
-    run_split = storage.join(storage.absolute(model), SPLIT)
+    run_split = RunFiles(storage.absolute(model)).split
     if not model.startswith("zoo:") and storage.exists(run_split):
         parts = splits.load(run_split)
         return parts["train"] + parts["val"]

@@ -45,7 +45,7 @@ class Classifier(AgeNetwork):
         """The classifier's."""
         return self.head.parameters()
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The backbone."""
         return self.backbone
 

@@ -92,7 +92,7 @@ def _view(batch: Batch, config: Experiment) -> Batch:
 
 def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
     """The faces as the network takes them and, where asked for, their mirror images. A batch may instead hold `features` (B, 2, D) of both, for a
-    network whose body was taken away (`ageray.train.in_memory.frozen`)."""
+    network whose backbone was taken out (`ageray.train.in_memory.frozen`)."""
     view = _view(batch, config)
     if not mirrored:
         return [view]

@@ -1,4 +1,4 @@
-"""What is decided before training starts: which faces, how many steps, where the run lives. No Ray."""
+"""What is decided before training starts: the faces, the steps, the run folder. No Ray."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ageray import bundle, config, storage
+from ageray import config, storage
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
-from ageray.experiment import Experiment
+from ageray.experiment import Experiment, Scale
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
-
-CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
-CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
+from ageray.train.files import RunFiles
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its folder, how many faces each part has, the steps of an epoch of each stage, facts for the card, and the faces by
-    stream: `stage-0` and so on, `train`, `val`."""
+    """A run that can start.
+
+    parts: faces of each part. steps: of one epoch of each stage. facts: for the bundle's card.
+    faces: by stream, `train`, `val`, `stage-0` and so on.
+    """
 
     folder: str
     parts: dict[str, int]
@@ -37,18 +38,26 @@ class Plan:
     facts: dict[str, Any]
     faces: dict[str, RowIndex]
 
+    @property
+    def files(self) -> RunFiles:
+        """The files of the run folder."""
+        return RunFiles(self.folder)
+
 
 def run_folder(experiment: Experiment) -> str:
-    """`<runs>/<model>-<data>-<hash of everything but the machine>`: the same experiment has the same folder and continues there."""
+    """`<runs>/<model>-<data>-<digest of the settings without scale>`.
+
+    The same experiment has the same folder and continues there.
+    """
     name = f"{experiment.model.name}-{experiment.data.name}-{config.digest(experiment)}"
     return storage.join(storage.absolute(experiment.scale.runs), name)
 
 
 def make(experiment: Experiment, fresh: bool = False) -> Plan:
-    """Checks everything that can be checked before a cluster is touched, then writes config.yaml and split.parquet into the run folder.
+    """Checks all that can be checked without a cluster, then writes config.yaml and split.parquet.
 
-    Raises UserError for a loss that the model cannot feed, missing shards or weights, too few faces, or a run that is finished already
-    (`fresh` starts it anew).
+    fresh: start a finished or interrupted run anew. Raises UserError for a loss that the model
+    cannot feed, missing shards or weights, too few faces, or a run that is finished.
     """
     if experiment.data.shards is None:
         raise UserError(
@@ -64,94 +73,107 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
         raise UserError(
             f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say"
         )
-    listed = _listed(experiment, faces, parts)
-    steps = _steps(experiment, listed)
-    folder = run_folder(experiment)
+    streams = _streams(experiment, faces, parts)
+    steps = _steps(experiment, streams)
+    files = RunFiles(run_folder(experiment))
     if fresh:
-        storage.remove_tree(folder)
-    elif storage.exists(storage.join(folder, bundle.IN_RUN, bundle.CARD)):
+        storage.remove_tree(files.folder)
+    elif storage.exists(files.card):
         raise UserError(
-            f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh"
+            f"{files.folder}: this run is finished; evaluate it with jobs.evaluate, "
+            "or train it anew with --fresh"
         )
-    storage.make_folder(folder)
-    storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
-    splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(
-        folder,
-        {name: len(keys) for name, keys in parts.items()},
-        steps,
-        facts(experiment, faces, split),
-        listed,
-    )
+    storage.make_folder(files.folder)
+    storage.write_text(files.config, config.dump(experiment))
+    splits.save(files.split, parts)
+    card = facts(experiment, faces, split)
+    return Plan(files.folder, card["faces"], steps, card, streams)
+
+
+def worker_range(scale: Scale) -> tuple[int, int]:
+    """The least and the greatest number of workers that `scale.workers` allows."""
+    return scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
 
 
 def check_train(experiment: Experiment) -> None:
-    """Raises UserError where a batch cannot be cut into equal parts for the workers, or these into equal pieces, or a term cannot be weighed."""
-    train, workers = experiment.train, experiment.scale.workers
-    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    """Raises UserError if a batch cannot be cut into equal parts and pieces.
+
+    A part goes to each worker (`scale.workers`), a piece is a part cut further
+    (`train.accumulate`). A term that sums over a batch cannot be cut into pieces.
+    """
+    train = experiment.train
+    least, most = worker_range(experiment.scale)
     if least > most:
         raise UserError(f"scale.workers=[{least}, {most}]: give the least number first")
+    multiple = math.lcm(*(number * train.accumulate for number in range(least, most + 1)))
     for count in range(least, most + 1):
         if train.batch_size % (count * train.accumulate):
             pieces = f" in {train.accumulate} pieces each (train.accumulate)" if train.accumulate > 1 else ""
             raise UserError(
-                f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} workers{pieces}; choose a multiple of "
-                f"{math.lcm(*(number * train.accumulate for number in range(least, most + 1)))}, or other scale.workers"
+                f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} "
+                f"workers{pieces}; choose a multiple of {multiple}, or other scale.workers"
             )
-    sums = [name for name, term in experiment.loss if getattr(term, "reduction", "mean") == "sum"]
-    if train.accumulate > 1 and sums:
-        raise UserError(
-            f"train.accumulate={train.accumulate}: loss.{sums[0]}.reduction=sum adds up a whole batch; set it to mean, or accumulate 1"
-        )
+    for name, term in experiment.loss:
+        if train.accumulate > 1 and getattr(term, "reduction", "mean") == "sum":
+            raise UserError(
+                f"train.accumulate={train.accumulate}: loss.{name}.reduction=sum adds up a whole batch; "
+                "set it to mean, or accumulate 1"
+            )
 
 
 def check_model(experiment: Experiment) -> AgeNetwork:
-    """The network at its start. Raises UserError for missing weights, a loss that it cannot feed, or faces that are too small for it."""
+    """The network at its start.
+
+    Raises UserError for missing weights, a loss that it cannot feed, or faces too small for it.
+    """
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
     if experiment.align.size < network.least_side:
         raise UserError(
-            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least {network.least_side} pixels; "
-            f"raise it, or choose another backbone"
+            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least "
+            f"{network.least_side} pixels; raise it, or choose another backbone"
         )
     return network
 
 
-def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
+def _streams(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
     """The faces of every stream in the order of the shards."""
-    listed = {
-        name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string()))))
-        for name in ("train", "val")
-    }
+    streams = {}
+    for name in ("train", "val"):
+        keys = pa.array(parts[name], pa.string())
+        streams[name] = _row_index(faces.filter(pc.is_in(faces.column("key"), keys)))
     for index, stage in enumerate(experiment.train.stages):
-        listed[f"stage-{index}"] = (
-            listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
-        )
-    return listed
+        if stage.shards is None:
+            streams[f"stage-{index}"] = streams["train"]
+        else:
+            streams[f"stage-{index}"] = _row_index(labelled_faces(stage.shards), stage.shards)
+    return streams
 
 
-def _listing(faces: pa.Table, shards: str = "") -> RowIndex:
-    listed = RowIndex.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
-    if len(np.unique(listed.mark)) < len(listed):
+def _row_index(faces: pa.Table, shards: str = "") -> RowIndex:
+    ages = cast(list[float], faces.column("age").to_pylist())
+    index = RowIndex.of(faces.column("key").to_pylist(), ages)
+    if len(np.unique(index.key_hash)) < len(index):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
-    return listed
+    return index
 
 
-def _steps(experiment: Experiment, listed: dict[str, RowIndex]) -> list[int]:
+def _steps(experiment: Experiment, streams: dict[str, RowIndex]) -> list[int]:
     steps = []
     for index, stage in enumerate(experiment.train.stages):
-        faces = len(listed[f"stage-{index}"])
+        faces = len(streams[f"stage-{index}"])
         if faces < experiment.train.batch_size:
-            where = stage.shards or experiment.data.shards
+            shards = stage.shards or experiment.data.shards
             raise UserError(
-                f"train.batch_size={experiment.train.batch_size}: {where} has only {faces} training faces; lower it or add faces"
+                f"train.batch_size={experiment.train.batch_size}: {shards} has only {faces} training faces; "
+                "lower it or add faces"
             )
         steps.append(faces // experiment.train.batch_size)
     return steps
 
 
 def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[str, Any]:
-    """What a bundle's card says of the faces that it was trained on."""
+    """What a bundle's card reports on the faces that the model was trained on."""
     parts = split.parts
     ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
     training = np.array([ages[key] for key in parts["train"]])
@@ -172,11 +194,12 @@ def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[
 
 
 def to_lines(records: list[dict[str, Any]]) -> str:
-    """JSON lines; what is not a number is null."""
-    return "".join(
-        json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records
-    )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON lines; a number that is not finite becomes null."""
+    lines = []
+    for record in records:
+        finite = dict(record)
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                finite[name] = None
+        lines.append(json.dumps(finite) + "\n")
+    return "".join(lines)

@@ -505,14 +505,14 @@ def test_shares_of_a_machine(
             [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
         ),
     )
-    assert tuple(slots.share_out(Scale(**scale))) == pytest.approx(expected)
+    assert tuple(slots.plan_slots(Scale(**scale))) == pytest.approx(expected)
 
 
 def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert slots.share_out(Scale()).folds == 2
-    assert slots.share_out(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
+    assert slots.plan_slots(Scale()).folds == 2
+    assert slots.plan_slots(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -525,5 +525,5 @@ def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyP
 def test_what_the_cluster_has_not(scale: Record, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     with pytest.raises(UserError) as caught:
-        slots.share_out(Scale(**scale))
+        slots.plan_slots(Scale(**scale))
     assert str(caught.value).startswith(message)
