@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import config, storage
-from ageray.config.load import difference
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
@@ -38,9 +37,12 @@ class FoldFiles:
             storage.remove_tree(storage.join(folder, FOLDS))
         elif storage.exists(settings):
             there = config.loads(storage.read_text(settings), settings)
-            if (differs := difference(there, experiment)) is not None:
+            before, now = (each.model_dump(mode="json", exclude={"scale"}) for each in (there, experiment))
+            changes = config.differences(before, now)
+            if changes:
                 raise UserError(
-                    f"--out {out}: holds folds of other settings ({differs}); give another folder, or --fresh to start anew"
+                    f"--out {out}: holds folds of other settings ({changes[0]}); "
+                    "give another folder, or --fresh to start anew"
                 )
             return files
         elif storage.exists(storage.join(folder, FOLDS)):

@@ -147,15 +147,3 @@ def read_json(uri: str) -> dict[str, Any] | None:
     except (ValueError, UserError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What two plans differ in: `key: before, now after`."""
-    found = []
-    for key in sorted({*before, *now}):
-        one, other = before.get(key), now.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key}: {json.dumps(one)}, now {json.dumps(other)}")
-    return found

@@ -19,7 +19,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ageray import bundle, cluster, report, storage
+from ageray import bundle, cluster, config, report, storage
 from ageray.bundle import Bundle
 from ageray.cluster.actors import ActorPool, describe, share_out
 from ageray.errors import UserError
@@ -240,7 +240,7 @@ def check_plan(
     if fresh or begun is None:
         book.discard()
     elif begun != plan:
-        changes = "; ".join(checkpoint.differences(begun, plan))
+        changes = "; ".join(config.differences(begun, plan))
         raise UserError(
             f"--out {out}: {book.folder} was begun otherwise ({changes}); give another folder, or begin anew with --fresh"
         )
@@ -251,7 +251,7 @@ def check_plan(
         return summary
     if begun is not None:
         return None  # the unfinished one was begun with --fresh, to replace this
-    changes = "; ".join(checkpoint.differences(summary.get("plan") or {}, plan))
+    changes = "; ".join(config.differences(summary.get("plan") or {}, plan))
     raise UserError(
         f"--out {out}: holds a result of other settings ({changes}); give another folder, or replace it with --fresh"
     )

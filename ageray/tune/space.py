@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ageray.config import ParsedConfig, messages
-from ageray.config.nodes import Place, Problem, flat
+from ageray.config import ParsedConfig, flat, messages
+from ageray.config.nodes import Place, Problem
 from ageray.config.overrides import parts
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Tune
@@ -47,7 +47,7 @@ class Space:
 
     def place(self, path: str) -> Place:
         """Where a range was written."""
-        return self.written.root.nearest(("tune", "space", path)).place
+        return self.written.root.closest_node(("tune", "space", path)).place
 
     def holds(self, values: Values) -> bool:
         """Whether every value lies in its range."""
@@ -67,7 +67,7 @@ def check(written: ParsedConfig) -> Space:
         if unused and dimension.optional:
             notes.append(f"{path} is not searched: {wrong}")
         elif wrong:
-            place = written.root.nearest(("tune", "space", path)).place
+            place = written.root.closest_node(("tune", "space", path)).place
             problems.append(
                 str(Problem(place, (), f"{path}: {wrong}{'; or mark it optional: true' if unused else ''}"))
             )
@@ -100,8 +100,8 @@ def _trouble(path: str, leaves: Values) -> tuple[str, bool]:
     keys = parts(path)
     if _FIXED.fullmatch(path):
         return "is held fixed in a search; set it for all trials instead", False
-    schemas = messages.at(keys)
-    if path in leaves and not any(branch.get("type") == "object" for branch in messages.branches(schemas)):
+    schemas = messages.at(messages.schema(Experiment), keys)
+    if path in leaves and not any(branch.get("type") == "object" for branch in messages.members(schemas)):
         return "", False
     if inside := [leaf for leaf in leaves if leaf.startswith(path + ".")]:
         return f"is a group of settings; name one, e.g. {inside[0]}", False
@@ -126,15 +126,17 @@ def _unused(path: str, leaves: Values) -> tuple[str, bool]:
 
 
 def _loss_paths() -> Iterator[str]:
-    for term in messages.names(messages.at(("loss",))):
-        yield from (f"loss.{term}.{option}" for option in messages.names(messages.at(("loss", term))))
+    schema = messages.schema(Experiment)
+    for term in messages.names(messages.at(schema, ("loss",))):
+        for option in messages.names(messages.at(schema, ("loss", term))):
+            yield f"loss.{term}.{option}"
 
 
 def _check_metric(space: Space, metric: str) -> None:
     experiment = space.written.experiment
     terms = [f"loss.{name}" for name, term in experiment.loss if name != "auxiliary" and term is not None]
     known = ["val_mae", "loss", *terms]
-    place = space.written.root.nearest(("tune", "metric")).place
+    place = space.written.root.closest_node(("tune", "metric")).place
     if metric not in known:
         near = get_close_matches(metric, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

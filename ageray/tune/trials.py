@@ -10,10 +10,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from ageray import config, storage
-from ageray.config.load import difference
-from ageray.config.nodes import flat
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Tune
+from ageray.experiment import Experiment
 
 CONFIG, TUNE, TRIALS = "config.yaml", "tune.json", "trials.jsonl"
 _MAY_CHANGE = ("trials", "minutes", "at_once", "finalists")
@@ -72,12 +70,14 @@ class TrialFile:
                     f"{folder}: holds a search; add --resume to go on with it, or give another folder with --out"
                 )
             before = config.loads(storage.read_text(settings), settings)
-            wrong = difference(before, experiment) or _other(
-                json.loads(storage.read_text(searched)), experiment.tune
-            )
-            if wrong is not None:
+            begun = before.model_dump(mode="json", exclude={"scale"})
+            begun["tune"] = _identifying(json.loads(storage.read_text(searched)))
+            now = experiment.model_dump(mode="json", exclude={"scale"})
+            now["tune"] = _identifying(experiment.tune.model_dump(mode="json"))
+            changes = config.differences(begun, now)
+            if changes:
                 raise UserError(
-                    f"{folder}: holds a search of other settings ({wrong}); give another folder with --out"
+                    f"{folder}: holds a search of other settings ({changes[0]}); give another folder with --out"
                 )
         storage.make_folder(folder)
         storage.write_text(settings, config.dump(experiment))
@@ -122,16 +122,6 @@ def search_digest(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _other(there: dict[str, Any], here: Tune) -> str | None:
-    """The first setting in which a search differs from the one begun, with both values."""
-    one, other = (
-        {name: value for name, value in each.items() if name not in _MAY_CHANGE}
-        for each in (there, here.model_dump(mode="json"))
-    )
-    one, other = flat(one), flat(other)
-    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    return (
-        f"tune.{names[0]}: {json.dumps(one.get(names[0]))} there, {json.dumps(other.get(names[0]))} here"
-        if names
-        else None
-    )
+def _identifying(tune: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a search that must stay the same when it goes on."""
+    return {name: value for name, value in tune.items() if name not in _MAY_CHANGE}
