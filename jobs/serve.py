@@ -12,8 +12,10 @@ from contextlib import closing
 import ray
 from ray import serve
 
+from ageray import config
 from ageray.errors import UserError
-from ageray.serve import from_words, start
+from ageray.serve.app import start
+from ageray.serve.settings import Service
 from jobs import cli
 
 _EPILOG = """\
@@ -27,7 +29,7 @@ Others than this machine (any --host but 127.0.0.1, ::1, localhost) need an API 
 
 examples:
   python -m jobs.serve
-  python -m jobs.serve --model runs/dhaa-1a2b3c4d limits.images=16 faces_a_batch=64
+  python -m jobs.serve --model runs/dhaa-1a2b3c4d limits.images=16 max_batch_size=64
   python -m jobs.serve 'batches.inputs=[/data/photos]' 'batches.outputs=[/data/scores]'
   AGERAY_API_KEYS=$(openssl rand -hex 32) python -m jobs.serve --host 0.0.0.0
 
@@ -57,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM. Raises UserError for mistakes in the command."""
     arguments = parser().parse_intermixed_args(words)
-    settings = from_words(arguments.words, model=arguments.model)
+    model = {"model": arguments.model}
+    settings, _ = config.parse(Service, overrides=arguments.words, base=model, base_name="--model")
     _check_port(arguments.host, arguments.port)
     ended = threading.Event()
     start(settings, arguments.host, arguments.port)
@@ -65,7 +68,7 @@ def main(words: Sequence[str]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
         shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"{arguments.model}: http://{shown}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
+        print(f"{settings.model}: http://{shown}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
         ended.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]

@@ -25,10 +25,12 @@ class AgeFaces:
     """Gives the faces of a batch of `finding.DETECTED_SCHEMA` their ages: rows of the scores table, with the labels of their lots if those are there.
     Holds the model."""
 
-    def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
+    def __init__(
+        self, model: str, threads: int = 0, posterior: bool = False, precision: str = "auto"
+    ) -> None:
         loaded = bundle.load(model)
         self._model = model
-        self._predictor = Predictor(loaded, threads=threads)
+        self._predictor = Predictor(loaded, threads=threads, precision=precision)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 
