@@ -11,10 +11,14 @@ from typing import Any
 
 from ageray.config.load import parse, parse_text, validate
 from ageray.config.messages import Schema, schema
-from ageray.config.nodes import Node, Place, Problem, mistake, wrap
+from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
 from ageray.config.overrides import parts, put
 from ageray.config.yaml_text import write
 from ageray.experiment import Experiment
+
+
+_RENAMED: dict[Keys, str] = {("scale", "fold_workers"): "parallel_trainings"}
+"""Keys in the files of runs and bundles of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,11 @@ def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
 
 
 def loads(text: str, name: str) -> Experiment:
-    """The experiment in the YAML `text` of one file, which messages call `name`. Raises as
-    `load`."""
-    return parse_text(Experiment, text, name)
+    """The experiment in the YAML `text` that `dump` wrote; messages call it `name`.
+
+    Raises as `load`.
+    """
+    return parse_text(Experiment, text, name, _RENAMED)
 
 
 def dump(experiment: Experiment) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ageray.config import messages
-from ageray.config.nodes import Node, Place, Problem, mistake, wrap
+from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
 from ageray.config.overrides import override
 from ageray.config.yaml_text import YamlText
 from ageray.errors import UserError
@@ -56,13 +56,19 @@ def parse(
     return validate(model, root, problems), root
 
 
-def parse_text(model: type[Model], text: str, name: str) -> Model:
-    """The settings in the YAML `text` of one file, which messages call `name`. Raises as
-    `parse`."""
+def parse_text(model: type[Model], text: str, name: str, renamed: Mapping[Keys, str] | None = None) -> Model:
+    """The settings in the YAML `text` of one file, which messages call `name`. Raises as `parse`.
+
+    `renamed` has the keys of earlier versions, each with its present name.
+    """
     problems: list[Problem] = []
     root = _mapping(text, name, 0, model, problems)
     if root is None:
         raise mistake(problems)
+    for keys, present in (renamed or {}).items():
+        holder = root.find(keys[:-1])
+        if holder is not None and holder.child(keys[-1]) is not None:
+            holder.value[present] = holder.value.pop(keys[-1])
     return validate(model, root, problems)
 
 

@@ -114,7 +114,7 @@ class Work:
                 raise UserError(f"fold {name}: {cause}; finished folds are kept") from None
             if isinstance(cause, torch.cuda.OutOfMemoryError):
                 raise UserError(
-                    f"fold {name}: out of GPU memory with {self._share.gpus:.2g} of a GPU; lower scale.fold_workers or train.batch_size"
+                    f"fold {name}: out of GPU memory with {self._share.gpus:.2g} of a GPU; lower scale.parallel_trainings or train.batch_size"
                 ) from None
             raise
         return outcome

@@ -42,7 +42,7 @@ class Scale(Strict):
     """Faces a forward pass when scoring; 0 means 256 on a GPU and 64 on CPUs."""
     score_workers: Annotated[int, Field(ge=0)] = 0
     """Scoring actors; 0 means one a GPU or, without GPUs, one for up to 4 logical CPUs and one for every other CPU of more."""
-    fold_workers: Annotated[int, Field(ge=0)] = 0
+    parallel_trainings: Annotated[int, Field(ge=0)] = 0
     """Folds trained at once by `jobs.evaluate --protocol`; 0 means one a GPU, or as many as the cores hold at `cpus_per_worker` each. More than
     there are GPUs share them evenly."""
     audit: bool = True

@@ -99,7 +99,7 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     experiment, settings = space.written.experiment, space.tune
     share = share_out(
         experiment.scale.model_copy(
-            update={"fold_workers": settings.at_once or experiment.scale.fold_workers}
+            update={"parallel_trainings": settings.at_once or experiment.scale.parallel_trainings}
         )
     )
     tried = file.read()

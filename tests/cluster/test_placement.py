@@ -81,7 +81,7 @@ def fold(number):
 
 
 # eight trainings side by side on four GPUs: two share one
-folds = slots.share_out(Scale(fold_workers=8))
+folds = slots.share_out(Scale(parallel_trainings=8))
 said["share"] = folds
 said["folds"] = sorted(ray.get(ready) for _, ready in folds.map_unordered(fold, [(number, (number,)) for number in range(8)]))
 print(json.dumps(said), flush=True)

@@ -424,3 +424,10 @@ def test_the_digest_is_of_what_not_of_where() -> None:
         for word in ("train.clip=2", "data.shards=x", "protocol.seed=1")
     ]
     assert len({config.digest(other) for other in [one, *others]}) == 4
+
+
+def test_a_folder_of_an_earlier_version_is_read_with_its_old_keys() -> None:
+    text = config.dump(config.load([], ["scale.parallel_trainings=3"]))
+    before = text.replace("parallel_trainings", "fold_workers")
+    assert config.loads(before, "config.yaml") == config.loads(text, "config.yaml")
+    assert "unknown key" in mistake("scale.fold_workers=3")

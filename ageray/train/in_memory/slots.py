@@ -61,12 +61,12 @@ def share_out(scale: Scale) -> Share:
             f"scale.cpus_per_worker={scale.cpus_per_worker:g}: no machine has more than {largest:g} logical CPUs; lower it"
         )
     if gpus and scale.gpu is not False:
-        at_once = scale.fold_workers or int(gpus)
+        at_once = scale.parallel_trainings or int(gpus)
         share = 1 / math.ceil(at_once / gpus)
     else:
         # alone on this machine Ray may have more logical CPUs than there are cores, so that decoding never waits
         cores = min(cpus, os.cpu_count() or 1) if len(nodes) == 1 else cpus
-        at_once, share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
+        at_once, share = scale.parallel_trainings or max(1, int(cores // scale.cpus_per_worker)), 0.0
     taken = min(scale.cpus_per_worker, cpus / at_once)
     cluster.check_fits(f"scale.cpus_per_worker={scale.cpus_per_worker:g}", 1, {"CPU": taken, "GPU": share})
     return Share(
