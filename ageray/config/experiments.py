@@ -16,7 +16,6 @@ from ageray.config.overrides import parts, put
 from ageray.config.yaml_text import write
 from ageray.experiment import Experiment
 
-
 _RENAMED: dict[Keys, str] = {("scale", "fold_workers"): "parallel_trainings"}
 """Keys in the files of runs and bundles of earlier versions."""
 
