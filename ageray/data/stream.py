@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
 
+from ageray import schema
 from ageray.data import splits
 from ageray.data.face_shards import read_faces
 from ageray.data.row_index import RowLookup
@@ -123,13 +124,10 @@ def _names(table: pa.Table) -> list[list[str | None]]:
     return [table.column(name).to_pylist() for name in ("dataset", "subject")]
 
 
-_MALE, _FEMALE = frozenset({"male", "m", "man", "boy"}), frozenset({"female", "f", "w", "woman", "girl"})
-
-
 def gender_number(name: str | None) -> int:
     """0 male, 1 female, -1 anything else: what losses and galleries compare."""
-    word = (name or "").strip().lower()
-    return 0 if word in _MALE else 1 if word in _FEMALE else -1
+    gender = schema.gender(name)
+    return -1 if gender is None else schema.GENDERS.index(gender)
 
 
 def subject_number(dataset: str, subject: str | None) -> int:

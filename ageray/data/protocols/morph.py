@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ageray import schema
 from ageray.data.protocols.units import Face, shuffled
 from ageray.errors import UserError
 
@@ -19,8 +20,6 @@ ALL_FACES = 55_134
 
 _WHITE = frozenset({"white", "caucasian", "european", "w"})
 _BLACK = frozenset({"black", "african", "african american", "african-american", "african_american", "b"})
-_FEMALE = frozenset({"female", "f", "w", "woman", "girl"})
-_MALE = frozenset({"male", "m", "man", "boy"})
 _SLACK = 0.97  # MORPH II has about 2,600 White women: 1 to 3 of 5,265 would take 2,632
 
 Cell = tuple[str, str]
@@ -95,9 +94,9 @@ def _women(half: int, women: int, men: int) -> int:
 
 
 def _cell(face: Face) -> Cell:
-    group, gender = _word(face.group), _word(face.gender)
+    group = _word(face.group)
     race = "white" if group in _WHITE else "black" if group in _BLACK else ""
-    return race, "female" if gender in _FEMALE else "male" if gender in _MALE else ""
+    return race, schema.gender(face.gender) or ""
 
 
 def _word(name: str | None) -> str:
