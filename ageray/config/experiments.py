@@ -90,8 +90,19 @@ def digest(experiment: Experiment) -> str:
 
 
 def json_schema() -> Schema:
-    """The JSON schema of the configuration files: keys, defaults, ranges and descriptions."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **Experiment.model_json_schema(),
-    }
+    """The JSON schema of the configuration files: keys, defaults, ranges and descriptions.
+
+    The line breaks of docstrings are not part of it.
+    """
+    content = _join_lines(Experiment.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
+
+
+def _join_lines(node: Any) -> Any:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            is_text = key == "description" and isinstance(value, str)
+            node[key] = " ".join(value.split()) if is_text else _join_lines(value)
+    elif isinstance(node, list):
+        node[:] = map(_join_lines, node)
+    return node
