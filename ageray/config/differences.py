@@ -9,11 +9,12 @@ from typing import Any
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
     """Dotted keys to the scalars of plain mappings and lists; an empty one counts as a scalar."""
-    if not isinstance(value, dict | list) or not value:
+    children = dict(enumerate(value)) if isinstance(value, list) else value
+    if not isinstance(children, dict) or not children:
         return {name: value}
     leaves: dict[str, Any] = {}
-    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-        leaves |= flat(child, f"{name}.{key}" if name else str(key))
+    for key, child in children.items():
+        leaves |= flat(child, f"{name}.{key}".removeprefix("."))
     return leaves
 
 

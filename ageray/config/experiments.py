@@ -60,7 +60,7 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
 
 def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> ParsedConfig:
     """What `load` reads, with the places of all values. `tune` is allowed."""
-    content = None if base is None else base.model_dump(mode="json")
+    content = base.model_dump(mode="json") if base else None
     return ParsedConfig(*parse(Experiment, paths, overrides, content, "the given experiment"))
 
 
@@ -101,8 +101,9 @@ def json_schema() -> Schema:
 def _join_lines(node: Any) -> Any:
     if isinstance(node, dict):
         for key, value in node.items():
-            is_text = key == "description" and isinstance(value, str)
-            node[key] = " ".join(value.split()) if is_text else _join_lines(value)
+            node[key] = _join_lines(value)
+        if isinstance(node.get("description"), str):
+            node["description"] = " ".join(node["description"].split())
     elif isinstance(node, list):
         node[:] = map(_join_lines, node)
     return node

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,8 +41,10 @@ def parse(
     complete = True
     for order, path in enumerate(paths):
         file = _read_file(path, order, model, problems)
-        complete = complete and file is not None
-        for key, node in file.value.items() if file else ():
+        if file is None:
+            complete = False
+            continue
+        for key, node in file.value.items():
             if key in files:
                 text = f"is already in {files[key].place}; a top-level key belongs in one file"
                 problems.append(Problem(node.place, (key,), text))
@@ -78,10 +79,14 @@ def parse_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     `key=value` is an override, if the key has no slash and no leading dash. Another word that ends
     in `.yaml` or `.yml` is a file. Raises UserError that names every other word.
     """
-    overrides = [word for word in words if re.match(r"[^-=/\\][^=/\\]*=", word)]
-    others = [word for word in words if word not in overrides]
-    paths = [word for word in others if word.endswith((".yaml", ".yml"))]
-    wrong = [repr(word) for word in others if word not in paths]
+    paths, overrides, wrong = [], [], []
+    for word in words:
+        if re.match(r"[^-=/\\][^=/\\]*=", word):
+            overrides.append(word)
+        elif word.endswith((".yaml", ".yml")):
+            paths.append(word)
+        else:
+            wrong.append(repr(word))
     if wrong:
         raise UserError(f"{', '.join(wrong)}: neither a .yaml file nor key=value")
     return paths, overrides
@@ -95,24 +100,23 @@ def validate(model: type[Model], root: Node, problems: list[Problem]) -> Model:
         settings = model.model_validate_json(json.dumps(root.plain()), strict=True)
     except ValidationError as error:
         places = {problem[:2] for problem in problems}
-        details = _innermost(error.errors(include_url=False, include_input=False))
-        refused = [messages.explain(model, root, item) for item in details]
-        problems = problems + [problem for problem in refused if problem[:2] not in places]
+        for item in _innermost(error.errors(include_url=False, include_input=False)):
+            problem = messages.explain(model, root, item)
+            if problem[:2] not in places:
+                problems = [*problems, problem]
     if problems or settings is None:
         raise mistake(problems)
     return settings
 
 
 def _innermost(errors: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without errors of a list whose elements are wrong: pydantic does not count those
-    elements."""
-    locations = [error["loc"] for error in errors]
-
-    def is_inner(error: ErrorDetails) -> bool:
-        start = error["loc"]
-        return not any(other[: len(start)] == start and other != start for other in locations)
-
-    return list(filter(is_inner, errors))
+    """Without errors of a list whose elements are wrong: pydantic does not count those elements."""
+    holders = set()
+    for error in errors:
+        location = error["loc"]
+        for length in range(len(location)):
+            holders.add(location[:length])
+    return [error for error in errors if error["loc"] not in holders]
 
 
 def _read_file(path: str, order: int, model: type[BaseModel], problems: list[Problem]) -> Node | None:
@@ -124,9 +128,7 @@ def _read_file(path: str, order: int, model: type[BaseModel], problems: list[Pro
         problems.append(Problem(place._replace(line=line), (), "not UTF-8 text; save the file as UTF-8"))
     except FileNotFoundError:
         files = [file.name for file in Path(path).parent.glob("*.y*ml")]
-        near = get_close_matches(Path(path).name, files, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        problems.append(Problem(place, (), f"no such file{hint}"))
+        problems.append(Problem(place, (), f"no such file{messages.nearest(Path(path).name, files)}"))
     except OSError as error:
         problems.append(Problem(place, (), f"cannot be read: {error.strerror}"))
     else:
@@ -143,8 +145,9 @@ def _mapping(
     if node is not None and isinstance(node.value, dict):
         return node
     if len(problems) == count:
-        wrong = "is empty" if node is None else f"{messages.show(node.plain())} is not allowed"
+        wrong, place = "is empty", Place(order, 0, name)
+        if node is not None:
+            wrong, place = f"{messages.show(node.plain())} is not allowed", node.place
         remedy = f"write a mapping of {', '.join(model.model_fields)}"
-        place = Place(order, 0, name) if node is None else node.place
         problems.append(Problem(place, (), f"{wrong}; {remedy}"))
     return None

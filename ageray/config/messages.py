@@ -59,8 +59,10 @@ def inside(schemas: Iterable[Schema], key: str | int) -> list[Schema]:
     for member in members(schemas):
         if key in member.get("properties", {}):
             fields.append(member["properties"][key])
+        elif isinstance(key, int) and "prefixItems" in member:
+            fields += member["prefixItems"][key : key + 1]
         elif isinstance(key, int) and member.get("type") == "array":
-            fields += member["prefixItems"][key : key + 1] if "prefixItems" in member else [member["items"]]
+            fields.append(member["items"])
         elif isinstance(member.get("additionalProperties"), dict):
             fields.append(member["additionalProperties"])
     return fields
@@ -71,7 +73,10 @@ def members(schemas: Iterable[Schema]) -> list[Schema]:
     parts = []
     for node in schemas:
         alternatives = node.get("anyOf") or node.get("oneOf")
-        parts += members(alternatives) if alternatives else [node]
+        if alternatives:
+            parts += members(alternatives)
+        else:
+            parts.append(node)
     return parts
 
 
@@ -144,8 +149,9 @@ def _problem(root: Node, keys: Keys, text: str) -> Problem:
     """
     node = root.closest_node(keys)
     last = max(node.places(), key=lambda place: place.order)
-    place = last if node is not root and last.order > node.place.order else node.place
-    return Problem(place, keys, text)
+    if node is root or last.order <= node.place.order:
+        return Problem(node.place, keys, text)
+    return Problem(last, keys, text)
 
 
 def _key_of_another_choice(model: type[BaseModel], root: Node, keys: Keys, key: str | int) -> str | None:
@@ -168,13 +174,13 @@ def _key_of_another_choice(model: type[BaseModel], root: Node, keys: Keys, key: 
 def unknown_key(key: str | int, schemas: Iterable[Schema]) -> str:
     """What to say about a key that does not exist."""
     keys = names(schemas)
-    return f"unknown key{_nearest(key, keys)} (known: {', '.join(keys)})"
+    return f"unknown key{nearest(key, keys)} (known: {', '.join(keys)})"
 
 
 def wrong_value(value: Any, schemas: Iterable[Schema]) -> str:
     """What to say about a value that is not allowed."""
     options = _options(schemas)
-    hint = _nearest(value, options)
+    hint = nearest(value, options)
     if "text" in options and isinstance(value, int | float):
         hint = f"; as text it needs quotes: '{json.dumps(value)}'"
     return f"{show(value)} is not allowed{hint} (allowed: {_either(options)})"
@@ -182,13 +188,17 @@ def wrong_value(value: Any, schemas: Iterable[Schema]) -> str:
 
 def show(value: Any) -> str:
     """A value on one line of at most 60 characters."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = repr(value)
+    if not isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(word: Any, options: list[str]) -> str:
-    near = difflib.get_close_matches(word, options, n=1) if isinstance(word, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+def nearest(word: Any, options: list[str]) -> str:
+    """The hint at the option that was probably meant; empty if none is similar."""
+    for near in difflib.get_close_matches(str(word), options, n=1):
+        return f"; did you mean {near!r}?"
+    return ""
 
 
 def _either(options: list[str]) -> str:
@@ -205,7 +215,7 @@ def _options(schemas: Iterable[Schema]) -> list[str]:
 def _describe(node: Schema) -> list[str]:
     if "enum" in node or "const" in node:
         values = node.get("enum", [node.get("const")])
-        return [value if isinstance(value, str) else json.dumps(value) for value in values]
+        return [json.dumps(value).strip('"') for value in values]
     kind: str = node.get("type", "any value")
     if kind == "boolean":
         return ["true", "false"]
@@ -213,7 +223,7 @@ def _describe(node: Schema) -> list[str]:
         items = [_either(_options([item])) for item in node["prefixItems"]]
         return [f"a list of {len(items)}: {', '.join(items)}"]
     if kind == "array":
-        length = f" of at least {node['minItems']}" if "minItems" in node else ""
-        return [f"a list{length}, each {_either(_options([node['items']]))}"]
+        length = f" of at least {node['minItems']}, each" if "minItems" in node else ", each"
+        return [f"a list{length} {_either(_options([node['items']]))}"]
     limits = " and ".join(f"{phrase} {node[bound]:g}" for bound, phrase in _BOUNDS.items() if bound in node)
     return [", ".join(filter(None, [_TYPES.get(kind, kind), limits]))]

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     source: str
 
     def __str__(self) -> str:
-        return f"{self.source}:{self.line}" if self.line else self.source
+        return f"{self.source}:{self.line}".removesuffix(":0")
 
 
 class Problem(NamedTuple):
@@ -50,13 +50,15 @@ class Node:
         if isinstance(self.value, dict):
             return {key: child.plain() for key, child in self.value.items()}
         if isinstance(self.value, list):
-            return [child.plain() for child in self.value]
+            return list(map(Node.plain, self.value))
         return self.value
 
     def places(self) -> Iterator[Place]:
         """The places of this node and of all nodes below it."""
         yield self.place
-        children = self.value.values() if isinstance(self.value, dict) else self.value
+        children = self.value
+        if isinstance(self.value, dict):
+            children = self.value.values()
         if isinstance(self.value, dict | list):
             for child in children:
                 yield from child.places()
@@ -98,7 +100,10 @@ def wrap(value: Any, place: Place) -> Node:
 
 def dotted(keys: Keys) -> str:
     """`train.stages.0.epochs`. A key that would break the line is written with escapes."""
-    return ".".join(str(key) if str(key).isprintable() else repr(key) for key in keys)
+    words = []
+    for key in keys:
+        words.append(str(key) if str(key).isprintable() else repr(key))
+    return ".".join(words)
 
 
 def mistake(problems: list[Problem]) -> UserError:

@@ -20,7 +20,11 @@ class OverrideError(Exception):
 
 def parts(path: str) -> Keys:
     """The keys of a dotted path. Numbers are indices of lists."""
-    return tuple(int(part) if re.fullmatch("[0-9]{1,9}", part) else part for part in path.split("."))
+    return tuple(map(_key, path.split(".")))
+
+
+def _key(part: str) -> str | int:
+    return int(part) if re.fullmatch("[0-9]{1,9}", part) else part
 
 
 def override(root: Node, word: str, order: int, schema: Schema, problems: list[Problem]) -> None:
@@ -80,12 +84,12 @@ def _default(keys: Keys, place: Place, schema: Schema) -> dict[str, Node] | list
     """What an override of an unwritten key starts from: a list's default, else an empty
     mapping."""
     schemas = messages.at(schema, keys)
-    if all(member.get("type") != "array" for member in messages.members(schemas)):
+    if "array" not in {member.get("type") for member in messages.members(schemas)}:
         return {}
     defaults = [field.get("default") or [] for field in schemas]
-    if any(default != defaults[0] for default in defaults):  # the default differs between two models
+    if defaults.count(defaults[0]) < len(defaults):  # two models have different defaults
         raise OverrideError(keys, f"nothing is written there; give the whole list, {dotted(keys)}=[...]")
-    return [wrap(item, place) for item in defaults[0]]
+    return wrap(defaults[0], place).value  # type: ignore[no-any-return]
 
 
 def _remove(root: Node, keys: Keys) -> None:

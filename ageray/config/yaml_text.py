@@ -45,7 +45,8 @@ class YamlText:
         """The value of `text`, which belongs at `keys`; None if it is empty or not YAML."""
         try:
             raw = _Loader(text).get_single_node()
-            return None if raw is None else self._node(raw, keys, self._place(raw.start_mark))
+            if raw is not None:
+                return self._node(raw, keys, self._place(raw.start_mark))
         except yaml.MarkedYAMLError as error:
             self._invalid(error.problem_mark or error.context_mark, self._explain(error))
         except ReaderError as error:
@@ -67,7 +68,8 @@ class YamlText:
         kind = raw.tag.rsplit(":", 1)[1]
         if kind == "null" and not raw.value:
             self.problems.append(Problem(place, keys, _NO_VALUE))
-        return Node(_SCALARS[kind][1](raw.value) if kind in _SCALARS else raw.value, place)
+        construct = _SCALARS.get(kind, ("", str))[1]
+        return Node(construct(raw.value), place)
 
     def _entries(self, raw: yaml.MappingNode, keys: Keys) -> Iterator[tuple[str, Node]]:
         lines: dict[str, int] = {}
@@ -76,8 +78,10 @@ class YamlText:
             if not isinstance(key, yaml.ScalarNode):
                 self.problems.append(Problem(place, keys, "a key must be text, not a list or a mapping"))
             elif key.value in lines:
-                first = f" (the first is in line {lines[key.value]})" if self.has_lines else ""
-                self.problems.append(Problem(place, (*keys, key.value), f"key given twice{first}"))
+                text = "key given twice"
+                if self.has_lines:
+                    text += f" (the first is in line {lines[key.value]})"
+                self.problems.append(Problem(place, (*keys, key.value), text))
             else:
                 lines[key.value] = place.line
                 yield key.value, self._node(value, (*keys, key.value), place)
@@ -127,7 +131,9 @@ def _write_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
 
 def _write_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     # PyYAML writes these line breaks unchanged and reads them as \n, except between double quotes
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    style = None
+    if re.search("[\x85\u2028\u2029]", text):
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
