@@ -26,10 +26,12 @@ def scores_schema(posterior: bool) -> pa.Schema:
 class AgeFaces:
     """Gives the faces of a batch their ages. Holds the model."""
 
-    def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
+    def __init__(
+        self, model: str, threads: int = 0, posterior: bool = False, precision: str = "auto"
+    ) -> None:
         loaded = bundle.load(model)
         self._model = model
-        self._predictor = Predictor(loaded, threads=threads)
+        self._predictor = Predictor(loaded, threads=threads, precision=precision)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 
