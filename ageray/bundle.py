@@ -19,11 +19,14 @@ from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.distance import FeatureDistance
 from ageray.models.gallery import Gallery
 from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
+FEATURES = "features.safetensors"
+"""What the features of the faces of training are like, where the card's calibration has learnt `unusual`."""
 IN_RUN = "bundle"
 """Name of the bundle's folder within a run folder."""
 _ZOO = Path(__file__).parent / "zoo"
@@ -32,7 +35,7 @@ _ZOO = Path(__file__).parent / "zoo"
 @dataclass(frozen=True)
 class Bundle:
     """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from; `faces` are the bytes of
-    `gallery.safetensors`, None where there is none."""
+    `gallery.safetensors`, None where there is none; `features` those of `features.safetensors`."""
 
     uri: str
     experiment: Experiment
@@ -40,6 +43,7 @@ class Bundle:
     weights: bytes
     settings: str
     faces: bytes | None = None
+    features: bytes | None = None
 
     @property
     def identity(self) -> str:
@@ -47,6 +51,8 @@ class Bundle:
         parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
         if self.faces is not None:
             parts.append(self.card["gallery"]["sha256"])
+        if self.features is not None:
+            parts.append(self.card["features"]["sha256"])
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -79,6 +85,19 @@ class Bundle:
                 f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
             ) from None
 
+    def distance(self) -> FeatureDistance | None:
+        """How far faces lie from those of training, on CPU; None where nothing was learnt of it. Raises UserError if the file is broken."""
+        if self.features is None:
+            return None
+        try:
+            return FeatureDistance.from_tensors(load_safetensors(self.features))
+        except UserError as error:
+            raise UserError(f"{self.uri}: {error}") from None
+        except Exception as error:  # the library raises what its parser met
+            raise UserError(
+                f"{self.uri}: {FEATURES} is not a safetensors file ({' '.join(str(error).split())[:200]}); copy the bundle again"
+            ) from None
+
 
 def resolve(model: str) -> str:
     """The bundle's folder that MODEL names: `zoo:NAME`, a bundle, or a run folder. Raises UserError if there is none."""
@@ -107,7 +126,10 @@ def load(model: str) -> Bundle:
         raise UserError(
             f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; copy the bundle again or train it anew"
         )
-    return Bundle(folder, experiment, card, weights, settings, faces)
+    features = None
+    if isinstance(card.get("features"), dict):
+        features = _read_verified(folder, FEATURES, card["features"].get("sha256"))
+    return Bundle(folder, experiment, card, weights, settings, faces, features)
 
 
 def _read_verified(folder: str, name: str, expected: Any) -> bytes:
@@ -150,6 +172,14 @@ def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str
 def write_card(folder: str, card: dict[str, Any]) -> None:
     """Replaces a bundle's card, as when metrics or a calibration become known."""
     storage.write_text(storage.join(folder, CARD), json.dumps(card, indent=1) + "\n")
+
+
+def add_distance(folder: str, card: dict[str, Any], distance: FeatureDistance) -> dict[str, Any]:
+    """Writes the file FEATURES into a bundle and returns its card with the file's hash; `write_card` must follow."""
+    tensors = {name: _stored(tensor) for name, tensor in distance.tensors().items()}
+    content = save_safetensors(tensors)
+    storage.write_bytes(storage.join(folder, FEATURES), content)
+    return card | {"features": {"rank": int(distance.basis.shape[1]), "sha256": hashlib.sha256(content).hexdigest()}}
 
 
 def _stored(tensor: Tensor) -> Tensor:

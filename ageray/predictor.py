@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
-from ageray.calibration import TAILS
+from ageray.calibration import LIMITS, TAILS, shares_above
 from ageray.data.batches import to_tensors
+from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
 from ageray.models.posterior import classifier_posteriors, embeddings, predict
 
@@ -22,7 +23,11 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True)
 class Ages:
     """`age`, `low`, `high` (B,) in years, low and high the 90 % interval; `posterior` (B, K) before calibration; `decoded` (B, 3): age and the
-    5 % and 95 % quantiles before calibration.
+    5 % and 95 % quantiles before calibration; `over` (B, L), probability of being of each of `calibration.LIMITS` or older.
+
+    (B,) each, None where the model's card has not learnt them: `quality` of the picture, 0 to 1; `unusual`, distance from the faces of
+    training, above 1 is unusual; `widening`, the factor that they widen the interval by. `measures` (B, M) and `distance` (B,) are what
+    they come from.
 
     Of a model with a gallery also (B,) each: `female`, the share of women among the nearest faces (None where the gallery knows no gender),
     `neighbours`, how many ages were averaged, and `own`, how many of the nearest are of the face's own subject; see `Prediction`."""
@@ -32,6 +37,12 @@ class Ages:
     high: Array
     posterior: Array
     decoded: Array
+    over: Array
+    quality: Array | None = None
+    unusual: Array | None = None
+    widening: Array | None = None
+    measures: Array | None = None
+    distance: Array | None = None
     female: Array | None = None
     neighbours: Array | None = None
     own: Array | None = None
@@ -55,6 +66,8 @@ class Predictor:
         self._gallery = None if gallery is None else gallery.to(self.device)
         self._bins = bins(bundle.experiment.model).to(self.device)
         self._calibration = bundle.calibration
+        distance = bundle.distance()
+        self._distance = None if distance is None else distance.to(self.device)
 
     @torch.inference_mode()
     def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None) -> Ages:
@@ -65,20 +78,32 @@ class Predictor:
         with `decode.gallery.exclude_subject`, left out."""
         config = self.bundle.experiment
         if len(canvas) == 0:
-            none = np.zeros(0, np.float32)
-            return Ages(none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32))
+            return self._nobody()
         batch = self._batch(canvas, points, box)
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
-        said = predict(self._network, batch, config, self._autocast, self._gallery)
+        said = predict(self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None)
         probabilities = said.posterior
         age = decode(probabilities, config.model)
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
-        calibrated = self._calibration.apply(decoded[:, 0], decoded[:, 1], decoded[:, 2])
-        years, low, high = (ages.astype(np.float32) for ages in calibrated)
+        posterior = probabilities.cpu().numpy()
+        share = shares_above(posterior, self._bins.cpu().numpy(), self._calibration.scale, self._calibration.shift)
+        measures = None if said.measures is None else said.measures.cpu().numpy()
+        distance = None
+        if self._distance is not None and said.embedding is not None:
+            distance = self._distance(said.embedding).cpu().numpy()
+        answers = self._calibration.answers(decoded, share, measures, MEASURES, distance)
         about = [None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own)]
-        return Ages(years, low, high, probabilities.cpu().numpy(), decoded, *about)
+        pictures = (answers.quality, answers.unusual, answers.widening, measures, distance)
+        return Ages(answers.age, answers.low, answers.high, posterior, decoded, answers.over, *pictures, *about)
+
+    def _nobody(self) -> Ages:
+        none, bins_count = np.zeros(0, np.float32), len(self._bins)
+        learnt = None if self._distance is None else none
+        measures = None if self._distance is None else np.zeros((0, len(MEASURES)), np.float32)
+        tables = [np.zeros((0, width), np.float32) for width in (bins_count, 3, len(LIMITS))]
+        return Ages(none, none, none, *tables, learnt, learnt, learnt, measures, learnt)
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""

@@ -3,7 +3,7 @@ predictor, so that what was selected is what is served. Shape letters: B faces, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ageray.experiment import Experiment
 from ageray.experiment.model import ClassifierBase, ModelBase
 from ageray.experiment.model import Gallery as Settings
-from ageray.faces import geometry
+from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
@@ -25,26 +25,36 @@ _LABELS = ("age", "gender", "subject")
 class Prediction:
     """`posterior` (B, K) float32. From a gallery alone: `female` (B,), the share of women among the neighbours (None where the gallery knows no
     gender), `neighbours` (B,), how many ages were averaged, and `own` (B,), how many of the M nearest are of the face's own subject. With the
-    mirror image these are means over both."""
+    mirror image these are means over both. Where they were asked for: `embedding` (B, D) of the face as it is, and its picture's `measures`
+    (B, M), see `ageray.faces.quality`; float32."""
 
     posterior: Tensor
     female: Tensor | None = None
     neighbours: Tensor | None = None
     own: Tensor | None = None
+    embedding: Tensor | None = None
+    measures: Tensor | None = None
 
 
-def predict(network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None) -> Prediction:
+def predict(
+    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None, measured: bool = False
+) -> Prediction:
     """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
 
     With `decode.flip` the mean of the face's posterior and its mirror image's (DHAA, section 4.2). With `decode.method: gallery` the posterior
     is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which of them are the face's own. The network must be in
-    eval mode.
+    eval mode. measured: adds `embedding` and `measures`.
     """
-    outputs = [_outputs(network, each, autocast) for each in views(batch, config, config.model.decode.flip)]
+    faces = views(batch, config, config.model.decode.flip, measured)
+    outputs = [_outputs(network, each, autocast) for each in faces]
     if config.model.decode.method != "gallery":
-        return Prediction(_mean([classifier_posterior(each) for each in outputs]))
-    assert gallery is not None
-    return _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
+        prediction = Prediction(_mean([classifier_posterior(each) for each in outputs]))
+    else:
+        assert gallery is not None
+        prediction = _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
+    if not measured:
+        return prediction
+    return replace(prediction, embedding=outputs[0]["embedding"].float(), measures=faces[0]["measures"])
 
 
 def posterior(network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None) -> Tensor:
@@ -74,18 +84,21 @@ def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast:
     return labels | {name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")}
 
 
-def _view(batch: Batch, config: Experiment) -> Batch:
+def _view(batch: Batch, config: Experiment, measured: bool = False) -> Batch:
     if "features" in batch:
         return {"face": batch["features"][:, 0]}
-    faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
-    faces = standardize(faces, config.align).contiguous(memory_format=torch.channels_last)
-    return {"face": faces, "points": points}
+    aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
+    faces = standardize(aligned, config.align).contiguous(memory_format=torch.channels_last)
+    view = {"face": faces, "points": points}
+    if measured:
+        view["measures"] = quality.measure(aligned, points, batch["points"], batch["box"], config.align)
+    return view
 
 
-def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
+def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = False) -> list[Batch]:
     """The faces as the network takes them and, where asked for, their mirror images. A batch may instead hold `features` (B, 2, D) of both, for a
     network whose body was taken away (`ageray.train.frozen`)."""
-    view = _view(batch, config)
+    view = _view(batch, config, measured)
     if not mirrored:
         return [view]
     if "features" in batch:

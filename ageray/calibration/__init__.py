@@ -1,0 +1,22 @@
+"""What is learnt after training from faces whose ages are known: a line, intervals, how hard a face is, age checks."""
+
+from ageray.calibration.age_checks import LIMITS, AgeChecks, shares_above
+from ageray.calibration.difficulty import Difficulty
+from ageray.calibration.intervals import Intervals
+from ageray.calibration.line import LEVEL, TAILS, Answers, Calibration, fit
+from ageray.calibration.mixture import CalibrationSet, fit_mixture
+
+__all__ = [
+    "LEVEL",
+    "LIMITS",
+    "TAILS",
+    "AgeChecks",
+    "Answers",
+    "Calibration",
+    "CalibrationSet",
+    "Difficulty",
+    "Intervals",
+    "fit",
+    "fit_mixture",
+    "shares_above",
+]

@@ -1,0 +1,149 @@
+"""How much larger than usual a face's error is expected to be: by its picture, and by its distance from the faces of training.
+
+Learnt from faces whose ages are known, good pictures and degraded copies of them, on several sets. Shape letters:
+N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+
+Floats = NDArray[np.float64]
+
+UNUSUAL_SHARE = 0.99
+"""`unusual` is 1 at this quantile of the distances of ordinary calibration faces."""
+
+_KNOTS = ((0.25, -1.0), (0.75, 1.0))
+"""A hinge begins at this quantile of ordinary faces and rises to this side."""
+_SHRINK = 2e-3  # of the squared weights: a measure that tells nothing gets none
+_LARGEST = 4.0
+"""Bound of the expected error over the usual one: beyond it nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Hinge:
+    """Adds weight * max(0, side * (measure - knot)) to the logarithm of the expected error."""
+
+    measure: str
+    side: float
+    knot: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Expected error of a face over that of an ordinary one: photo * strangeness, each at least 1, their product at most `largest`.
+
+    photo         exp(sum of `hinges`), from the measures of the picture
+    strangeness   exp(slope * max(0, unusual - knot)), from the distance in feature space over `reference`
+    """
+
+    hinges: tuple[Hinge, ...]
+    reference: float
+    knot: float
+    slope: float
+    largest: float = _LARGEST
+
+    def quality(self, measures_NM: Floats, names: Sequence[str]) -> Floats:
+        """1 / photo, (N,): 1 for an ordinary picture or a better one, 0.5 where the picture doubles the expected error."""
+        logarithm_N = np.zeros(len(measures_NM))
+        for hinge in self.hinges:
+            column_N = measures_NM[:, names.index(hinge.measure)]
+            logarithm_N += hinge.weight * np.maximum(0, hinge.side * (column_N - hinge.knot))
+        return np.asarray(np.exp(-logarithm_N), np.float64)
+
+    def unusual(self, distance_N: Floats) -> Floats:
+        """Distance from the faces of training over that of the 99th ordinary face in a hundred, (N,): above 1 is unusual."""
+        return np.asarray(distance_N / self.reference, np.float64)
+
+    def widening(self, quality_N: Floats, unusual_N: Floats) -> Floats:
+        """The factor by which intervals are widened, 1 to `largest`: (N,)."""
+        strangeness_N = np.exp(self.slope * np.maximum(0, unusual_N - self.knot))
+        return np.asarray(np.clip(strangeness_N / quality_N, 1, self.largest), np.float64)
+
+    def to_card(self) -> dict[str, Any]:
+        """For a bundle's card."""
+        return {
+            "quality": [[hinge.measure, hinge.side, hinge.knot, hinge.weight] for hinge in self.hinges],
+            "unusual": {"reference": self.reference, "knot": self.knot, "slope": self.slope},
+            "largest": self.largest,
+        }
+
+    @classmethod
+    def from_card(cls, card: dict[str, Any] | None) -> Difficulty | None:
+        """From a bundle's card; None where it has none."""
+        if not card:
+            return None
+        hinges = tuple(Hinge(str(name), *(float(number) for number in rest)) for name, *rest in card["quality"])
+        about = card["unusual"]
+        return cls(hinges, float(about["reference"]), float(about["knot"]), float(about["slope"]), float(card["largest"]))
+
+
+def fit_difficulty(
+    errors_N: Floats,
+    measures_NM: Floats,
+    names: Sequence[str],
+    distance_N: Floats,
+    weight_N: Floats,
+    ordinary_N: NDArray[np.bool_],
+) -> Difficulty:
+    """Fits the weights of the hinges and the slope, all at least 0, by an exponential quasi-likelihood of the errors.
+
+    errors_N: |error| over the half width that the posterior gives, at least 0. ordinary_N: pictures that are not
+    degraded; knots and the reference distance are theirs. weight_N: of each face, so that sets and degradations count
+    alike. Hinges without weight are left out.
+    """
+    reference = max(float(_quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
+    unusual_N = distance_N / reference
+    columns, places = [], []
+    for number, name in enumerate(names):
+        column_N = measures_NM[:, number]
+        for share, side in _KNOTS:
+            knot = float(_quantile(column_N[ordinary_N], weight_N[ordinary_N], share))
+            columns.append(np.maximum(0, side * (column_N - knot)))
+            places.append((name, side, knot))
+    knot = float(_quantile(unusual_N[ordinary_N], weight_N[ordinary_N], 0.5))
+    columns.append(np.maximum(0, unusual_N - knot))
+    slopes_NH = np.stack(columns, -1)
+    scale_H = np.sqrt((weight_N[:, None] * slopes_NH**2).sum(0) / weight_N.sum())
+    used_H = scale_H > 1e-6
+    scaled_NH = slopes_NH / np.where(used_H, scale_H, 1) * used_H
+    weights_H = _exponential_fit(errors_N, scaled_NH, weight_N / weight_N.sum())
+    weights_H = np.where(used_H, weights_H / np.where(used_H, scale_H, 1), 0)
+    hinges = []
+    for (name, side, place), weight in zip(places, weights_H[:-1], strict=True):
+        if weight > 1e-3:
+            hinges.append(Hinge(name, side, place, round(float(weight), 4)))
+    return Difficulty(tuple(hinges), reference, knot, round(float(weights_H[-1]), 4))
+
+
+def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> Floats:
+    """Minimises mean(e / m + log m) + shrinkage with m = exp(intercept + slopes w), w >= 0: the maximum likelihood of exponential
+    errors with mean m, and consistent for any distribution with that mean."""
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        logarithm_N = parameters[0] + slopes_NH @ parameters[1:]
+        ratio_N = errors_N * np.exp(-logarithm_N)
+        slope_N = weight_N * (1 - ratio_N)
+        value = float((weight_N * (ratio_N + logarithm_N)).sum()) + _SHRINK * float((parameters[1:] ** 2).sum())
+        gradient = np.concatenate([[slope_N.sum()], slopes_NH.T @ slope_N + 2 * _SHRINK * parameters[1:]])
+        return value, gradient
+
+    start = np.zeros(slopes_NH.shape[1] + 1)
+    start[0] = np.log(max(float((weight_N * errors_N).sum()), 1e-6))
+    bounds = [(None, None)] + [(0.0, 3.0)] * slopes_NH.shape[1]
+    return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[1:], np.float64)
+
+
+def _quantile(values_N: Floats, weight_N: Floats, share: float) -> float:
+    """Weighted quantile: the smallest value with at least this share of the weight at or below it."""
+    order = np.argsort(values_N, kind="stable")
+    cumulative = np.cumsum(weight_N[order])
+    place = int(np.searchsorted(cumulative, share * cumulative[-1] - 1e-12))
+    return float(values_N[order][min(place, len(values_N) - 1)])
