@@ -94,16 +94,30 @@ class Predictor:
         if self._distance is not None and said.embedding is not None:
             distance = self._distance(said.embedding).cpu().numpy()
         answers = self._calibration.answers(decoded, share, measures, MEASURES, distance)
-        about = [None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own)]
-        pictures = (answers.quality, answers.unusual, answers.widening, measures, distance)
-        return Ages(answers.age, answers.low, answers.high, posterior, decoded, answers.over, *pictures, *about)
+        female, neighbours, own = (None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own))
+        return Ages(
+            answers.age,
+            answers.low,
+            answers.high,
+            posterior,
+            decoded,
+            answers.over,
+            quality=answers.quality,
+            unusual=answers.unusual,
+            widening=answers.widening,
+            measures=measures,
+            distance=distance,
+            female=female,
+            neighbours=neighbours,
+            own=own,
+        )
 
     def _nobody(self) -> Ages:
         none, bins_count = np.zeros(0, np.float32), len(self._bins)
         learnt = None if self._distance is None else none
         measures = None if self._distance is None else np.zeros((0, len(MEASURES)), np.float32)
         tables = [np.zeros((0, width), np.float32) for width in (bins_count, 3, len(LIMITS))]
-        return Ages(none, none, none, *tables, learnt, learnt, learnt, measures, learnt)
+        return Ages(none, none, none, *tables, learnt, learnt, learnt, measures, learnt)  # type: ignore[call-arg]
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 LIMITS = (18, 25)
 """Ages in completed years that are asked about: columns `over_18`, `over_25`."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 UNUSUAL_SHARE = 0.99
 """`unusual` is 1 at this quantile of the distances of ordinary calibration faces."""
@@ -99,16 +99,16 @@ def fit_difficulty(
     degraded; knots and the reference distance are theirs. weight_N: of each face, so that sets and degradations count
     alike. Hinges without weight are left out.
     """
-    reference = max(float(_quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
+    reference = max(float(quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
     unusual_N = distance_N / reference
     columns, places = [], []
     for number, name in enumerate(names):
         column_N = measures_NM[:, number]
         for share, side in _KNOTS:
-            knot = float(_quantile(column_N[ordinary_N], weight_N[ordinary_N], share))
+            knot = float(quantile(column_N[ordinary_N], weight_N[ordinary_N], share))
             columns.append(np.maximum(0, side * (column_N - knot)))
             places.append((name, side, knot))
-    knot = float(_quantile(unusual_N[ordinary_N], weight_N[ordinary_N], 0.5))
+    knot = float(quantile(unusual_N[ordinary_N], weight_N[ordinary_N], 0.5))
     columns.append(np.maximum(0, unusual_N - knot))
     slopes_NH = np.stack(columns, -1)
     scale_H = np.sqrt((weight_N[:, None] * slopes_NH**2).sum(0) / weight_N.sum())
@@ -141,7 +141,7 @@ def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> F
     return np.asarray(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x[1:], np.float64)
 
 
-def _quantile(values_N: Floats, weight_N: Floats, share: float) -> float:
+def quantile(values_N: Floats, weight_N: Floats, share: float) -> float:
     """Weighted quantile: the smallest value with at least this share of the weight at or below it."""
     order = np.argsort(values_N, kind="stable")
     cumulative = np.cumsum(weight_N[order])

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.calibration.difficulty import _quantile
+from ageray.calibration.difficulty import quantile
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 LEAST_REACH = 1.0
 """Years that a posterior's quantile lies from its age at least, before multiplying."""
@@ -107,7 +107,7 @@ def _conformal(score_N: Floats, weight_N: Floats, share: float) -> float:
     count = _count(weight_N)
     if count == 0:
         return 1.0
-    return max(_quantile(score_N, weight_N, min(share * (1 + 1 / count), 1.0)), 0.1)
+    return max(quantile(score_N, weight_N, min(share * (1 + 1 / count), 1.0)), 0.1)
 
 
 def _middles(edges: Sequence[float]) -> Floats:

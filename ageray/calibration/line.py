@@ -18,7 +18,7 @@ from ageray.calibration.age_checks import AgeChecks
 from ageray.calibration.difficulty import Difficulty
 from ageray.calibration.intervals import Intervals
 
-Ages = NDArray[np.float32]
+Ages = NDArray[np.floating[Any]]
 
 LEVEL = 0.9
 """Share of faces that an interval is meant to cover."""
@@ -81,15 +81,18 @@ class Calibration:
         decoded: age and the posterior's 5 % and 95 % quantiles, (N, 3). share: `shares_above` of the posteriors, (N, L).
         measures (N, M) with their `names`, and distance (N,), are needed where the model has `difficulty`.
         """
-        quality = unusual = None
-        widening = np.ones(len(decoded_N3))
+        quality: Ages | None = None
+        unusual: Ages | None = None
+        widening: Ages = np.ones(len(decoded_N3))
         if self.difficulty is not None and measures_NM is not None and distance_N is not None:
             quality = self.difficulty.quality(measures_NM.astype(np.float64), names)
             unusual = self.difficulty.unusual(distance_N.astype(np.float64))
             widening = self.difficulty.widening(quality, unusual)
         age, low, high = self.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening)
-        columns = (age, low, high, quality, unusual, widening, self.checks.apply(share_NL, widening))
-        return Answers(*(None if column is None else column.astype(np.float32) for column in columns))  # type: ignore[arg-type]
+        over = self.checks.apply(share_NL, widening)
+        age, low, high, widening, over = (column.astype(np.float32) for column in (age, low, high, widening, over))
+        quality, unusual = (None if column is None else column.astype(np.float32) for column in (quality, unusual))
+        return Answers(age, low, high, quality, unusual, widening, over)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.calibration.age_checks import fit_age_checks
-from ageray.calibration.difficulty import Difficulty, fit_difficulty
+from ageray.calibration.age_checks import fit_age_checks, shares_above
+from ageray.calibration.difficulty import Difficulty, fit_difficulty, quantile
 from ageray.calibration.intervals import fit_intervals, reaches
 from ageray.calibration.line import LEVEL, Calibration, fit_line
 from ageray.errors import UserError
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 _MOST = 2.0  # the factor by which intervals are widened at most for the sake of sets that were left out
 
 
@@ -86,15 +86,14 @@ def _fit(
     level: float,
     line: tuple[float, float] | None,
 ) -> Calibration:
-    from ageray.calibration.age_checks import shares_above
-
     true_N = np.concatenate([each.true for each in sets])
     decoded_N3 = np.concatenate([each.decoded for each in sets])
     ordinary_N = np.concatenate([each.ordinary for each in sets])
     weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])
     scale, shift = line or fit_line(decoded_N3[ordinary_N, 0], true_N[ordinary_N], weight_N[ordinary_N])
-    age_N, low_N, high_N = Calibration(scale, shift).apply(*decoded_N3.T)
-    difficulty, widening_N = None, np.ones(len(true_N))
+    age_N, low_N, high_N = Calibration(scale, shift).apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2])
+    difficulty: Difficulty | None = None
+    widening_N: Floats = np.ones(len(true_N))
     if all(each.measures is not None and each.distance is not None for each in sets):
         difficulty, widening_N = _difficulty(sets, names, true_N, (age_N, low_N, high_N))
     use = ordinary_N
@@ -126,11 +125,13 @@ def _difficulty(
 def _ends(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) -> tuple[Floats, ...]:
     """True age, age, low and high of a set's good pictures."""
     use = each.ordinary
-    widening_N = np.ones(int(use.sum()))
+    widening_N: Floats = np.ones(int(use.sum()))
     if calibration.difficulty is not None and each.measures is not None and each.distance is not None:
         quality_N = calibration.difficulty.quality(each.measures[use], names)
         widening_N = calibration.difficulty.widening(quality_N, calibration.difficulty.unusual(each.distance[use]))
-    return each.true[use], *calibration.apply(*each.decoded[use].T, widening_N)
+    decoded_N3 = each.decoded[use]
+    ends = calibration.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening_N)
+    return each.true[use], *ends
 
 
 def _coverage(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) -> dict[str, float]:
@@ -150,6 +151,4 @@ def _factor(parts: Sequence[tuple[CalibrationSet, Calibration]], names: Sequence
         reach_N = np.where(true_N < age_N, age_N - low_N, high_N - age_N)
         needed.append(np.abs(true_N - age_N) / np.maximum(reach_N, 1e-9))
         weights.append(np.full(len(true_N), 1 / len(true_N)))
-    from ageray.calibration.difficulty import _quantile
-
-    return float(np.clip(_quantile(np.concatenate(needed), np.concatenate(weights), level), 1.0, _MOST))
+    return float(np.clip(quantile(np.concatenate(needed), np.concatenate(weights), level), 1.0, _MOST))
