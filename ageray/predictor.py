@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
 from ageray.calibration import LIMITS, TAILS, shares_above
-from ageray.data.batches import to_tensors
+from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
-from ageray.models.posterior import classifier_posteriors, embeddings, predict
+from ageray.models.inference import classifier_posteriors, embeddings, predict
 
 Array = NDArray[np.float32]
 
@@ -26,8 +26,8 @@ class Ages:
     5 % and 95 % quantiles before calibration; `over` (B, L), probability of being of each of `calibration.LIMITS` or older.
 
     (B,) each, None where the model's card has not learnt them: `quality` of the picture, 0 to 1; `unusual`, distance from the faces of
-    training, above 1 is unusual; `widening`, the factor that they widen the interval by. `measures` (B, M) and `distance` (B,) are what
-    they come from.
+    training, above 1 is unusual; `widening`, the factor that they widen the interval by; `refused`, bool, faces whose expected error is more
+    than an interval can say. `measures` (B, M) and `distance` (B,) are what they come from.
 
     Of a model with a gallery also (B,) each: `female`, the share of women among the nearest faces (None where the gallery knows no gender),
     `neighbours`, how many ages were averaged, and `own`, how many of the nearest are of the face's own subject; see `Prediction`."""
@@ -41,6 +41,7 @@ class Ages:
     quality: Array | None = None
     unusual: Array | None = None
     widening: Array | None = None
+    refused: NDArray[np.bool_] | None = None
     measures: Array | None = None
     distance: Array | None = None
     female: Array | None = None
@@ -51,12 +52,16 @@ class Ages:
 class Predictor:
     """A network on its device, ready for batches."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto"
+    ) -> None:
         """device: `auto` takes a GPU where there is one. threads: of this process's CPU operations, 0 for all cores. precision: `float32`,
         `bf16`, or `auto`: bf16 where the model was trained with it and the hardware has instructions for it (ages differ by about 0.05
         years from float32's)."""
         self.bundle = bundle
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
         if self.device.type == "cpu":
             torch.set_num_threads(threads or os.cpu_count() or 1)
         wanted = bundle.experiment.train.precision if precision == "auto" else precision
@@ -70,9 +75,11 @@ class Predictor:
         self._distance = None if distance is None else distance.to(self.device)
 
     @torch.inference_mode()
-    def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None) -> Ages:
+    def predict(
+        self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None
+    ) -> Ages:
         """Ages of B faces: canvases uint8 (B, C, C, 3) with points (B, 5, 2) and boxes (B, 4) in canvas pixels, as
-        `ageray.data.batches.face_canvases` makes them.
+        `ageray.faces.canvases.face_canvases` makes them.
 
         subject: (B,) as `ageray.data.stream.subject_number` makes them, 0 unknown. A gallery's faces of the same subject are counted and,
         with `decode.gallery.exclude_subject`, left out."""
@@ -82,19 +89,26 @@ class Predictor:
         batch = self._batch(canvas, points, box)
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
-        said = predict(self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None)
+        said = predict(
+            self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None
+        )
         probabilities = said.posterior
         age = decode(probabilities, config.model)
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
         posterior = probabilities.cpu().numpy()
-        share = shares_above(posterior, self._bins.cpu().numpy(), self._calibration.scale, self._calibration.shift)
+        share = shares_above(
+            posterior, self._bins.cpu().numpy(), self._calibration.scale, self._calibration.shift
+        )
         measures = None if said.measures is None else said.measures.cpu().numpy()
         distance = None
         if self._distance is not None and said.embedding is not None:
             distance = self._distance(said.embedding).cpu().numpy()
         answers = self._calibration.answers(decoded, share, measures, MEASURES, distance)
-        female, neighbours, own = (None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own))
+        female, neighbours, own = (
+            None if column is None else column.float().cpu().numpy()
+            for column in (said.female, said.neighbours, said.own)
+        )
         return Ages(
             answers.age,
             answers.low,
@@ -105,6 +119,7 @@ class Predictor:
             quality=answers.quality,
             unusual=answers.unusual,
             widening=answers.widening,
+            refused=answers.refused,
             measures=measures,
             distance=distance,
             female=female,
@@ -113,11 +128,20 @@ class Predictor:
         )
 
     def _nobody(self) -> Ages:
-        none, bins_count = np.zeros(0, np.float32), len(self._bins)
-        learnt = None if self._distance is None else none
-        measures = None if self._distance is None else np.zeros((0, len(MEASURES)), np.float32)
-        tables = [np.zeros((0, width), np.float32) for width in (bins_count, 3, len(LIMITS))]
-        return Ages(none, none, none, *tables, learnt, learnt, learnt, measures, learnt)  # type: ignore[call-arg]
+        none = np.zeros(0, np.float32)
+        posterior, decoded, over = (
+            np.zeros((0, width), np.float32) for width in (len(self._bins), 3, len(LIMITS))
+        )
+        empty = Ages(none, none, none, posterior, decoded, over, widening=none + 1, refused=np.zeros(0, bool))
+        if self._distance is None:
+            return empty
+        return replace(
+            empty,
+            quality=none,
+            unusual=none,
+            measures=np.zeros((0, len(MEASURES)), np.float32),
+            distance=none,
+        )
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
@@ -136,7 +160,11 @@ class Predictor:
             return np.zeros((0, len(self.classifier_names)), np.float32)
         config = self.bundle.experiment
         said = classifier_posteriors(self._network, self._batch(canvas, points, box), config, self._autocast)
-        return torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1).cpu().numpy()
+        return (
+            torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1)
+            .cpu()
+            .numpy()
+        )
 
     @property
     def has_embedding(self) -> bool:
@@ -150,7 +178,11 @@ class Predictor:
         return embeddings(self._network, batch, self.bundle.experiment, self._autocast).cpu().numpy()
 
     def _batch(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> dict[str, torch.Tensor]:
-        columns = {"canvas": np.ascontiguousarray(canvas), "points": points.astype(np.float32), "box": box.astype(np.float32)}
+        columns = {
+            "canvas": np.ascontiguousarray(canvas),
+            "points": points.astype(np.float32),
+            "box": box.astype(np.float32),
+        }
         return to_tensors(columns, self.device)
 
 

@@ -39,13 +39,23 @@ SCORES = pa.schema(
         pa.field("age_low", pa.float32()),
         pa.field("age_high", pa.float32()),
         pa.field("error", pa.string()),
+        pa.field("quality", pa.float32()),
+        pa.field("unusual", pa.float32()),
+        pa.field("over_18", pa.float32()),
+        pa.field("over_25", pa.float32()),
     ]
 )
+
+OF_THE_MODEL = ("age", "age_low", "age_high", "quality", "unusual", "over_18", "over_25")
+"""Columns of SCORES that the model fills; the others come from the detector."""
 
 POSTERIOR = pa.field("posterior", pa.list_(pa.float32()))
 
 NO_FACE = "no face found"
 """The `error` of a photo in which the detector found nothing; `face` is -1 there."""
+
+UNSURE = "unsure"
+"""What the `error` of a face begins with whose age would be a guess; its age and interval are null."""
 
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
@@ -58,15 +68,21 @@ def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names:
             if not field.nullable:
-                raise ValueError(f"{name}: column '{field.name}' is missing; it has {', '.join(table.column_names)}")
+                raise ValueError(
+                    f"{name}: column '{field.name}' is missing; it has {', '.join(table.column_names)}"
+                )
             columns.append(pa.nulls(table.num_rows, field.type))
             continue
         column = table.column(field.name)
         try:
             column = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{name}: column '{field.name}' is {column.type}, not {field.type}: {error}") from None
+            raise ValueError(
+                f"{name}: column '{field.name}' is {column.type}, not {field.type}: {error}"
+            ) from None
         if not field.nullable and column.null_count:
-            raise ValueError(f"{name}: column '{field.name}' has {column.null_count} empty values; every row needs one")
+            raise ValueError(
+                f"{name}: column '{field.name}' has {column.null_count} empty values; every row needs one"
+            )
         columns.append(column)
     return pa.table(columns, schema=schema)

@@ -1,4 +1,5 @@
-"""What is learnt after training from faces whose ages are known: a line, intervals, how hard a face is, age checks."""
+"""What is learnt after training from faces whose ages are known: a line, intervals, how hard a face
+is, age checks."""
 
 from ageray.calibration.age_checks import LIMITS, AgeChecks, shares_above
 from ageray.calibration.difficulty import Difficulty

@@ -1,7 +1,8 @@
-"""The probability that a person is of an age or over: the posterior's share above it, calibrated by logistic regression.
+"""The probability that a person is of an age or over: the posterior's share above it, calibrated by
+logistic regression.
 
-Platt's method (1999) on the logit of the share, so that of the faces with 0.9 nine in ten are of age on the calibration
-sets. Shape letters: N faces, K age bins, L limits.
+Platt's method (1999) on the logit of the share, so that of the faces with 0.9 nine in ten are of
+age on the calibration sets. Shape letters: N faces, K age bins, L limits.
 """
 
 from __future__ import annotations
@@ -23,20 +24,25 @@ _LEAST = 1e-4  # of a share, before its logit is taken
 
 @dataclass(frozen=True)
 class AgeChecks:
-    """Of each of LIMITS a slope and an intercept: probability = sigmoid((slope * logit(share) + intercept) / widening)."""
+    """Of each of LIMITS a slope and an intercept: probability = sigmoid((slope * logit(share) +
+    intercept) / widening)."""
 
     slopes: tuple[float, ...] = (1.0,) * len(LIMITS)
     intercepts: tuple[float, ...] = (0.0,) * len(LIMITS)
 
     def apply(self, share_NL: Floats, widening_N: Floats) -> Floats:
-        """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`: a hard face is less certain."""
+        """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`: a
+        hard face is less certain."""
         logit_NL = np.asarray(self.slopes) * _logit(share_NL) + np.asarray(self.intercepts)
         return np.asarray(expit(logit_NL / widening_N[:, None]), np.float64)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
         pairs = zip(LIMITS, self.slopes, self.intercepts, strict=True)
-        return {str(limit): {"slope": round(slope, 4), "intercept": round(shift, 4)} for limit, slope, shift in pairs}
+        return {
+            str(limit): {"slope": round(slope, 4), "intercept": round(shift, 4)}
+            for limit, slope, shift in pairs
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> AgeChecks:
@@ -48,10 +54,11 @@ class AgeChecks:
 
 
 def shares_above(posterior_NK: NDArray[Any], bins_K: NDArray[Any], scale: float, shift: float) -> Floats:
-    """Share of each posterior at LIMITS and above: (N, L). The posterior goes through the line scale * bin + shift.
+    """Share of each posterior at LIMITS and above: (N, L). The posterior goes through the line
+    scale * bin + shift.
 
-    A person of 18 completed years has the label 18, whose bin reaches from 17.5 to 18.5: the share counts from 17.5 on.
-    A bin's probability is spread evenly over its year.
+    A person of 18 completed years has the label 18, whose bin reaches from 17.5 to 18.5: the share
+    counts from 17.5 on. A bin's probability is spread evenly over its year.
     """
     shares = []
     for limit in LIMITS:
@@ -62,7 +69,7 @@ def shares_above(posterior_NK: NDArray[Any], bins_K: NDArray[Any], scale: float,
 
 
 def fit_age_checks(true_N: Floats, share_NL: Floats, widening_N: Floats, weight_N: Floats) -> AgeChecks:
-    """Fits slope and intercept of each limit by weighted maximum likelihood; slopes stay above 0.2."""
+    """Fits slope and intercept by weighted maximum likelihood; slopes are 0.2 or more."""
     slopes, intercepts = [], []
     for number, limit in enumerate(LIMITS):
         logit_N, of_age_N = _logit(share_NL[:, number]), true_N >= limit
@@ -76,14 +83,18 @@ def fit_age_checks(true_N: Floats, share_NL: Floats, widening_N: Floats, weight_
     return AgeChecks(tuple(slopes), tuple(intercepts))
 
 
-def _platt(logit_N: Floats, of_age_N: NDArray[np.bool_], widening_N: Floats, weight_N: Floats) -> tuple[float, float]:
+def _platt(
+    logit_N: Floats, of_age_N: NDArray[np.bool_], widening_N: Floats, weight_N: Floats
+) -> tuple[float, float]:
     def loss(parameters: Floats) -> tuple[float, Floats]:
         score_N = (parameters[0] * logit_N + parameters[1]) / widening_N
         value = float((weight_N * (np.logaddexp(0, score_N) - of_age_N * score_N)).sum())
         slope_N = weight_N * (expit(score_N) - of_age_N) / widening_N
         return value, np.array([(slope_N * logit_N).sum(), slope_N.sum()])
 
-    fitted = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.2, 5.0), (-5.0, 5.0)])
+    fitted = minimize(
+        loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.2, 5.0), (-5.0, 5.0)]
+    )
     return float(fitted.x[0]), float(fitted.x[1])
 
 

@@ -1,7 +1,8 @@
-"""How much larger than usual a face's error is expected to be: by its picture, and by its distance from the faces of training.
+"""How much larger than usual a face's error is expected to be: by its picture, and by its distance
+from the faces of training.
 
-Learnt from faces whose ages are known, good pictures and degraded copies of them, on several sets. Shape letters:
-N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
+Learnt from faces whose ages are known, good pictures and degraded copies of them, on several sets.
+Shape letters: N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
 """
 
 from __future__ import annotations
@@ -19,11 +20,26 @@ Floats = NDArray[np.floating[Any]]
 UNUSUAL_SHARE = 0.99
 """`unusual` is 1 at this quantile of the distances of ordinary calibration faces."""
 
-_KNOTS = ((0.25, -1.0), (0.75, 1.0))
-"""A hinge begins at this quantile of ordinary faces and rises to this side."""
+SIDES = {
+    "resolution": -1.0,
+    "sharpness": -1.0,
+    "grain_low": -1.0,
+    "grain": 1.0,
+    "turn": 1.0,
+    "nod": 1.0,
+    "misfit": 1.0,
+    "contrast": -1.0,
+    "brightness": 1.0,
+    "colour": -1.0,
+}
+"""Which side of each measure is the hard one; only there a picture can lose quality. `grain` has
+two: noisy, and blurred."""
+
+_KNOT_SHARE = 0.75
+"""A hinge begins at the ordinary face that is harder than three in four by that measure."""
 _SHRINK = 2e-3  # of the squared weights: a measure that tells nothing gets none
-_LARGEST = 4.0
-"""Bound of the expected error over the usual one: beyond it nothing was measured."""
+LARGEST = 3.0
+"""Widest that an interval is stretched. A face whose expected error is larger still gets no age."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +54,23 @@ class Hinge:
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Expected error of a face over that of an ordinary one: photo * strangeness, each at least 1, their product at most `largest`.
+    """Expected error of a face over that of an ordinary one: photo * strangeness, each at least 1.
+    Above `largest` the face is refused.
 
     photo         exp(sum of `hinges`), from the measures of the picture
-    strangeness   exp(slope * max(0, unusual - knot)), from the distance in feature space over `reference`
+    strangeness   exp(slope * max(0, unusual - knot)), from the distance in feature space over
+                  `reference`
     """
 
     hinges: tuple[Hinge, ...]
     reference: float
     knot: float
     slope: float
-    largest: float = _LARGEST
+    largest: float = LARGEST
 
     def quality(self, measures_NM: Floats, names: Sequence[str]) -> Floats:
-        """1 / photo, (N,): 1 for an ordinary picture or a better one, 0.5 where the picture doubles the expected error."""
+        """1 / photo, (N,): 1 for an ordinary picture or a better one, 0.5 where the picture doubles
+        the expected error."""
         logarithm_N = np.zeros(len(measures_NM))
         for hinge in self.hinges:
             column_N = measures_NM[:, names.index(hinge.measure)]
@@ -59,13 +78,18 @@ class Difficulty:
         return np.asarray(np.exp(-logarithm_N), np.float64)
 
     def unusual(self, distance_N: Floats) -> Floats:
-        """Distance from the faces of training over that of the 99th ordinary face in a hundred, (N,): above 1 is unusual."""
+        """Distance from the faces of training over that of the 99th ordinary face in a hundred,
+        (N,): above 1 is unusual."""
         return np.asarray(distance_N / self.reference, np.float64)
 
     def widening(self, quality_N: Floats, unusual_N: Floats) -> Floats:
         """The factor by which intervals are widened, 1 to `largest`: (N,)."""
-        strangeness_N = np.exp(self.slope * np.maximum(0, unusual_N - self.knot))
-        return np.asarray(np.clip(strangeness_N / quality_N, 1, self.largest), np.float64)
+        return np.clip(self.expected(quality_N, unusual_N), 1, self.largest)
+
+    def expected(self, quality_N: Floats, unusual_N: Floats) -> Floats:
+        """Expected error over that of an ordinary face, without the bound `largest`: (N,)."""
+        strangeness_N = np.exp(np.minimum(self.slope * np.maximum(0, unusual_N - self.knot), 50))
+        return np.asarray(strangeness_N / np.maximum(quality_N, 1e-9), np.float64)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
@@ -80,9 +104,17 @@ class Difficulty:
         """From a bundle's card; None where it has none."""
         if not card:
             return None
-        hinges = tuple(Hinge(str(name), *(float(number) for number in rest)) for name, *rest in card["quality"])
+        hinges = tuple(
+            Hinge(str(name), *(float(number) for number in rest)) for name, *rest in card["quality"]
+        )
         about = card["unusual"]
-        return cls(hinges, float(about["reference"]), float(about["knot"]), float(about["slope"]), float(card["largest"]))
+        return cls(
+            hinges,
+            float(about["reference"]),
+            float(about["knot"]),
+            float(about["slope"]),
+            float(card["largest"]),
+        )
 
 
 def fit_difficulty(
@@ -93,21 +125,22 @@ def fit_difficulty(
     weight_N: Floats,
     ordinary_N: NDArray[np.bool_],
 ) -> Difficulty:
-    """Fits the weights of the hinges and the slope, all at least 0, by an exponential quasi-likelihood of the errors.
+    """Fits the weights of the hinges and the slope, all at least 0, by an exponential
+    quasi-likelihood of the errors.
 
-    errors_N: |error| over the half width that the posterior gives, at least 0. ordinary_N: pictures that are not
-    degraded; knots and the reference distance are theirs. weight_N: of each face, so that sets and degradations count
-    alike. Hinges without weight are left out.
+    errors_N: |error| over the half width that the posterior gives, at least 0. ordinary_N: pictures
+    that are not degraded; knots and the reference distance are theirs. weight_N: of each face, so
+    that sets and degradations count alike. Hinges without weight are left out.
     """
     reference = max(float(quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
     unusual_N = distance_N / reference
     columns, places = [], []
-    for number, name in enumerate(names):
-        column_N = measures_NM[:, number]
-        for share, side in _KNOTS:
-            knot = float(quantile(column_N[ordinary_N], weight_N[ordinary_N], share))
-            columns.append(np.maximum(0, side * (column_N - knot)))
-            places.append((name, side, knot))
+    for key, side in SIDES.items():
+        name = key.removesuffix("_low")
+        column_N = side * measures_NM[:, names.index(name)]
+        knot = quantile(column_N[ordinary_N], weight_N[ordinary_N], _KNOT_SHARE)
+        columns.append(np.maximum(0, column_N - knot))
+        places.append((name, side, side * knot))
     knot = float(quantile(unusual_N[ordinary_N], weight_N[ordinary_N], 0.5))
     columns.append(np.maximum(0, unusual_N - knot))
     slopes_NH = np.stack(columns, -1)
@@ -124,14 +157,17 @@ def fit_difficulty(
 
 
 def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> Floats:
-    """Minimises mean(e / m + log m) + shrinkage with m = exp(intercept + slopes w), w >= 0: the maximum likelihood of exponential
-    errors with mean m, and consistent for any distribution with that mean."""
+    """Minimises mean(e / m + log m) + shrinkage with m = exp(intercept + slopes w), w >= 0: the
+    maximum likelihood of exponential errors with mean m, and consistent for any distribution with
+    that mean."""
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         logarithm_N = parameters[0] + slopes_NH @ parameters[1:]
         ratio_N = errors_N * np.exp(-logarithm_N)
         slope_N = weight_N * (1 - ratio_N)
-        value = float((weight_N * (ratio_N + logarithm_N)).sum()) + _SHRINK * float((parameters[1:] ** 2).sum())
+        value = float((weight_N * (ratio_N + logarithm_N)).sum()) + _SHRINK * float(
+            (parameters[1:] ** 2).sum()
+        )
         gradient = np.concatenate([[slope_N.sum()], slopes_NH.T @ slope_N + 2 * _SHRINK * parameters[1:]])
         return value, gradient
 
@@ -142,7 +178,7 @@ def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> F
 
 
 def quantile(values_N: Floats, weight_N: Floats, share: float) -> float:
-    """Weighted quantile: the smallest value with at least this share of the weight at or below it."""
+    """Weighted quantile: the smallest value with at least this share of the weight up to it."""
     order = np.argsort(values_N, kind="stable")
     cumulative = np.cumsum(weight_N[order])
     place = int(np.searchsorted(cumulative, share * cumulative[-1] - 1e-12))

@@ -1,10 +1,12 @@
-"""90 % intervals that differ by the decade of the predicted age and below and above it, learnt on several sets at once.
+"""90 % intervals that differ by the decade of the predicted age and below and above it, learnt on
+several sets at once.
 
-The ends are conformalised posterior quantiles in their multiplicative form: an end lies so many times as far from the
-age as the posterior's quantile does (CQR-m of Kivaranovic, Johnson and Leeb, AISTATS 2020; compared with other forms by
-Sesia and Candes, Stat 2020). Multipliers are fitted by decade of the predicted age (Mondrian conformal prediction, Vovk
-et al. 2005) and for each side apart, with half of the misses allowed on each. Every calibration set has the same
-weight, whatever its size: the intervals are those of the mixture of the sets. Shape letters: N faces, D decades.
+The ends are conformalised posterior quantiles in their multiplicative form: an end lies so many
+times as far from the age as the posterior's quantile does (CQR-m of Kivaranovic, Johnson and Leeb,
+AISTATS 2020; compared with other forms by Sesia and Candes, Stat 2020). Multipliers are fitted by
+decade of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
+apart, with half of the misses allowed on each. Every calibration set has the same weight, whatever
+its size: the intervals are those of the mixture of the sets. Shape letters: N faces, D decades.
 """
 
 from __future__ import annotations
@@ -28,15 +30,19 @@ _EDGES = tuple(float(age) for age in range(10, 80, 10))
 
 @dataclass(frozen=True)
 class Intervals:
-    """`low`, `high` (D,): multipliers of the distance from the age to the posterior's quantiles, one pair for the predicted ages below
-    edges[0], one from each edge to the next. Between the middles of two decades they are interpolated."""
+    """`low`, `high` (D,): multipliers of the distance from the age to the posterior's quantiles,
+    one pair for the predicted ages below edges[0], one from each edge to the next. Between the
+    middles of two decades they are interpolated."""
 
     edges: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
 
-    def apply(self, age_N: Floats, low_N: Floats, high_N: Floats, widening_N: Floats) -> tuple[Floats, Floats]:
-        """Ends of the intervals, (N,) each, from calibrated ages and quantiles and the factor of `Difficulty`; never below 0 years."""
+    def apply(
+        self, age_N: Floats, low_N: Floats, high_N: Floats, widening_N: Floats
+    ) -> tuple[Floats, Floats]:
+        """Ends of the intervals, (N,) each, from calibrated ages and quantiles and the factor of
+        `Difficulty`; never below 0 years."""
         below_N, above_N = reaches(age_N, low_N, high_N)
         middles_D = _middles(self.edges)
         start_N = age_N - widening_N * np.interp(age_N, middles_D, self.low) * below_N
@@ -62,17 +68,24 @@ class Intervals:
 
 
 def reaches(age_N: Floats, low_N: Floats, high_N: Floats) -> tuple[Floats, Floats]:
-    """Years from the age down and up to the posterior's quantiles, at least LEAST_REACH: (N,) each."""
+    """Years from the age to the posterior's quantiles, at least LEAST_REACH each: (N,), (N,)."""
     return np.maximum(age_N - low_N, LEAST_REACH), np.maximum(high_N - age_N, LEAST_REACH)
 
 
 def fit_intervals(
-    true_N: Floats, age_N: Floats, low_N: Floats, high_N: Floats, widening_N: Floats, weight_N: Floats, level: float
+    true_N: Floats,
+    age_N: Floats,
+    low_N: Floats,
+    high_N: Floats,
+    widening_N: Floats,
+    weight_N: Floats,
+    level: float,
 ) -> Intervals:
-    """Fits the multipliers on calibrated ages and quantiles of faces whose true age is known; `weight_N` makes sets count alike.
+    """Fits the multipliers on calibrated ages and quantiles of faces whose true age is known;
+    `weight_N` makes sets count alike.
 
-    A side's multiplier is the weighted (1 + level) / 2 quantile of |true - age| / (widening * reach) with its sign,
-    raised by one face more than there are, as in split conformal prediction.
+    A side's multiplier is the weighted (1 + level) / 2 quantile of |true - age| / (widening *
+    reach) with its sign, raised by one face more than there are, as in split conformal prediction.
     """
     below_N, above_N = reaches(age_N, low_N, high_N)
     score_low_N = (age_N - true_N) / (widening_N * below_N)
@@ -93,7 +106,10 @@ def _merged(age_N: Floats, weight_N: Floats) -> tuple[float, ...]:
     kept: list[float] = []
     for edge in _EDGES:
         start = kept[-1] if kept else -np.inf
-        if _count(weight_N[(age_N >= start) & (age_N < edge)]) >= _FEWEST and _count(weight_N[age_N >= edge]) >= _FEWEST:
+        if (
+            _count(weight_N[(age_N >= start) & (age_N < edge)]) >= _FEWEST
+            and _count(weight_N[age_N >= edge]) >= _FEWEST
+        ):
             kept.append(edge)
     return tuple(kept)
 

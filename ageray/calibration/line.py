@@ -1,7 +1,9 @@
-"""What is learnt from the validation part after training: a line that undoes the pull to the middle, and 90 % intervals.
+"""What is learnt from the validation part after training: a line that undoes the pull to the
+middle, and 90 % intervals.
 
-The interval is conformalised quantile regression (Romano, Patterson and Candes, NeurIPS 2019): the posterior's 5 % and 95 % quantiles, moved
-outwards (or inwards) by the one margin that covers 90 % of the validation faces.
+The interval is conformalised quantile regression (Romano, Patterson and Candes, NeurIPS 2019): the
+posterior's 5 % and 95 % quantiles, moved outwards (or inwards) by the one margin that covers 90 %
+of the validation faces.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ LEVEL = 0.9
 """Share of faces that an interval is meant to cover."""
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """The posterior's quantiles that the interval starts from."""
-_FEWEST = 30  # fewer validation faces than this say too little to fit anything
+_LINE = "line by least absolute deviations"
+_FEWEST = 30  # with fewer validation faces nothing is fitted
 
 
 class Answers(NamedTuple):
-    """What the calibration makes of N faces, (N,) each: `age`, `low`, `high` in years; `quality` and `unusual`, None where the model has
-    not learnt them; `widening`, the factor that they widen the interval by; `over` (N, L), probabilities of LIMITS."""
+    """What the calibration makes of N faces, (N,) each: `age`, `low`, `high` in years; `quality`
+    and `unusual`, None where the model has not learnt them; `widening`, the factor that they widen
+    the interval by; `over` (N, L), probabilities of LIMITS; `refused`, faces whose expected error
+    is more than an interval can say: their numbers should not be used."""
 
     age: Ages
     low: Ages
@@ -38,14 +43,16 @@ class Answers(NamedTuple):
     unusual: Ages | None
     widening: Ages
     over: Ages
+    refused: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Calibration:
     """age = scale * decoded + shift. `faces` were used.
 
-    Without `intervals`, the interval's ends go through the same line and then `margin` years outwards. With them, they
-    are those of `Intervals`, widened by `difficulty`. `checks` gives the probabilities of LIMITS.
+    Without `intervals`, the interval's ends go through the same line and then `margin` years
+    outwards. With them, they are those of `Intervals`, widened by `difficulty`. `checks` gives the
+    probabilities of LIMITS.
     """
 
     scale: float = 1.0
@@ -54,18 +61,24 @@ class Calibration:
     faces: int = 0
     intervals: Intervals | None = None
     difficulty: Difficulty | None = None
-    checks: AgeChecks = AgeChecks()
+    checks: AgeChecks = field(default_factory=AgeChecks)
     sets: dict[str, Any] = field(default_factory=dict)
-    """Of each calibration set what the card says of it: faces; coverage and width where it was left out."""
+    """Of each calibration set what the card says of it: faces; coverage and width where it was left
+    out."""
 
-    def apply(self, decoded: Ages, low: Ages, high: Ages, widening: Ages | None = None) -> tuple[Ages, Ages, Ages]:
-        """Age and interval (each (N,)) from the decoded age and the posterior's quantiles; below 0 years counts as 0, and the age lies
-        within its interval. `widening` (N,), at least 1, widens it where the model has `intervals`."""
+    def apply(
+        self, decoded: Ages, low: Ages, high: Ages, widening: Ages | None = None
+    ) -> tuple[Ages, Ages, Ages]:
+        """Age and interval (each (N,)) from the decoded age and the posterior's quantiles; below 0
+        years counts as 0, and the age lies within its interval. `widening` (N,), at least 1, widens
+        it where the model has `intervals`."""
         age, start, end = (np.maximum(self.scale * ends + self.shift, 0) for ends in (decoded, low, high))
         if self.intervals is None:
             start, end = np.maximum(start - self.margin, 0), end + self.margin
         else:
-            start, end = self.intervals.apply(age, start, end, np.ones(len(age)) if widening is None else widening)
+            start, end = self.intervals.apply(
+                age, start, end, np.ones(len(age)) if widening is None else widening
+            )
         return age, np.minimum(start, age), np.maximum(end, age)
 
     def answers(
@@ -78,31 +91,38 @@ class Calibration:
     ) -> Answers:
         """Everything that the calibration says of N faces.
 
-        decoded: age and the posterior's 5 % and 95 % quantiles, (N, 3). share: `shares_above` of the posteriors, (N, L).
-        measures (N, M) with their `names`, and distance (N,), are needed where the model has `difficulty`.
+        decoded: age and the posterior's 5 % and 95 % quantiles, (N, 3). share: `shares_above` of
+        the posteriors, (N, L). measures (N, M) with their `names`, and distance (N,), are needed
+        where the model has `difficulty`.
         """
         quality: Ages | None = None
         unusual: Ages | None = None
         widening: Ages = np.ones(len(decoded_N3))
+        refused = np.zeros(len(decoded_N3), bool)
         if self.difficulty is not None and measures_NM is not None and distance_N is not None:
             quality = self.difficulty.quality(measures_NM.astype(np.float64), names)
             unusual = self.difficulty.unusual(distance_N.astype(np.float64))
             widening = self.difficulty.widening(quality, unusual)
+            refused = self.difficulty.expected(quality, unusual) > self.difficulty.largest
         age, low, high = self.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening)
         over = self.checks.apply(share_NL, widening)
-        age, low, high, widening, over = (column.astype(np.float32) for column in (age, low, high, widening, over))
-        quality, unusual = (None if column is None else column.astype(np.float32) for column in (quality, unusual))
-        return Answers(age, low, high, quality, unusual, widening, over)
+        age, low, high, widening, over = (
+            column.astype(np.float32) for column in (age, low, high, widening, over)
+        )
+        quality, unusual = (
+            None if column is None else column.astype(np.float32) for column in (quality, unusual)
+        )
+        return Answers(age, low, high, quality, unusual, widening, over, refused)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
         line = {"scale": self.scale, "shift": self.shift, "margin": self.margin, "faces": self.faces}
         if self.intervals is None:
-            method = "line by least absolute deviations; conformalised quantile regression"
+            method = f"{_LINE}; conformalised quantile regression"
             return {"method": method, "level": LEVEL, **line}
         method = (
-            "line by least absolute deviations; quantiles of the posterior conformalised by decade and side on a mixture of sets, "
-            "widened by the quality of the picture and the distance from the faces of training"
+            f"{_LINE}; quantiles of the posterior conformalised by decade and side on a mixture of sets, widened "
+            "by the quality of the picture and the distance from the faces of training"
         )
         card = {"method": method, "level": LEVEL, **line, "intervals": self.intervals.to_card()}
         if self.difficulty is not None:
@@ -127,10 +147,12 @@ class Calibration:
 
 
 def fit(true: Ages, decoded: Ages, low: Ages, high: Ages) -> Calibration:
-    """Fits line and margin on validation faces: true age, decoded age and the posterior's quantiles, each (N,).
+    """Fits line and margin on validation faces: true age, decoded age and the posterior's
+    quantiles, each (N,).
 
-    With fewer than 30 faces nothing is fitted: the identity comes back. The same faces fit the line and the margin, and chose the epoch;
-    the interval is therefore a little optimistic (two parameters on N faces).
+    With fewer than 30 faces nothing is fitted: the identity comes back. The same faces fit the line
+    and the margin, and chose the epoch; the interval is therefore a little optimistic (two
+    parameters on N faces).
     """
     if len(true) < _FEWEST:
         return Calibration(faces=0)
@@ -144,8 +166,9 @@ def fit(true: Ages, decoded: Ages, low: Ages, high: Ages) -> Calibration:
 def fit_line(
     x: NDArray[np.float64], y: NDArray[np.float64], face_weight: NDArray[np.float64] | None = None
 ) -> tuple[float, float]:
-    """Least absolute deviations by iteratively reweighted least squares: slope and intercept. `face_weight` (N,) says how much a face
-    counts, all alike where it is None. A slope outside 0.5 to 2 is a model that has learnt nothing: then the identity."""
+    """Least absolute deviations by iteratively reweighted least squares: slope and intercept.
+    `face_weight` (N,) says how much a face counts, all alike where it is None. A slope outside 0.5
+    to 2 is a model that has learnt nothing: then the identity."""
     face_weight = np.ones_like(x) if face_weight is None else face_weight
     weight = face_weight
     scale, shift = 1.0, 0.0

@@ -1,4 +1,5 @@
-"""Calibration on several sets at once, and what it is worth on a set that it has not seen: each set is left out in turn.
+"""Calibration on several sets at once, and what it is worth on a set that it has not seen: each set
+is left out in turn.
 
 Shape letters: N faces, M measures, K age bins, L limits.
 """
@@ -26,9 +27,10 @@ _MOST = 2.0  # the factor by which intervals are widened at most for the sake of
 class CalibrationSet:
     """Faces of one set whose ages are known and that were not trained on.
 
-    `true` (N,) years; `decoded` (N, 3), age and the posterior's 5 % and 95 % quantiles before calibration; `posterior`
-    (N, K). For `quality` and `unusual` also `measures` (N, M) and `distance` (N,). `degraded` (N,): copies whose
-    picture was spoilt on purpose; they teach how much harder such a picture is, and nothing else.
+    `true` (N,) years; `decoded` (N, 3), age and the posterior's 5 % and 95 % quantiles before
+    calibration; `posterior` (N, K). For `quality` and `unusual` also `measures` (N, M) and
+    `distance` (N,). `degraded` (N,): copies whose picture was spoilt on purpose; they teach how
+    much harder such a picture is, and nothing else.
     """
 
     name: str
@@ -52,11 +54,13 @@ def fit_mixture(
     level: float = LEVEL,
     line: tuple[float, float] | None = None,
 ) -> Calibration:
-    """Fits everything on `sets`, each with the same weight, and says under `sets` how each fares when it is left out.
+    """Fits everything on `sets`, each with the same weight, and says under `sets` how each fares
+    when it is left out.
 
-    bins_K: the age of each bin. names: of the measures' columns. line: slope and intercept where they are not to be
-    fitted. Where sets that were left out are covered less than `level` in the mean, all intervals are widened by the one
-    factor that covers it. Raises UserError where there is no set.
+    bins_K: the age of each bin. names: of the measures' columns. line: slope and intercept where
+    they are not to be fitted. Where sets that were left out are covered less than `level` in the
+    mean, all intervals are widened by the one factor that covers it. Raises UserError where there
+    is no set.
     """
     if not sets:
         raise UserError("calibration: no set is named; give one at least")
@@ -91,13 +95,17 @@ def _fit(
     ordinary_N = np.concatenate([each.ordinary for each in sets])
     weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])
     scale, shift = line or fit_line(decoded_N3[ordinary_N, 0], true_N[ordinary_N], weight_N[ordinary_N])
-    age_N, low_N, high_N = Calibration(scale, shift).apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2])
+    age_N, low_N, high_N = Calibration(scale, shift).apply(
+        decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2]
+    )
     difficulty: Difficulty | None = None
     widening_N: Floats = np.ones(len(true_N))
     if all(each.measures is not None and each.distance is not None for each in sets):
         difficulty, widening_N = _difficulty(sets, names, true_N, (age_N, low_N, high_N))
     use = ordinary_N
-    intervals = fit_intervals(true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], weight_N[use], level)
+    intervals = fit_intervals(
+        true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], weight_N[use], level
+    )
     shares = [shares_above(each.posterior[each.ordinary], bins_K, scale, shift) for each in sets]
     checks = fit_age_checks(true_N[use], np.concatenate(shares), widening_N[use], weight_N[use])
     return Calibration(scale, shift, 0.0, int(use.sum()), intervals, difficulty, checks)
@@ -106,7 +114,8 @@ def _fit(
 def _difficulty(
     sets: Sequence[CalibrationSet], names: Sequence[str], true_N: Floats, ages: tuple[Floats, Floats, Floats]
 ) -> tuple[Difficulty, Floats]:
-    """Fitted to all faces, degraded ones too: a set's good pictures count as much as its degraded ones together."""
+    """Fitted to all faces, degraded ones too: a set's good pictures count as much as its degraded
+    ones together."""
     age_N, low_N, high_N = ages
     below_N, above_N = reaches(age_N, low_N, high_N)
     error_N = np.abs(true_N - age_N) / np.where(true_N < age_N, below_N, above_N)
@@ -128,7 +137,9 @@ def _ends(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) 
     widening_N: Floats = np.ones(int(use.sum()))
     if calibration.difficulty is not None and each.measures is not None and each.distance is not None:
         quality_N = calibration.difficulty.quality(each.measures[use], names)
-        widening_N = calibration.difficulty.widening(quality_N, calibration.difficulty.unusual(each.distance[use]))
+        widening_N = calibration.difficulty.widening(
+            quality_N, calibration.difficulty.unusual(each.distance[use])
+        )
     decoded_N3 = each.decoded[use]
     ends = calibration.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening_N)
     return each.true[use], *ends
@@ -144,7 +155,8 @@ def _coverage(each: CalibrationSet, calibration: Calibration, names: Sequence[st
 
 
 def _factor(parts: Sequence[tuple[CalibrationSet, Calibration]], names: Sequence[str], level: float) -> float:
-    """The smallest factor, 1 to _MOST, with which the sets left out are covered to `level` in the mean."""
+    """The smallest factor, 1 to _MOST, with which the sets left out are covered to `level` in the
+    mean."""
     needed, weights = [], []
     for left_out, calibration in parts:
         true_N, age_N, low_N, high_N = _ends(left_out, calibration, names)

@@ -9,7 +9,15 @@ from pydantic import Field, model_validator
 from ageray.experiment.strict import Count, Positive, Strict
 
 Backbone = Literal[
-    "resnet18", "resnet34", "resnet50", "vgg16", "googlenet", "bvlc_googlenet", "inception_v3", "convnext_tiny", "efficientnet_b0"
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16",
+    "googlenet",
+    "bvlc_googlenet",
+    "inception_v3",
+    "convnext_tiny",
+    "efficientnet_b0",
 ]
 """torchvision's networks, and `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network)."""
 
@@ -110,7 +118,9 @@ class ClusterCnn(ClassifierBase):
     @model_validator(mode="after")
     def _half_of_the_original(self) -> Self:
         if self.depth == "half" and self.backbone != "bvlc_googlenet":
-            raise ValueError(f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not '{self.backbone}'")
+            raise ValueError(
+                f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not '{self.backbone}'"
+            )
         return self
 
 
@@ -157,7 +167,9 @@ class Siamese(ModelBase):
     @model_validator(mode="after")
     def _by_neighbours(self) -> Self:
         if self.decode.method != "gallery":
-            raise ValueError(f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; set decode.method=gallery")
+            raise ValueError(
+                f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; set decode.method=gallery"
+            )
         return self
 
 
@@ -166,7 +178,9 @@ class Dhaa(ClassifierBase):
 
     name: Literal["dhaa"]
     """Selects this model."""
-    branches: Annotated[tuple[Literal["global", "local", "global_local"], ...], Field(min_length=1, max_length=3)] = (
+    branches: Annotated[
+        tuple[Literal["global", "local", "global_local"], ...], Field(min_length=1, max_length=3)
+    ] = (
         "global",
         "local",
         "global_local",
@@ -192,4 +206,6 @@ class Dhaa(ClassifierBase):
         return self
 
 
-Model = Annotated[Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")]
+Model = Annotated[
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")
+]

@@ -1,4 +1,5 @@
-"""Makes a good photo a hard one: small, blurred, gray, noisy, recompressed, masked, turned. For measuring, not for training.
+"""Makes a good photo a hard one: small, blurred, gray, noisy, recompressed, masked, turned. For
+measuring, not for training.
 
 Photos are uint8 RGB (H, W, 3); points (5, 2) and boxes (4,) are in pixels of the photo.
 """
@@ -15,22 +16,26 @@ Pixels = NDArray[np.uint8]
 Points = NDArray[np.float32]
 Degradation = Callable[[Pixels, Points, np.random.Generator], Pixels]
 
-_EYES, _HEIGHT = 0.4, 0.462  # eye to eye and eyes to mouth over the side of the face, as in `geometry.template`
+_EYES, _HEIGHT = (
+    0.4,
+    0.462,
+)  # eye to eye and eyes to mouth over the side of the face, as in `geometry.template`
 _MASK = (120, 150, 190)  # the blue of a surgical mask
 
 
 def degrade(pixels: Pixels, points: Points, kind: str, seed: int = 0) -> Pixels:
     """The photo with the degradation `kind`, one of KINDS; the same seed gives the same photo.
 
-    `small_*` shrinks the whole photo, so that the points must be found anew or multiplied by the ratio of the widths.
-    All others leave points where they are. Raises KeyError if there is no such kind.
+    `small_*` shrinks the whole photo, so that the points must be found anew or multiplied by the
+    ratio of the widths. All others leave points where they are. Raises KeyError if there is no such
+    kind.
     """
     return KINDS[kind](pixels, points, np.random.default_rng(seed))
 
 
 def face_side(points: Points) -> float:
-    """Side in pixels, hairline to chin, of the face that five points belong to: by the distance of the eyes, or for
-    turned faces that of eyes and mouth, whichever gives more."""
+    """Side in pixels, hairline to chin, of the face that five points belong to: by the distance of
+    the eyes, or for turned faces that of eyes and mouth, whichever gives more."""
     eyes = float(np.linalg.norm(points[1] - points[0])) / _EYES
     height = float(np.linalg.norm(points[3:].mean(0) - points[:2].mean(0))) / _HEIGHT
     return max(eyes, height, 1.0)
@@ -104,14 +109,17 @@ def _glasses(pixels: Pixels, points: Points, _: np.random.Generator) -> Pixels:
     covered = pixels.copy()
     apart = float(np.linalg.norm(points[1] - points[0]))
     for eye in points[:2]:
-        cv2.circle(covered, tuple(int(value) for value in np.round(eye)), round(0.36 * apart), (20, 20, 22), -1)
+        cv2.circle(
+            covered, tuple(int(value) for value in np.round(eye)), round(0.36 * apart), (20, 20, 22), -1
+        )
     left, right = (tuple(int(value) for value in np.round(eye)) for eye in points[:2])
     cv2.line(covered, left, right, (20, 20, 22), max(1, round(0.08 * apart)))
     return covered
 
 
 def _turned(share: float) -> Degradation:
-    """The far half of the face squeezed, as a turn by about 60 * share degrees would; a picture, no true profile."""
+    """The far half of the face squeezed, as a turn by about 60 * share degrees would; a picture, no
+    true profile."""
 
     def turn(pixels: Pixels, points: Points, draw: np.random.Generator) -> Pixels:
         height, width = pixels.shape[:2]
@@ -126,7 +134,9 @@ def _turned(share: float) -> Degradation:
         source = middle + side * moved * reach
         grid_x = np.repeat(source[None].astype(np.float32), height, 0)
         grid_y = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, 1)
-        return np.asarray(cv2.remap(pixels, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+        return np.asarray(
+            cv2.remap(pixels, grid_x, grid_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.uint8
+        )
 
     return turn
 
@@ -150,4 +160,5 @@ KINDS: dict[str, Degradation] = {
     "dark_glasses": _glasses,
     "turned": _turned(0.6),
 }
-"""Every degradation by name. Sides are those of the face in pixels; blur's deviation is a share of it."""
+"""Every degradation by name. Sides are those of the face in pixels; blur's deviation is a share of
+it."""

@@ -1,7 +1,8 @@
-"""What a face's picture is like, in numbers that say whether an age can be read from it: size, sharpness, turn, light.
+"""What a face's picture is like, in numbers that say whether an age can be read from it: size,
+sharpness, turn, light.
 
-Measured on the aligned face before its colours are standardised. Shape letters: B faces, S side of the aligned
-face, M measures.
+Measured on the aligned face before its colours are standardised. Shape letters: B faces, S side of
+the aligned face, M measures.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from ageray.faces.align import crop_map
 MEASURES = ("resolution", "sharpness", "grain", "turn", "nod", "misfit", "contrast", "brightness", "colour")
 """Names of the columns of `measure`, in order:
 
-resolution   log2 of photo pixels per pixel of the aligned face, at most 0: -1 is a face enlarged twofold
-sharpness    log2 of the deviation of the 3x3 Laplacian over that of the gray values: low where blurred or enlarged
-grain        log2 of the deviation of the Laplacian over that of the Laplacian of the half-size face: high where noisy
-turn         distance of the nose tip from the middle line of eyes and mouth over the distance of the eyes: 0 is frontal
+resolution   log2 of photo pixels per pixel of the aligned face, at most 0: -1 is a face enlarged
+             twofold
+sharpness    log2 of the deviation of the 3x3 Laplacian over that of the gray values: low where
+             blurred or enlarged
+grain        log2 of the deviation of the Laplacian over that of the Laplacian of the half-size
+             face: high where noisy
+turn         distance of the nose tip from the middle line of eyes and mouth over the distance of
+             the eyes: 0 is frontal
 nod          |height of the nose tip between eyes and mouth, as a share, minus its usual 0.49|
-misfit       root mean square distance of the five points from the template's, over the side of the aligned face
+misfit       root mean square distance of the five points from the template's, over the side of the
+             aligned face
 contrast     log2 of the deviation of the gray values
 brightness   |log2 of the mean gray value over 117|
 colour       log2 of the mean distance of the channels from gray, plus 1: 0 is a gray photo
@@ -35,11 +41,15 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 _LAPLACIAN = ((0.0, 1.0, 0.0), (1.0, -4.0, 1.0), (0.0, 1.0, 0.0))
 
 
-def measure(face_B3SS: Tensor, points_B52: Tensor, canvas_points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
-    """The measures MEASURES of each face: (B, M), float32. A measure that needs points a face does not have is 0.
+def measure(
+    face_B3SS: Tensor, points_B52: Tensor, canvas_points_B52: Tensor, box_B4: Tensor, align: Align
+) -> Tensor:
+    """The measures MEASURES of each face: (B, M), float32. A measure that needs points a face does
+    not have is 0.
 
-    face: (B, 3, S, S), 0..255, aligned and not standardised. points: its five points in it. canvas_points, box:
-    the same points and the box in pixels of the canvas that it was resampled from.
+    face: (B, 3, S, S), 0..255, aligned and not standardised. points: its five points in it.
+    canvas_points, box: the same points and the box in pixels of the canvas that it was resampled
+    from.
     """
     edge = round(align.size * (1 - _MIDDLE) / 2)
     middle_B3HH = face_B3SS.float()[..., edge : align.size - edge, edge : align.size - edge]

@@ -17,7 +17,9 @@ class Classifier(AgeNetwork):
     Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), the backbone's features.
     """
 
-    def __init__(self, config: Baseline | ClusterCnn | DeepEmbedding | ResidualCnn, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, config: Baseline | ClusterCnn | DeepEmbedding | ResidualCnn, backbone: Backbone | None = None
+    ) -> None:
         """backbone: None makes the one that `config.backbone` names."""
         super().__init__()
         if backbone is None:

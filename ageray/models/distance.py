@@ -1,7 +1,8 @@
-"""How far a face's features lie from those of the faces of training: a Mahalanobis distance with a low-rank covariance.
+"""How far a face's features lie from those of the faces of training: a Mahalanobis distance with a
+low-rank covariance.
 
-Lee, Lee, Lee and Shin (NeurIPS 2018) use such a distance, by class, to tell pictures of another kind; here there is one
-Gaussian. Shape letters: N faces, D size of an embedding, R rank.
+Lee, Lee, Lee and Shin (NeurIPS 2018) use such a distance, by class, to tell pictures of another
+kind; here there is one Gaussian. Shape letters: N faces, D size of an embedding, R rank.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ RANK = 64
 
 @dataclass(frozen=True)
 class FeatureDistance:
-    """`mean` (D,), `basis` (D, R) with orthonormal columns, `variance` (R,) along them, `rest` (): the mean variance of the other
-    directions. All float32, on one device."""
+    """`mean` (D,), `basis` (D, R) with orthonormal columns, `variance` (R,) along them, `rest` ():
+    the mean variance of the other directions. All float32, on one device."""
 
     mean: Tensor
     basis: Tensor
@@ -38,10 +39,13 @@ class FeatureDistance:
         variance_R = values_D[-rank:].clamp_min(1e-8)
         others = max(len(mean_D) - rank, 1)
         rest = ((values_D.sum() - values_D[-rank:].sum()) / others).clamp_min(1e-8)
-        return cls(mean_D.float(), vectors_DD[:, -rank:].float().contiguous(), variance_R.float(), rest.float())
+        return cls(
+            mean_D.float(), vectors_DD[:, -rank:].float().contiguous(), variance_R.float(), rest.float()
+        )
 
     def __call__(self, embedding_BD: Tensor) -> Tensor:
-        """Root of the mean squared distance a dimension, (B,): about 1 for faces like those of training."""
+        """Root of the mean squared distance a dimension, (B,): about 1 for faces like those of
+        training."""
         centred_BD = embedding_BD.float() - self.mean
         along_BR = centred_BD @ self.basis
         beside_B = (centred_BD.square().sum(-1) - along_BR.square().sum(-1)).clamp_min(0)
@@ -65,5 +69,7 @@ class FeatureDistance:
             raise UserError(f"the file of feature distances lacks {error}; copy the bundle again") from None
         size, rank = len(parts[0]), parts[1].shape[-1]
         if [tuple(part.shape) for part in parts] != [(size,), (size, rank), (rank,), ()]:
-            raise UserError("the tensors of the feature distance do not fit each other; copy the bundle again")
+            raise UserError(
+                "the tensors of the feature distance do not fit each other; copy the bundle again"
+            )
         return cls(*parts)

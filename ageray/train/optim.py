@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from ageray import experiment
 
 
-def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer) -> Optimizer:
+def make_optimizer(
+    network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer
+) -> Optimizer:
     """Four groups: head and body, each with and without weight decay (biases and norms are exempt).
 
     A body rate of 0 freezes the body: its parameters take no gradient.
@@ -27,7 +29,9 @@ def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: exp
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
-    parameters = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
+    parameters = [
+        {"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
+    ]
     if config.name == "sgd":
         return SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "adadelta":
