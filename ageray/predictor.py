@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
-from ageray.calibration import LIMITS, TAILS, shares_above
+from ageray.calibration import LIMITS, TAILS, Person, combine_people, shares_above
 from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
@@ -147,6 +147,17 @@ class Predictor:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
         said = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
         return (self._calibration.scale * said + self._calibration.shift).astype(np.float32)
+
+    def people(
+        self, ages: Ages, subject: Sequence[str | None], years: Sequence[float] | None = None
+    ) -> list[Person]:
+        """One age for each person of whom `ages` holds photos, sorted by `subject` (B,), None unknown.
+
+        years: how long before the date that is asked about each photo was taken (B,); all at that date where it is
+        None. How alike the errors of one person's photos are is on the model's card.
+        """
+        correlation = self._calibration.correlation
+        return combine_people(subject, ages.age, ages.low, ages.high, years, correlation)
 
     @property
     def classifier_names(self) -> tuple[str, ...]:

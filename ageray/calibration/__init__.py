@@ -6,8 +6,17 @@ from ageray.calibration.difficulty import Difficulty
 from ageray.calibration.intervals import Intervals
 from ageray.calibration.line import LEVEL, TAILS, Answers, Calibration, fit
 from ageray.calibration.mixture import CalibrationSet, fit_mixture
+from ageray.calibration.people import (
+    CORRELATION,
+    Person,
+    combine,
+    combine_people,
+    error_correlation,
+    one_age_each,
+)
 
 __all__ = [
+    "CORRELATION",
     "LEVEL",
     "LIMITS",
     "TAILS",
@@ -17,7 +26,12 @@ __all__ = [
     "CalibrationSet",
     "Difficulty",
     "Intervals",
+    "Person",
+    "combine",
+    "combine_people",
+    "error_correlation",
     "fit",
     "fit_mixture",
+    "one_age_each",
     "shares_above",
 ]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ageray.calibration.age_checks import AgeChecks
 from ageray.calibration.difficulty import Difficulty
 from ageray.calibration.intervals import Intervals
+from ageray.calibration.people import CORRELATION
 
 Ages = NDArray[np.floating[Any]]
 
@@ -62,6 +63,8 @@ class Calibration:
     intervals: Intervals | None = None
     difficulty: Difficulty | None = None
     checks: AgeChecks = field(default_factory=AgeChecks)
+    correlation: float = CORRELATION
+    """Between the errors of two photos of one person, see `ageray.calibration.people`."""
     sets: dict[str, Any] = field(default_factory=dict)
     """Of each calibration set what the card says of it: faces; coverage and width where it was left
     out."""
@@ -121,13 +124,14 @@ class Calibration:
             method = f"{_LINE}; conformalised quantile regression"
             return {"method": method, "level": LEVEL, **line}
         method = (
-            f"{_LINE}; quantiles of the posterior conformalised by decade and side on a mixture of sets, widened "
-            "by the quality of the picture and the distance from the faces of training"
+            f"{_LINE}; quantiles of the posterior conformalised by decade and side on a mixture of sets, "
+            "widened by the quality of the picture and the distance from the faces of training"
         )
         card = {"method": method, "level": LEVEL, **line, "intervals": self.intervals.to_card()}
         if self.difficulty is not None:
             card["difficulty"] = self.difficulty.to_card()
-        return card | {"over": self.checks.to_card(), "sets": self.sets}
+        people = {"error_correlation": round(self.correlation, 4)}
+        return card | {"over": self.checks.to_card(), "people": people, "sets": self.sets}
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Calibration:
@@ -142,6 +146,7 @@ class Calibration:
             Intervals.from_card(card.get("intervals")),
             Difficulty.from_card(card.get("difficulty")),
             AgeChecks.from_card(card.get("over")),
+            float(card.get("people", {}).get("error_correlation", CORRELATION)),
             dict(card.get("sets", {})),
         )
 

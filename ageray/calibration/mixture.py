@@ -17,6 +17,7 @@ from ageray.calibration.age_checks import fit_age_checks, shares_above
 from ageray.calibration.difficulty import Difficulty, fit_difficulty, quantile
 from ageray.calibration.intervals import fit_intervals, reaches
 from ageray.calibration.line import LEVEL, Calibration, fit_line
+from ageray.calibration.people import CORRELATION, error_correlation
 from ageray.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
@@ -40,6 +41,7 @@ class CalibrationSet:
     measures: Floats | None = None
     distance: Floats | None = None
     degraded: NDArray[np.bool_] | None = None
+    subject: Sequence[str | None] | None = None
 
     @property
     def ordinary(self) -> NDArray[np.bool_]:
@@ -67,7 +69,7 @@ def fit_mixture(
     whole = _fit(sets, bins_K, names, level, line)
     about: dict[str, Any] = {each.name: {"faces": int(each.ordinary.sum())} for each in sets}
     if len(sets) == 1 or whole.intervals is None:
-        return replace(whole, sets=about)
+        return replace(whole, sets=about, correlation=_correlation(sets, whole, names))
     parts = []
     for left_out in sets:
         rest = [each for each in sets if each is not left_out]
@@ -78,6 +80,7 @@ def fit_mixture(
         wider = replace(calibration, intervals=calibration.intervals.times(factor))
         about[left_out.name]["left_out"] = _coverage(left_out, wider, names)
     fitted = replace(whole, intervals=whole.intervals.times(factor), sets=about)
+    fitted = replace(fitted, correlation=_correlation(sets, fitted, names))
     for each in sets:
         about[each.name]["fitted"] = _coverage(each, fitted, names)
     return fitted
@@ -143,6 +146,25 @@ def _ends(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) 
     decoded_N3 = each.decoded[use]
     ends = calibration.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening_N)
     return each.true[use], *ends
+
+
+def _correlation(sets: Sequence[CalibrationSet], calibration: Calibration, names: Sequence[str]) -> float:
+    """Of one person's errors, over all sets that know people."""
+    subjects: list[str | None] = []
+    errors, widths = [], []
+    for each in sets:
+        if each.subject is None:
+            continue
+        true_N, age_N, low_N, high_N = _ends(each, calibration, names)
+        rows = np.flatnonzero(each.ordinary)
+        subjects += [
+            None if each.subject[row] is None else f"{each.name} {each.subject[row]}" for row in rows
+        ]
+        errors.append(age_N - true_N)
+        widths.append(high_N - low_N)
+    if not subjects:
+        return CORRELATION
+    return error_correlation(subjects, np.concatenate(errors), np.concatenate(widths))
 
 
 def _coverage(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) -> dict[str, float]:

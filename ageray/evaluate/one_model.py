@@ -64,6 +64,7 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
         **results.figures(rows, LEVELS, loaded.card.get("training", {}).get("train_ages", {}).get("median")),
         **results.classifiers(rows, list(loaded.network().classifier_names)),
         **_gallery(loaded, rows),
+        **results.people(rows, loaded.calibration.correlation),
         "audit": split_audit.audited(training, faces, parts["test"], shards),
         "unusable": unusable,
         "card": loaded.card,

@@ -11,6 +11,7 @@ from ray.data import ActorPoolStrategy
 
 from ageray import bundle, storage
 from ageray.bundle import Bundle
+from ageray.calibration import LIMITS
 from ageray.cluster.actors import share_out
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
@@ -37,6 +38,9 @@ PREDICTED = pa.schema(
 )
 """A row a test face: true age, why there is no prediction ('': there is one), the predicted age, its 90 % interval and the quantiles of the
 calibrated posterior at LEVELS."""
+
+CHECKS = [pa.field(name, pa.float32()) for name in ("over_18", "over_25", "quality", "unusual")]
+"""Of a bundle besides: the columns of the same names of the scores table."""
 
 NEAREST = [pa.field("gender_number", pa.int8())] + [
     pa.field(name, pa.float32()) for name in ("female", "neighbours", "own")
@@ -72,6 +76,8 @@ class _Predict:
         columns: dict[str, Any] = {name: batch[name] for name in ("key", "age", "error")}
         columns["gender_number"] = batch["gender"]
         found: dict[str, Any] = {"predicted": ages.age, "low": ages.low, "high": ages.high}
+        found |= {f"over_{limit}": of for limit, of in zip(LIMITS, ages.over.T, strict=True)}
+        found |= {"quality": ages.quality, "unusual": ages.unusual}
         found |= {"female": ages.female, "neighbours": ages.neighbours, "own": ages.own}
         for name, values in found.items():
             columns[name] = np.full(len(fine), np.nan, np.float32)
@@ -133,7 +139,7 @@ def mapped(keys: list[str]) -> list[str]:
 
 def _schema(predictor: Predictor) -> pa.Schema:
     """What the model at hand yields."""
-    fields = list(PREDICTED)
+    fields = [*PREDICTED, *CHECKS]
     if predictor.bundle.experiment.model.decode.method == "gallery":
         fields += NEAREST
     if predictor.classifier_names:

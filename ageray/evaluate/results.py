@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ageray import metrics
+from ageray.calibration import LIMITS, one_age_each
 
 LABELS = ("subject", "gender", "group", "age_std")
 """Columns of the faces table that join the predictions."""
@@ -40,8 +41,27 @@ def figures(predicted: pa.Table, levels: tuple[float, ...], training_median: flo
         age_std=deviation if np.isfinite(deviation).any() else None,
         quantiles=_quantiles(predicted, len(levels)),
         levels=levels,
+        over=_over(predicted),
     )
     return metrics.full_report(tested, training_median)
+
+
+def _over(predicted: pa.Table) -> dict[int, Any] | None:
+    """The probabilities of LIMITS; None where the model gives none."""
+    if any(f"over_{limit}" not in predicted.column_names for limit in LIMITS):
+        return None
+    return {limit: predicted.column(f"over_{limit}").to_numpy() for limit in LIMITS}
+
+
+def people(predicted: pa.Table, correlation: float) -> dict[str, Any]:
+    """`people`: what several photos of a person are worth, see `ageray.calibration.one_age_each`.
+
+    Nothing where no subject has two photos with a prediction."""
+    fine = predicted.filter(pc.is_finite(predicted.column("predicted")))
+    subject = fine.column("subject").to_pylist()
+    true, age, low, high = (fine.column(name).to_numpy() for name in ("age", "predicted", "low", "high"))
+    figures = one_age_each(true, subject, age, low, high, correlation)
+    return {"people": figures} if figures["people"] else {}
 
 
 def _quantiles(predicted: pa.Table, count: int) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ageray.metrics.accuracy import (
     pair,
     subject_weights,
 )
+from ageray.metrics.age_checks import YOUNG, age_check_means, young_adult_mean
 from ageray.metrics.bootstrap import Bootstrap, estimate, with_intervals
 from ageray.metrics.breakdown import bands, by_decade, decades, labelled
 from ageray.metrics.challenge import RULES, Rule, challenge_means
@@ -66,7 +67,8 @@ class Tested:
     """A model's answers beside the truth, one entry a face; ages in years.
 
     `predicted` is NaN where the model gave none. `low` and `high` are the ends of its 90 % interval. `age_std` is the annotators' standard
-    deviation (NaN where unknown). `quantiles` (N, Q) are the posterior's at `levels` (Q,). Raises ValueError if the lengths differ.
+    deviation (NaN where unknown). `quantiles` (N, Q) are the posterior's at `levels` (Q,). `over`
+    maps an age limit to the probabilities (N,) of being that old. Raises ValueError if lengths differ.
     """
 
     true: ArrayLike
@@ -79,11 +81,14 @@ class Tested:
     age_std: ArrayLike | None = None
     quantiles: ArrayLike | None = None
     levels: Sequence[float] = ()
+    over: Mapping[int, ArrayLike] | None = None
 
     def __post_init__(self) -> None:
         for name in ("predicted", "low", "high", "age_std"):
             if (column := getattr(self, name)) is not None:
                 pair(self.true, column)
+        for probability in (self.over or {}).values():
+            pair(self.true, probability)
         for name in ("subject", "gender", "group", "quantiles"):
             if (column := getattr(self, name)) is not None and len(column) != len(np.asarray(self.true)):
                 raise ValueError(f"{len(column)} entries of {name} for {len(np.asarray(self.true))} faces")
@@ -97,6 +102,8 @@ class Tested:
         for name in ("subject", "gender", "group"):
             column = getattr(self, name)
             columns[name] = None if column is None else [column[row] for row in np.flatnonzero(chosen_N)]
+        if self.over is not None:
+            columns["over"] = {limit: np.asarray(of, np.float64)[chosen_N] for limit, of in self.over.items()}
         return Tested(**columns)
 
 
@@ -112,7 +119,8 @@ def full_report(
     """`summary`'s figures and, under `estimates`, all of them with bootstrap intervals as {"value", "low", "high"}; `bootstrap` says how.
 
     `estimates` holds `overall` (MAE, bias, CS curve, epsilon-error, interval coverage and width; the first and the epsilon-error over
-    subjects too), `constant` (the floors), `by_age` (decades), `by_gender`, `by_group`, `challenge` (see `challenge_table`), `calibration` (where
+    subjects too), `constant` (the floors), `by_age` (decades), `by_gender`, `by_group`, `challenge` (see `challenge_table`), `age_checks` (see
+    `age_check_table`, where `over` is given), `young_adults` (see `young_adult_mae`), `calibration` (where
     quantiles are given) and `risk_coverage`. What the faces do not tell (no subject, no deviations) is null. `missing` counts faces
     without a prediction: only the epsilon-error counts them. Raises ValueError if no face has a prediction.
     """
@@ -158,6 +166,8 @@ def _tree(fine: Tested, training_median: float | None, rules: Sequence[Rule]) ->
             for name, of in labels.items()
         },
         "challenge": challenge_means(true_N, predicted_N, labels, rules),
+        "age_checks": None if fine.over is None else age_check_means(true_N, fine.over, labels),
+        "young_adults": {"ages": list(YOUNG), "mae": young_adult_mean(true_N, predicted_N, fine.gender)},
         "calibration": None
         if fine.quantiles is None
         else calibration_means(true_N, fine.quantiles, fine.levels),

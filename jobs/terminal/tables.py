@@ -28,6 +28,8 @@ def show(report: dict[str, Any]) -> None:
         markup=False,
     )
     _show_overall(console, report)
+    _show_age_checks(console, report)
+    _show_people(console, report)
     _show_gallery(console, report)
     decades = Table("age", "faces", "MAE", "95 % interval", "bias")
     for row in report["estimates"]["by_age"]:
@@ -117,6 +119,39 @@ def _show_overall(console: Console, report: dict[str, Any]) -> None:
         if floor is not None:
             overall.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}", "", "", "", "", "", "")
     console.print(overall)
+
+
+def _show_age_checks(console: Console, report: dict[str, Any]) -> None:
+    checks = report["estimates"].get("age_checks")
+    if not checks:
+        return
+    young = report["estimates"]["young_adults"]["mae"]
+    table = Table(
+        "age check", "passes from", "false adults", "95 % interval", "false minors", "95 % interval"
+    )
+    for check in checks:
+        for row in check["thresholds"]:
+            adult, minor = row["false_adult"], row["false_minor"]
+            ends = [_number(adult, ".3f"), _ends(adult, ".3f"), _number(minor, ".3f"), _ends(minor, ".3f")]
+            table.add_row(f"over {check['limit']}", f"{row['threshold']:g}", *ends)
+    console.print(table)
+    if young["value"] is not None:
+        console.print(
+            f"MAE over ages 18 to 30, the mean over sexes and years: {young['value']:.3f}", markup=False
+        )
+
+
+def _show_people(console: Console, report: dict[str, Any]) -> None:
+    about = report.get("people")
+    if not about:
+        return
+    one, together = (
+        f"MAE {about[f'mae_{which}']:.2f}, interval covers {about[f'coverage_{which}']:.3f}, width {about[f'width_{which}']:.1f}"
+        for which in ("one", "all")
+    )
+    console.print(
+        f"{about['people']:,} people with several photos: {one} by one; {together} together", markup=False
+    )
 
 
 def _show_gallery(console: Console, report: dict[str, Any]) -> None:

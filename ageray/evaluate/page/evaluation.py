@@ -53,6 +53,7 @@ def evaluation_report(
         intervals=_intervals(report),
         refusal=_refusal(report, fine),
         challenge=_challenge(report),
+        people=tables.people(report),
         classifiers=plots.classifiers(report["classifiers"]) if report.get("classifiers") else None,
         embedding=_embedding(embedded),
         gallery=_gallery(report),
@@ -190,7 +191,17 @@ def _challenge(report: dict[str, Any]) -> dict[str, Any]:
         "overall": tables.challenge(report),
         "by_age": tables.challenge_by_age(report),
         "by_label": by_label,
+        "checks": list(tables.age_checks(report)),
+        "young": _young(report),
     }
+
+
+def _young(report: dict[str, Any]) -> str | None:
+    """NIST's mean absolute error of young adults, for a reader."""
+    young = report["estimates"].get("young_adults")
+    if young is None or young["mae"]["value"] is None:
+        return None
+    return f"MAE over ages {young['ages'][0]} to {young['ages'][1]}: {years(young['mae']).text} years"
 
 
 def _embedding(embedded: pa.Table | None) -> dict[str, Any] | None:

@@ -195,6 +195,53 @@ def challenge_by_label(report: dict[str, Any]) -> Iterator[Table]:
             yield Table(("Rule", *labels), rows, f"By {name}: {what}")
 
 
+def age_checks(report: dict[str, Any]) -> Iterator[Table]:
+    """Of each limit, which minors pass and which adults do not, by the probability that is asked for; then by gender and by group."""
+    head = ("Passes from", "Under age", "False adults", "Of age", "False minors")
+    for check in report["estimates"].get("age_checks") or ():
+        rows = [
+            (
+                f"probability {row['threshold']:g}",
+                count(row["under_age"]),
+                percent(row["false_adult"]),
+                count(row["of_age"]),
+                percent(row["false_minor"]),
+            )
+            for row in check["thresholds"]
+        ]
+        brier = f"Brier score {check['brier']['value']:.3f}"
+        yield Table(head, rows, f"Over {check['limit']}; {brier}")
+        yield from _age_check_by_label(check)
+
+
+def _age_check_by_label(check: dict[str, Any]) -> Iterator[Table]:
+    for name in ("gender", "group"):
+        labels = [part[name] for part in check["thresholds"][0].get(f"by_{name}") or ()][:_MOST_PARTS]
+        if not _known(labels):
+            continue
+        for rate, what in (("false_adult", "false adults"), ("false_minor", "false minors")):
+            rows: list[list[str | Cell]] = []
+            for row in check["thresholds"]:
+                parts = {part[name]: part for part in row[f"by_{name}"]}
+                rows.append(
+                    [f"probability {row['threshold']:g}", *(percent(parts[label][rate]) for label in labels)]
+                )
+            yield Table(("Passes from", *labels), rows, f"Over {check['limit']} by {name}: {what}")
+
+
+def people(report: dict[str, Any]) -> Table | None:
+    """One photo of a person against all of them; None where nobody has two."""
+    about = report.get("people")
+    if not about:
+        return None
+    rows: list[tuple[str, ...]] = []
+    for name, form in (("mae", ".2f"), ("coverage", ".1%"), ("width", ".1f")):
+        label = {"mae": "MAE (years)", "coverage": "Interval holds", "width": "Width (years)"}[name]
+        rows.append((label, *(format(about[f"{name}_{which}"], form) for which in ("one", "all"))))
+    note = f"{about['people']:,} people with {about['photos']:,} photos; means over people"
+    return Table(("", "One photo", "All photos"), rows, note)
+
+
 def _rule(row: dict[str, Any]) -> str:
     return f"from {row['limit']:g}, threshold {row['threshold']:g}"
 
