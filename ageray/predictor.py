@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
-from ageray.calibration import LIMITS, TAILS, Person, combine_people, shares_above
+from ageray.calibration import LIMITS, TAILS, Answers, Person, combine_people, shares_above
 from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
@@ -97,14 +98,11 @@ class Predictor:
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
         posterior = probabilities.cpu().numpy()
-        share = shares_above(
-            posterior, self._bins.cpu().numpy(), self._calibration.scale, self._calibration.shift
-        )
         measures = None if said.measures is None else said.measures.cpu().numpy()
         distance = None
         if self._distance is not None and said.embedding is not None:
             distance = self._distance(said.embedding).cpu().numpy()
-        answers = self._calibration.answers(decoded, share, measures, MEASURES, distance)
+        answers = self.recalibrated(decoded, posterior, measures, distance)
         female, neighbours, own = (
             None if column is None else column.float().cpu().numpy()
             for column in (said.female, said.neighbours, said.own)
@@ -147,6 +145,19 @@ class Predictor:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
         said = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
         return (self._calibration.scale * said + self._calibration.shift).astype(np.float32)
+
+    def recalibrated(
+        self,
+        decoded: NDArray[np.floating[Any]],
+        posterior: NDArray[np.floating[Any]],
+        measures: NDArray[np.floating[Any]] | None = None,
+        distance: NDArray[np.floating[Any]] | None = None,
+    ) -> Answers:
+        """What the card's calibration makes of what `predict` gave before it: `decoded` (B, 3), `posterior` (B, K),
+        `measures` (B, M) and `distance` (B,)."""
+        line = self._calibration
+        share = shares_above(posterior, self._bins.cpu().numpy(), line.scale, line.shift)
+        return line.answers(decoded, share, measures, MEASURES, distance)
 
     def people(
         self, ages: Ages, subject: Sequence[str | None], years: Sequence[float] | None = None

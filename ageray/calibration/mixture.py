@@ -156,10 +156,9 @@ def _correlation(sets: Sequence[CalibrationSet], calibration: Calibration, names
         if each.subject is None:
             continue
         true_N, age_N, low_N, high_N = _ends(each, calibration, names)
-        rows = np.flatnonzero(each.ordinary)
-        subjects += [
-            None if each.subject[row] is None else f"{each.name} {each.subject[row]}" for row in rows
-        ]
+        for name, usable in zip(each.subject, each.ordinary.tolist(), strict=True):
+            if usable:
+                subjects.append(None if name is None else f"{each.name} {name}")
         errors.append(age_N - true_N)
         widths.append(high_N - low_N)
     if not subjects:

@@ -1,8 +1,9 @@
 """Several photos of one person: one age at a date, and its interval.
 
-Each photo says an age and how sure it is. The errors of one person's photos are alike (some people look older than they
-are), so that the mean of n photos is not sqrt(n) times as sure: with a correlation r between two photos' errors, the
-variance of a mean of n equally good ones is (r + (1 - r) / n) times that of one. Shape letters: N photos, P people.
+Each photo says an age and how sure it is. The errors of one person's photos are alike (some people
+look older than they are), so that the mean of n photos is not sqrt(n) times as sure: with a
+correlation r between two photos' errors, the variance of a mean of n equally good ones is (r + (1 -
+r) / n) times that of one. Shape letters: N photos, P people.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _NARROWEST = 1.0  # years: no photo counts as surer than this
 
 @dataclass(frozen=True)
 class Person:
-    """`age`, `low`, `high` in years at the date, from `photos` photos; `rows` are their places in what was given."""
+    """`age`, `low`, `high` in years at the date, from `photos` photos; `rows` are their places in
+    what was given."""
 
     subject: str
     age: float
@@ -42,9 +44,9 @@ def combine(
 ) -> tuple[float, float, float]:
     """Age, low and high of one person at a date from N photos: their ages and intervals, (N,) each.
 
-    years: how long before the date each photo was taken, (N,), negative for photos taken after it; all at the date where
-    it is None. A photo counts by 1 / (width of its interval)^2. Raises UserError for an empty list, lengths that differ,
-    or a correlation outside 0 to 1.
+    years: how long before the date each photo was taken, (N,), negative for photos taken after it;
+    all at the date where it is None. A photo counts by 1 / (width of its interval)^2. Raises
+    UserError for an empty list, lengths that differ, or a correlation outside 0 to 1.
     """
     age_N, low_N, high_N = (np.asarray(column, np.float64) for column in (age, low, high))
     years_N = np.zeros(len(age_N)) if years is None else np.asarray(years, np.float64)
@@ -71,7 +73,8 @@ def combine_people(
     years: ArrayLike | None = None,
     correlation: float = CORRELATION,
 ) -> list[Person]:
-    """`combine` of every person, sorted by name; photos without a subject or without an age are left out."""
+    """`combine` of every person, sorted by name; photos without a subject or without an age are
+    left out."""
     age_N, low_N, high_N = (np.asarray(column, np.float64) for column in (age, low, high))
     years_N = np.zeros(len(age_N)) if years is None else np.asarray(years, np.float64)
     rows: dict[str, list[int]] = {}
@@ -87,8 +90,9 @@ def combine_people(
 
 
 def error_correlation(subject: Sequence[str | None], error: ArrayLike, width: ArrayLike) -> float:
-    """The correlation of two photos' errors of one person, 0 to 1, errors being in units of their interval's width: the
-    one-way intraclass correlation, photos weighed alike. 0.5 where fewer than 20 people have two photos."""
+    """The correlation of two photos' errors of one person, 0 to 1, errors being in units of their
+    interval's width: the one-way intraclass correlation, photos weighed alike. 0.5 where fewer than
+    20 people have two photos."""
     scaled_N = np.asarray(error, np.float64) / np.maximum(np.asarray(width, np.float64), _NARROWEST)
     scaled_N = scaled_N - scaled_N.mean()
     rows: dict[str, list[int]] = {}
@@ -119,11 +123,13 @@ def one_age_each(
     high: ArrayLike,
     correlation: float = CORRELATION,
 ) -> dict[str, Any]:
-    """What several photos of a person are worth, on photos whose true age (and so the time between them) is known.
+    """What several photos of a person are worth, on photos whose true age (and so the time between
+    them) is known.
 
-    Of each person with two photos or more, every photo's date is asked for once, with the ages of all photos moved to
-    it. MAE and interval of one photo alone and of all together, each the mean over people of the mean over their photos.
-    `people` is 0, and the rest null, where nobody has two photos.
+    Of each person with two photos or more, every photo's date is asked for once, with the ages of
+    all photos moved to it. MAE and interval of one photo alone and of all together, each the mean
+    over people of the mean over their photos. `people` is 0, and the rest null, where nobody has
+    two photos.
     """
     true_N = np.asarray(true, np.float64)
     age_N, low_N, high_N = (np.asarray(column, np.float64) for column in (age, low, high))

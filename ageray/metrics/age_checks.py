@@ -1,7 +1,8 @@
 """Age checks by a probability, and the mean absolute error of young adults as NIST reports it.
 
-NIST's Face Analysis Technology Evaluation, Age Estimation and Verification (FATE AEV, NIST IR 8525 and its web page)
-calls a minor who passes a false positive; so do we, as a false adult. Shape letters: N faces, L limits.
+NIST's Face Analysis Technology Evaluation, Age Estimation and Verification (FATE AEV, NIST IR 8525
+and its web page) calls a minor who passes a false positive; so do we, as a false adult. Shape
+letters: N faces, L limits.
 """
 
 from __future__ import annotations
@@ -58,14 +59,15 @@ def age_check_table(
     labels: Mapping[str, Labels] | None = None,
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> list[dict[str, Any]]:
-    """Of each limit and threshold t, with the probability p of being of that age or over, and the true age y:
+    """Of each limit and threshold t, with the probability p of being of that age or over, and the
+    true age y:
 
     false_adult   share of the faces with y < limit that have p >= t: minors who pass
     false_minor   share of the faces with y >= limit that have p < t: adults who do not
 
-    Both for all faces and by each of `labels`. Besides: `brier`, the mean of (p - [y >= limit])^2, and `said` and
-    `of_age`, the means of p and of [y >= limit], equal where p is calibrated. over: limit to (N,). A rate over no face
-    is null. Raises ValueError if the lengths differ.
+    Both for all faces and by each of `labels`. Besides: `brier`, the mean of (p - [y >= limit])^2,
+    and `said` and `of_age`, the means of p and of [y >= limit], equal where p is calibrated. over:
+    limit to (N,). A rate over no face is null. Raises ValueError if the lengths differ.
     """
     true_N, _ = pair(true, true)
     table: list[dict[str, Any]] = values(age_check_means(true_N, over, labels or {}, thresholds))
@@ -84,8 +86,9 @@ def _rates(
 
 
 def young_adult_mean(true_N: Ages, predicted_N: Ages, gender: Labels | None = None) -> Mean:
-    """The MAE over ages 18 to 30 as NIST averages it: the mean over both sexes and the 13 ages of each one's MAE, where
-    sexes are known of any face in that range; else the mean over the ages. Cells without a face are left out."""
+    """The MAE over ages 18 to 30 as NIST averages it: the mean over both sexes and the 13 ages of
+    each one's MAE, where sexes are known of any face in that range; else the mean over the ages.
+    Cells without a face are left out."""
     error_N, age_N = np.abs(predicted_N - true_N), np.floor(true_N).astype(int)
     rows = np.flatnonzero((age_N >= YOUNG[0]) & (age_N <= YOUNG[1]))
     names = [None] * len(true_N) if gender is None else list(gender)

@@ -1,4 +1,5 @@
-"""Intervals by mixture of sets, decade and side; how hard a face is; refusal: by simulation and by hand."""
+"""Intervals by mixture of sets, decade and side; how hard a face is; refusal: by simulation and by
+hand."""
 
 from __future__ import annotations
 
@@ -39,9 +40,9 @@ def drawn(
     degraded: int = 0,
     strange: float = 0.0,
 ) -> CalibrationSet:
-    """Faces whose errors are `width` times as wide as the posterior says, on the high side `skew` times more. The last
-    `degraded` faces have half the resolution and errors twice as wide; `strange` is added to distances, and each unit of
-    it adds half to the errors."""
+    """Faces whose errors are `width` times as wide as the posterior says, on the high side `skew`
+    times more. The last `degraded` faces have half the resolution and errors twice as wide;
+    `strange` is added to distances, and each unit of it adds half to the errors."""
     rng = np.random.default_rng(seed)
     total = count + degraded
     true = rng.uniform(1, 90, total)
@@ -80,7 +81,8 @@ def test_each_side_misses_half_of_what_is_allowed() -> None:
 
 
 def test_coverage_holds_in_every_decade_of_the_predicted_age() -> None:
-    """Posteriors whose width does not fit old faces: one margin covers the young too often and the old too seldom."""
+    """Posteriors whose width does not fit old faces: one margin covers the young too often and the
+    old too seldom."""
 
     def skewed(seed: int, count: int) -> CalibrationSet:
         faces = drawn("a", count, seed)
@@ -188,7 +190,8 @@ def test_intervals_by_hand() -> None:
     intervals = Intervals((30.0,), (1.0, 2.0), (0.5, 1.5))
     age, low, high = np.array([10.0, 30.0, 60.0]), np.array([6.0, 26.0, 50.0]), np.array([14.0, 38.0, 60.5])
     start, end = intervals.apply(age, low, high, np.array([1.0, 1.0, 2.0]))
-    # middles of the two bands are 25 and 35: at 30 half way; a quantile lies one year from its age at least
+    # the middles of the two bands are 25 and 35: at 30 half way
+    # a quantile lies one year from its age at least
     assert start == pytest.approx([6, 30 - 1.5 * 4, 60 - 2 * 2 * 10])
     assert end == pytest.approx([12, 30 + 1.0 * 8, 60 + 2 * 1.5 * 1])
 

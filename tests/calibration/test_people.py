@@ -1,4 +1,5 @@
-"""Several photos of one person: by hand, and by simulation of people who look older or younger than they are."""
+"""Several photos of one person: by hand, and by simulation of people who look older or younger than
+they are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Measures of pictures, and pictures that are spoilt on purpose: each degradation moves the measure that should tell it."""
+"""Measures of pictures, and pictures that are spoilt on purpose: each degradation moves the measure
+that should tell it."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ def test_a_degradation_moves_its_measure_to_the_hard_side(kind: str, measure: st
 
 
 def test_resolution_by_hand() -> None:
-    """A face of 16 pixels, hairline to chin, is enlarged fourfold to 64; a large one is not enlarged."""
+    """A face of 16 pixels, hairline to chin, is enlarged fourfold to 64; a large one is not
+    enlarged."""
     pixels, points, box = photo()
     side = degrade.face_side(points)
     ratio = 16 / side

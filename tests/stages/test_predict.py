@@ -1,4 +1,5 @@
-"""Columns of the scores table that the model fills, with and without a calibration that knows pictures; refusal."""
+"""Columns of the scores table that the model fills, with and without a calibration that knows
+pictures; refusal."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ def detected(count: int = 4) -> pa.Table:
 
 
 def write(folder: Path, calibration: Calibration | None) -> str:
-    """An untrained network, with the distance of its own features where the calibration knows pictures."""
+    """An untrained network, with the distance of its own features where the calibration knows
+    pictures."""
     network = build(EXPERIMENT.model, seed=0).eval()
     bundle.save(str(folder), network, EXPERIMENT, {})
     card = dict(bundle.load(str(folder)).card)
