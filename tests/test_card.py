@@ -99,7 +99,7 @@ def test_facts_that_a_card_must_say(change: dict[str, Any], words: str) -> None:
         build_card({}, FACTS | change, [predicted()])
 
 
-# --- the commands ------------------------------------------------------------------------------------
+# --- the commands
 
 
 @pytest.fixture(scope="module")
