@@ -35,7 +35,7 @@ from ageray.models.gallery import Gallery
 from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 from ageray.models.posterior import gallery_rows, posterior
-from ageray.train.optim import make_optimizer, make_schedule
+from ageray.train.optim import frozen_parameters, make_optimizer, make_schedule
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
@@ -143,6 +143,8 @@ def new_state(config: Experiment, device: torch.device) -> State:
     torch.manual_seed(config.train.seed)  # of dropout
     network = build(config.model, seed=config.train.seed)
     criterion = Criterion(config.loss, network.outputs, config.model.name)
+    for stage in config.train.stages:
+        frozen_parameters(network, stage.optimizer.frozen_blocks)  # a later stage's mistake is told now
     network = network.to(device)
     average = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
     parallel.spread(network, config.train.sync_batchnorm)
