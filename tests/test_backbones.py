@@ -36,9 +36,14 @@ FEATURES = {"resnet18": 512, "resnet34": 512, "resnet50": 2048, "vgg16": 4096, "
     "convnext_tiny": 768,
     "efficientnet_b0": 1280,
     "mobilenet_v1": 1024,
+    "edgeface_s": 304,
+    "mobilefacenet": 512,
 }
-OWN = ("bvlc_googlenet", "mobilenet_v1")
-LEAST = {"vgg16": 32, "inception_v3": 75, "convnext_tiny": 32, "bvlc_googlenet": 32, "mobilenet_v1": 32}
+OWN = ("bvlc_googlenet", "mobilenet_v1", "edgeface_s", "mobilefacenet")
+LEAST = {"vgg16": 32, "inception_v3": 75, "convnext_tiny": 32, "bvlc_googlenet": 32, "mobilenet_v1": 32} | {
+    "edgeface_s": 32,
+    "mobilefacenet": 32,
+}
 SMALL: list[Name] = ["resnet18", "googlenet", "efficientnet_b0"]
 
 

@@ -19,8 +19,11 @@ Backbone = Literal[
     "convnext_tiny",
     "efficientnet_b0",
     "mobilenet_v1",
+    "edgeface_s",
+    "mobilefacenet",
 ]
-"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); `mobilenet_v1`, a small face network."""
+"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); three small networks that are published
+with weights learnt on faces."""
 
 
 class Gallery(Strict):
