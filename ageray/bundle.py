@@ -19,8 +19,8 @@ from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.build import build
 from ageray.models.gallery import Gallery
-from ageray.models.model import build
 from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
@@ -60,12 +60,21 @@ class Bundle:
         try:
             state = load_safetensors(self.weights)
         except Exception as error:  # the library raises what its parser met
-            raise UserError(f"{self.uri}: {WEIGHTS} is not a safetensors file ({error}); copy the bundle again") from None
+            raise UserError(
+                f"{self.uri}: {WEIGHTS} is not a safetensors file ({error}); copy the bundle again"
+            ) from None
         try:
-            network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()})
+            network.load_state_dict(
+                {
+                    name: tensor.float() if tensor.is_floating_point() else tensor
+                    for name, tensor in state.items()
+                }
+            )
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({reason}); copy both from the same bundle") from None
+            raise UserError(
+                f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({reason}); copy both from the same bundle"
+            ) from None
         return network.eval().requires_grad_(False)
 
     def gallery(self) -> Gallery | None:
@@ -85,12 +94,16 @@ def resolve(model: str) -> str:
     if model.startswith("zoo:"):
         names = sorted(path.parent.name for path in _ZOO.glob(f"*/{CARD}"))
         if model[4:] not in names:
-            raise UserError(f"{model}: no such model in the zoo; it has {', '.join('zoo:' + name for name in names) or 'none'}")
+            raise UserError(
+                f"{model}: no such model in the zoo; it has {', '.join('zoo:' + name for name in names) or 'none'}"
+            )
         return str(_ZOO / model[4:])
     for folder in (model, storage.join(model, IN_RUN)):
         if storage.exists(storage.join(folder, CARD)):
             return folder
-    raise UserError(f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) or the folder of a finished training run")
+    raise UserError(
+        f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) or the folder of a finished training run"
+    )
 
 
 def load(model: str) -> Bundle:
@@ -114,7 +127,9 @@ def _read_verified(folder: str, name: str, expected: Any) -> bytes:
     content = storage.read_bytes(storage.join(folder, name))
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise UserError(f"{folder}: {name} has sha256 {found[:12]}..., the card says {str(expected)[:12]}...; copy the bundle again")
+        raise UserError(
+            f"{folder}: {name} has sha256 {found[:12]}..., the card says {str(expected)[:12]}...; copy the bundle again"
+        )
     return content
 
 
@@ -128,7 +143,13 @@ def _read_card(folder: str) -> dict[str, Any]:
     return card
 
 
-def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str, Any], gallery: Gallery | None = None) -> None:
+def save(
+    folder: str,
+    network: nn.Module,
+    experiment: Experiment,
+    card: dict[str, Any],
+    gallery: Gallery | None = None,
+) -> None:
     """Writes a bundle; `card.json` comes last, so that a folder that has it is complete.
 
     Matrices are stored as float16 (an age moves by about 0.01 years), vectors as float32. gallery: for `decode.method: gallery`. It holds
@@ -141,9 +162,15 @@ def save(folder: str, network: nn.Module, experiment: Experiment, card: dict[str
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     if gallery is not None:
-        held = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()})
+        held = save_safetensors(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()}
+        )
         storage.write_bytes(storage.join(folder, GALLERY), held)
-        full["gallery"] = {"faces": len(gallery), "gender_by": gallery.gender_by, "sha256": hashlib.sha256(held).hexdigest()}
+        full["gallery"] = {
+            "faces": len(gallery),
+            "gender_by": gallery.gender_by,
+            "sha256": hashlib.sha256(held).hexdigest(),
+        }
     write_card(folder, full)
 
 
@@ -154,6 +181,10 @@ def write_card(folder: str, card: dict[str, Any]) -> None:
 
 def _stored(tensor: Tensor) -> Tensor:
     half = tensor.detach().cpu().contiguous()
-    if tensor.is_floating_point() and tensor.ndim > 1 and float(half.abs().max()) < torch.finfo(torch.float16).max:
+    if (
+        tensor.is_floating_point()
+        and tensor.ndim > 1
+        and float(half.abs().max()) < torch.finfo(torch.float16).max
+    ):
         half = half.half()
     return half

@@ -40,7 +40,11 @@ class Calibration:
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
-        return {"method": "line by least absolute deviations; conformalised quantile regression", "level": LEVEL, **asdict(self)}
+        return {
+            "method": "line by least absolute deviations; conformalised quantile regression",
+            "level": LEVEL,
+            **asdict(self),
+        }
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Calibration:

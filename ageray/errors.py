@@ -12,3 +12,8 @@ class UserError(ValueError):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         return type(self), (str(self),)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())[:200]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
 from ageray.calibration import TAILS
-from ageray.data.batches import to_tensors
+from ageray.faces.canvases import to_tensors
 from ageray.models.decode import bins, decode, quantiles
-from ageray.models.posterior import classifier_posteriors, embeddings, predict
+from ageray.models.inference import classifier_posteriors, embeddings, predict
 
 Array = NDArray[np.float32]
 
@@ -40,12 +40,16 @@ class Ages:
 class Predictor:
     """A network on its device, ready for batches."""
 
-    def __init__(self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto") -> None:
+    def __init__(
+        self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto"
+    ) -> None:
         """device: `auto` takes a GPU where there is one. threads: of this process's CPU operations, 0 for all cores. precision: `float32`,
         `bf16`, or `auto`: bf16 where the model was trained with it and the hardware has instructions for it (ages differ by about 0.05
         years from float32's)."""
         self.bundle = bundle
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.device = torch.device(
+            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        )
         if self.device.type == "cpu":
             torch.set_num_threads(threads or os.cpu_count() or 1)
         wanted = bundle.experiment.train.precision if precision == "auto" else precision
@@ -57,16 +61,20 @@ class Predictor:
         self._calibration = bundle.calibration
 
     @torch.inference_mode()
-    def predict(self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None) -> Ages:
+    def predict(
+        self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None
+    ) -> Ages:
         """Ages of B faces: canvases uint8 (B, C, C, 3) with points (B, 5, 2) and boxes (B, 4) in canvas pixels, as
-        `ageray.data.batches.face_canvases` makes them.
+        `ageray.faces.canvases.face_canvases` makes them.
 
         subject: (B,) as `ageray.data.stream.subject_number` makes them, 0 unknown. A gallery's faces of the same subject are counted and,
         with `decode.gallery.exclude_subject`, left out."""
         config = self.bundle.experiment
         if len(canvas) == 0:
             none = np.zeros(0, np.float32)
-            return Ages(none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32))
+            return Ages(
+                none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32)
+            )
         batch = self._batch(canvas, points, box)
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
@@ -77,7 +85,10 @@ class Predictor:
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
         calibrated = self._calibration.apply(decoded[:, 0], decoded[:, 1], decoded[:, 2])
         years, low, high = (ages.astype(np.float32) for ages in calibrated)
-        about = [None if column is None else column.float().cpu().numpy() for column in (said.female, said.neighbours, said.own)]
+        about = [
+            None if column is None else column.float().cpu().numpy()
+            for column in (said.female, said.neighbours, said.own)
+        ]
         return Ages(years, low, high, probabilities.cpu().numpy(), decoded, *about)
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
@@ -97,7 +108,11 @@ class Predictor:
             return np.zeros((0, len(self.classifier_names)), np.float32)
         config = self.bundle.experiment
         said = classifier_posteriors(self._network, self._batch(canvas, points, box), config, self._autocast)
-        return torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1).cpu().numpy()
+        return (
+            torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1)
+            .cpu()
+            .numpy()
+        )
 
     @property
     def has_embedding(self) -> bool:
@@ -111,7 +126,11 @@ class Predictor:
         return embeddings(self._network, batch, self.bundle.experiment, self._autocast).cpu().numpy()
 
     def _batch(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> dict[str, torch.Tensor]:
-        columns = {"canvas": np.ascontiguousarray(canvas), "points": points.astype(np.float32), "box": box.astype(np.float32)}
+        columns = {
+            "canvas": np.ascontiguousarray(canvas),
+            "points": points.astype(np.float32),
+            "box": box.astype(np.float32),
+        }
         return to_tensors(columns, self.device)
 
 

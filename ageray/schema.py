@@ -58,15 +58,21 @@ def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     for field in schema:
         if field.name not in table.column_names:
             if not field.nullable:
-                raise ValueError(f"{name}: column '{field.name}' is missing; it has {', '.join(table.column_names)}")
+                raise ValueError(
+                    f"{name}: column '{field.name}' is missing; it has {', '.join(table.column_names)}"
+                )
             columns.append(pa.nulls(table.num_rows, field.type))
             continue
         column = table.column(field.name)
         try:
             column = column.cast(field.type)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise ValueError(f"{name}: column '{field.name}' is {column.type}, not {field.type}: {error}") from None
+            raise ValueError(
+                f"{name}: column '{field.name}' is {column.type}, not {field.type}: {error}"
+            ) from None
         if not field.nullable and column.null_count:
-            raise ValueError(f"{name}: column '{field.name}' has {column.null_count} empty values; every row needs one")
+            raise ValueError(
+                f"{name}: column '{field.name}' has {column.null_count} empty values; every row needs one"
+            )
         columns.append(column)
     return pa.table(columns, schema=schema)

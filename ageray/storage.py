@@ -38,7 +38,9 @@ def use_endpoint(url: str | None) -> None:
     if url is None:
         return
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"storage.endpoint_url={url}: no address of a server; write http://HOST:PORT or https://HOST")
+        raise UserError(
+            f"storage.endpoint_url={url}: no address of a server; write http://HOST:PORT or https://HOST"
+        )
     os.environ[ENDPOINT] = url
 
 
@@ -103,7 +105,9 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         names = list(_names(root))
     endings = tuple(suffix.lower() for suffix in suffixes)
     kept = (name for name in names if not endings or name.lower().endswith(endings))
-    return sorted(join(root, name) for name in kept if not any(part.startswith(".") for part in name.split("/")))
+    return sorted(
+        join(root, name) for name in kept if not any(part.startswith(".") for part in name.split("/"))
+    )
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
@@ -159,7 +163,9 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{uri}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise UserError(
+            f"{uri}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -325,3 +331,7 @@ def _trouble(error: Exception) -> str | None:
 def _brief(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+READERS = 16
+"""Threads of a task that fetch files: on an object store they take long to come and nothing to compute."""

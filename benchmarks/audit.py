@@ -2,7 +2,7 @@
 
     python benchmarks/audit.py SHARDS [--fingerprints FILE] [--search 20000 1000000]
 
-SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Prints the audit of the default split (seeded, 10 % for the test,
+SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of the default split (seeded, 10 % for the test,
 validation counted with the training), near-identical pairs by the distance of their hashes with and without confirmation by thumbnails, images a
 second on one core, and with --search the seconds of a search among so many hashes (repeated from those found, with bits flipped at random).
 """
@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray.audit import audit, fingerprints
-from ageray.data import protocols, twins
+from ageray.audit import audit, fingerprints, near_duplicates
+from ageray.data import protocols
 from ageray.experiment import Protocol
 
 LIGHT = ("key", "age", "subject", "group", "gender", "dataset")
 
 
-def fingerprinted(shards: Path) -> pa.Table:
+def load_or_compute_fingerprints(shards: Path) -> pa.Table:
     """The shards' light columns with each image's fingerprint."""
     tables = []
     started = time.process_time()
@@ -37,7 +37,9 @@ def fingerprinted(shards: Path) -> pa.Table:
             tables.append(table)
     made = pa.concat_tables(tables)
     seconds = time.process_time() - started
-    print(f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)")
+    print(
+        f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)"
+    )
     return made
 
 
@@ -57,7 +59,9 @@ def show(table: pa.Table) -> None:
     print("\n".join(f"  {line}" for line in found.lines()))
     alone = audit(train.drop_columns("thumbnail"), test.drop_columns("thumbnail"))
     near, unsure = found.near_identical, alone.near_identical
-    print(f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails")
+    print(
+        f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails"
+    )
     for example in found.conflicts["near"]["examples"][:5]:
         print("  {} is {:g}, {} is {:g}".format(*example))
 
@@ -65,24 +69,32 @@ def show(table: pa.Table) -> None:
 def pairs_by_distance(table: pa.Table) -> None:
     """All pairs below the limit, by distance, and how many are confirmed and differ in age."""
     hashes, ages = table["phash"].to_numpy(), table["age"].to_numpy()
-    thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1).astype(np.float32)
+    thumbnails = (
+        np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8)
+        .reshape(len(hashes), -1)
+        .astype(np.float32)
+    )
     thumbnails -= thumbnails.mean(1, keepdims=True)
     thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-6)
     found = []
     for start in range(0, len(hashes), 64):
         distance = np.bitwise_count(hashes[start : start + 64, None] ^ hashes)
-        mine, other = np.nonzero(distance < twins.NEAR + 2)
+        mine, other = np.nonzero(distance < near_duplicates.NEAR + 2)
         apart = mine + start < other
         found.append(np.stack([mine + start, other, distance[mine, other]], 1)[apart])
     pairs = np.concatenate(found)
-    alike = np.einsum("pk,pk->p", thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]) >= twins.ALIKE
+    alike = np.einsum("pk,pk->p", thumbnails[pairs[:, 0]], thumbnails[pairs[:, 1]]) >= near_duplicates.ALIKE
     gap = np.abs(ages[pairs[:, 0]] - ages[pairs[:, 1]])
-    print(f"{'distance':>9}{'pairs':>8}{'confirmed':>11}{'of those, ages differ':>24}{'by years, median':>18}")
+    print(
+        f"{'distance':>9}{'pairs':>8}{'confirmed':>11}{'of those, ages differ':>24}{'by years, median':>18}"
+    )
     for distance in np.unique(pairs[:, 2]):
         sure = (pairs[:, 2] == distance) & alike
         differ = gap[sure & (gap > 0)]
         median = f"{np.median(differ):.0f}" if len(differ) else ""
-        print(f"{distance:>9}{(pairs[:, 2] == distance).sum():>8}{sure.sum():>11}{len(differ):>24}{median:>18}")
+        print(
+            f"{distance:>9}{(pairs[:, 2] == distance).sum():>8}{sure.sum():>11}{len(differ):>24}{median:>18}"
+        )
 
 
 def search(table: pa.Table, sizes: list[int]) -> None:
@@ -91,30 +103,38 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     hashes = table["phash"].to_numpy()
     thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1)
 
-    def drawn(count: int) -> twins.Prints:
+    def drawn(count: int) -> near_duplicates.Fingerprints:
         """Each hash with 8 random bits flipped, so that it is as far from its origin as from strangers, but as clustered."""
         rows = rng.integers(0, len(hashes), count)
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (count, 8), dtype=np.uint64), axis=1)
-        return twins.Prints(hashes[rows] ^ flips, thumbnails[rows])
+        return near_duplicates.Fingerprints(hashes[rows] ^ flips, thumbnails[rows])
 
     for size in sizes:
         among, searched = drawn(size), drawn(max(size // 10, min(size, 20_000)))
         started = time.process_time()
-        found = twins.across(searched, among)
+        found = near_duplicates.across(searched, among)
         seconds = time.process_time() - started
-        print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found")
+        print(
+            f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shards", type=Path, help="folder of Parquet shards")
-    parser.add_argument("--fingerprints", type=Path, help="keep the fingerprints in this file, and use it if it is there")
-    parser.add_argument("--search", type=int, nargs="*", default=[], help="time a search among so many hashes")
+    parser.add_argument(
+        "--fingerprints", type=Path, help="keep the fingerprints in this file, and use it if it is there"
+    )
+    parser.add_argument(
+        "--search", type=int, nargs="*", default=[], help="time a search among so many hashes"
+    )
     given = parser.parse_args()
     if given.fingerprints and given.fingerprints.exists():
         table = pq.read_table(given.fingerprints)
     else:
-        table = fingerprinted(given.shards)
+        table = load_or_compute_fingerprints(given.shards)
         if given.fingerprints:
             pq.write_table(table, given.fingerprints)
     show(table)

@@ -26,14 +26,27 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ageray import config
-from ageray.data.batches import to_tensors
 from ageray.experiment import Experiment
-from ageray.train.loop import Columns, State, _augmented, new_state, train_one_epoch
+from ageray.faces.canvases import to_tensors
+from ageray.train.loop import Columns, _augmented, train_one_epoch
+from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KINDS = {
-    "convolutions, products": ("conv", "gemm", "wgrad", "dgrad", "cutlass", "xmma", "mm_", "sm90_", "sm80_", "implicit", "winograd"),
+    "convolutions, products": (
+        "conv",
+        "gemm",
+        "wgrad",
+        "dgrad",
+        "cutlass",
+        "xmma",
+        "mm_",
+        "sm90_",
+        "sm80_",
+        "implicit",
+        "winograd",
+    ),
     "normalisation": ("batch_norm", "bn_", "batchnorm", "layer_norm", "lrn"),
     "pooling": ("pool",),
     "copies": ("memcpy", "memset", "copy", "nchw", "nhwc"),
@@ -69,9 +82,18 @@ def ready(experiment: Experiment) -> tuple[State, Columns]:
     pixels, points, box = drawn(count, experiment.align)
     ages = torch.linspace(1, 80, count).numpy()
     gender, subject = torch.arange(count) % 2, 1 + torch.arange(count) // 2
-    faces = {"canvas": pixels, "points": points, "box": box, "age": ages, "gender": gender.numpy(), "subject": subject.numpy()}
+    faces = {
+        "canvas": pixels,
+        "points": points,
+        "box": box,
+        "age": ages,
+        "gender": gender.numpy(),
+        "subject": subject.numpy(),
+    }
     held = {name: torch.from_numpy(values) for name, values in faces.items()}
-    return state, {name: tensor.pin_memory() if DEVICE.type == "cuda" else tensor for name, tensor in held.items()}
+    return state, {
+        name: tensor.pin_memory() if DEVICE.type == "cuda" else tensor for name, tensor in held.items()
+    }
 
 
 def operations(state: State, held: Columns) -> float:
@@ -117,7 +139,9 @@ def where(state: State, held: Columns, steps: int) -> tuple[float, dict[str, flo
             fits = (kind for kind, words in KINDS.items() if any(word in name for word in words))
             kinds[next(fits, "elementwise, reductions")] += event.self_device_time_total / 1e6
     busy = sum(kinds.values())
-    return busy / whole, {kind: seconds / busy for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])}
+    return busy / whole, {
+        kind: seconds / busy for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])
+    }
 
 
 def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
@@ -126,10 +150,16 @@ def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
     for batch in given.batch:
         for precision in given.precision:
             for compiled in [False, True] if given.compile else [False]:
-                words = [f"train.batch_size={batch}", f"train.precision={precision}", f"train.compile={str(compiled).lower()}"]
+                words = [
+                    f"train.batch_size={batch}",
+                    f"train.precision={precision}",
+                    f"train.compile={str(compiled).lower()}",
+                ]
                 fixed = ["model.weights=none", *words, *given.words]
                 with contextlib.redirect_stdout(io.StringIO()):
-                    made[batch, precision, compiled] = ready(config.load([str(ROOT / "configs" / f"{recipe}.yaml")], fixed))
+                    made[batch, precision, compiled] = ready(
+                        config.load([str(ROOT / "configs" / f"{recipe}.yaml")], fixed)
+                    )
     size = next(iter(made.values()))[0].config.align.size
     print(f"\n{recipe}: {size} pixels")
     print(
@@ -138,7 +168,12 @@ def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
     flops = {}
     for (batch, *_), (state, held) in made.items():
         if batch not in flops:
-            plain = new_state(state.config.model_copy(update={"train": state.config.train.model_copy(update={"compile": False})}), DEVICE)
+            plain = new_state(
+                state.config.model_copy(
+                    update={"train": state.config.train.model_copy(update={"compile": False})}
+                ),
+                DEVICE,
+            )
             plain.start_stage(0, 10)
             flops[batch] = operations(plain, held) / batch
         for _ in range(2):
@@ -160,18 +195,30 @@ def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings for all contenders")
-    parser.add_argument("--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)")
+    parser.add_argument(
+        "--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)"
+    )
     parser.add_argument("--batch", type=int, nargs="*", default=[64], help="batch sizes (default: 64)")
-    parser.add_argument("--precision", nargs="*", default=["bf16", "float32"], help="number formats (default: bf16 float32)")
+    parser.add_argument(
+        "--precision", nargs="*", default=["bf16", "float32"], help="number formats (default: bf16 float32)"
+    )
     parser.add_argument("--compile", action="store_true", help="each contender compiled too")
     parser.add_argument("--steps", type=int, default=30, help="steps a turn (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)")
-    parser.add_argument("--matrix", type=int, default=8192, help="side of the matrices of the product (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="turns of each contender (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--matrix", type=int, default=8192, help="side of the matrices of the product (default: %(default)s)"
+    )
     given = parser.parse_args()
     peak = matrix_rate(given.matrix)
-    what = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    what = (
+        torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    )
     print(f"{what}, torch {torch.__version__}: bf16 product of {given.matrix}: {peak / 1e12:.1f} TFLOP/s")
     for recipe in given.recipe:
         compare(recipe, given, peak)

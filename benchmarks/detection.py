@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ageray import storage
-from ageray.data import sources
-from ageray.data.images import Photo, decode
 from ageray.errors import UserError
 from ageray.experiment import Detect
 from ageray.faces.detect import YuNet
+from ageray.faces.images import Photo, decode
+from ageray.prepare import sources
 
 FOLDER = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "fgnet"
 NAMES = ("left eye", "right eye", "nose tip", "mouth left", "mouth right")
@@ -27,7 +27,9 @@ THRESHOLDS = (0.6, 0.8)
 ELSEWHERE = 1.0  # eye distances: a nose further away belongs to another face, or to none
 
 
-def errors(photos: list[Photo], truth_N52: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.float32], float, float]:
+def errors(
+    photos: list[Photo], truth_N52: NDArray[np.float32], threshold: float
+) -> tuple[NDArray[np.float32], float, float]:
     """Distances (N, 5) of the best face's points from the true ones over the eye distance, NaN where no face was found; photos a second
     and photos a CPU-second."""
     found_N52 = np.full_like(truth_N52, np.nan)
@@ -46,18 +48,38 @@ def table(error_N5: NDArray[np.float32]) -> str:
     """Median and 95th percentile of each point, and over all points, of the faces that are the right ones."""
     missed, elsewhere = np.isnan(error_N5[:, 2]), error_N5[:, 2] > ELSEWHERE
     right_N5 = error_N5[~missed & ~elsewhere]
-    columns = [*zip(NAMES, right_N5.T, strict=True), ("all points", right_N5.ravel()), ("mean of five", right_N5.mean(1))]
-    lines = [f"  no face {missed.mean():.2%} ({missed.sum()} photos), another place {elsewhere.mean():.2%} ({elsewhere.sum()})"]
-    lines += [f"  {name:<13} median {np.median(values):.3f}   95 % {np.percentile(values, 95):.3f}" for name, values in columns]
+    columns = [
+        *zip(NAMES, right_N5.T, strict=True),
+        ("all points", right_N5.ravel()),
+        ("mean of five", right_N5.mean(1)),
+    ]
+    lines = [
+        f"  no face {missed.mean():.2%} ({missed.sum()} photos), another place {elsewhere.mean():.2%} ({elsewhere.sum()})"
+    ]
+    lines += [
+        f"  {name:<13} median {np.median(values):.3f}   95 % {np.percentile(values, 95):.3f}"
+        for name, values in columns
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", default=str(FOLDER), help="FG-NET: holds images/ and points/ (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        default=str(FOLDER),
+        help="FG-NET: holds images/ and points/ (default: %(default)s)",
+    )
     folder = parser.parse_args().folder
     try:
-        rows = [row for row in sources.read_fgnet(storage.absolute(folder), "fgnet").table.to_pylist() if row["landmarks"] is not None]
+        rows = [
+            row
+            for row in sources.read_fgnet(storage.absolute(folder), "fgnet").table.to_pylist()
+            if row["landmarks"] is not None
+        ]
     except UserError as error:
         sys.exit(f"{error}")
     if not rows:
@@ -67,7 +89,9 @@ def main() -> None:
     truth_N52 = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 5, 2)
     for threshold in THRESHOLDS:
         error_N5, second, busy_second = errors(photos, truth_N52, threshold)
-        print(f"threshold {threshold}: {len(photos)} photos, {second:.1f} a second ({busy_second:.1f} a CPU-second, decoding apart)")
+        print(
+            f"threshold {threshold}: {len(photos)} photos, {second:.1f} a second ({busy_second:.1f} a CPU-second, decoding apart)"
+        )
         print(table(error_N5))
 
 

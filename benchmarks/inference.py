@@ -19,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from ageray import bundle, config
-from ageray.data import synthetic
-from ageray.data.batches import face_canvases
 from ageray.experiment import Align
 from ageray.experiment.model import Siamese
+from ageray.faces.canvases import face_canvases
+from ageray.models.build import build
 from ageray.models.gallery import Gallery
-from ageray.models.model import build
 from ageray.predictor import Predictor, _fast_bf16
+from ageray.synthetic import faces as synthetic_faces
 
 RECIPES = ("default", "cluster_cnn", "baseline", "neighborhood", "siamese", "deep_embedding", "dhaa")
 GALLERY = 20_000  # faces that a siamese network compares with
@@ -37,9 +37,14 @@ Faces = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 def drawn(count: int, align: Align) -> Faces:
     """Canvases, points and boxes of `count` faces: a few drawn ones, repeated."""
-    few = [face_canvases(face.jpeg(), face.points[None], face.box[None], align) for face in synthetic.faces(min(count, 8), size=200)]
+    few = [
+        face_canvases(face.jpeg(), face.points[None], face.box[None], align)
+        for face in synthetic_faces.faces(min(count, 8), size=200)
+    ]
     order = np.arange(count) % len(few)
-    pixels, points, box = (np.concatenate([getattr(face, name) for face in few])[order] for name in ("pixels", "points", "box"))
+    pixels, points, box = (
+        np.concatenate([getattr(face, name) for face in few])[order] for name in ("pixels", "points", "box")
+    )
     return pixels, points, box
 
 
@@ -48,7 +53,12 @@ def random_gallery(size: int) -> Gallery:
     draw = torch.Generator().manual_seed(0)
     subject = torch.zeros(GALLERY, dtype=torch.int64)
     embedding = torch.randn(GALLERY, size, generator=draw).half()
-    return Gallery(embedding, torch.rand(GALLERY, generator=draw) * 90, torch.full((GALLERY,), -1, dtype=torch.int8), subject)
+    return Gallery(
+        embedding,
+        torch.rand(GALLERY, generator=draw) * 90,
+        torch.full((GALLERY,), -1, dtype=torch.int8),
+        subject,
+    )
 
 
 def contenders(
@@ -58,7 +68,9 @@ def contenders(
     made = {}
     for recipe in recipes:
         experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none", *words])
-        gallery = random_gallery(experiment.model.age_features) if isinstance(experiment.model, Siamese) else None
+        gallery = (
+            random_gallery(experiment.model.age_features) if isinstance(experiment.model, Siamese) else None
+        )
         with tempfile.TemporaryDirectory() as folder:
             bundle.save(folder, build(experiment.model, seed=0), experiment, {}, gallery)
             loaded = bundle.load(folder)
@@ -68,7 +80,9 @@ def contenders(
     return made
 
 
-def seconds_a_batch(made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int) -> dict[tuple[str, str], float]:
+def seconds_a_batch(
+    made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
+) -> dict[tuple[str, str], float]:
     """Median over the rounds; in each round every contender has one turn. The first, untimed round warms up."""
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
     for turn in range(rounds + 1):
@@ -81,20 +95,42 @@ def seconds_a_batch(made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=64, help="faces a batch (default: %(default)s)")
-    parser.add_argument("recipes", nargs="*", default=list(RECIPES), metavar="RECIPE", help=f"of {', '.join(RECIPES)} (default: all)")
-    parser.add_argument("--size", type=int, help="side of the faces in pixels, for all recipes (default: each its own)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed batches of each contender (default: %(default)s)")
+    parser.add_argument(
+        "recipes",
+        nargs="*",
+        default=list(RECIPES),
+        metavar="RECIPE",
+        help=f"of {', '.join(RECIPES)} (default: all)",
+    )
+    parser.add_argument(
+        "--size", type=int, help="side of the faces in pixels, for all recipes (default: each its own)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="timed batches of each contender (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)"
+    )
     given = parser.parse_args()
     words = [f"align.size={given.size}"] if given.size else []
     made = contenders(given.recipes, words, given.batch, given.device, given.threads)
     device = next(iter(made.values()))[0].device
-    what = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {'fast' if _fast_bf16(device) else 'emulated'} here")
-    print(f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + given.recipes[0]:>18}")
+    what = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {'fast' if _fast_bf16(device) else 'emulated'} here"
+    )
+    print(
+        f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + given.recipes[0]:>18}"
+    )
     taken = seconds_a_batch(made, given.rounds)
     speed = {name: given.batch / seconds for name, seconds in taken.items()}
     for recipe in given.recipes:

@@ -34,14 +34,16 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from ageray import bundle, cluster, scoring, storage
-from ageray.data import opening, synthetic
-from ageray.data.batches import face_canvases
-from ageray.data.collection import Collection
+from ageray import bundle, cluster, storage
+from ageray.cluster.actors import share_out
 from ageray.experiment import Scale
-from ageray.ledger import Ledger
+from ageray.faces.canvases import face_canvases
 from ageray.predictor import Predictor
-from ageray.team import share_out
+from ageray.score import pipeline as score_pipeline
+from ageray.score import read
+from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.inputs import Collection
+from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 64
@@ -64,7 +66,11 @@ print(len(files), faces)
 
 def rows_of(shards: str) -> list[Row]:
     """The encoded faces of the shards, in memory."""
-    rows = [row for file in storage.list_files(shards) for row in pq.read_table(file, columns=["image", "landmarks", "box"]).to_pylist()]
+    rows = [
+        row
+        for file in storage.list_files(shards)
+        for row in pq.read_table(file, columns=["image", "landmarks", "box"]).to_pylist()
+    ]
     return [(row["image"], row["landmarks"], row["box"]) for row in rows]
 
 
@@ -104,7 +110,9 @@ def loader(shards: str, model: str, workers: int) -> Iterator[int]:
     loaded = bundle.load(model)
     predictor = Predictor(loaded)
     options = {"num_workers": workers, "prefetch_factor": 4, "persistent_workers": False}
-    for batch in torch.utils.data.DataLoader(Faces(shards, loaded.experiment.align), batch_size=BATCH, **options):
+    for batch in torch.utils.data.DataLoader(
+        Faces(shards, loaded.experiment.align), batch_size=BATCH, **options
+    ):
         predictor.predict(*(column.numpy() for column in batch))
         yield len(batch[0])
 
@@ -113,10 +121,16 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     """Faces done as they come out of the job's own stages."""
     collection = Collection.of(shards)
     loaded = bundle.load(model)
-    photos = scoring.read(collection, opening.survey(collection), scale.decode_batch, Ledger(shards + "-none"))
+    photos = score_pipeline.read(
+        collection, read.survey(collection), scale.decode_batch, ScoreCheckpoint(shards + "-none")
+    )
     assert photos is not None
-    found = scoring.find(photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto")
-    for table in scoring._tables(scoring.age(found, model, share_out(scale), BATCH, posterior=False)):
+    found = score_pipeline.find(
+        photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto"
+    )
+    for table in score_pipeline._tables(
+        score_pipeline.age(found, model, share_out(scale), BATCH, posterior=False)
+    ):
         yield table.num_rows
 
 
@@ -131,13 +145,16 @@ def steady(run: Iterator[int], faces: int) -> float:
 
 def compare_faces(given: argparse.Namespace, folder: Path) -> None:
     shards = str(folder / "shards")
-    synthetic.write_faces_table(shards, given.faces, shards=4)
+    synthetic_faces.write_faces_table(shards, given.faces, shards=4)
     scale = Scale(gpu=False, progress=False)
     cluster.connect(scale)
     ways: dict[str, Callable[[], Iterator[int]]] = {
         "jobs.score": lambda: pipeline(shards, given.model, scale),
         "plain process": lambda: plain(shards, given.model),
-        **{f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, given.model, workers) for workers in (1, 2)},
+        **{
+            f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, given.model, workers)
+            for workers in (1, 2)
+        },
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(given.rounds):
@@ -160,7 +177,7 @@ def compare_photos(given: argparse.Namespace, folder: Path) -> None:
         for number in range(given.photos):
             file = photos / f"{number:05d}.jpg"
             if number < DRAWN:
-                Image.fromarray(synthetic.draw_photo(number, 1154, 866).pixels).save(file, quality=90)
+                Image.fromarray(synthetic_faces.draw_photo(number, 1154, 866).pixels).save(file, quality=90)
             else:  # drawing takes longer than scoring
                 shutil.copy(photos / f"{number % DRAWN:05d}.jpg", file)
     ours, theirs = [], []
@@ -168,7 +185,9 @@ def compare_photos(given: argparse.Namespace, folder: Path) -> None:
         seconds, done = whole_job(photos, folder / f"out-{turn}", given.model)
         ours.append(done["images"] / seconds)
         started = time.perf_counter()
-        ran = subprocess.run([given.peer, "-c", _PEER, str(photos)], capture_output=True, text=True, check=True)
+        ran = subprocess.run(
+            [given.peer, "-c", _PEER, str(photos)], capture_output=True, text=True, check=True
+        )
         count, faces = ran.stdout.split()[-2:]
         theirs.append(int(count) / (time.perf_counter() - started))
         print(
@@ -194,7 +213,9 @@ def whole_job(photos: Path, out: Path, model: str) -> tuple[float, dict[str, flo
         "scale.gpu=false",
         "scale.progress=false",
     ]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
+    )
     return time.perf_counter() - started, json.loads((out / "summary.json").read_text())
 
 
@@ -225,7 +246,10 @@ class Peak:
                 with contextlib.suppress(psutil.Error):
                     own += process.memory_full_info().uss
             self.memory = max(self.memory, own / 2**20)
-            total, free = (ask().get("object_store_memory", 0) for ask in (ray.cluster_resources, ray.available_resources))
+            total, free = (
+                ask().get("object_store_memory", 0)
+                for ask in (ray.cluster_resources, ray.available_resources)
+            )
             self.store = max(self.store, (total - free) / 2**20)
 
 
@@ -235,14 +259,17 @@ def compare_growth(given: argparse.Namespace, folder: Path) -> None:
     found = []
     for count in (given.faces, 10 * given.faces):
         shards = str(folder / f"shards-{count}")
-        synthetic.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
+        synthetic_faces.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
         with Peak() as peak:
             started, times = time.perf_counter(), []
             for done in pipeline(shards, given.model, scale):
                 times += [time.perf_counter()] * done
         seconds = (times[-1] - times[0]) / (len(times) - times.count(times[0]))
         found.append((seconds, peak.memory, peak.store))
-        print(f"  {count:>6} faces: {seconds * 1000:.2f} ms a face after the first rows ({times[0] - started:.1f} s), ", end="")
+        print(
+            f"  {count:>6} faces: {seconds * 1000:.2f} ms a face after the first rows ({times[0] - started:.1f} s), ",
+            end="",
+        )
         print(f"memory {peak.memory:.0f} MiB, object store {peak.store:.0f} MiB", flush=True)
     print(
         "ten times the faces: seconds a face x {:.2f} (target 0.9 to 1.1), memory x {:.2f}, object store x {:.2f}".format(
@@ -252,7 +279,9 @@ def compare_growth(given: argparse.Namespace, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("faces", "photos", "growth"))
     parser.add_argument("--model", default="zoo:default")
     parser.add_argument("--faces", type=int, default=1500)
@@ -265,7 +294,9 @@ def main() -> None:
         parser.error("photos: give --peer VENV/bin/python")
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {given.model}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        {"faces": compare_faces, "photos": compare_photos, "growth": compare_growth}[given.what](given, Path(folder))
+        {"faces": compare_faces, "photos": compare_photos, "growth": compare_growth}[given.what](
+            given, Path(folder)
+        )
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import cv2
 import requests
 
 from ageray import bundle
-from ageray.age_faces import AgeFaces
-from ageray.data import synthetic
-from ageray.service import Service, start
-from ageray.service.door import find
-from ageray.service.photos import Photo
+from ageray.serve import Service, start
+from ageray.serve.ingress import find
+from ageray.serve.uploads import Photo
+from ageray.stages.predict import AgeFaces
+from ageray.synthetic import faces
 
 Files = list[tuple[str, tuple[str, bytes]]]
 
@@ -41,7 +41,9 @@ def in_process(photos: list[Photo], model: str, rounds: int) -> float:
             if turn == 1:
                 started = time.perf_counter()
             parts = [photos[number::threads] for number in range(threads)]
-            for _, found in pool.map(lambda part: find(part, experiment.align, experiment.data.detect, 50), parts):
+            for _, found in pool.map(
+                lambda part: find(part, experiment.align, experiment.data.detect, 50), parts
+            ):
                 aged(found)
     return rounds * len(photos) / (time.perf_counter() - started)
 
@@ -93,14 +95,19 @@ def overload(url: str, files: Files, clients: int, seconds: float) -> tuple[Coun
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="zoo:default", help="(default: %(default)s)")
     parser.add_argument("--requests", type=int, default=12, help="timed requests (default: %(default)s)")
     parser.add_argument("--images", type=int, default=32, help="images a request (default: %(default)s)")
     parser.add_argument("--overload", type=float, default=60, help="seconds of it (default: %(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        photos = [Photo(Path(file).name, Path(file).read_bytes()) for file in synthetic.write_photos(folder, given.images)]
+        photos = [
+            Photo(Path(file).name, Path(file).read_bytes())
+            for file in faces.write_photos(folder, given.images)
+        ]
     files: Files = [("images", (photo.name, photo.content)) for photo in photos]
     plain = in_process(photos, given.model, 4)
     with socket.socket() as free:

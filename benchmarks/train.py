@@ -35,13 +35,15 @@ from ray.util.queue import Empty, Queue
 from torch.utils.data import DataLoader, Dataset
 
 from ageray import cluster, config, storage
-from ageray.data import order, synthetic
 from ageray.data.stream import decode_rows
 from ageray.experiment import Experiment
+from ageray.synthetic import faces as synthetic_faces
 from ageray.train import plan as planning
-from ageray.train.loop import Columns, State, new_state, train_one_epoch
+from ageray.train import sampler
+from ageray.train.loader import Streams, sources
+from ageray.train.loop import Columns, train_one_epoch
 from ageray.train.plan import Plan
-from ageray.train.streams import Streams, sources
+from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
 _COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
@@ -106,10 +108,14 @@ class Plain:
 
     def __init__(self, experiment: Experiment, plan: Plan, threads: int, workers: int) -> None:
         self._state, self._plan = begin(experiment, plan, threads), plan
-        files = [file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")]
+        files = [
+            file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")
+        ]
         table = pa.concat_tables([pq.read_table(file, columns=_COLUMNS) for file in files])
         faces = plan.faces["stage-0"].wanted().find(table.column("key").to_pylist())
-        self._faces = Faces(table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json"))
+        self._faces = Faces(
+            table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json")
+        )
         self._order: list[list[int]] = []
         self._loader = DataLoader(
             self._faces,
@@ -124,8 +130,8 @@ class Plain:
 
     def turn(self) -> Turn:
         train = self._state.config.train
-        rows = order.shuffled(self._plan.faces["stage-0"], train.shuffle, (train.seed, self._state.epoch))
-        self._order[:] = order.share(rows, train.batch_size).tolist()
+        rows = sampler.shuffled(self._plan.faces["stage-0"], train.shuffle, (train.seed, self._state.epoch))
+        self._order[:] = sampler.share(rows, train.batch_size).tolist()
         return timed(self._state, self._loader)
 
 
@@ -135,8 +141,13 @@ def repeated(shards: str, times: int, folder: Path) -> str:
         if file.endswith(".parquet"):
             table = pq.read_table(file)
             for turn in range(times):
-                keys = pa.array([f"{turn}/{key}" for key in table.column("key").to_pylist()], table.schema.field("key").type)
-                copied = table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys)
+                keys = pa.array(
+                    [f"{turn}/{key}" for key in table.column("key").to_pylist()],
+                    table.schema.field("key").type,
+                )
+                copied = table.set_column(
+                    table.schema.get_field_index("key"), table.schema.field("key"), keys
+                )
                 pq.write_table(copied, folder / f"{turn:03}-{file.rsplit('/', 1)[-1]}")
     return str(folder)
 
@@ -146,17 +157,30 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
     threads = given.threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         files = [str(ROOT / "configs" / f"{recipe}.yaml")]
-        fixed = [f"data.shards={shards}", f"scale.runs={folder}", "protocol.val=0", "protocol.test=0", "model.weights=none"]
+        fixed = [
+            f"data.shards={shards}",
+            f"scale.runs={folder}",
+            "protocol.val=0",
+            "protocol.test=0",
+            "model.weights=none",
+        ]
         experiment = config.load(files, [*fixed, *words])
         plan = planning.make(experiment)
         asked, said = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
-        settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": sources(experiment), "threads": threads}
+        settings = {
+            "experiment": experiment.model_dump(mode="json"),
+            "plan": plan,
+            "rows": sources(experiment),
+            "threads": threads,
+        }
         trainer = TorchTrainer(
             serve,
             train_loop_config={**settings, "asked": asked, "said": said},
             scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(
-                name="ray", storage_path=folder, worker_runtime_env={"env_vars": cluster.environment(torch.cuda.is_available())}
+                name="ray",
+                storage_path=folder,
+                worker_runtime_env={"env_vars": cluster.environment(torch.cuda.is_available())},
             ),
         )
         running = Thread(target=trainer.fit)
@@ -185,30 +209,67 @@ def report(recipe: str, experiment: Experiment, plan: Plan, turns: dict[str, lis
     for name, taken in turns.items():
         rates = " ".join(f"{turn['rate']:.1f}" for turn in taken)
         start = statistics.median(turn["start"] for turn in taken)
-        print(f"  {name:<9} {statistics.median(turn['rate'] for turn in taken):>8.1f} images/s   (rounds {rates}; start {start:.1f} s)")
+        print(
+            f"  {name:<9} {statistics.median(turn['rate'] for turn in taken):>8.1f} images/s   (rounds {rates}; start {start:.1f} s)"
+        )
     for name, target in (("memory", 0.95), ("loader", 1.0)):
-        ratios = [own["rate"] / other["rate"] for own, other in zip(turns["streamed"], turns[name], strict=True)]
-        print(f"  streamed / {name}: {statistics.median(ratios):.3f} (target {target}; rounds {np.round(ratios, 3).tolist()})")
+        ratios = [
+            own["rate"] / other["rate"] for own, other in zip(turns["streamed"], turns[name], strict=True)
+        ]
+        print(
+            f"  streamed / {name}: {statistics.median(ratios):.3f} (target {target}; rounds {np.round(ratios, 3).tolist()})"
+        )
     memory = [turn["mib"] for turn in turns["streamed"]]
-    print(f"  worker's memory after its epochs: {', '.join(f'{mib:.0f}' for mib in memory)} MiB ({memory[-1] - memory[0]:+.0f})")
+    print(
+        f"  worker's memory after its epochs: {', '.join(f'{mib:.0f}' for mib in memory)} MiB ({memory[-1] - memory[0]:+.0f})"
+    )
     waited = [turn["waited"] - turn["start"] for turn in turns["streamed"]]
-    print(f"  waiting for data beyond the start of an epoch: {', '.join(f'{max(0.0, seconds):.2f}' for seconds in waited)} s")
+    print(
+        f"  waiting for data beyond the start of an epoch: {', '.join(f'{max(0.0, seconds):.2f}' for seconds in waited)} s"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="SHARDS | key=value", help="a folder of face shards, settings")
-    parser.add_argument("--faces", type=int, default=768, help="faces to draw where no shards are named (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=1, help="how often each face is in an epoch (default: %(default)s)")
-    parser.add_argument("--loaders", type=int, default=0, help="DataLoader workers; 0 for all cores but one (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="epochs of each contender (default: %(default)s)")
-    parser.add_argument("--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)")
-    parser.add_argument("--threads", type=int, default=0, help="of a CPU that trains; 0 for all cores (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs="*", metavar="SHARDS | key=value", help="a folder of face shards, settings"
+    )
+    parser.add_argument(
+        "--faces",
+        type=int,
+        default=768,
+        help="faces to draw where no shards are named (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeat", type=int, default=1, help="how often each face is in an epoch (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--loaders",
+        type=int,
+        default=0,
+        help="DataLoader workers; 0 for all cores but one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="epochs of each contender (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--recipe", nargs="*", default=["default", "dhaa"], help="names in configs/ (default: default dhaa)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of a CPU that trains; 0 for all cores (default: %(default)s)"
+    )
     given = parser.parse_args()
-    words, folders = [word for word in given.words if "=" in word], [word for word in given.words if "=" not in word]
+    words, folders = (
+        [word for word in given.words if "=" in word],
+        [word for word in given.words if "=" not in word],
+    )
     with tempfile.TemporaryDirectory() as drawn, tempfile.TemporaryDirectory() as many:
         if not folders:
-            synthetic.write_faces_table(Path(drawn), given.faces, subjects=given.faces, size=200, shards=2)
+            synthetic_faces.write_faces_table(
+                Path(drawn), given.faces, subjects=given.faces, size=200, shards=2
+            )
         shards = (folders or [drawn])[0]
         if given.repeat > 1:
             shards = repeated(shards, given.repeat, Path(many))

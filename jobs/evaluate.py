@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import yaml
 
-from ageray import bundle, cluster, config, evaluation, storage
+from ageray import bundle, cluster, config, evaluate, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Scale
-from jobs import cli, evaluation_tables
-from jobs.fold_progress import FoldProgress
+from jobs import cli
+from jobs.terminal import tables
+from jobs.terminal.folds import FoldProgress
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from FILE.yaml and key=value; alignment and
@@ -45,7 +46,10 @@ _SETTINGS = (".yaml", ".yml")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.evaluate", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.evaluate",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
         "words",
@@ -55,9 +59,17 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
     made.add_argument("--cross", action="store_true", help="every model on every set")
-    made.add_argument("--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo")
-    made.add_argument("--trained-on", metavar="DIR", help="shards that the model was trained on, for the audit (else those it names)")
-    made.add_argument("--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run")
+    made.add_argument(
+        "--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo"
+    )
+    made.add_argument(
+        "--trained-on",
+        metavar="DIR",
+        help="shards that the model was trained on, for the audit (else those it names)",
+    )
+    made.add_argument(
+        "--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run"
+    )
     return made
 
 
@@ -69,16 +81,18 @@ def main(words: Sequence[str]) -> None:
     if given.protocol:
         _folds(given, models, settings)
     elif not models:
-        raise UserError("no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)")
+        raise UserError(
+            "no MODEL is named; give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)"
+        )
     elif given.cross:
         _cross(given, models, settings)
     else:
         experiments = [_experiment(model, settings) for model in models]
         cluster.connect(experiments[0].scale)
         if len(models) == 1:
-            evaluation_tables.show(evaluation.evaluate(models[0], experiments[0], given.out, given.trained_on))
+            tables.show(evaluate.evaluate(models[0], experiments[0], given.out, given.trained_on))
         else:
-            evaluation_tables.show_comparison(evaluation.compare(models, experiments, given.out, given.trained_on))
+            tables.show_comparison(evaluate.compare(models, experiments, given.out, given.trained_on))
     print(f"written to {given.out}; open {storage.join(given.out, 'report.html')}")
 
 
@@ -94,7 +108,9 @@ def _experiment(model: str, settings: Sequence[str]) -> Experiment:
     experiment = config.load(paths, overrides, base=loaded.experiment.model_copy(update={"scale": Scale()}))
     for section in _OWN:
         if getattr(experiment, section) != getattr(loaded.experiment, section):
-            raise UserError(f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale")
+            raise UserError(
+                f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+            )
     return experiment
 
 
@@ -102,11 +118,13 @@ def _cross(given: argparse.Namespace, models: list[str], settings: list[str]) ->
     sets = [word for word in settings if "=" not in word and _names_a_set(word)]
     rest = [word for word in settings if word not in sets]
     if not sets:
-        raise UserError("--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml")
+        raise UserError(
+            "--cross: no set is named; give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml"
+        )
     experiments = [_experiment(models[0], [word, *rest]) for word in sets]
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in rest)
-    evaluation_tables.show_matrix(evaluation.cross(models, experiments, given.out, fixed))
+    tables.show_matrix(evaluate.cross(models, experiments, given.out, fixed))
 
 
 def _names_a_set(path: str) -> bool:
@@ -120,13 +138,15 @@ def _names_a_set(path: str) -> bool:
 
 def _folds(given: argparse.Namespace, models: list[str], settings: list[str]) -> None:
     if models:
-        raise UserError(f"{models[0]}: --protocol {given.protocol} trains its own models; give a recipe (FILE.yaml), no MODEL")
+        raise UserError(
+            f"{models[0]}: --protocol {given.protocol} trains its own models; give a recipe (FILE.yaml), no MODEL"
+        )
     paths, overrides = config.parse_arguments(settings)
     experiment = config.load(paths, [*overrides, f"protocol.name={given.protocol}"])
     cluster.connect(experiment.scale)
     with FoldProgress(live=experiment.scale.progress) as progress:
-        report = evaluation.evaluate_folds(experiment, given.out, progress.show, given.fresh)
-    evaluation_tables.show(report)
+        report = evaluate.evaluate_folds(experiment, given.out, progress.show, given.fresh)
+    tables.show(report)
 
 
 if __name__ == "__main__":

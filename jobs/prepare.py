@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ageray import cluster, config, storage
-from ageray.data import shards
+from ageray.prepare import run
 from jobs import cli
 
 _EPILOG = """\
@@ -70,9 +70,9 @@ def main(words: Sequence[str]) -> None:
     """Prepares and prints a summary. Raises UserError for mistakes in the settings or the source."""
     arguments = parser().parse_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
-    source = shards.check(experiment, arguments.fresh)  # starting Ray takes seconds; mistakes are told before
+    source = run.check(experiment, arguments.fresh)  # starting Ray takes seconds; mistakes are told before
     cluster.connect(experiment.scale)
-    report = shards.prepare(experiment, arguments.fresh, source)
+    report = run.prepare(experiment, arguments.fresh, source)
     print(summary(report, str(experiment.data.shards)))
 
 
@@ -84,9 +84,12 @@ def summary(report: dict[str, Any], target: str) -> str:
     mib = sum(file["bytes"] for file in files) / 2**20
     lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {kept} faces kept"]
     lines += [f"  {number:>7} dropped: {kind}" for kind, number in counts.items()]
-    lines += [f"  {number:>7} kept, but: {kind}" for kind, number in Counter(note["kind"] for note in report["notes"]).items()]
+    lines += [
+        f"  {number:>7} kept, but: {kind}"
+        for kind, number in Counter(note["kind"] for note in report["notes"]).items()
+    ]
     lines.append(f"{len(files)} shards, {mib:.0f} MiB, {seconds:.0f} s, {rate:.0f} photos/s: {target}")
-    lines.append(f"every dropped photo and why: {storage.join(target, shards.REPORT)}")
+    lines.append(f"every dropped photo and why: {storage.join(target, run.REPORT)}")
     return "\n".join(lines)
 
 

@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ageray import bundle, config, report, scoring, storage
-from ageray.data import collection
+from ageray import bundle, config, report, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Scale, Storage
+from ageray.score import run
+from ageray.synthetic import demo
 from jobs import cli
-from jobs.score_progress import ScoreProgress
+from jobs.terminal.scores import ScoreProgress
 
 _EPILOG = """\
 INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
@@ -38,7 +39,7 @@ examples:
   python -m jobs.score --demo --out scores
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command or the data, told in
-one line; 1: anything else. More in docs/scoring.md.
+one line; 1: anything else. More in docs/score.md.
 """
 
 
@@ -56,16 +57,26 @@ def parser() -> argparse.ArgumentParser:
         metavar="INPUT | FILE.yaml | key=value",
         help="what to score; settings of scale, storage and data.detect (default: the detector of the model's training)",
     )
-    made.add_argument("--out", required=True, metavar="DIR", help="folder to write: new, empty, or of the same command")
-    made.add_argument("--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)")
+    made.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write: new, empty, or of the same command"
+    )
+    made.add_argument(
+        "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
+    )
     made.add_argument(
         "--detect",
         choices=("auto", "always", "never"),
         default="auto",
         help="look for faces: where INPUT brings no landmarks (auto), everywhere, nowhere (default: %(default)s)",
     )
-    made.add_argument("--posterior", action="store_true", help="add a column with the probability of every year of age")
-    made.add_argument("--fresh", action="store_true", help="begin anew; an earlier result is replaced once the new one is there")
+    made.add_argument(
+        "--posterior", action="store_true", help="add a column with the probability of every year of age"
+    )
+    made.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew; an earlier result is replaced once the new one is there",
+    )
     made.add_argument(
         "--demo",
         action="store_true",
@@ -77,14 +88,16 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Scores and prints a summary. Raises UserError for mistakes in the command or the input."""
     arguments = parser().parse_intermixed_args(words)
-    given = [word for word in arguments.words if "=" in word.split("/")[0] or word.endswith((".yaml", ".yml"))]
+    given = [
+        word for word in arguments.words if "=" in word.split("/")[0] or word.endswith((".yaml", ".yml"))
+    ]
     inputs = [word for word in arguments.words if word not in given]
     if len(inputs) != (0 if arguments.demo else 1):
         raise UserError(f"INPUT: give one, or --demo; got {' and '.join(inputs) or 'none'}; see --help")
     experiment = settings(arguments.model, given)
     with ScoreProgress(live=experiment.scale.progress) as progress:
-        summary = scoring.score(
-            collection.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
+        summary = run.score(
+            demo.draw_demo(arguments.out.rstrip("/") + "-photos") if arguments.demo else inputs[0],
             arguments.out,
             arguments.model,
             experiment.scale,
@@ -104,9 +117,15 @@ def settings(model: str, words: Sequence[str]) -> Experiment:
     """
     own = bundle.load(model).experiment.model_copy(update={"scale": Scale(), "storage": Storage()})
     changed = config.load(*config.parse_arguments(words), base=own)
-    free = {"scale": changed.scale, "storage": changed.storage, "data": own.data.model_copy(update={"detect": changed.data.detect})}
+    free = {
+        "scale": changed.scale,
+        "storage": changed.storage,
+        "data": own.data.model_copy(update={"detect": changed.data.detect}),
+    }
     if changed != own.model_copy(update=free):
-        raise UserError(f"{' '.join(words)}: only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest")
+        raise UserError(
+            f"{' '.join(words)}: only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest"
+        )
     return changed
 
 

@@ -13,7 +13,7 @@ import ray
 from ray import serve
 
 from ageray.errors import UserError
-from ageray.service import from_words, start
+from ageray.serve import from_words, start
 from jobs import cli
 
 _EPILOG = """\
@@ -31,7 +31,7 @@ examples:
   python -m jobs.serve 'batches.inputs=[/data/photos]' 'batches.outputs=[/data/scores]'
   AGERAY_API_KEYS=$(openssl rand -hex 32) python -m jobs.serve --host 0.0.0.0
 
-Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serving.md explains them. Runs on the
+Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serve.md explains them. Runs on the
 cluster of RAY_ADDRESS, else on this machine, until it is interrupted. Exit 0: stopped; 2: a mistake in the command, told
 in one line; 1: anything else.
 """
@@ -40,10 +40,15 @@ in one line; 1: anything else.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.serve", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.serve",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="*", metavar="key=value", help="settings of the service")
-    made.add_argument("--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)")
+    made.add_argument(
+        "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
+    )
     made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     made.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
     return made

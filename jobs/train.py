@@ -6,11 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from ageray import bundle, cluster, config, evaluation, storage
+from ageray import bundle, cluster, config, evaluate, storage
 from ageray.experiment import Experiment
-from ageray.train import plan, worker
+from ageray.train import plan, run
 from jobs import cli
-from jobs.progress import EpochTable
+from jobs.terminal.epochs import EpochTable
 
 _EPILOG = """\
 the run folder (scale.runs, named by model, data and a hash of the settings) holds
@@ -36,7 +36,10 @@ _AUDIT = "audit.json"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.train", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.train",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="settings; later ones win")
     made.add_argument("--fresh", action="store_true", help="forget an earlier run of the same settings")
@@ -59,22 +62,24 @@ def main(words: Sequence[str]) -> None:
     cluster.connect(experiment.scale)
     _audit(experiment, made)
     with EpochTable(live=experiment.scale.progress) as table:
-        worker.train(experiment, made, table.show)
+        run.train(experiment, made, table.show)
     folder = storage.join(made.folder, bundle.IN_RUN)
     card = json.loads(storage.read_text(storage.join(folder, bundle.CARD)))
     if "validation" in card:
         found = card["validation"]
         floor = found["constant"]["own_median"]["mae"]
-        print(f"validation: MAE {found['mae']:.3f} (always saying the median age: {floor:.3f}), CS(5) {found['cs5']:.3f}")
+        print(
+            f"validation: MAE {found['mae']:.3f} (always saying the median age: {floor:.3f}), CS(5) {found['cs5']:.3f}"
+        )
     print(f"model: {made.folder}")
 
 
 def _audit(experiment: Experiment, made: plan.Plan) -> None:
-    """Prints and keeps what the split leaks; once a run."""
+    """Fingerprints and keeps what the split leaks; once a run."""
     kept = storage.join(made.folder, _AUDIT)
     if not experiment.scale.audit or storage.exists(kept):
         return
-    found = evaluation.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
+    found = evaluate.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
     if found is not None:
         print("\n".join(["audit of the split:", *(f"  {line}" for line in found["lines"])]), flush=True)
         storage.write_text(kept, json.dumps(found, indent=1) + "\n")

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from ageray import cluster, config, search, storage
-from ageray.report.search import value_text, verdict
+from ageray import cluster, config, storage, tune
+from ageray.tune.page import value_text, verdict
 from jobs import cli
-from jobs.tune_progress import TuneProgress
+from jobs.terminal.trials import TuneProgress
 
 _EPILOG = """\
 One of the files holds `tune`: the settings to search with their ranges, the budget, who is retrained. configs/tune/ has some. Any path of the
@@ -40,10 +40,22 @@ data, told in one line; 1: anything else.
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
-        prog="python -m jobs.tune", description=__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.tune",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="recipe, data, machine and search; later ones win")
-    made.add_argument("--out", metavar="DIR", help="folder of the search (default: one in scale.runs, named by its settings)")
+    made.add_argument(
+        "words",
+        nargs="+",
+        metavar="FILE.yaml | key=value",
+        help="recipe, data, machine and search; later ones win",
+    )
+    made.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the search (default: one in scale.runs, named by its settings)",
+    )
     made.add_argument("--resume", action="store_true", help="go on with the search in that folder")
     return made
 
@@ -52,14 +64,14 @@ def main(words: Sequence[str]) -> None:
     """Searches and prints what was found. Raises UserError for mistakes in the settings or the data."""
     arguments = parser().parse_intermixed_args(words)
     paths, overrides = config.parse_arguments(arguments.words)
-    plan = search.make(config.read(paths, overrides), arguments.out, arguments.resume)
+    plan = tune.make(config.read(paths, overrides), arguments.out, arguments.resume)
     scale = plan.space.written.experiment.scale
     print(f"search {plan.file.folder}", flush=True)
     for note in plan.split.notes:
         print(f"note: {note}")
     cluster.connect(scale)
     with TuneProgress(list(plan.space.ranges), plan.space.tune.minutes, live=scale.progress) as progress:
-        found = search.search(plan, progress.show)
+        found = tune.search(plan, progress.show)
     console = Console(highlight=False, soft_wrap=True)
     table = Table("", *found["space"], "validation", "test MAE", "95 % of the difference", "p", "real")
     pairs = {row["first"]: row for row in found["comparisons"]}
@@ -69,13 +81,25 @@ def main(words: Sequence[str]) -> None:
         if row["name"] in pairs:
             pair = pairs[row["name"]]
             gap = pair["difference"]
-            cells = [f"{gap['low']:+.3f} to {gap['high']:+.3f}", f"{pair['p']:.4f}", "yes" if pair["real"] else "no"]
-        table.add_row(row["name"], *values, f"{row['score']:.3f}", f"{row['test_mae']:.3f} ± {row['deviation']:.3f}", *cells)
+            cells = [
+                f"{gap['low']:+.3f} to {gap['high']:+.3f}",
+                f"{pair['p']:.4f}",
+                "yes" if pair["real"] else "no",
+            ]
+        table.add_row(
+            row["name"],
+            *values,
+            f"{row['score']:.3f}",
+            f"{row['test_mae']:.3f} ± {row['deviation']:.3f}",
+            *cells,
+        )
     if not console.is_terminal:
         console.width = 160  # a log has no edge to fold at
     console.print(table)
     console.print(verdict(found), markup=False)
-    console.print(f"model: {plan.file.folder}; open {storage.join(plan.file.folder, 'report.html')}", markup=False)
+    console.print(
+        f"model: {plan.file.folder}; open {storage.join(plan.file.folder, 'report.html')}", markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,13 @@ def ray_local() -> Iterator[None]:
     from ageray import cluster
     from ageray.experiment import Scale
 
-    ray.init(address="local", num_cpus=4, object_store_memory=512 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=4,
+        object_store_memory=512 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     cluster.connect(Scale(progress=False))
     yield
     ray.shutdown()

@@ -17,12 +17,15 @@ from torch import Tensor
 from ageray import bundle, calibration, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.build import Classifier, build
 from ageray.models.gallery import Gallery
-from ageray.models.model import Classifier, build
 
 FILES = {"model.safetensors", "config.yaml", "card.json"}
 SETTINGS = Experiment.model_validate(
-    {"model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 40]}, "align": {"size": 32, "coverage": 1.25}}
+    {
+        "model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 40]},
+        "align": {"size": 32, "coverage": 1.25},
+    }
 )
 
 
@@ -69,7 +72,9 @@ def test_matrices_are_stored_as_float16_and_vectors_as_float32(saved: Path, netw
     stored = load_file(saved / "model.safetensors")
     wide = "backbone.layers.conv2_3x3_reduce.weight"
     for name, tensor in network.state_dict().items():
-        assert stored[name].dtype == (torch.float16 if tensor.ndim > 1 and name != wide else torch.float32), name
+        assert stored[name].dtype == (torch.float16 if tensor.ndim > 1 and name != wide else torch.float32), (
+            name
+        )
         exact = tensor if stored[name].dtype == torch.float32 else tensor.half()
         assert torch.equal(stored[name], exact), name
 
@@ -166,7 +171,9 @@ def test_a_configuration_that_is_broken(saved: Path) -> None:
 def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
     other = Experiment.model_validate({"model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 50]}})
     (saved / "config.yaml").write_text(config.dump(other))
-    with pytest.raises(UserError, match=r"model\.safetensors does not fit config\.yaml \(.*head\.weight") as caught:
+    with pytest.raises(
+        UserError, match=r"model\.safetensors does not fit config\.yaml \(.*head\.weight"
+    ) as caught:
         bundle.load(str(saved)).network()
     assert "\n" not in str(caught.value)
 
@@ -174,7 +181,9 @@ def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
 # --- finding a model ------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert bundle.resolve(str(saved)) == str(saved)
     assert bundle.resolve(f"{saved}/").rstrip("/") == str(saved)
     assert bundle.resolve(str(saved.parent)) == str(saved)
@@ -205,14 +214,19 @@ def test_what_is_no_model(what: str, tmp_path: Path) -> None:
         (place / "config.yaml").write_text(config.dump(SETTINGS))
     with pytest.raises(UserError) as caught:
         bundle.load(str(place))
-    assert str(caught.value).startswith(f"{place}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of")
+    assert str(caught.value).startswith(
+        f"{place}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of"
+    )
 
 
 @pytest.mark.parametrize("name", sorted(card.parent.name for card in bundle._ZOO.glob("*/card.json")))
 def test_a_model_of_the_zoo_is_whole(name: str) -> None:
     loaded = bundle.load(f"zoo:{name}")
     assert {file.name for file in (bundle._ZOO / name).iterdir()} == FILES
-    assert loaded.network().head.out_features == loaded.experiment.model.ages[1] - loaded.experiment.model.ages[0] + 1
+    assert (
+        loaded.network().head.out_features
+        == loaded.experiment.model.ages[1] - loaded.experiment.model.ages[0] + 1
+    )
     assert loaded.calibration.faces >= 30
     assert loaded.card["terms"]
     assert not Path(loaded.experiment.scale.runs).is_absolute()
@@ -228,7 +242,9 @@ def test_the_shipped_model_is_the_one_that_was_measured() -> None:
 # --- identity -------------------------------------------------------------------------------------------------------
 
 
-def test_identity_names_weights_settings_and_calibration(saved: Path, network: Classifier, tmp_path: Path) -> None:
+def test_identity_names_weights_settings_and_calibration(
+    saved: Path, network: Classifier, tmp_path: Path
+) -> None:
     first = bundle.load(str(saved)).identity
     assert re.fullmatch("[0-9a-f]{16}", first)
     edit_card(saved, validation={"mae": 3}, note="figures do not change what a model says")
@@ -253,7 +269,9 @@ def test_identity_is_that_of_a_copy(saved: Path, tmp_path: Path) -> None:
 # --- with a gallery -------------------------------------------------------------------------------------------------
 
 
-NEAREST = Experiment.model_validate({**SETTINGS.model_dump(), "model": {**SETTINGS.model.model_dump(), "decode": {"method": "gallery"}}})
+NEAREST = Experiment.model_validate(
+    {**SETTINGS.model_dump(), "model": {**SETTINGS.model.model_dump(), "decode": {"method": "gallery"}}}
+)
 
 
 def gallery(seed: int = 0, gendered: bool = True) -> Gallery:
@@ -261,7 +279,9 @@ def gallery(seed: int = 0, gendered: bool = True) -> Gallery:
     made = torch.Generator().manual_seed(seed)
     rows = {"embedding": torch.randn(3, 1024, generator=made), "age": torch.tensor([4.0, 30.5, 61])}
     rows |= {"gender": torch.tensor([0, 1, -1]), "subject": torch.tensor([0, 2**55, 7])}
-    return Gallery.of([rows | ({"gender_embedding": torch.randn(3, 10, generator=made).half()} if gendered else {})])
+    return Gallery.of(
+        [rows | ({"gender_embedding": torch.randn(3, 10, generator=made).half()} if gendered else {})]
+    )
 
 
 @pytest.fixture
@@ -285,7 +305,11 @@ def test_a_gallery_comes_back_as_it_was(gendered: bool, network: Classifier, tmp
         assert found.tensors()[name].dtype == tensor.dtype
     content = (tmp_path / "b" / "gallery.safetensors").read_bytes()
     by = "gender_embedding" if gendered else "embedding"
-    assert loaded.card["gallery"] == {"faces": 3, "gender_by": by, "sha256": hashlib.sha256(content).hexdigest()}
+    assert loaded.card["gallery"] == {
+        "faces": 3,
+        "gender_by": by,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def test_the_card_comes_after_the_gallery(nearest: Path) -> None:
@@ -296,7 +320,9 @@ def test_the_card_comes_after_the_gallery(nearest: Path) -> None:
 def test_a_gallery_is_part_of_the_identity(nearest: Path, network: Classifier, tmp_path: Path) -> None:
     bundle.save(str(tmp_path / "other"), network, NEAREST, {}, gallery(seed=1))
     bundle.save(str(tmp_path / "same"), network, NEAREST, {}, gallery())
-    identities = [bundle.load(str(folder)).identity for folder in (nearest, tmp_path / "other", tmp_path / "same")]
+    identities = [
+        bundle.load(str(folder)).identity for folder in (nearest, tmp_path / "other", tmp_path / "same")
+    ]
     assert identities[0] != identities[1]
     assert identities[0] == identities[2]
 
@@ -305,7 +331,9 @@ def test_a_gallery_that_was_tampered_with(nearest: Path) -> None:
     content = bytearray((nearest / "gallery.safetensors").read_bytes())
     content[-3] ^= 1
     (nearest / "gallery.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"gallery\.safetensors has sha256 .*, the card says .*; copy the bundle again$"):
+    with pytest.raises(
+        UserError, match=r"gallery\.safetensors has sha256 .*, the card says .*; copy the bundle again$"
+    ):
         bundle.load(str(nearest))
 
 
@@ -326,7 +354,9 @@ def test_a_model_that_needs_a_gallery_and_a_card_that_names_none(nearest: Path) 
     card = json.loads((nearest / "card.json").read_text())
     del card["gallery"]
     bundle.write_card(str(nearest), card)
-    with pytest.raises(UserError, match=r"model\.decode\.method=gallery needs gallery\.safetensors, and the card names none") as caught:
+    with pytest.raises(
+        UserError, match=r"model\.decode\.method=gallery needs gallery\.safetensors, and the card names none"
+    ) as caught:
         bundle.load(str(nearest))
     assert "\n" not in str(caught.value)
 
@@ -342,7 +372,9 @@ def test_what_is_no_gallery_though_its_hash_is_right(content: str, nearest: Path
     held = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}.get(content, save(tensors))
     (nearest / "gallery.safetensors").write_bytes(held)
     edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(held).hexdigest()})
-    with pytest.raises(UserError, match=r"gallery\.safetensors is not a gallery \(.*\); copy the bundle again$") as caught:
+    with pytest.raises(
+        UserError, match=r"gallery\.safetensors is not a gallery \(.*\); copy the bundle again$"
+    ) as caught:
         bundle.load(str(nearest)).gallery()
     assert "\n" not in str(caught.value)
     assert not marker.exists()

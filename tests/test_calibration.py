@@ -90,7 +90,9 @@ def test_a_model_that_has_learnt_nothing_keeps_its_line_but_gets_an_interval(kin
     assert float(((true >= low) & (true <= high)).mean()) >= LEVEL
 
 
-@pytest.mark.parametrize(("width", "more"), [(0.3, 0.015), (1.0, 0.015), (3.0, 0.04)], ids=["too narrow", "right", "too wide"])
+@pytest.mark.parametrize(
+    ("width", "more"), [(0.3, 0.015), (1.0, 0.015), (3.0, 0.04)], ids=["too narrow", "right", "too wide"]
+)
 def test_the_interval_covers_nine_fresh_faces_in_ten(width: float, more: float) -> None:
     """Of posteriors that are too wide a few faces more: an interval that would turn inside out ends at the age."""
     covered, margins = [], []
@@ -121,7 +123,9 @@ def test_apply_by_hand() -> None:
     assert age == pytest.approx([51, 0, 29])
     assert start == pytest.approx([43.5, 0, 25.9])
     assert end == pytest.approx([59.6, 3.5, 32.1])
-    _, start, end = Calibration(margin=-3).apply(decoded, low, high)  # an interval that would turn inside out ends at the age
+    _, start, end = Calibration(margin=-3).apply(
+        decoded, low, high
+    )  # an interval that would turn inside out ends at the age
     assert (start[2], end[2]) == (30, 30)
 
 
@@ -129,7 +133,9 @@ _years = st.floats(-60, 200, width=32)
 
 
 @given(
-    columns=st.integers(1, 20).flatmap(lambda count: st.tuples(*[arrays(np.float32, count, elements=_years)] * 3)),
+    columns=st.integers(1, 20).flatmap(
+        lambda count: st.tuples(*[arrays(np.float32, count, elements=_years)] * 3)
+    ),
     scale=st.floats(0.5, 2),
     shift=st.floats(-40, 40),
     margin=st.floats(-30, 30),
@@ -139,7 +145,9 @@ def test_never_negative_and_the_age_lies_within_its_interval(
     columns: tuple[Ages, Ages, Ages], scale: float, shift: float, margin: float
 ) -> None:
     decoded, low, high = columns
-    age, start, end = Calibration(scale, shift, margin, 50).apply(decoded, np.minimum(low, high), np.maximum(low, high))
+    age, start, end = Calibration(scale, shift, margin, 50).apply(
+        decoded, np.minimum(low, high), np.maximum(low, high)
+    )
     assert (start >= 0).all()
     assert (start <= age).all()
     assert (age <= end).all()

@@ -25,7 +25,11 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
         shown = line.startswith(("python", "ray job", "    python", "    ray job"))
         if not match or not shown or any(mark in line for mark in _PLACEHOLDERS):
             continue
-        words = re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", match[2]) if "'" not in match[2] else match[2]
+        words = (
+            re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", match[2])
+            if "'" not in match[2]
+            else match[2]
+        )
         found.append((match[1], shlex.split(words, comments=True)))
     return found
 
@@ -38,8 +42,14 @@ def test_there_are_commands_to_check() -> None:
     assert len(SHOWN) > 20
 
 
-@pytest.mark.parametrize(("page", "job", "words"), SHOWN, ids=[f"{page}-{job}-{number}" for number, (page, job, _) in enumerate(SHOWN)])
-def test_a_command_that_a_page_shows_is_one(page: str, job: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "job", "words"),
+    SHOWN,
+    ids=[f"{page}-{job}-{number}" for number, (page, job, _) in enumerate(SHOWN)],
+)
+def test_a_command_that_a_page_shows_is_one(
+    page: str, job: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     parser = importlib.import_module(f"jobs.{job}").parser()
     parser.parse_intermixed_args(words)  # ends the test with SystemExit where it does not parse
@@ -47,7 +57,9 @@ def test_a_command_that_a_page_shows_is_one(page: str, job: str, words: list[str
     assert all((ROOT / file).is_file() for file in files)
     if job != "serve":
         settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
-        for read in [[file] for file in files] if "--cross" in words else [files]:  # that one takes several sets
+        for read in (
+            [[file] for file in files] if "--cross" in words else [files]
+        ):  # that one takes several sets
             config.read(read, settings)
 
 

@@ -13,15 +13,16 @@ import torch
 from ageray import bundle
 from ageray.bundle import Bundle
 from ageray.calibration import Calibration
-from ageray.data import synthetic
-from ageray.data.batches import Canvases, canvas_side, face_canvases
 from ageray.experiment import Align, Experiment
 from ageray.faces import geometry
 from ageray.faces.align import align_faces, standardize
+from ageray.faces.canvases import Canvases, canvas_side, face_canvases
+from ageray.models.build import Classifier, build
 from ageray.models.gallery import Gallery
-from ageray.models.model import Classifier, build
 from ageray.predictor import Predictor, _fast_bf16
-from ageray.train.loop import make_gallery, new_state, validate
+from ageray.synthetic import faces as synthetic_faces
+from ageray.train.state import new_state
+from ageray.train.validation import build_gallery, validate
 
 ALIGN = Align(size=48, standardize=True)
 LINE = Calibration(1.1, -6.0, 1.5, 200)
@@ -37,7 +38,7 @@ def _threads() -> Iterator[None]:
 
 @cache
 def canvases(count: int = 7) -> Canvases:
-    drawn = list(synthetic.faces(count, seed=3, size=110))
+    drawn = list(synthetic_faces.faces(count, seed=3, size=110))
     pieces = [face_canvases(face.jpeg(), face.points[None], face.box[None], ALIGN) for face in drawn]
     parts = [(piece.pixels, piece.points, piece.box) for piece in pieces]
     return Canvases(*(np.concatenate(part) for part in zip(*parts, strict=True)))
@@ -47,7 +48,9 @@ def talkative(experiment: Experiment) -> Classifier:
     """An untrained network whose answers differ from face to face: its classifier is scaled to its features, about a prior at 40 years."""
     network, faces = build(experiment.model, seed=1).eval(), canvases()
     canvas = torch.from_numpy(faces.pixels.transpose(0, 3, 1, 2).copy())
-    aligned, _ = align_faces(canvas, torch.from_numpy(faces.points), torch.from_numpy(faces.box), experiment.align)
+    aligned, _ = align_faces(
+        canvas, torch.from_numpy(faces.points), torch.from_numpy(faces.box), experiment.align
+    )
     with torch.no_grad():
         embedding = network.backbone(standardize(aligned, experiment.align))
         network.head.weight.div_((embedding @ network.head.weight.T).std(0).mean() / 1.5)
@@ -57,13 +60,19 @@ def talkative(experiment: Experiment) -> Classifier:
 
 
 def make(
-    folder: Path, flip: bool = True, method: str = "expectation", calibration: Calibration | None = LINE, name: str = "baseline"
+    folder: Path,
+    flip: bool = True,
+    method: str = "expectation",
+    calibration: Calibration | None = LINE,
+    name: str = "baseline",
 ) -> str:
     """A bundle of such a network."""
     model = {"name": name, "ages": [-15, 120], "decode": {"flip": flip, "method": method}} | (
         {"head": "plain"} if name == "cluster_cnn" else {}
     )
-    experiment = Experiment.model_validate({"model": model, "align": ALIGN, "train": {"precision": "float32"}})
+    experiment = Experiment.model_validate(
+        {"model": model, "align": ALIGN, "train": {"precision": "float32"}}
+    )
     card = {} if calibration is None else {"calibration": calibration.to_card()}
     bundle.save(str(folder), talkative(experiment), experiment, card)
     return str(folder)
@@ -73,13 +82,17 @@ def by_hand(loaded: Bundle, faces: Canvases) -> np.ndarray[tuple[int, int], np.d
     """Posteriors (N, K): align, two forward passes, the mean of two softmaxes."""
     network, config = loaded.network(), loaded.experiment
     canvas = torch.from_numpy(faces.pixels.transpose(0, 3, 1, 2).copy())
-    aligned, points = align_faces(canvas, torch.from_numpy(faces.points), torch.from_numpy(faces.box), config.align)
+    aligned, points = align_faces(
+        canvas, torch.from_numpy(faces.points), torch.from_numpy(faces.box), config.align
+    )
     aligned = standardize(aligned, config.align)
     views = [(aligned, points)]
     if config.model.decode.flip:
         views.append((aligned.flip(3), geometry.mirror_points(points, ALIGN.size)))
     with torch.inference_mode():
-        shares = [torch.softmax(network({"face": face, "points": point})["logits"], 1) for face, point in views]
+        shares = [
+            torch.softmax(network({"face": face, "points": point})["logits"], 1) for face, point in views
+        ]
     return torch.stack(shares).double().mean(0).numpy()
 
 
@@ -116,12 +129,25 @@ def test_types_and_shapes_for_faces_and_for_none(tmp_path: Path) -> None:
     predictor, faces = Predictor(bundle.load(make(tmp_path / "b")), "cpu", 1), canvases()
     for count in (0, 1, 3):
         found = predictor.predict(faces.pixels[:count], faces.points[:count], faces.box[:count])
-        shapes = {"age": (count,), "low": (count,), "high": (count,), "posterior": (count, 136), "decoded": (count, 3)}
+        shapes = {
+            "age": (count,),
+            "low": (count,),
+            "high": (count,),
+            "posterior": (count, 136),
+            "decoded": (count, 3),
+        }
         for name, shape in shapes.items():
             column = getattr(found, name)
             assert (column.shape, column.dtype) == (shape, np.float32), name
     side = canvas_side(ALIGN)
-    assert len(predictor.predict(np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 5, 2)), np.zeros((0, 4))).age) == 0  # type: ignore[arg-type]
+    assert (
+        len(
+            predictor.predict(
+                np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 5, 2)), np.zeros((0, 4))
+            ).age
+        )
+        == 0
+    )  # type: ignore[arg-type]
 
 
 def test_memory_that_may_not_be_written_is_taken(tmp_path: Path) -> None:
@@ -141,7 +167,10 @@ def test_memory_that_may_not_be_written_is_taken(tmp_path: Path) -> None:
 def test_other_faces_in_the_batch_do_not_change_an_age(name: str, precision: str, tmp_path: Path) -> None:
     if precision == "bf16" and not _fast_bf16(torch.device("cpu")):
         pytest.skip("bf16 is emulated here")
-    predictor, faces = Predictor(bundle.load(make(tmp_path / "b", name=name)), "cpu", 1, precision), canvases()
+    predictor, faces = (
+        Predictor(bundle.load(make(tmp_path / "b", name=name)), "cpu", 1, precision),
+        canvases(),
+    )
     together = predictor.predict(faces.pixels, faces.points, faces.box)
     alone = [predictor.predict(faces.pixels[[k]], faces.points[[k]], faces.box[[k]]) for k in range(7)]
     backwards = predictor.predict(faces.pixels[::-1], faces.points[::-1], faces.box[::-1])
@@ -167,7 +196,9 @@ def test_flip_averaging_gives_a_face_and_its_mirror_image_one_age(tmp_path: Path
     faces, ages = canvases(), {}
     for flip in (True, False):
         predictor = Predictor(bundle.load(make(tmp_path / str(flip), flip, calibration=None)), "cpu", 1)
-        ages[flip] = [predictor.predict(each.pixels, each.points, each.box) for each in (faces, mirrored(faces))]
+        ages[flip] = [
+            predictor.predict(each.pixels, each.points, each.box) for each in (faces, mirrored(faces))
+        ]
     averaged, single = ages[True], ages[False]
     assert averaged[0].age == pytest.approx(averaged[1].age, abs=0.02)
     assert float(np.abs(single[0].age - single[1].age).max()) > 0.1
@@ -179,7 +210,9 @@ def test_flip_averaging_gives_a_face_and_its_mirror_image_one_age(tmp_path: Path
 
 def test_a_bundle_without_calibration_gives_what_it_decodes(tmp_path: Path) -> None:
     faces = canvases()
-    found = Predictor(bundle.load(make(tmp_path / "b", calibration=None)), "cpu", 1).predict(faces.pixels, faces.points, faces.box)
+    found = Predictor(bundle.load(make(tmp_path / "b", calibration=None)), "cpu", 1).predict(
+        faces.pixels, faces.points, faces.box
+    )
     expected = np.maximum(found.decoded, 0)
     assert np.array_equal(found.age, expected[:, 0])
     assert np.array_equal(found.low, np.minimum(expected[:, 1], expected[:, 0]))
@@ -195,7 +228,12 @@ def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path)
     loaded, faces = bundle.load(str(tmp_path / "b")), canvases()
     state = new_state(experiment, torch.device("cpu"))
     state.network.load_state_dict(loaded.network().state_dict())
-    columns = {"canvas": faces.pixels, "points": faces.points, "box": faces.box, "age": np.zeros(7, np.float32)}
+    columns = {
+        "canvas": faces.pixels,
+        "points": faces.points,
+        "box": faces.box,
+        "age": np.zeros(7, np.float32),
+    }
     _, said = validate(state, [columns])
     served = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
     assert served.decoded[:, 0] == pytest.approx(said, abs=1e-3)
@@ -205,7 +243,8 @@ def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path)
 def test_bf16_differs_from_float32_by_little(tmp_path: Path) -> None:
     loaded, faces = bundle.load(make(tmp_path / "b")), canvases()
     exact, rough = (
-        Predictor(loaded, "cpu", 1, precision).predict(faces.pixels, faces.points, faces.box).age for precision in ("float32", "bf16")
+        Predictor(loaded, "cpu", 1, precision).predict(faces.pixels, faces.points, faces.box).age
+        for precision in ("float32", "bf16")
     )
     assert not np.array_equal(exact, rough)
     assert rough == pytest.approx(exact, abs=0.5)
@@ -213,7 +252,10 @@ def test_bf16_differs_from_float32_by_little(tmp_path: Path) -> None:
 
 def test_a_model_trained_in_float32_answers_in_float32(tmp_path: Path) -> None:
     loaded, faces = bundle.load(make(tmp_path / "b")), canvases()
-    auto, exact = (Predictor(loaded, "cpu", 1, name).predict(faces.pixels, faces.points, faces.box).age for name in ("auto", "float32"))
+    auto, exact = (
+        Predictor(loaded, "cpu", 1, name).predict(faces.pixels, faces.points, faces.box).age
+        for name in ("auto", "float32")
+    )
     assert np.array_equal(auto, exact)
 
 
@@ -225,18 +267,30 @@ def test_threads_are_those_asked_for(tmp_path: Path) -> None:
 # --- with a gallery -------------------------------------------------------------------------------------------------
 
 
-def nearest(folder: Path, exclude: bool = True, gender: bool = True, flip: bool = False) -> tuple[Predictor, Gallery]:
+def nearest(
+    folder: Path, exclude: bool = True, gender: bool = True, flip: bool = False
+) -> tuple[Predictor, Gallery]:
     """A predictor whose gallery holds the seven faces themselves, at ages 10, 20 to 70, of subjects 1, 1, 2, 2, 3, 3 and an unknown one."""
     decoding = {"method": "gallery", "flip": flip, "gallery": {"neighbours": 2, "exclude_subject": exclude}}
     model = {"name": "baseline", "ages": [-15, 120], "decode": decoding}
-    experiment = Experiment.model_validate({"model": model, "align": ALIGN, "train": {"precision": "float32"}})
+    experiment = Experiment.model_validate(
+        {"model": model, "align": ALIGN, "train": {"precision": "float32"}}
+    )
     state = new_state(
-        experiment.model_copy(update={"loss": Experiment.model_validate({"loss": {"cross_entropy": {}}}).loss}), torch.device("cpu")
+        experiment.model_copy(
+            update={"loss": Experiment.model_validate({"loss": {"cross_entropy": {}}}).loss}
+        ),
+        torch.device("cpu"),
     )
     faces = canvases()
-    columns = {"canvas": faces.pixels, "points": faces.points, "box": faces.box, "age": np.arange(10, 80, 10, dtype=np.float32)}
+    columns = {
+        "canvas": faces.pixels,
+        "points": faces.points,
+        "box": faces.box,
+        "age": np.arange(10, 80, 10, dtype=np.float32),
+    }
     columns |= {"subject": SUBJECTS, "gender": np.array([1, 1, 0, 0, 1, 0, 1]) if gender else np.full(7, -1)}
-    made = make_gallery(state, [columns])
+    made = build_gallery(state, [columns])
     assert made is not None
     bundle.save(str(folder), state.network, experiment, {}, made)
     return Predictor(bundle.load(str(folder)), "cpu", 1), made
@@ -251,7 +305,9 @@ def test_ages_are_the_mean_of_the_nearest_faces(tmp_path: Path) -> None:
     found = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
     distance = torch.cdist(made.embedding.double(), made.embedding.double(), p=1)
     for k, subject in enumerate(SUBJECTS.tolist()):
-        others = [place for place in distance[k].argsort().tolist() if subject == 0 or SUBJECTS[place] != subject][:2]
+        others = [
+            place for place in distance[k].argsort().tolist() if subject == 0 or SUBJECTS[place] != subject
+        ][:2]
         assert found.age[k] == pytest.approx(np.mean([10 + 10 * place for place in others]), abs=0.01)
         assert found.female is not None
         assert found.female[k] == made.gender[others].float().mean()

@@ -11,8 +11,8 @@ import torch
 
 from ageray import config
 from ageray.losses.criterion import Criterion
+from ageray.models.build import build
 from ageray.models.decode import bins
-from ageray.models.model import build
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(file for file in (ROOT / "configs").glob("*.yaml") if "\nmodel:" in file.read_text())
@@ -33,7 +33,11 @@ def test_a_recipe_builds_its_network_and_its_loss(recipe: Path) -> None:
     criterion = Criterion(experiment.loss, network.outputs, experiment.model.name)
     side = experiment.align.size
     batch = {"face": torch.rand(2, 3, side, side) * 255, "points": torch.rand(2, 5, 2) * side}
-    fields = {"age": torch.tensor([4.0, 61.0]), "gender": torch.tensor([0, 1]), "bins": bins(experiment.model)}
+    fields = {
+        "age": torch.tensor([4.0, 61.0]),
+        "gender": torch.tensor([0, 1]),
+        "bins": bins(experiment.model),
+    }
     with torch.no_grad():
         total, terms = criterion({**network(batch), **fields})
     assert bool(torch.isfinite(total))
@@ -43,10 +47,14 @@ def test_a_recipe_builds_its_network_and_its_loss(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
 def test_a_recipe_names_weights_that_its_model_can_have(recipe: Path) -> None:
     model = config.load([str(recipe)]).model
-    assert model.weights == "none" or (model.weights == "imagenet" and getattr(model, "backbone", "resnet18") != "bvlc_googlenet")
+    assert model.weights == "none" or (
+        model.weights == "imagenet" and getattr(model, "backbone", "resnet18") != "bvlc_googlenet"
+    )
 
 
-@pytest.mark.parametrize(("recipe", "data", "scale"), product(RECIPES, SETS, MACHINES), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    ("recipe", "data", "scale"), product(RECIPES, SETS, MACHINES), ids=lambda file: file.stem
+)
 def test_every_recipe_goes_with_every_set_and_machine(recipe: Path, data: Path, scale: Path) -> None:
     experiment = config.load([str(recipe), str(data), str(scale)])
     assert config.loads(config.dump(experiment), "dumped") == experiment

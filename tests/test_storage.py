@@ -69,7 +69,10 @@ def test_what_is_written_is_read(root: str) -> None:
 def test_list_is_recursive_sorted_and_by_suffix(root: str) -> None:
     for name in ("b.JPG", "a/z.jpg", "a.txt", ".hidden.jpg", ".git/x.jpg"):
         storage.write_bytes(storage.join(root, name), b"x")
-    plain = [file.removeprefix("file://").removeprefix(root.removeprefix("file://")) for file in storage.list_files(root)]
+    plain = [
+        file.removeprefix("file://").removeprefix(root.removeprefix("file://"))
+        for file in storage.list_files(root)
+    ]
     assert plain == ["/a.txt", "/a/z.jpg", "/b.JPG"]
     photos = storage.list_files(root + "/", (".jpg", ".png"))
     assert [file.rsplit("/", 1)[-1] for file in photos] == ["z.jpg", "b.JPG"]
@@ -110,7 +113,9 @@ def test_replace_folder_leaves_only_the_new(root: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mounted", "memory"])
-def test_replace_folder_is_marked_unfinished_until_the_last_file(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replace_folder_is_marked_unfinished_until_the_last_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = str(tmp_path) if kind == "mounted" else f"memory://{uuid.uuid4().hex}"
     old, new = storage.join(root, "shards"), storage.join(root, "draft")
     for name in ("zebra", "report"):

@@ -20,8 +20,14 @@ def identical_conflicts(digest_N: Rows, age_N: Ages, keys: list[str]) -> dict[st
     order = known[np.lexsort((age_N[known], digest_N[known]))]
     starts = np.flatnonzero(np.diff(digest_N[order], prepend=-1))
     ends = np.append(starts[1:], len(order))
-    differ = np.flatnonzero(age_N[order[starts]] != age_N[order[ends - 1]]) if len(order) else np.empty(0, np.int64)
-    examples = [_example(int(order[starts[at]]), int(order[ends[at] - 1]), age_N, keys) for at in differ[:EXAMPLES]]
+    differ = (
+        np.flatnonzero(age_N[order[starts]] != age_N[order[ends - 1]])
+        if len(order)
+        else np.empty(0, np.int64)
+    )
+    examples = [
+        _example(int(order[starts[at]]), int(order[ends[at] - 1]), age_N, keys) for at in differ[:EXAMPLES]
+    ]
     return {"groups": len(differ), "images": int((ends - starts)[differ].sum()), "examples": examples}
 
 

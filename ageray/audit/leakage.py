@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from ageray.audit import near_duplicates
 from ageray.audit.conflicts import EXAMPLES, Ages, Rows, identical_conflicts, near_conflicts
-from ageray.data import twins
-from ageray.data.twins import Prints
+from ageray.audit.near_duplicates import Fingerprints
 
 UNKNOWN = "unknown"
 
@@ -32,7 +32,7 @@ class Audit:
     byte_identical: dict[str, Any]
     """`across`: test images of which a training image is a copy, `share` of them; `train` and `test`: images with a copy in the same part."""
     near_identical: dict[str, Any]
-    """The same for pictures that are nearly the same (see `ageray.data.twins`), byte-identical ones included; `confirmed` says whether
+    """The same for pictures that are nearly the same (see `ageray.audit.near_duplicates`), byte-identical ones included; `confirmed` says whether
     thumbnails confirmed it; `examples`: keys of a test image and of its nearest training image."""
     leaked: dict[str, Any]
     """Test images that share a subject or a picture with training, `share` of them."""
@@ -68,21 +68,31 @@ class Audit:
                 said.append(f"no fingerprints: {what} images were not looked for")
                 continue
             said.append(_finding(found, "across", f"are {what} to a training image"))
-            said.append(f"{found['train']:,} training and {found['test']:,} test images have a {what} copy in their own part")
+            said.append(
+                f"{found['train']:,} training and {found['test']:,} test images have a {what} copy in their own part"
+            )
         said += self._labels()
         if self.constant["mae"] is not None:
-            said.append(f"always the training median, {self.constant['median']:g} years: MAE {self.constant['mae']:.2f}")
+            said.append(
+                f"always the training median, {self.constant['median']:g} years: MAE {self.constant['mae']:.2f}"
+            )
         if self.oracle["mae"] is not None and self.subjects["shared"]:
-            said.append(f"leak: knowing only who it is (the subject's mean training age) has MAE {self.oracle['mae']:.2f}")
+            said.append(
+                f"leak: knowing only who it is (the subject's mean training age) has MAE {self.oracle['mae']:.2f}"
+            )
         return said
 
     def _labels(self) -> list[str]:
         said, identical, near = [], self.conflicts["identical"], self.conflicts["near"]
         if identical is not None and identical["groups"]:
-            said.append(f"labels: {identical['images']:,} byte-identical images in {identical['groups']:,} groups have different ages")
+            said.append(
+                f"labels: {identical['images']:,} byte-identical images in {identical['groups']:,} groups have different ages"
+            )
         if near is not None and near["differ"]:
             by = f"by {near['mean_difference']:.1f} years on average"
-            said.append(f"labels: {near['differ']:,} of {near['pairs']:,} near-identical pairs have different ages, {by}")
+            said.append(
+                f"labels: {near['differ']:,} of {near['pairs']:,} near-identical pairs have different ages, {by}"
+            )
         return said
 
 
@@ -106,7 +116,9 @@ def audit(train: pa.Table, test: pa.Table) -> Audit:
     """
     for name, table in (("train", train), ("test", test)):
         if table.num_rows == 0 or "key" not in table.column_names:
-            raise ValueError(f"{name}: an audit needs rows with a key; got {table.num_rows} rows with {', '.join(table.column_names)}")
+            raise ValueError(
+                f"{name}: an audit needs rows with a key; got {table.num_rows} rows with {', '.join(table.column_names)}"
+            )
     seen, tested = _parts(train, test)
     keys = pa.concat_arrays([_column(table, "key", pa.string()) for table in (train, test)]).to_pylist()
     subjects, shared_M = _subjects(seen, tested)
@@ -115,7 +127,10 @@ def audit(train: pa.Table, test: pa.Table) -> Audit:
     leaked_M = shared_M | copied_M | (twin_M >= 0)
     unknown = subjects["shared"] is None and identical["across"] is None and near["across"] is None
     constant, oracle = _floors(seen, tested)
-    age_N, digest_N = np.concatenate([seen.age_N, tested.age_N]), np.concatenate([seen.digest_N, tested.digest_N])
+    age_N, digest_N = (
+        np.concatenate([seen.age_N, tested.age_N]),
+        np.concatenate([seen.digest_N, tested.digest_N]),
+    )
     sides = {"train": train, "test": test}
     return Audit(
         images={name: table.num_rows for name, table in sides.items()},
@@ -143,7 +158,11 @@ def _finding(found: dict[str, Any], name: str, what: str) -> str:
 
 def _counted(name: str, chosen_M: NDArray[np.bool_] | None) -> dict[str, Any]:
     """A number and the share of all test images; null where it cannot be known."""
-    return {name: None, "share": None} if chosen_M is None else {name: int(chosen_M.sum()), "share": float(chosen_M.mean())}
+    return (
+        {name: None, "share": None}
+        if chosen_M is None
+        else {name: int(chosen_M.sum()), "share": float(chosen_M.mean())}
+    )
 
 
 def _column(table: pa.Table, name: str, kind: pa.DataType) -> pa.Array:
@@ -167,7 +186,9 @@ def _parts(train: pa.Table, test: pa.Table) -> tuple[_Part, _Part]:
         names.append(pc.binary_join_element_wise(dataset, _column(table, "subject", pa.string()), "\0"))
     subjects, digests = _numbers(names), _numbers([_column(table, "digest", pa.string()) for table in tables])
     ages = [_column(table, "age", pa.float64()).to_numpy(zero_copy_only=False) for table in tables]
-    first, second = (_Part(table, *columns) for table, *columns in zip(tables, ages, subjects, digests, strict=True))
+    first, second = (
+        _Part(table, *columns) for table, *columns in zip(tables, ages, subjects, digests, strict=True)
+    )
     return first, second
 
 
@@ -186,7 +207,11 @@ def _identical(seen: _Part, tested: _Part) -> tuple[dict[str, Any], NDArray[np.b
     known = (seen.digest_N >= 0).any() and (tested.digest_N >= 0).any()
     if not known:
         return {**_counted("across", None), "train": None, "test": None}, copied_M
-    return {**_counted("across", copied_M), "train": _repeated(seen.digest_N), "test": _repeated(tested.digest_N)}, copied_M
+    return {
+        **_counted("across", copied_M),
+        "train": _repeated(seen.digest_N),
+        "test": _repeated(tested.digest_N),
+    }, copied_M
 
 
 def _repeated(number_N: Rows) -> int:
@@ -203,9 +228,9 @@ def _near(train: pa.Table, test: pa.Table, keys: list[str]) -> tuple[dict[str, A
         return figures, twin_M, np.empty((0, 2), np.int64)
     offset = train.num_rows
     found = [
-        _pairs(tested_rows + offset, seen_rows, twins.across(tested, seen)),
-        _pairs(seen_rows, seen_rows, twins.within(seen)),
-        _pairs(tested_rows + offset, tested_rows + offset, twins.within(tested)),
+        _pairs(tested_rows + offset, seen_rows, near_duplicates.across(tested, seen)),
+        _pairs(seen_rows, seen_rows, near_duplicates.within(seen)),
+        _pairs(tested_rows + offset, tested_rows + offset, near_duplicates.within(tested)),
     ]
     twin_M[found[0][:, 0] - offset] = found[0][:, 1]
     figures = {
@@ -218,7 +243,7 @@ def _near(train: pa.Table, test: pa.Table, keys: list[str]) -> tuple[dict[str, A
     return figures, twin_M, np.unique(np.sort(np.concatenate(found), 1), axis=0)
 
 
-def _prints(table: pa.Table) -> tuple[Prints, Rows]:
+def _prints(table: pa.Table) -> tuple[Fingerprints, Rows]:
     """Fingerprints of the images that have one, and their rows."""
     phash, thumbnail = _column(table, "phash", pa.uint64()), _column(table, "thumbnail", pa.binary())
     rows = np.flatnonzero(phash.is_valid().to_numpy(zero_copy_only=False))
@@ -226,7 +251,7 @@ def _prints(table: pa.Table) -> tuple[Prints, Rows]:
     if len(rows) and thumbnail.take(rows).null_count == 0:
         pixels = b"".join(thumbnail.take(rows).to_pylist())
         thumbnails = np.frombuffer(pixels, np.uint8).reshape(len(rows), -1)
-    return Prints(phash.take(rows).to_numpy(zero_copy_only=False).astype(np.uint64), thumbnails), rows
+    return Fingerprints(phash.take(rows).to_numpy(zero_copy_only=False).astype(np.uint64), thumbnails), rows
 
 
 def _pairs(rows: Rows, others: Rows, twin_N: Rows) -> NDArray[np.int64]:
@@ -243,7 +268,9 @@ def _floors(seen: _Part, tested: _Part) -> tuple[dict[str, float | None], dict[s
     subjects = int(max(seen.subject_N.max(), tested.subject_N.max(), 0)) + 1
     images = np.bincount(seen.subject_N[taught_N], minlength=subjects)
     sums = np.bincount(seen.subject_N[taught_N], seen.age_N[taught_N], minlength=subjects)
-    answers = np.append(np.where(images > 0, sums / np.maximum(images, 1), median), median)  # the last for -1, unknown
+    answers = np.append(
+        np.where(images > 0, sums / np.maximum(images, 1), median), median
+    )  # the last for -1, unknown
     oracle = float(np.abs(answers[tested.subject_N[known_M]] - true_M).mean())
     return {"median": median, "mae": float(np.abs(median - true_M).mean())}, {"mae": oracle}
 
@@ -251,10 +278,15 @@ def _floors(seen: _Part, tested: _Part) -> tuple[dict[str, float | None], dict[s
 def _decades(age_N: Ages) -> dict[str, int]:
     known = age_N[np.isfinite(age_N)]
     numbers, counts = np.unique(np.floor(known / 10).astype(int), return_counts=True)
-    found = {f"{10 * number}-{10 * number + 9}": int(count) for number, count in zip(numbers, counts, strict=True)}
+    found = {
+        f"{10 * number}-{10 * number + 9}": int(count) for number, count in zip(numbers, counts, strict=True)
+    }
     return found | ({UNKNOWN: len(age_N) - len(known)} if len(known) < len(age_N) else {})
 
 
 def _histogram(table: pa.Table, name: str) -> dict[str, int]:
     counted = pc.value_counts(pc.fill_null(_column(table, name, pa.string()), UNKNOWN)).to_pylist()
-    return {row["values"]: row["counts"] for row in sorted(counted, key=lambda row: (row["values"] == UNKNOWN, row["values"]))}
+    return {
+        row["values"]: row["counts"]
+        for row in sorted(counted, key=lambda row: (row["values"] == UNKNOWN, row["values"]))
+    }

@@ -17,11 +17,11 @@ import ray.data
 from numpy.typing import NDArray
 
 from ageray.data import splits
-from ageray.data.batches import canvas_side, face_canvases
-from ageray.data.images import ImageError
-from ageray.data.order import Wanted
-from ageray.data.shards import read_faces
+from ageray.data.face_shards import read_faces
+from ageray.data.row_index import RowLookup
 from ageray.experiment import Align
+from ageray.faces.canvases import canvas_side, face_canvases
+from ageray.faces.images import ImageError
 
 _COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
 _TASKS_PER_PROCESS = 1000
@@ -30,7 +30,9 @@ _BLOCK_ROWS = 256  # rows a decoding task takes at once: small enough to fill th
 Columns = dict[str, Any]
 
 
-def face_stream(shards: str, align: Align, decode_batch: int, split: str | None = None, part: str | None = None) -> ray.data.Dataset:
+def face_stream(
+    shards: str, align: Align, decode_batch: int, split: str | None = None, part: str | None = None
+) -> ray.data.Dataset:
     """The faces of a shard folder with a known age, or those whose key stands in `part` of the saved `split`, as columns `key`, `age`,
     `canvas` (C, C, 3) uint8, `points` (5, 2), `box` (4,), `gender` and `subject` as numbers (`gender_number`, `subject_number`), `error` (''
     where all is well), in the order of the shards."""
@@ -48,7 +50,7 @@ def canvases(
     decode_batch: int,
     split: str | None = None,
     part: str | None = None,
-    wanted: Wanted | None = None,
+    wanted: RowLookup | None = None,
 ) -> ray.data.Dataset:
     """Rows decoded as `face_stream` does. wanted: only these faces are decoded; their row numbers are the column `row`."""
     return rows.map_batches(
@@ -69,7 +71,11 @@ def _members(split: str, part: str) -> pa.Array:
 
 
 def decode_rows(
-    table: pa.Table, align: dict[str, Any], split: str | None = None, part: str | None = None, wanted: Wanted | None = None
+    table: pa.Table,
+    align: dict[str, Any],
+    split: str | None = None,
+    part: str | None = None,
+    wanted: RowLookup | None = None,
 ) -> Columns:
     """Rows of the faces table to canvases (see `face_stream`). A row that cannot be used keeps its place, with its reason in `error`."""
     config = Align.model_validate(align)
@@ -92,14 +98,24 @@ def decode_rows(
     }
     if numbers is not None:
         columns["row"] = numbers
-    images, landmarks, boxes = table.column("image"), table.column("landmarks").to_pylist(), table.column("box").to_pylist()
+    images, landmarks, boxes = (
+        table.column("image"),
+        table.column("landmarks").to_pylist(),
+        table.column("box").to_pylist(),
+    )
     for row in range(count):
         try:
-            found = face_canvases(images[row].as_py(), _as_points(landmarks[row]), _as_box(boxes[row]), config)
+            found = face_canvases(
+                images[row].as_py(), _as_points(landmarks[row]), _as_box(boxes[row]), config
+            )
         except ImageError as error:
             columns["error"][row] = str(error)
             continue
-        columns["canvas"][row], columns["points"][row], columns["box"][row] = found.pixels[0], found.points[0], found.box[0]
+        columns["canvas"][row], columns["points"][row], columns["box"][row] = (
+            found.pixels[0],
+            found.points[0],
+            found.box[0],
+        )
     return columns
 
 
@@ -120,7 +136,9 @@ def subject_number(dataset: str, subject: str | None) -> int:
     """A number above 0 for a subject of a data set, the same in every process; 0 where the subject is unknown."""
     if subject is None:
         return 0
-    return 1 + int.from_bytes(hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()[:7], "big")
+    return 1 + int.from_bytes(
+        hashlib.blake2b(f"{dataset}\0{subject}".encode(), digest_size=8).digest()[:7], "big"
+    )
 
 
 def _as_points(values: list[float] | None) -> NDArray[np.float32] | None:
@@ -131,7 +149,7 @@ def _as_box(values: list[float] | None) -> NDArray[np.float32] | None:
     return None if values is None else np.asarray(values, np.float32).reshape(1, 4)
 
 
-class Usable:
+class UsableBatches:
     """Iterates over batches, leaving out the rows that have an `error`; `skipped` lists their keys and reasons afterwards."""
 
     def __init__(self, batches: Any) -> None:

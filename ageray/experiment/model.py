@@ -22,8 +22,8 @@ Backbone = Literal[
     "edgeface_s",
     "mobilefacenet",
 ]
-"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); three small networks that are published
-with weights learnt on faces."""
+"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); three small
+networks that are published with weights learnt on faces."""
 
 
 class Gallery(Strict):
@@ -128,7 +128,9 @@ class ClusterCnn(ClassifierBase):
     @model_validator(mode="after")
     def _half_of_the_original(self) -> Self:
         if self.depth == "half" and self.backbone != "bvlc_googlenet":
-            raise ValueError(f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not '{self.backbone}'")
+            raise ValueError(
+                f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not '{self.backbone}'"
+            )
         return self
 
 
@@ -175,7 +177,9 @@ class Siamese(ModelBase):
     @model_validator(mode="after")
     def _by_neighbours(self) -> Self:
         if self.decode.method != "gallery":
-            raise ValueError(f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; set decode.method=gallery")
+            raise ValueError(
+                f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; set decode.method=gallery"
+            )
         return self
 
 
@@ -184,7 +188,9 @@ class Dhaa(ClassifierBase):
 
     name: Literal["dhaa"]
     """Selects this model."""
-    branches: Annotated[tuple[Literal["global", "local", "global_local"], ...], Field(min_length=1, max_length=3)] = (
+    branches: Annotated[
+        tuple[Literal["global", "local", "global_local"], ...], Field(min_length=1, max_length=3)
+    ] = (
         "global",
         "local",
         "global_local",
@@ -210,4 +216,6 @@ class Dhaa(ClassifierBase):
         return self
 
 
-Model = Annotated[Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")]
+Model = Annotated[
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")
+]

@@ -15,7 +15,9 @@ _SHARED = ("subject_exclusive", "random")
 class Protocol(Strict):
     """Which faces train, which select (validation) and which test. What a protocol leaks is printed and kept with the run."""
 
-    name: Literal["subject_exclusive", "random", "partial_80_20", "s1_s2_s3", "lopo", "cacd", "fixed", "all"] = "subject_exclusive"
+    name: Literal[
+        "subject_exclusive", "random", "partial_80_20", "s1_s2_s3", "lopo", "cacd", "fixed", "all"
+    ] = "subject_exclusive"
     """`subject_exclusive`: seeded shares or folds of people; a person's faces stay together, a face without subject stands for itself.
     `random`: shares or folds of faces; where subjects are known it leaks them. `partial_80_20` (MORPH II): 5,493 White faces, a fifth of them
     for the test. `s1_s2_s3` (MORPH II, Guo and Mu): S1 and S2 of 10,530 faces each, White and Black equal, a woman to three men; fold 0 trains
@@ -50,7 +52,9 @@ class Protocol(Strict):
     @model_validator(mode="after")
     def _has_the_fold(self) -> Self:
         if self.folds and self.name not in _SHARED:
-            raise ValueError(f"folds={self.folds}: only {' and '.join(_SHARED)} have folds to choose the number of; set folds=0")
+            raise ValueError(
+                f"folds={self.folds}: only {' and '.join(_SHARED)} have folds to choose the number of; set folds=0"
+            )
         if self.folds == 1:
             raise ValueError("folds=1: one fold leaves no face to train on; give 2 or more, or 0 for shares")
         if self.name == "lopo":

@@ -133,5 +133,7 @@ class Tune(Strict):
     @model_validator(mode="after")
     def _searches_something(self) -> Self:
         if not self.space:
-            raise ValueError("space is empty, so there is nothing to search; name a setting, e.g. loss.neighborhood.sigma")
+            raise ValueError(
+                "space is empty, so there is nothing to search; name a setting, e.g. loss.neighborhood.sigma"
+            )
         return self

@@ -21,7 +21,7 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
     """The map from source pixels to the aligned face without augmentation: (B, 2, 3).
 
     `similarity` and `eyes` read the points, `box` and `none` the box (for `none` the box is the whole photo). A face whose needed points or
-    box are NaN gives NaN; `ageray.data.batches` refuses those earlier.
+    box are NaN gives NaN; `ageray.faces.canvases` refuses those earlier.
     """
     if align.mode == "similarity":
         target = geometry.template(align.size, align.coverage).to(points_B52)
@@ -30,7 +30,9 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
         eyes_B22 = points_B52[:, :2]
         distance_B1 = (eyes_B22[:, 1] - eyes_B22[:, 0]).norm(dim=-1, keepdim=True)
         down = torch.tensor([0.0, geometry.EYES_TO_CENTRE]).to(points_B52)
-        return geometry.rectangle_to_square(_square(eyes_B22.mean(1) + down * distance_B1, align.eyes_scale * distance_B1), align.size)
+        return geometry.rectangle_to_square(
+            _square(eyes_B22.mean(1) + down * distance_B1, align.eyes_scale * distance_B1), align.size
+        )
     if align.mode == "box":
         side_B1 = (box_B4[:, 2:] - box_B4[:, :2]).amax(-1, keepdim=True) * align.coverage
         return geometry.rectangle_to_square(_square((box_B4[:, :2] + box_B4[:, 2:]) / 2, side_B1), align.size)

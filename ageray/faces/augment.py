@@ -57,7 +57,9 @@ class Draws:
         return mine.nonzero().squeeze(-1), Draws(self.generator, int(hit.sum()), place[self.rows][mine])
 
 
-def geometric_map(count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+def geometric_map(
+    count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
+) -> Tensor:
     """A random map of the aligned crop for each face: mirror, then zoom and turn about the centre, then shift; (B, 2, 3) on CPU.
 
     The `count` faces are part `rank` of `world` equal parts of a batch.
@@ -76,12 +78,16 @@ def geometric_map(count: int, size: int, augment: Augment, generator: Generator,
     return geometry.compose(turn, mirror)
 
 
-def photometric(face_B3SS: Tensor, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+def photometric(
+    face_B3SS: Tensor, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
+) -> Tensor:
     """Aligned faces in 0..255 with random colour, sharpness and compression; same shape and range. rank, world: as in `geometric_map`."""
     return _changed(face_B3SS, augment, Draws.of(len(face_B3SS), generator, rank, world))
 
 
-def maps_ahead(steps: int, count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1) -> Tensor:
+def maps_ahead(
+    steps: int, count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
+) -> Tensor:
     """The maps that `geometric_map` will give in the next `steps` steps of training, between which `photometric` draws too: (steps, B, 2, 3).
 
     The generator stays where it is. Costs what the random numbers cost, most of all those of `augment.noise`.

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.data.images import Photo
 from ageray.errors import UserError
 from ageray.experiment import Detect
+from ageray.faces.images import Photo
 
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NMS_OVERLAP = 0.3
@@ -49,7 +49,9 @@ class YuNet:
 
     def __init__(self, settings: Detect) -> None:
         self._settings = settings
-        self._net = cv2.FaceDetectorYN.create(weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K)
+        self._net = cv2.FaceDetectorYN.create(
+            weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K
+        )
 
     def detect(self, photo: Photo) -> list[Face]:
         """Faces of the photo, best score first; none is an empty list.
@@ -68,7 +70,9 @@ class YuNet:
             border = round(self._settings.pad * max(bgr.shape[:2]))
             wider = cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT)
             rows = self._run(np.asarray(wider, np.uint8))
-        ratio = np.array([photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32)
+        ratio = np.array(
+            [photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32
+        )
         faces = [_face(row, border, ratio, photo) for row in rows]
         return sorted(faces, key=lambda face: -face.score)
 
@@ -83,7 +87,9 @@ class YuNet:
         # In pictures of a few pixels, or a few pixels high, the network sees faces elsewhere, up to the infinite.
         with np.errstate(invalid="ignore", over="ignore"):
             centre = rows[:, 0:2] + rows[:, 2:4] / 2
-            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(rows).all(1)
+            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(
+                rows
+            ).all(1)
             points = rows[:, 4:14].reshape(-1, 5, 2)
             inside &= (np.abs(points - centre[:, None]) <= rows[:, None, 2:4]).all((1, 2))
         return np.asarray(rows[inside], np.float32)
@@ -94,3 +100,18 @@ def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], pho
     places = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
     full = photo.grow(((places + 0.5) * ratio - 0.5).astype(np.float32))
     return Face(full[:2].reshape(4), full[2:], float(min(row[14], 1.0)))
+
+
+def subject_of(faces: list[Face], width: int, height: int) -> Face:
+    """The face that a photo's label is about: the one with the largest product of score, size and nearness to the
+    centre.
+
+    `width` and `height` are those of the photo, in the pixels of the boxes.
+    """
+
+    def prominence(face: Face) -> float:
+        x0, y0, x1, y1 = face.box.tolist()
+        offset = np.hypot((x0 + x1 + 1) / width - 1, (y0 + y1 + 1) / height - 1) / np.sqrt(2)
+        return float(face.score * np.sqrt(max(x1 - x0, 0) * max(y1 - y0, 0)) * max(1 - offset, 0))
+
+    return max(faces, key=prominence)

@@ -9,7 +9,9 @@ from ageray.losses.mining import all_pairs
 from ageray.losses.precision import at_least_float32
 
 
-def contrastive(embedding: Tensor, age: Tensor, *, margin: float = 4.0, q: float = 100.0, inclusive: bool = False) -> Tensor:
+def contrastive(
+    embedding: Tensor, age: Tensor, *, margin: float = 4.0, q: float = 100.0, inclusive: bool = False
+) -> Tensor:
     """Mean over all unordered pairs of Z L+(D) + (1 - Z) L-(D) (Eq. 2); Z = 1 where the ages differ by less than `margin` (Eq. 3).
 
     embedding: (B, D), raw: its scale is set by `q`. age: (B,) years, not rounded. margin: years. inclusive: a difference equal to `margin`

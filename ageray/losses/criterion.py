@@ -106,16 +106,26 @@ class Criterion:
             term = getattr(config, name)
             if term is None:
                 continue
-            required = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+            required = [
+                p.name
+                for p in inspect.signature(function).parameters.values()
+                if p.kind is p.POSITIONAL_OR_KEYWORD
+            ]
             missing = [field for field in required if field not in FIELDS and field not in outputs]
             if missing:
                 raise _refusal(name, missing, outputs, model)
             stacked = [field for field in required if AUXILIARY + field in outputs]
-            self._terms.append(_Bound(name, term.weight, function, required, stacked, term.model_dump(exclude={"weight"})))
+            self._terms.append(
+                _Bound(name, term.weight, function, required, stacked, term.model_dump(exclude={"weight"}))
+            )
         if not self._terms:
-            raise UserError(f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5")
+            raise UserError(
+                f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5"
+            )
 
-    def __call__(self, tensors: dict[str, Tensor], own: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(
+        self, tensors: dict[str, Tensor], own: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum (a scalar with gradient), and every unweighted term (detached; `aux_` before those of auxiliary classifiers).
 
         tensors: by name; with `weight` (B,) too, faces count unequally in the terms that are means over faces. own: those of one worker's part of
@@ -146,4 +156,6 @@ def check_finite(values: dict[str, Tensor], step: int) -> None:
     """Raises FloatingPointError naming the terms that are not finite and the step. Reads the values, so it waits for the device."""
     bad = [name for name, value in values.items() if not bool(torch.isfinite(value))]
     if bad:
-        raise FloatingPointError(f"step {step}: loss term {', '.join(bad)} is not finite; lower the learning rate, or set train.clip")
+        raise FloatingPointError(
+            f"step {step}: loss term {', '.join(bad)} is not finite; lower the learning rate, or set train.clip"
+        )

@@ -11,7 +11,12 @@ from ageray.losses.precision import at_least_float32
 
 
 def cross_entropy(
-    logits: Tensor, age: Tensor, bins: Tensor, *, label_smoothing: float = 0.0, reduction: Literal["mean", "sum"] = "mean"
+    logits: Tensor,
+    age: Tensor,
+    bins: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
     """Mean over the batch of -log p(bin of the age) (He et al., Eq. 3); `reduction="sum"` is the sum of their Eq. 4.
 
@@ -19,4 +24,6 @@ def cross_entropy(
     ascending by one.
     """
     index_B = ((age - bins[0]) + 0.5).floor().long().clamp(0, len(bins) - 1)
-    return F.cross_entropy(at_least_float32(logits), index_B, label_smoothing=label_smoothing, reduction=reduction)
+    return F.cross_entropy(
+        at_least_float32(logits), index_B, label_smoothing=label_smoothing, reduction=reduction
+    )

@@ -8,7 +8,9 @@ from torch import Tensor
 from ageray.losses import posterior
 
 
-def dldl_v2(logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 2.0, expectation: float = 1.0) -> Tensor:
+def dldl_v2(
+    logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 2.0, expectation: float = 1.0
+) -> Tensor:
     """Mean over the batch of L_ld + lambda L_er.
 
     L_ld = sum_k t_k log(t_k / p_k), t_k proportional to exp(-(y_k - y)^2 / (2 sigma^2)) and of sum 1: unlike a cross entropy it is zero

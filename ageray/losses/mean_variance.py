@@ -7,7 +7,9 @@ from torch import Tensor
 from ageray.losses.posterior import expectation, log_posterior
 
 
-def mean_variance(logits: Tensor, age: Tensor, bins: Tensor, *, mean: float = 0.2, variance: float = 0.05) -> Tensor:
+def mean_variance(
+    logits: Tensor, age: Tensor, bins: Tensor, *, mean: float = 0.2, variance: float = 0.05
+) -> Tensor:
     """lambda_1 L_m + lambda_2 L_v, each a mean over the batch.
 
     L_m = (m - y)^2 / 2 with m = sum_k p_k y_k; L_v = sum_k p_k (y_k - m)^2. lambda_1 is `mean`, lambda_2 `variance`. The softmax loss that

@@ -16,7 +16,9 @@ def all_pairs(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def hardest_triplets(distance_BB: Tensor, group_B: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def hardest_triplets(
+    distance_BB: Tensor, group_B: Tensor, top_k: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Anchor, positive and negative of the `top_k` triplets with the largest D(a, p) - D(a, n), hardest first, and which of them are real.
 
     Of all triplets with a != p, group(a) = group(p) != group(n). Where a batch has fewer, the last are not real (False in the fourth) and
@@ -34,8 +36,16 @@ def hardest_triplets(distance_BB: Tensor, group_B: Tensor, top_k: int) -> tuple[
     gap_BS = farthest.values[:, i_S] + nearest.values[:, j_S]
     hardest = gap_BS.flatten().topk(min(top_k, gap_BS.numel()))
     anchor_K, column_K = hardest.indices // len(i_S), hardest.indices % len(i_S)
-    positive_K, negative_K = farthest.indices[anchor_K, i_S[column_K]], nearest.indices[anchor_K, j_S[column_K]]
-    return anchor_K, positive_K, negative_K, hardest.values != -torch.inf  # what is not a number stays, to be noticed
+    positive_K, negative_K = (
+        farthest.indices[anchor_K, i_S[column_K]],
+        nearest.indices[anchor_K, j_S[column_K]],
+    )
+    return (
+        anchor_K,
+        positive_K,
+        negative_K,
+        hardest.values != -torch.inf,
+    )  # what is not a number stays, to be noticed
 
 
 def _ranks_to_try(ranks: int, top_k: int) -> tuple[Tensor, Tensor]:

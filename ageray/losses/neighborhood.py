@@ -8,7 +8,9 @@ from torch import Tensor
 from ageray.losses.posterior import log_posterior, soft_cross_entropy
 
 
-def neighborhood(logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 5.0, normalize: bool = False) -> Tensor:
+def neighborhood(
+    logits: Tensor, age: Tensor, bins: Tensor, *, sigma: float = 5.0, normalize: bool = False
+) -> Tensor:
     """Mean over the batch of L_n = - sum_k exp(-(k - k_n)^2 / sigma^2) log y_k (Eq. 5; the paper sums over the batch).
 
     No factor 2 and no normalisation, as written; `normalize` divides the targets by their sum (DLDL's cross entropy with standard deviation

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 from ageray.losses.precision import at_least_float32
 
 
-def or_cnn(ordinal_logits: Tensor, age: Tensor, bins: Tensor, *, importance: Literal["uniform", "sqrt_count"] = "uniform") -> Tensor:
+def or_cnn(
+    ordinal_logits: Tensor,
+    age: Tensor,
+    bins: Tensor,
+    *,
+    importance: Literal["uniform", "sqrt_count"] = "uniform",
+) -> Tensor:
     """Mean over the batch of sum_k lambda_k BCE(question k), question k being 'older than bin k'.
 
     Niu et al. have a weight vector for each question (`classifier: or_cnn`), Cao et al. 2020 one for all (`coral`); the loss is the same.

@@ -10,7 +10,9 @@ from torch import Tensor
 from ageray.losses.posterior import log_posterior, soft_cross_entropy
 
 
-def sord(logits: Tensor, age: Tensor, bins: Tensor, *, metric: Literal["l1", "l2"] = "l2", alpha: float = 1.0) -> Tensor:
+def sord(
+    logits: Tensor, age: Tensor, bins: Tensor, *, metric: Literal["l1", "l2"] = "l2", alpha: float = 1.0
+) -> Tensor:
     """Mean over the batch of - sum_k t_k log p_k, t = softmax_k(-alpha phi(y, y_k)).
 
     phi = |y - y_k| or its square, by `metric`. `l2` is `neighborhood` with normalised targets and sigma = 1 / sqrt(alpha). logits: (B, K).

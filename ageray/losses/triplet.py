@@ -34,9 +34,13 @@ def triplet(
     """
     embedding_BD = at_least_float32(embedding)
     if normalize:
-        embedding_BD = embedding_BD / torch.linalg.vector_norm(embedding_BD, dim=-1, keepdim=True).clamp_min(_LEAST_NORM)
+        embedding_BD = embedding_BD / torch.linalg.vector_norm(embedding_BD, dim=-1, keepdim=True).clamp_min(
+            _LEAST_NORM
+        )
     year_B = (age + 0.5).floor()
-    anchor_K, positive_K, negative_K, real_K = hardest_triplets(_squared_distances(embedding_BD.detach()), year_B, top_k)
+    anchor_K, positive_K, negative_K, real_K = hardest_triplets(
+        _squared_distances(embedding_BD.detach()), year_B, top_k
+    )
     # again for the chosen ones alone: the gradient then needs K rows, and no difference of large numbers comes in
     positive_distance_K = (embedding_BD[anchor_K] - embedding_BD[positive_K]).square().sum(-1)
     negative_distance_K = (embedding_BD[anchor_K] - embedding_BD[negative_K]).square().sum(-1)

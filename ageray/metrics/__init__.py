@@ -12,11 +12,11 @@ from ageray.metrics.accuracy import (
 from ageray.metrics.bootstrap import Bootstrap
 from ageray.metrics.breakdown import by_band, by_decade, by_label
 from ageray.metrics.challenge import challenge_table
-from ageray.metrics.comparison import compare, mean_errors
 from ageray.metrics.interval import calibration_curve, calibration_error, coverage, mean_width
-from ageray.metrics.refusal import area_under_risk, risk_coverage
-from ageray.metrics.report import Tested, full_report, summary
-from ageray.metrics.seeds import compare_seeds
+from ageray.metrics.paired_tests import compare, mean_errors
+from ageray.metrics.risk_coverage import area_under_risk, risk_coverage
+from ageray.metrics.seed_tests import compare_seeds
+from ageray.metrics.summary import Tested, full_report, summary
 
 __all__ = [
     "Bootstrap",

@@ -19,7 +19,9 @@ def pair(true: ArrayLike, predicted: ArrayLike) -> tuple[Ages, Ages]:
     """Both as float64 (N,). Raises ValueError unless they are equally long, one-dimensional and not empty."""
     true_N, predicted_N = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
     if true_N.shape != predicted_N.shape or true_N.ndim != 1 or len(true_N) == 0:
-        raise ValueError(f"need as many predictions as ages, at least one; got {predicted_N.shape} for {true_N.shape}")
+        raise ValueError(
+            f"need as many predictions as ages, at least one; got {predicted_N.shape} for {true_N.shape}"
+        )
     return true_N, predicted_N
 
 
@@ -35,7 +37,9 @@ def cumulative_score(true: ArrayLike, predicted: ArrayLike, years: float) -> flo
     return float((np.abs(predicted_N - true_N) <= years).mean())
 
 
-def cumulative_scores(true: ArrayLike, predicted: ArrayLike, limits: Sequence[float] = CS_LIMITS) -> list[float]:
+def cumulative_scores(
+    true: ArrayLike, predicted: ArrayLike, limits: Sequence[float] = CS_LIMITS
+) -> list[float]:
     """The curve CS(T) at each of `limits`: (T,), from 0 to 1."""
     true_N, predicted_N = pair(true, predicted)
     errors_N = np.sort(np.abs(predicted_N - true_N))
@@ -78,7 +82,9 @@ def units(subjects: Labels, faces: int) -> NDArray[np.int64]:
     if len(subjects) != faces:
         raise ValueError(f"{len(subjects)} subjects for {faces} faces")
     numbers: dict[tuple[str, str | int], int] = {}
-    names = (("face", row) if subject is None else ("subject", subject) for row, subject in enumerate(subjects))
+    names = (
+        ("face", row) if subject is None else ("subject", subject) for row, subject in enumerate(subjects)
+    )
     return np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int64, faces)
 
 

@@ -34,9 +34,18 @@ class Bootstrap:
     if any subject is known, else "image"; `units` is how many there are.
     """
 
-    def __init__(self, faces: int, subjects: Labels | None = None, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> None:
+    def __init__(
+        self,
+        faces: int,
+        subjects: Labels | None = None,
+        resamples: int = 1000,
+        level: float = 0.95,
+        seed: int = 0,
+    ) -> None:
         if not 0 < level < 1 or resamples < 1:
-            raise ValueError(f"a bootstrap needs a level between 0 and 1 and a resample; got {level}, {resamples}")
+            raise ValueError(
+                f"a bootstrap needs a level between 0 and 1 and a resample; got {level}, {resamples}"
+            )
         known = subjects is not None and any(subject is not None for subject in subjects)
         self.unit_N = units(subjects, faces) if subjects is not None else np.arange(faces)
         self.unit, self.units = "subject" if known else "image", int(self.unit_N.max()) + 1
@@ -45,15 +54,25 @@ class Bootstrap:
     def to_dict(self) -> dict[str, Any]:
         """How the intervals were made, for a report."""
         method = "BCa bootstrap; exact binomial for a share of 0 or 1; percentiles for risk_coverage"
-        own = {"unit": self.unit, "units": self.units, "resamples": self.resamples, "level": self.level, "seed": self.seed}
+        own = {
+            "unit": self.unit,
+            "units": self.units,
+            "resamples": self.resamples,
+            "level": self.level,
+            "seed": self.seed,
+        }
         return {"method": method, **own, "fewest_units": FEWEST}
 
     def counts(self) -> Iterator[NDArray[np.float64]]:
         """How often each unit was drawn, (r, C) at a time; a resample does not depend on r."""
         rng, rows = np.random.default_rng(self.seed), max(1, _CELLS // self.units)
         for start in range(0, self.resamples, rows):
-            drawn = (rng.integers(0, self.units, self.units) for _ in range(min(rows, self.resamples - start)))
-            yield np.stack([np.bincount(numbers, minlength=self.units) for numbers in drawn]).astype(np.float64)
+            drawn = (
+                rng.integers(0, self.units, self.units) for _ in range(min(rows, self.resamples - start))
+            )
+            yield np.stack([np.bincount(numbers, minlength=self.units) for numbers in drawn]).astype(
+                np.float64
+            )
 
     def face_counts(self) -> Iterator[NDArray[np.float64]]:
         """How often each face was drawn with its unit, (r, N) at a time."""
@@ -72,16 +91,22 @@ class Bootstrap:
             value_CF, weight_CF = (self._sums(block, weighted) for weighted in (True, False))
             total = np.stack([_column_sums(table) for table in (value_CF, weight_CF)])
             with np.errstate(invalid="ignore", divide="ignore"):
-                drawn_RF = np.concatenate([(value_CF.T @ many.T / (weight_CF.T @ many.T)).T for many in self.counts()])
+                drawn_RF = np.concatenate(
+                    [(value_CF.T @ many.T / (weight_CF.T @ many.T)).T for many in self.counts()]
+                )
                 figure_F = total[0] / total[1]
             for f, mean in enumerate(block):
                 # the units that occur, the same entries in both tables
-                value_c, weight_c = (table.data[table.indptr[f] : table.indptr[f + 1]] for table in (value_CF, weight_CF))
+                value_c, weight_c = (
+                    table.data[table.indptr[f] : table.indptr[f + 1]] for table in (value_CF, weight_CF)
+                )
                 influence_c = value_c - figure_F[f] * weight_c if len(value_c) else value_c
                 found.append(self._interval(mean, float(figure_F[f]), influence_c, drawn_RF[:, f]))
         return found
 
-    def percentiles(self, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> list[Interval | None]:
+    def percentiles(
+        self, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    ) -> list[Interval | None]:
         """The percentile interval of each of F figures that are no means; `statistic` takes face counts (r, N) and gives (r, F)."""
         drawn_RF = np.concatenate([statistic(counts_rN) for counts_rN in self.face_counts()])
         if self.units < FEWEST:
@@ -100,9 +125,13 @@ class Bootstrap:
             terms.append(weights_M * mean.values_M if weighted else weights_M)
         columns = np.repeat(np.arange(len(means)), [len(mean.rows_M) for mean in means])
         rows = self.unit_N[np.concatenate([mean.rows_M for mean in means])]
-        return sparse.coo_array((np.concatenate(terms), (rows, columns)), shape=(self.units, len(means))).tocsc()
+        return sparse.coo_array(
+            (np.concatenate(terms), (rows, columns)), shape=(self.units, len(means))
+        ).tocsc()
 
-    def _interval(self, mean: Mean, figure: float, influence_c: NDArray[np.float64], drawn_R: NDArray[np.float64]) -> Interval | None:
+    def _interval(
+        self, mean: Mean, figure: float, influence_c: NDArray[np.float64], drawn_R: NDArray[np.float64]
+    ) -> Interval | None:
         if mean.share and len(influence_c) and figure in (0.0, 1.0):
             bound = float(((1 - self.level) / 2) ** (1 / len(influence_c)))
             return (0.0, 1 - bound) if figure == 0 else (bound, 1.0)

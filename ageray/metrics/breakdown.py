@@ -33,7 +33,9 @@ def bands(true_N: Ages, edges: Sequence[float]) -> Iterator[Part]:
     if len(limits) < 2 or not (np.diff(limits) > 0).all():
         raise ValueError(f"bands need two or more edges that ascend; got {list(edges)}")
     if not ((true_N >= limits[0]) & (true_N < limits[-1])).all():
-        raise ValueError(f"ages from {true_N.min():g} to {true_N.max():g} do not fit into the bands {list(edges)}")
+        raise ValueError(
+            f"ages from {true_N.min():g} to {true_N.max():g} do not fit into the bands {list(edges)}"
+        )
     band_N = np.searchsorted(limits, true_N, side="right") - 1
     for band in np.unique(band_N):
         yield band_name(limits[band], limits[band + 1]), band_N == band
@@ -43,7 +45,11 @@ def band_name(start: float, end: float) -> str:
     """As completed years where both are whole: 10-19 for [10, 20), 25+ for [25, infinity); else 17.5-18.2."""
     if math.isinf(end):
         return f"{start:g}+"
-    return f"{start:g}-{end - 1:g}" if float(start).is_integer() and float(end).is_integer() else f"{start:g}-{end:g}"
+    return (
+        f"{start:g}-{end - 1:g}"
+        if float(start).is_integer() and float(end).is_integer()
+        else f"{start:g}-{end:g}"
+    )
 
 
 def labelled(labels: Labels, faces: int) -> Iterator[Part]:
@@ -72,7 +78,10 @@ def by_decade(true: ArrayLike, predicted: ArrayLike) -> list[dict[str, Any]]:
 def by_label(true: ArrayLike, predicted: ArrayLike, labels: Labels) -> list[dict[str, Any]]:
     """Images, MAE and bias of each label (a gender, a group) that occurs; faces without one are `unknown`."""
     true_N, predicted_N = pair(true, predicted)
-    return [{"label": name, **_errors(true_N, predicted_N, here_N)} for name, here_N in labelled(labels, len(true_N))]
+    return [
+        {"label": name, **_errors(true_N, predicted_N, here_N)}
+        for name, here_N in labelled(labels, len(true_N))
+    ]
 
 
 def _errors(true_N: Ages, predicted_N: Ages, here_N: NDArray[np.bool_]) -> dict[str, Any]:

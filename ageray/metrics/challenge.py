@@ -23,25 +23,39 @@ RULES: tuple[Rule, ...] = ((13, 13), (16, 16), (18, 18), (21, 21), (25, 25), (18
 """Plain limits, then 'challenge 21' and 'challenge 25' for a limit of 18, 'challenge 25' for one of 21."""
 
 
-def challenge_means(true_N: Ages, predicted_N: Ages, labels: dict[str, Labels], rules: Sequence[Rule] = RULES) -> list[dict[str, Any]]:
+def challenge_means(
+    true_N: Ages, predicted_N: Ages, labels: dict[str, Labels], rules: Sequence[Rule] = RULES
+) -> list[dict[str, Any]]:
     """`challenge_table` with means in place of the shares."""
-    edges = (min(0.0, math.floor(true_N.min())), *sorted({float(edge) for rule in rules for edge in rule}), math.inf)
+    edges = (
+        min(0.0, math.floor(true_N.min())),
+        *sorted({float(edge) for rule in rules for edge in rule}),
+        math.inf,
+    )
     table = []
     for limit, threshold in rules:
         if threshold < limit:
-            raise ValueError(f"a threshold below the legal limit lets everybody in between pass: limit {limit:g}, threshold {threshold:g}")
+            raise ValueError(
+                f"a threshold below the legal limit lets everybody in between pass: limit {limit:g}, threshold {threshold:g}"
+            )
         row: dict[str, Any] = {"limit": float(limit), "threshold": float(threshold)}
         everybody = np.ones(len(true_N), bool)
         row |= _rates(true_N, predicted_N, everybody, limit, threshold, edges)
         for name, of in labels.items():
             parts = labelled(of, len(true_N))
-            row[f"by_{name}"] = [{name: part, **_rates(true_N, predicted_N, here_N, limit, threshold, edges)} for part, here_N in parts]
+            row[f"by_{name}"] = [
+                {name: part, **_rates(true_N, predicted_N, here_N, limit, threshold, edges)}
+                for part, here_N in parts
+            ]
         table.append(row)
     return table
 
 
 def challenge_table(
-    true: ArrayLike, predicted: ArrayLike, labels: dict[str, Labels] | None = None, rules: Sequence[Rule] = RULES
+    true: ArrayLike,
+    predicted: ArrayLike,
+    labels: dict[str, Labels] | None = None,
+    rules: Sequence[Rule] = RULES,
 ) -> list[dict[str, Any]]:
     """Of each rule (limit L, threshold T >= L) who is let in and who is not, by the predicted age p and the true age y:
 
@@ -58,7 +72,12 @@ def challenge_table(
 
 
 def _rates(
-    true_N: Ages, predicted_N: Ages, here_N: NDArray[np.bool_], limit: float, threshold: float, edges: Sequence[float]
+    true_N: Ages,
+    predicted_N: Ages,
+    here_N: NDArray[np.bool_],
+    limit: float,
+    threshold: float,
+    edges: Sequence[float],
 ) -> dict[str, Any]:
     accepted_N, under_N = predicted_N >= threshold, true_N < limit
 
@@ -70,5 +89,9 @@ def _rates(
             "false_reject": Mean.over(~accepted_N, chosen_N & ~under_N),
         }
 
-    by_age = [{"ages": name, **rates(band_N & here_N)} for name, band_N in bands(true_N, edges) if (band_N & here_N).any()]
+    by_age = [
+        {"ages": name, **rates(band_N & here_N)}
+        for name, band_N in bands(true_N, edges)
+        if (band_N & here_N).any()
+    ]
     return {**rates(here_N), "by_age": by_age}

@@ -34,10 +34,15 @@ def calibration_means(true_N: Ages, quantiles: ArrayLike, levels: Sequence[float
     """`calibration_curve` with means in place of the shares."""
     quantiles_NQ = np.asarray(quantiles, np.float64)
     if quantiles_NQ.shape != (len(true_N), len(levels)):
-        raise ValueError(f"need one quantile a face and level, {(len(true_N), len(levels))}; got {quantiles_NQ.shape}")
+        raise ValueError(
+            f"need one quantile a face and level, {(len(true_N), len(levels))}; got {quantiles_NQ.shape}"
+        )
     if not all(0 < level < 1 for level in levels):
         raise ValueError(f"levels of quantiles lie between 0 and 1; got {list(levels)}")
-    return [{"level": float(level), "observed": Mean.over(true_N <= quantiles_NQ[:, q])} for q, level in enumerate(levels)]
+    return [
+        {"level": float(level), "observed": Mean.over(true_N <= quantiles_NQ[:, q])}
+        for q, level in enumerate(levels)
+    ]
 
 
 def calibration_curve(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> list[dict[str, Any]]:
@@ -53,4 +58,6 @@ def calibration_curve(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[fl
 
 def calibration_error(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> float:
     """Mean over the levels of |observed - level| (Kuleshov et al. 2018, with absolute in place of squared differences)."""
-    return float(np.mean([abs(row["observed"] - row["level"]) for row in calibration_curve(true, quantiles, levels)]))
+    return float(
+        np.mean([abs(row["observed"] - row["level"]) for row in calibration_curve(true, quantiles, levels)])
+    )

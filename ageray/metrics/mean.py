@@ -28,7 +28,12 @@ class Mean:
     weights_M: NDArray[np.float64] | None = None
 
     @classmethod
-    def over(cls, values_N: NDArray[Any], chosen_N: NDArray[np.bool_] | None = None, weights_N: NDArray[np.float64] | None = None) -> Mean:
+    def over(
+        cls,
+        values_N: NDArray[Any],
+        chosen_N: NDArray[np.bool_] | None = None,
+        weights_N: NDArray[np.float64] | None = None,
+    ) -> Mean:
         """Of the faces that are chosen (all of them where that is None)."""
         rows = np.arange(len(values_N)) if chosen_N is None else np.flatnonzero(chosen_N)
         return cls(values_N[rows], rows, None if weights_N is None else weights_N[rows])

@@ -77,7 +77,9 @@ class TorchvisionBackbone(Backbone):
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes torchvision's own state dict of this network; classifier and auxiliary heads are left out. Raises RuntimeError if it differs."""
         kept = {name: tensor for name, tensor in state.items() if not name.startswith(self._left_out)}
-        self.network.load_state_dict({name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()})
+        self.network.load_state_dict(
+            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
+        )
 
 
 def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module:
@@ -85,7 +87,9 @@ def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module
 
     # torchvision refuses these two options beside weights and warns without them
     options = {"aux_logits": False, "init_weights": True} if spec.auxiliary and not imagenet else {}
-    network: Any = torchvision.models.get_model(name, weights="IMAGENET1K_V1" if imagenet else None, **options)
+    network: Any = torchvision.models.get_model(
+        name, weights="IMAGENET1K_V1" if imagenet else None, **options
+    )
     for part in spec.classifier:
         network.set_submodule(part, nn.Identity())
     if spec.auxiliary:

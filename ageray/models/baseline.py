@@ -1,4 +1,5 @@
-"""`baseline`: a backbone and one linear classifier over age bins (DHAA paper's Res18+EX), with a hidden layer between them where asked for.
+"""`baseline`: a backbone and one linear classifier over age bins (DHAA paper's Res18+EX), with a
+hidden layer between them where asked for.
 
 Shape letters: B faces, S side, K age bins, D features, H hidden features.
 """
@@ -21,12 +22,16 @@ _BELOW = 4.0
 
 
 class Classifier(AgeNetwork):
-    """`baseline`, `cluster_cnn` with its plain head, and what the other single classifiers build on.
+    """`baseline`, `cluster_cnn` with its plain head, and what the other single classifiers build
+    on.
 
-    Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), the backbone's features.
+    Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), the
+    backbone's features.
     """
 
-    def __init__(self, config: Baseline | ClusterCnn | DeepEmbedding | ResidualCnn, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, config: Baseline | ClusterCnn | DeepEmbedding | ResidualCnn, backbone: Backbone | None = None
+    ) -> None:
         """backbone: None makes the one that `config.backbone` names."""
         super().__init__()
         if backbone is None:
@@ -48,7 +53,8 @@ class Classifier(AgeNetwork):
         self.head = age_head(config, features)
 
     def embed(self, face_B3SS: Tensor) -> Tensor:
-        """What the classifier is linear in: the backbone's features (B, D), or the hidden ones (B, H)."""
+        """What the classifier is linear in: the backbone's features (B, D), or the hidden ones
+        (B, H)."""
         features_BD: Tensor = self.backbone(face_B3SS)
         return features_BD if self.hidden is None else F.relu(self.hidden(features_BD))
 
@@ -68,7 +74,8 @@ class Classifier(AgeNetwork):
         return self.backbone
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Published weights of the backbone, and of its age layers where `weights_head` is set and they fit `hidden`."""
+        """Published weights of the backbone, and of its age layers where `weights_head` is set
+        and they fit `hidden`."""
         self.backbone.load_backbone(state)
         published = self.backbone.published_head(state) if self._published_head else None
         if published is not None:
@@ -76,7 +83,8 @@ class Classifier(AgeNetwork):
 
     @torch.no_grad()
     def _load_head(self, published: PublishedHead) -> None:
-        """Takes the hidden layer and, for one logit a bin, the age layer: each bin's row is the published row of that age."""
+        """Takes the hidden layer and, for one logit a bin, the age layer: each bin's row is the
+        published row of that age."""
         assert self.hidden is not None
         if self.hidden.weight.shape != published.hidden_weight.shape:
             return

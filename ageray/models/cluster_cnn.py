@@ -51,19 +51,25 @@ class ClusterCnn(AgeNetwork):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self._name, self._mixture, self._init_faces = head_output(config), config.assignment == "mixture", config.init_faces
+        self._name, self._mixture, self._init_faces = (
+            head_output(config),
+            config.assignment == "mixture",
+            config.init_faces,
+        )
         self.whole_batch = frozenset({"features", "cluster", "centroids"})
         self.outputs = self.whole_batch | {self._name, "embedding"}
         self.backbone = _backbone(config)
         self.clusters = Clusters(config.clusters, self.backbone.features, config.momentum)
-        self.branches = nn.Linear(self.backbone.features, config.clusters * config.branch_features)  # W_1 above W_2 and so on
+        self.branches = nn.Linear(
+            self.backbone.features, config.clusters * config.branch_features
+        )  # W_1 above W_2 and so on
         nn.init.kaiming_normal_(self.branches.weight, nonlinearity="relu")
         nn.init.zeros_(self.branches.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.head = age_head(config, config.branch_features)
 
     @property
-    def faces_to_start(self) -> int:
+    def num_init_faces(self) -> int:
         """Faces for k-means++, as long as there are no centroids; weights of a trained network bring theirs."""
         return 0 if bool(self.clusters.started) else self._init_faces
 
@@ -84,7 +90,12 @@ class ClusterCnn(AgeNetwork):
         features_GD, cluster_G, centroids_kD, cluster_B = self.clusters(embedding_BD)
         difference_BD = embedding_BD.to(centroids_kD.dtype) - centroids_kD[cluster_B]
         logits_BK = self._classified(difference_BD, cluster_B)
-        return {self._name: logits_BK, "features": features_GD, "cluster": cluster_G, "centroids": centroids_kD}
+        return {
+            self._name: logits_BK,
+            "features": features_GD,
+            "cluster": cluster_G,
+            "centroids": centroids_kD,
+        }
 
     def _classified(self, difference_BD: Tensor, cluster_B: Tensor) -> Tensor:
         """x - u through the branch of each face's cluster, then the classifier: (B, K).
@@ -111,7 +122,9 @@ class ClusterCnn(AgeNetwork):
         if self._name == "logits":
             return torch.logsumexp(log_weight_Bk1 + F.log_softmax(logits_BkK, -1), 1)
         older_BkK = logits_BkK.cummin(-1).values
-        return torch.logsumexp(log_weight_Bk1 + F.logsigmoid(older_BkK), 1) - torch.logsumexp(log_weight_Bk1 + F.logsigmoid(-older_BkK), 1)
+        return torch.logsumexp(log_weight_Bk1 + F.logsigmoid(older_BkK), 1) - torch.logsumexp(
+            log_weight_Bk1 + F.logsigmoid(-older_BkK), 1
+        )
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the branches and the classifier."""

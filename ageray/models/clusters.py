@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
+from ageray.distributed import all_gather, rank_and_world
 from ageray.errors import UserError
-from ageray.parallel import gathered, rank_and_world
 
 _ROUNDS = 100  # of Lloyd's algorithm; it is done when no face changes its cluster, which takes some tens
 
@@ -28,14 +28,18 @@ def probabilities(features_BD: Tensor, centroids_kD: Tensor) -> Tensor:
     """
     distance_Bk = distances(features_BD, centroids_kD)
     # relative to the nearest, so that neither a small nor a large distance leaves the range of numbers
-    nearness_Bk = distance_Bk.amin(1, keepdim=True) / distance_Bk.clamp_min(torch.finfo(distance_Bk.dtype).tiny)
+    nearness_Bk = distance_Bk.amin(1, keepdim=True) / distance_Bk.clamp_min(
+        torch.finfo(distance_Bk.dtype).tiny
+    )
     share_Bk = torch.where(distance_Bk > 0, nearness_Bk.square(), 1.0)
     return share_Bk / share_Bk.sum(1, keepdim=True)
 
 
 def draw(probability_Bk: Tensor, uniform_B: Tensor) -> Tensor:
     """One cluster a face, by its probabilities: (B,) int64. uniform: float32 in [0, 1), one a face. Never one of probability 0."""
-    cumulative_Bk = probability_Bk.double().cumsum(1)  # in float32 the last one could be rounded down to a draw
+    cumulative_Bk = probability_Bk.double().cumsum(
+        1
+    )  # in float32 the last one could be rounded down to a draw
     return (cumulative_Bk <= uniform_B.double()[:, None] * cumulative_Bk[:, -1:]).sum(1)
 
 
@@ -81,13 +85,17 @@ def kmeans(features_ND: Tensor, clusters: int, generator: torch.Generator) -> Te
     FloatingPointError if a feature is not finite.
     """
     if not bool(torch.isfinite(features_ND).all()):
-        raise FloatingPointError("features of the faces that begin the training are not finite; are model.weights those of this network?")
+        raise FloatingPointError(
+            "features of the faces that begin the training are not finite; are model.weights those of this network?"
+        )
     centroids_kD = seeds(features_ND, clusters, generator)
     cluster_N = distances(features_ND, centroids_kD).argmin(1)
     for _ in range(_ROUNDS):
         chosen_Nk = (cluster_N[:, None] == torch.arange(clusters, device=cluster_N.device)).to(features_ND)
         count_k1 = chosen_Nk.sum(0)[:, None]
-        centroids_kD = torch.where(count_k1 > 0, chosen_Nk.T @ features_ND / count_k1.clamp_min(1), centroids_kD)
+        centroids_kD = torch.where(
+            count_k1 > 0, chosen_Nk.T @ features_ND / count_k1.clamp_min(1), centroids_kD
+        )
         before_N, cluster_N = cluster_N, distances(features_ND, centroids_kD).argmin(1)
         if torch.equal(before_N, cluster_N):
             break
@@ -134,7 +142,7 @@ class Clusters(nn.Module):
         with torch.autocast(features_BD.device.type, enabled=False):
             features_BD = features_BD.to(self.centroids.dtype)
             cluster_B = self._drawn(features_BD)
-            features_GD, cluster_G = gathered(features_BD), gathered(cluster_B)
+            features_GD, cluster_G = all_gather(features_BD), all_gather(cluster_B)
             centroids_kD = moved(self.centroids, features_GD, cluster_G, self.momentum)
             self.centroids.copy_(centroids_kD.detach())
         return Assignment(features_GD, cluster_G, centroids_kD, cluster_B)

@@ -27,7 +27,10 @@ def classifier_posterior(outputs: dict[str, Tensor]) -> Tensor:
 def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
     """Age in years (B,), not rounded: the posterior's expectation (DEX), median or mode, as `config.decode.method` says."""
     bins_K = bins(config).to(posterior_BK)
-    if config.decode.method in ("expectation", "gallery"):  # the gallery's posterior is the histogram of the neighbours' ages
+    if config.decode.method in (
+        "expectation",
+        "gallery",
+    ):  # the gallery's posterior is the histogram of the neighbours' ages
         return posterior_BK @ bins_K
     if config.decode.method == "argmax":
         return bins_K[posterior_BK.argmax(-1)]

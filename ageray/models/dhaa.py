@@ -37,7 +37,9 @@ def _parents(name: str) -> tuple[str, str]:
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     """A residual block of the paper: two residual units. Parameters are named as those of torchvision's `layer1` to `layer4`."""
-    from torchvision.models.resnet import BasicBlock  # here: the import takes seconds, and other networks do without
+    from torchvision.models.resnet import (
+        BasicBlock,
+    )  # here: the import takes seconds, and other networks do without
 
     shortcut = None
     if stride != 1 or inputs != outputs:
@@ -76,12 +78,22 @@ class Blocks(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         one, two, three, four = (scaled(channels, config.width) for channels in _CHANNELS)
-        self.names = [name for branch in BRANCHES if branch in config.branches for name in _subnetworks(branch)]
-        second = sorted({parent for name in self.names for parent in (_parents(name) if name.startswith("GL") else [name])})
+        self.names = [
+            name for branch in BRANCHES if branch in config.branches for name in _subnetworks(branch)
+        ]
+        second = sorted(
+            {
+                parent
+                for name in self.names
+                for parent in (_parents(name) if name.startswith("GL") else [name])
+            }
+        )
         self.trunk = Trunk(one)
         self.pooling = RegionPooling([name for name in second if name in REGIONS], config.pooling, _STRIDE)
         self.layer2 = nn.ModuleDict({name: _layer(one, two, 2) for name in second})
-        self.layer3 = nn.ModuleDict({name: _layer(2 * two if name.startswith("GL") else two, three, 2) for name in self.names})
+        self.layer3 = nn.ModuleDict(
+            {name: _layer(2 * two if name.startswith("GL") else two, three, 2) for name in self.names}
+        )
         self.layer4 = nn.ModuleDict({name: _layer(three, four, 2) for name in self.names})
         self.channels = four
         self._region_size = config.region_size
@@ -96,7 +108,10 @@ class Blocks(nn.Module):
         size = self._region_size or (7 * face_B3SS.shape[-1] + 16) // 32
         regions = {_WHOLE: shared_BCHW, **self.pooling(shared_BCHW, points_B52, size)}
         second = {name: layer(regions[name]) for name, layer in self.layer2.items()}
-        return {name: self.layer4[name](layer(self._third_input(name, second))) for name, layer in self.layer3.items()}
+        return {
+            name: self.layer4[name](layer(self._third_input(name, second)))
+            for name, layer in self.layer3.items()
+        }
 
     @staticmethod
     def _third_input(name: str, second: dict[str, Tensor]) -> Tensor:
@@ -130,7 +145,10 @@ class Blocks(nn.Module):
 
 def _repeated(layer3: dict[str, Tensor]) -> dict[str, Tensor]:
     """The block's weights for two inputs one after the other: kernels that read the input, halved and repeated."""
-    doubled = {name: torch.cat([layer3[name], layer3[name]], 1) / 2 for name in ("0.conv1.weight", "0.downsample.0.weight")}
+    doubled = {
+        name: torch.cat([layer3[name], layer3[name]], 1) / 2
+        for name in ("0.conv1.weight", "0.downsample.0.weight")
+    }
     return {**layer3, **doubled}
 
 
@@ -164,7 +182,9 @@ class RecurrentFusion(nn.Module):
         for name, parameter in self.lstm.named_parameters():
             for gate, part in zip(("input", "forget", "cell", "output"), parameter.chunk(4), strict=True):
                 if name.startswith("bias"):
-                    nn.init.constant_(part, float(gate == "forget" and name == "bias_ih_l0"))  # the forget gate starts open
+                    nn.init.constant_(
+                        part, float(gate == "forget" and name == "bias_ih_l0")
+                    )  # the forget gate starts open
                 else:
                     (nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_)(part)
 
@@ -198,12 +218,18 @@ class Dhaa(AgeNetwork):
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config.weights == "imagenet" and config.width != 1:
-            raise no_imagenet(f"dhaa with model.width={config.width:g}", "set model.width=1, or model.weights=none")
+            raise no_imagenet(
+                f"dhaa with model.width={config.width:g}", "set model.width=1, or model.weights=none"
+            )
         self._name = head_output(config)
-        self.outputs = frozenset({self._name, "embedding"} | ({f"aux_{self._name}"} if config.subnetwork_losses else set()))
+        self.outputs = frozenset(
+            {self._name, "embedding"} | ({f"aux_{self._name}"} if config.subnetwork_losses else set())
+        )
         self.backbone = Blocks(config)
         self.subnetworks = self.backbone.names
-        self.tails = nn.ModuleDict({name: Tail(self.backbone.channels, config.features) for name in self.subnetworks})
+        self.tails = nn.ModuleDict(
+            {name: Tail(self.backbone.channels, config.features) for name in self.subnetworks}
+        )
         self._branches = [branch for branch in BRANCHES if branch in config.branches]
         fusion = RecurrentFusion if config.fusion == "lstm" else FcFusion
         self.fusions = nn.ModuleDict({branch: fusion(config.features) for branch in self._branches})
@@ -236,7 +262,10 @@ class Dhaa(AgeNetwork):
         return {name: tail(maps[name]) for name, tail in self.tails.items()}
 
     def _fused(self, z_BD: dict[str, Tensor]) -> Tensor:
-        branches = [self.fusions[branch](torch.stack([z_BD[name] for name in _subnetworks(branch)], 1)) for branch in self._branches]
+        branches = [
+            self.fusions[branch](torch.stack([z_BD[name] for name in _subnetworks(branch)], 1))
+            for branch in self._branches
+        ]
         return torch.cat(branches, 1)
 
     def _own_logits(self, z_BD: dict[str, Tensor]) -> dict[str, Tensor]:

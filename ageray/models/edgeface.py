@@ -1,8 +1,9 @@
-"""EdgeFace-S (George et al., IEEE T-BIOM 2024, arXiv 2307.01838): EdgeNeXt-small (Maaz et al. 2022, arXiv 2206.10589) whose linear layers
-are products of two smaller ones.
+"""EdgeFace-S (George et al., IEEE T-BIOM 2024, arXiv 2307.01838): EdgeNeXt-small (Maaz et al.
+2022, arXiv 2206.10589) whose linear layers are products of two smaller ones.
 
-Parameter names are the published file's (timm's `edgenext_small`). Shape letters: B faces, S side of the face, C channels, H height, W width,
-N = H W pixels of a map, T heads of attention, E channels a head, D features.
+Parameter names are the published file's (timm's `edgenext_small`). Shape letters: B faces, S
+side of the face, C channels, H height, W width, N = H W pixels of a map, T heads of attention, E
+channels a head, D features.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _CHANNELS = (48, 96, 160, 304)
 _BLOCKS = (3, 3, 9, 3)
 _KERNELS = (3, 5, 7, 9)
 _SCALES = (2, 2, 3, 4)
-"""Parts into which the channels of a stage's last block are split; the first stage has no such block."""
+"""Parts into which the channels of a stage's last block are split; the first stage has no such
+block."""
 _HEADS = 8
 _EXPANSION = 4
 _RANK = 0.5
@@ -30,7 +32,8 @@ _LAYER_SCALE = 1e-6
 
 
 class LowRankLinear(nn.Module):
-    """y = W2 (W1 x) + b with W1 of gamma min(inputs, outputs) rows (paper, Eq. 2): (..., inputs) to (..., outputs)."""
+    """y = W2 (W1 x) + b with W1 of gamma min(inputs, outputs) rows (paper, Eq. 2): (..., inputs)
+    to (..., outputs)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -55,7 +58,8 @@ class ChannelNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Each pixel by itself."""
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        normal_BHWC: Tensor = super().forward(input.permute(0, 2, 3, 1))
+        return normal_BHWC.permute(0, 3, 1, 2)
 
 
 class Bottleneck(nn.Module):
@@ -73,7 +77,8 @@ class Bottleneck(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """EdgeNeXt's convolution encoder: depthwise convolution, normalisation, bottleneck, around a shortcut."""
+    """EdgeNeXt's convolution encoder: depthwise convolution, normalisation, bottleneck, around a
+    shortcut."""
 
     def __init__(self, channels: int, kernel: int) -> None:
         super().__init__()
@@ -85,18 +90,23 @@ class ConvBlock(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
         x_BHWC = self.conv_dw(x_BCHW).permute(0, 2, 3, 1)
-        change_BHWC = self.gamma * self.mlp(self.norm(x_BHWC))
+        change_BHWC: Tensor = self.gamma * self.mlp(self.norm(x_BHWC))
         return x_BCHW + change_BHWC.permute(0, 3, 1, 2)
 
 
 class FourierPosition(nn.Module):
-    """What is added for a pixel's place: sines and cosines of its row and column as shares of the map, projected to C channels."""
+    """What is added for a pixel's place: sines and cosines of its row and column as shares of
+    the map, projected to C channels."""
 
     def __init__(self, channels: int, waves: int = 32, temperature: float = 10_000.0) -> None:
         super().__init__()
         self.token_projection = nn.Conv2d(2 * waves, channels, 1)
         index = torch.arange(waves, dtype=torch.float32)
-        self.register_buffer("wavelength", temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / waves), persistent=False)
+        self.register_buffer(
+            "wavelength",
+            temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / waves),
+            persistent=False,
+        )
         self.wavelength: Tensor
 
     def forward(self, height: int, width: int) -> Tensor:
@@ -125,24 +135,27 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = LowRankLinear(channels, channels)
 
     def forward(self, x_BNC: Tensor) -> Tensor:
-        """Softmax over the channels of a head of the cosine between channels, applied to the values."""
+        """Softmax over the channels of a head of the cosine between channels, applied to the
+        values."""
         parts = self.qkv(x_BNC).unflatten(-1, (3, _HEADS, -1)).permute(2, 0, 3, 4, 1)
         query_BTEN, key_BTEN, value_BTEN = parts.unbind(0)
         cosine_BTEE = F.normalize(query_BTEN, dim=-1) @ F.normalize(key_BTEN, dim=-1).transpose(-2, -1)
         weight_BTEE = (cosine_BTEE * self.temperature).softmax(-1)
         mixed_BNC = (weight_BTEE @ value_BTEN).permute(0, 3, 1, 2).flatten(2)
-        projected: Tensor = self.proj(mixed_BNC)
-        return projected
+        projected_BNC: Tensor = self.proj(mixed_BNC)
+        return projected_BNC
 
 
 class SplitTransposeBlock(nn.Module):
-    """EdgeNeXt's split depthwise transpose attention: groups of channels through a chain of 3x3 convolutions, attention between channels,
-    bottleneck, around a shortcut."""
+    """EdgeNeXt's split depthwise transpose attention: groups of channels through a chain of 3x3
+    convolutions, attention between channels, bottleneck, around a shortcut."""
 
     def __init__(self, channels: int, scales: int, position: bool) -> None:
         super().__init__()
         width = math.ceil(channels / scales)
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(scales - 1))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, groups=width) for _ in range(scales - 1)
+        )
         self.pos_embd = FourierPosition(channels) if position else None
         self.norm_xca = nn.LayerNorm(channels, eps=_EPSILON)
         self.gamma_xca = nn.Parameter(_LAYER_SCALE * torch.ones(channels))
@@ -163,12 +176,13 @@ class SplitTransposeBlock(nn.Module):
             y_BCHW = y_BCHW + self.pos_embd(height, width)
         y_BNC = y_BCHW.flatten(2).transpose(1, 2)
         y_BNC = y_BNC + self.gamma_xca * self.xca(self.norm_xca(y_BNC))
-        change_BNC = self.gamma * self.mlp(self.norm(y_BNC))
+        change_BNC: Tensor = self.gamma * self.mlp(self.norm(y_BNC))
         return x_BCHW + change_BNC.transpose(1, 2).unflatten(2, (height, width))
 
 
 class Stage(nn.Module):
-    """A halving of the sides (not in the first stage), then its blocks: (B, C, H, W) to (B, C', H / 2, W / 2)."""
+    """A halving of the sides (not in the first stage), then its blocks: (B, C, H, W) to (B, C',
+    H / 2, W / 2)."""
 
     def __init__(self, index: int) -> None:
         super().__init__()
@@ -191,9 +205,11 @@ class Stage(nn.Module):
 
 
 class EdgeFace(Backbone):
-    """RGB faces in 0..255, (B, 3, S, S), to pooled and normalised features (B, 304), what the face embedding is a linear map of.
+    """RGB faces in 0..255, (B, 3, S, S), to pooled and normalised features (B, 304), what the
+    face embedding is a linear map of.
 
-    Any side from 32 pixels; it was trained at 112 on ArcFace's template, which shows a little less of the head than a `similarity` crop.
+    Any side from 32 pixels; it was trained at 112 on ArcFace's template, which shows a little
+    less of the head than a `similarity` crop.
     """
 
     name = "edgeface_s"
@@ -224,7 +240,8 @@ class EdgeFace(Backbone):
         return [self.stem, *self.stages]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes the published weights without their last layer, `head.fc`. Raises RuntimeError if they differ."""
+        """Takes the published weights without their last layer, `head.fc`. Raises RuntimeError
+        if they differ."""
         own: dict[str, Tensor] = {}
         for name, tensor in state.items():
             if not name.startswith("head.fc."):

@@ -94,7 +94,9 @@ class Gallery:
     @property
     def finite(self) -> bool:
         """Whether every embedding is a number. Waits for the device."""
-        return all(bool(tensor.isfinite().all()) for name, tensor in self.tensors().items() if "embedding" in name)
+        return all(
+            bool(tensor.isfinite().all()) for name, tensor in self.tensors().items() if "embedding" in name
+        )
 
     def nearest(
         self,

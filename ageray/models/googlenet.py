@@ -38,7 +38,9 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor) -> Tensor:
         s = F.conv2d(x.square(), band).add_(1.0)
-        root = s.rsqrt().to(x.dtype)  # autocast on a GPU makes it float32, which the convolution of the backward pass could not join
+        root = s.rsqrt().to(
+            x.dtype
+        )  # autocast on a GPU makes it float32, which the convolution of the backward pass could not join
         power = root * root.sqrt()
         ctx.save_for_backward(x, s, power, band)
         return x * power
@@ -121,7 +123,9 @@ class GoogLeNet(Backbone):
     def forward(self, face_B3SS: Tensor) -> Tensor:
         """Float RGB in 0..255, (B, 3, S, S), to (B, features)."""
         x = self.layers["conv1_7x7_s2"](face_B3SS - self.mean)
-        x = self.norm1(F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))  # the maximum first: the same, with a quarter of the work
+        x = self.norm1(
+            F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True))
+        )  # the maximum first: the same, with a quarter of the work
         x = self._relu("conv2_3x3", self._relu("conv2_3x3_reduce", x))
         x = F.max_pool2d(self.norm2(x), 3, 2, ceil_mode=True)
         for name in self._blocks:
@@ -133,12 +137,20 @@ class GoogLeNet(Backbone):
     def blocks(self) -> list[nn.Module]:
         """conv1, conv2 (two convolutions), then the inception blocks."""
         prefixes = ["conv1_", "conv2_", *(f"inception_{name}_" for name in self._blocks)]
-        return [nn.ModuleList(layer for name, layer in self.layers.items() if name.startswith(prefix)) for prefix in prefixes]
+        return [
+            nn.ModuleList(layer for name, layer in self.layers.items() if name.startswith(prefix))
+            for prefix in prefixes
+        ]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out, and so is what half a depth has not.
         Raises KeyError, RuntimeError if they differ."""
-        unused = ("loss3_classifier", *(f"inception_{name}_" for name in _INCEPTION if name not in self._blocks))
-        own = {f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith(unused)}
+        unused = (
+            "loss3_classifier",
+            *(f"inception_{name}_" for name in _INCEPTION if name not in self._blocks),
+        )
+        own = {
+            f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith(unused)
+        }
         own["layers.conv1_7x7_s2.weight"] = own["layers.conv1_7x7_s2.weight"].flip(1)  # BGR to RGB
         self.load_state_dict(own)

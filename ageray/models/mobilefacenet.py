@@ -1,5 +1,6 @@
-"""MobileFaceNet (Chen et al. 2018, arXiv 1804.07573, Table 1) as Sirius-AI published it: batch normalisation folded into the biases, PReLU,
-TensorFlow's SAME padding, a pointwise convolution after the first depthwise one.
+"""MobileFaceNet (Chen et al. 2018, arXiv 1804.07573, Table 1) as Sirius-AI published it: batch
+normalisation folded into the biases, PReLU, TensorFlow's SAME padding, a pointwise convolution
+after the first depthwise one.
 
 Shape letters: B faces, S side of the face, C channels, H height, W width, D features.
 """
@@ -19,9 +20,18 @@ _POOLED = 7
 
 
 class Layer(nn.Module):
-    """A convolution and, unless linear, PReLU with a slope for each channel: (B, C, H, W) to (B, C', H', W')."""
+    """A convolution and, unless linear, PReLU with a slope for each channel: (B, C, H, W) to (B,
+    C', H', W')."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, depthwise: bool = False, linear: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        depthwise: bool = False,
+        linear: bool = False,
+    ) -> None:
         super().__init__()
         groups = inputs if depthwise else 1
         kind = SameConv2d if kernel == 3 else nn.Conv2d
@@ -55,11 +65,11 @@ class InvertedBlock(nn.Module):
 
 
 class MobileFaceNet(Backbone):
-    """RGB faces in 0..255, (B, 3, S, S), to the features of the global depthwise convolution (B, 512), what the face embedding is a linear
-    map of.
+    """RGB faces in 0..255, (B, 3, S, S), to the features of the global depthwise convolution (B,
+    512), what the face embedding is a linear map of.
 
-    Any side from 32 pixels; it was trained at 112. Of another side, the 7x7 weights of the global convolution are interpolated to the side
-    n of the last map and multiplied by 49 / n^2.
+    Any side from 32 pixels; it was trained at 112. Of another side, the 7x7 weights of the
+    global convolution are interpolated to the side n of the last map and multiplied by 49 / n^2.
     """
 
     name = "mobilefacenet"
@@ -97,7 +107,8 @@ class MobileFaceNet(Backbone):
         return [self.c1, nn.ModuleList([self.d1, self.p1]), *self.bottlenecks]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes the published weights without the two last layers, `head.0` and `head.1`. Raises RuntimeError if they differ."""
+        """Takes the published weights without the two last layers, `head.0` and `head.1`. Raises
+        RuntimeError if they differ."""
         own: dict[str, Tensor] = {}
         for name, tensor in state.items():
             if not name.startswith("head."):

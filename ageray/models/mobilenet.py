@@ -1,7 +1,8 @@
-"""MobileNetV1 (Howard et al. 2017, arXiv 1704.04861, Table 1), width 1.0, as face networks are published in it: batch normalisation folded
-into the biases, ReLU6, TensorFlow's SAME padding.
+"""MobileNetV1 (Howard et al. 2017, arXiv 1704.04861, Table 1), width 1.0, as face networks are
+published in it: batch normalisation folded into the biases, ReLU6, TensorFlow's SAME padding.
 
-Shape letters: B faces, S side of the face, C channels, H height, W width, D features, K ages of a published age layer.
+Shape letters: B faces, S side of the face, C channels, H height, W width, D features, K ages of
+a published age layer.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ _STRIDED = (1, 3, 5, 11)
 
 
 class SameConv2d(nn.Conv2d):
-    """A 3x3 convolution with TensorFlow's SAME padding: (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride)).
+    """A 3x3 convolution with TensorFlow's SAME padding: (B, C, H, W) to (B, C', ceil(H /
+    stride), ceil(W / stride)).
 
-    Stride 2 pads an even side by one pixel at the right and at the bottom only, an odd side by one pixel at both ends; torch's own
-    padding=1 would look at other pixels of an even side.
+    Stride 2 pads an even side by one pixel at the right and at the bottom only, an odd side by
+    one pixel at both ends; torch's own padding=1 would look at other pixels of an even side.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -39,8 +41,9 @@ class SameConv2d(nn.Conv2d):
 class MobileNetV1(Backbone):
     """RGB faces in 0..255, (B, 3, S, S), to pooled features (B, 1024); any side from 32 pixels.
 
-    Departures from the paper: none in shape; batch normalisation is folded into the biases, so nothing holds the scale of the activations
-    while the network trains. Use small learning rates with a long warm-up.
+    Departures from the paper: none in shape; batch normalisation is folded into the biases, so
+    nothing holds the scale of the activations while the network trains. Use small learning rates
+    with a long warm-up.
     """
 
     name = "mobilenet_v1"
@@ -78,15 +81,17 @@ class MobileNetV1(Backbone):
         return [self.conv1, *separable]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes weights of HSE_FaceRec_tf (BGR input): `conv1`, `dw.0` to `dw.12`, `pw.0` to `pw.12`; its further layers are left to
-        `published_head`. Raises KeyError, RuntimeError if they differ."""
+        """Takes weights of HSE_FaceRec_tf (BGR input): `conv1`, `dw.0` to `dw.12`, `pw.0` to
+        `pw.12`; its further layers are left to `published_head`. Raises KeyError, RuntimeError
+        if they differ."""
         heads = ("feats.", "age.", "gender.")
         own = {name: tensor.float() for name, tensor in state.items() if not name.startswith(heads)}
         own["conv1.weight"] = own["conv1.weight"].flip(1)  # BGR to RGB
         self.load_state_dict(own)
 
     def published_head(self, state: dict[str, Tensor]) -> PublishedHead | None:
-        """`feats` (1024 to 256, then ReLU) and `age` (256 to 100: ages 0 to 99) of the same file."""
+        """`feats` (1024 to 256, then ReLU) and `age` (256 to 100: ages 0 to 99) of the same
+        file."""
         names = ("feats.weight", "feats.bias", "age.weight", "age.bias")
         if any(name not in state for name in names):
             return None

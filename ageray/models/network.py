@@ -48,7 +48,7 @@ class AgeNetwork(nn.Module):
         raise NotImplementedError
 
     @property
-    def faces_to_start(self) -> int:
+    def num_init_faces(self) -> int:
         """How many training faces, of all workers, the network wants to see before its first step (see `start`); 0 for none."""
         return 0
 
@@ -67,7 +67,7 @@ class AgeNetwork(nn.Module):
         raise NotImplementedError
 
     def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
-        """Called once before the first step with what `cache` gave for `faces_to_start` training faces (or fewer), of all workers."""
+        """Called once before the first step with what `cache` gave for `num_init_faces` training faces (or fewer), of all workers."""
         raise NotImplementedError
 
 

@@ -18,8 +18,12 @@ from torch.nn import functional as F
 
 from ageray.faces import geometry
 
-_LARGEST_ZOOM = 8.0  # between the face and the place where alignment puts one; beyond, the points are no face's
-_FLATTEST = 1e-3  # determinant over squared trace of the points' scatter: 0.24 for a frontal face, 0 on a line
+_LARGEST_ZOOM = (
+    8.0  # between the face and the place where alignment puts one; beyond, the points are no face's
+)
+_FLATTEST = (
+    1e-3  # determinant over squared trace of the points' scatter: 0.24 for a frontal face, 0 on a line
+)
 _LARGEST_STRETCH = 4.0  # of one direction against the other; a yaw of 75 degrees foreshortens as much
 
 
@@ -60,7 +64,9 @@ centres that the paper names for upright squares: left eye, the middle between n
 
 def targets(names: Sequence[str]) -> Tensor:
     """Target key points R^t of Eq. 1, normalised to each named region: (R, 5, 2). A point outside a region lies beyond [-1, 1]."""
-    return torch.stack([(template() - torch.tensor(REGIONS[name].centre)) / REGIONS[name].half for name in names])
+    return torch.stack(
+        [(template() - torch.tensor(REGIONS[name].centre)) / REGIONS[name].half for name in names]
+    )
 
 
 def to_unit(points_BN2: Tensor, side: int) -> Tensor:
@@ -136,7 +142,9 @@ def sample(features_BCHW: Tensor, maps_BR23: Tensor, size: int) -> list[Tensor]:
     across, down, shift = maps_BR23.to(kind)[:, :, None, None].unbind(-1)
     grid_BRSS2 = across * x_SS1 + down * y_SS1 + shift
     # all regions one below the other in one call: no copy of the features for each
-    tall = F.grid_sample(features_BCHW.to(kind), grid_BRSS2.flatten(1, 2), "bilinear", "border", align_corners=False)
+    tall = F.grid_sample(
+        features_BCHW.to(kind), grid_BRSS2.flatten(1, 2), "bilinear", "border", align_corners=False
+    )
     return list(tall.to(features_BCHW.dtype).chunk(maps_BR23.shape[1], -2))
 
 
@@ -168,8 +176,12 @@ class RegionPooling(nn.Module):
         """
         side = features_BCHW.shape[-1]
         with torch.no_grad(), torch.autocast(features_BCHW.device.type, enabled=False):
-            unit_BN2 = usable_points(to_unit(points_BN2.to(self.template.dtype), side * self._stride), self.template)
-            unit_BN2 = unit_BN2 + (1 - 1 / self._stride) / side  # from the face's pixels to the cells that look at them
+            unit_BN2 = usable_points(
+                to_unit(points_BN2.to(self.template.dtype), side * self._stride), self.template
+            )
+            unit_BN2 = (
+                unit_BN2 + (1 - 1 / self._stride) / side
+            )  # from the face's pixels to the cells that look at them
             maps_BR23 = self.aligned(unit_BN2) if self._aligned else self.upright(unit_BN2)
         return dict(zip(self.names, sample(features_BCHW, maps_BR23, size), strict=True))
 

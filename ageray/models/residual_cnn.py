@@ -63,7 +63,11 @@ class ResidualBackbone(Backbone):
         inputs = channels[0]
         for stage, (outputs, units) in enumerate(zip(channels, _UNITS[depth], strict=True)):
             first = ResidualUnit(inputs, outputs, stride=2, first=stage == 0)
-            self.stages.append(nn.Sequential(first, *(ResidualUnit(outputs, outputs, 1, first=False) for _ in range(units - 1))))
+            self.stages.append(
+                nn.Sequential(
+                    first, *(ResidualUnit(outputs, outputs, 1, first=False) for _ in range(units - 1))
+                )
+            )
             inputs = outputs
         self.norm2 = nn.BatchNorm2d(self.features)
 
@@ -89,7 +93,9 @@ class ResidualCnn(Classifier):
 
     def __init__(self, config: experiment.model.ResidualCnn) -> None:
         if config.weights == "imagenet":
-            raise no_imagenet("residual_cnn", "name a safetensors file of your own, or none (the paper trains from scratch)")
+            raise no_imagenet(
+                "residual_cnn", "name a safetensors file of your own, or none (the paper trains from scratch)"
+            )
         super().__init__(config, ResidualBackbone(config.depth, config.width))
 
 

@@ -30,8 +30,12 @@ class Siamese(AgeNetwork):
         self.backbone = backbones.make(config.backbone, imagenet=config.weights == "imagenet")
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = _embedding(self.backbone.features, config.age_features)
-        self.gender_embedding = _embedding(self.backbone.features, config.gender_features) if config.gender_features else None
-        self.outputs = frozenset({"embedding", "gender_embedding"} if self.gender_embedding else {"embedding"})
+        self.gender_embedding = (
+            _embedding(self.backbone.features, config.gender_features) if config.gender_features else None
+        )
+        self.outputs = frozenset(
+            {"embedding", "gender_embedding"} if self.gender_embedding else {"embedding"}
+        )
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to embeddings, float32."""

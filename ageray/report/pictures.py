@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ageray import storage
-from ageray.data.images import ImageError, Photo, decode
 from ageray.errors import UserError
+from ageray.faces.images import ImageError, Photo, decode
 
 _SIDE = 320  # pixels of a thumbnail's longer side: sharp on the sheet, some 15 kB
 _FACE_SIDE = 240
 _PHOTO_SIDE = 1200  # a photo is decoded no larger than about twice this before its face is cut out
-_AROUND_BOX, _AROUND_POINTS = 1.4, 2.9  # side of what is shown, in sides of the box or of what the five points span
+_AROUND_BOX, _AROUND_POINTS = (
+    1.4,
+    2.9,
+)  # side of what is shown, in sides of the box or of what the five points span
 
 
 def thumbnail(content: bytes, side: int = _SIDE) -> tuple[str, int, int]:
@@ -29,7 +32,9 @@ def thumbnail(content: bytes, side: int = _SIDE) -> tuple[str, int, int]:
     return _data_uri(Image.fromarray(photo.pixels), side), photo.width, photo.height
 
 
-def face_picture(content: bytes, points: list[float] | None, box: list[float] | None, side: int = _FACE_SIDE) -> str:
+def face_picture(
+    content: bytes, points: list[float] | None, box: list[float] | None, side: int = _FACE_SIDE
+) -> str:
     """A face as a small JPEG data uri, cut out around its five points or else its box; the whole photo where neither is known.
 
     points: x, y of each in pixels of the upright photo; box: x0, y0, x1, y1. Raises ImageError if the photo cannot be decoded.
@@ -51,7 +56,12 @@ def _cut_out(image: Image.Image, photo: Photo, corners: Any, around: float) -> I
     low, high = corners.min(0), corners.max(0)
     half = around * float((high - low).max()) / 2
     x, y = (low + high) / 2 + 0.5  # a pixel's centre is at 0, PIL counts from its edge
-    area = (max(0, int(x - half)), max(0, int(y - half)), min(image.width, int(x + half) + 1), min(image.height, int(y + half) + 1))
+    area = (
+        max(0, int(x - half)),
+        max(0, int(y - half)),
+        min(image.width, int(x + half) + 1),
+        min(image.height, int(y + half) + 1),
+    )
     return image.crop(area) if area[2] - area[0] >= 8 and area[3] - area[1] >= 8 else image
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ageray import metrics
 from ageray.experiment import Stage
-from ageray.train.loop import EpochResult, State
+from ageray.train.loop import EpochResult
+from ageray.train.state import State
 
 Record = dict[str, Any]
 
@@ -36,7 +37,9 @@ def remaining(state: State, steps: Sequence[int]) -> Iterator[Stage]:
 def _given_up(state: State) -> bool:
     config = state.config.train
     of_last_stage = state.log[sum(stage.epochs for stage in config.stages[:-1]) :]
-    return 0 < config.patience <= len(of_last_stage) and not any(record["best"] for record in of_last_stage[-config.patience :])
+    return 0 < config.patience <= len(of_last_stage) and not any(
+        record["best"] for record in of_last_stage[-config.patience :]
+    )
 
 
 def close(

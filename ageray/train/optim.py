@@ -15,10 +15,14 @@ from ageray.errors import UserError
 from ageray.models.network import AgeNetwork, Backbone
 
 
-def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer) -> Optimizer:
-    """Four groups: head and body, each with and without weight decay (biases and norms are exempt).
+def make_optimizer(
+    network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer
+) -> Optimizer:
+    """Four groups: head and body, each with and without weight decay (biases and norms are
+    exempt).
 
-    A body rate of 0 freezes the body: its parameters take no gradient; `config.frozen_blocks` freezes its first blocks.
+    A body rate of 0 freezes the body: its parameters take no gradient; `config.frozen_blocks`
+    freezes its first blocks.
     """
     frozen_ids = frozen_parameters(network, config.frozen_blocks)
     head_ids = {id(parameter) for parameter in head}
@@ -32,7 +36,9 @@ def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: exp
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
-    parameters = [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
+    parameters = [
+        {"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
+    ]
     if config.name == "sgd":
         return SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "adadelta":
@@ -42,7 +48,8 @@ def make_optimizer(network: nn.Module, head: Iterable[nn.Parameter], config: exp
 
 
 def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
-    """The identities of the parameters of the backbone's first `blocks` blocks (`optimizer.frozen_blocks`).
+    """The identities of the parameters of the backbone's first `blocks` blocks
+    (`optimizer.frozen_blocks`).
 
     Raises UserError if the backbone has fewer blocks, or none that can be frozen.
     """
@@ -53,13 +60,15 @@ def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
     if blocks > len(parts):
         name = getattr(backbone, "name", "this network")
         raise UserError(
-            f"train.stages: optimizer.frozen_blocks={blocks}, but {name} has {len(parts)} blocks that can be frozen; set {len(parts)} or less"
+            f"train.stages: optimizer.frozen_blocks={blocks}, but {name} has {len(parts)} blocks that can "
+            f"be frozen; set {len(parts)} or less"
         )
     return {id(parameter) for part in parts[:blocks] for parameter in part.parameters()}
 
 
 def factor(config: experiment.Schedule, step: int, steps: int) -> float:
-    """The learning rate at `step` of `steps` as a factor of the peak: linear warm-up, then constant, half a cosine down to 0, or steps of 10."""
+    """The learning rate at `step` of `steps` as a factor of the peak: linear warm-up, then
+    constant, half a cosine down to 0, or steps of 10."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -11,22 +10,20 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from ageray import bundle, config, schema, storage
+from ageray import bundle, config, storage
 from ageray.data import protocols, splits
-from ageray.data.order import Listed
+from ageray.data.labelled_faces import labelled_faces
+from ageray.data.row_index import RowIndex
+from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
-from ageray.models.model import build
+from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 
 CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
 CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
-
-
-_LIGHT = pa.schema([schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")])
 
 
 @dataclass(frozen=True)
@@ -38,26 +35,7 @@ class Plan:
     parts: dict[str, int]
     steps: list[int]
     facts: dict[str, Any]
-    faces: dict[str, Listed]
-
-
-def labelled_faces(shards: str) -> pa.Table:
-    """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
-    files = storage.list_files(shards, (".parquet",))
-    if not files:
-        raise UserError(f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare")
-    tables = []
-    for file in files:
-        filesystem, path = storage.filesystem(file)
-        try:
-            there = [name for name in pq.read_schema(path, filesystem=filesystem).names if name in _LIGHT.names]
-            table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
-            tables.append(schema.check(table, _LIGHT, file))
-        except (ValueError, OSError) as error:
-            reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
-            raise UserError(f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare") from None
-    table = pa.concat_tables(tables)
-    return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream
+    faces: dict[str, RowIndex]
 
 
 def run_folder(experiment: Experiment) -> str:
@@ -73,7 +51,9 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     (`fresh` starts it anew).
     """
     if experiment.data.shards is None:
-        raise UserError("data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface")
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+        )
     check_train(experiment)
     check_model(experiment)
     faces = labelled_faces(experiment.data.shards)
@@ -81,18 +61,28 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     parts = split.parts
     if not parts["train"]:
         name = experiment.protocol.name
-        raise UserError(f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say")
+        raise UserError(
+            f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say"
+        )
     listed = _listed(experiment, faces, parts)
     steps = _steps(experiment, listed)
     folder = run_folder(experiment)
     if fresh:
         storage.remove_tree(folder)
     elif storage.exists(storage.join(folder, bundle.IN_RUN, bundle.CARD)):
-        raise UserError(f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh")
+        raise UserError(
+            f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh"
+        )
     storage.make_folder(folder)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(folder, {name: len(keys) for name, keys in parts.items()}, steps, facts(experiment, faces, split), listed)
+    return Plan(
+        folder,
+        {name: len(keys) for name, keys in parts.items()},
+        steps,
+        facts(experiment, faces, split),
+        listed,
+    )
 
 
 def check_train(experiment: Experiment) -> None:
@@ -127,22 +117,27 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     return network
 
 
-def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, Listed]:
+def _listed(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
     """The faces of every stream in the order of the shards."""
-    listed = {name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string())))) for name in ("train", "val")}
+    listed = {
+        name: _listing(faces.filter(pc.is_in(faces.column("key"), pa.array(parts[name], pa.string()))))
+        for name in ("train", "val")
+    }
     for index, stage in enumerate(experiment.train.stages):
-        listed[f"stage-{index}"] = listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
+        listed[f"stage-{index}"] = (
+            listed["train"] if stage.shards is None else _listing(labelled_faces(stage.shards), stage.shards)
+        )
     return listed
 
 
-def _listing(faces: pa.Table, shards: str = "") -> Listed:
-    listed = Listed.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
+def _listing(faces: pa.Table, shards: str = "") -> RowIndex:
+    listed = RowIndex.of(faces.column("key").to_pylist(), cast(list[float], faces.column("age").to_pylist()))
     if len(np.unique(listed.mark)) < len(listed):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
     return listed
 
 
-def _steps(experiment: Experiment, listed: dict[str, Listed]) -> list[int]:
+def _steps(experiment: Experiment, listed: dict[str, RowIndex]) -> list[int]:
     steps = []
     for index, stage in enumerate(experiment.train.stages):
         faces = len(listed[f"stage-{index}"])
@@ -167,19 +162,20 @@ def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[
         "notes": split.notes,
         "faces": {name: len(keys) for name, keys in parts.items()},
         "train_digest": train_digest(parts["train"]),
-        "train_ages": {"median": float(np.median(training)), "min": float(training.min()), "max": float(training.max())},
+        "train_ages": {
+            "median": float(np.median(training)),
+            "min": float(training.min()),
+            "max": float(training.max()),
+        },
         "outside_bins": int(((training < first) | (training > last)).sum()),
     }
 
 
-def train_digest(keys: list[str]) -> str:
-    """Names a set of training faces, so that an evaluation can tell whether its split is the model's."""
-    return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=8).hexdigest()
-
-
 def to_lines(records: list[dict[str, Any]]) -> str:
     """JSON lines; what is not a number is null."""
-    return "".join(json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records)
+    return "".join(
+        json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records
+    )
 
 
 def _finite(value: Any) -> Any:

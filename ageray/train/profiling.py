@@ -29,5 +29,9 @@ def trace(uri: str, wanted: bool) -> Iterator[Step]:
             storage.write_bytes(uri, (Path(folder) / "trace.json").read_bytes())
 
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
-    with profile(activities=kinds, schedule=schedule(wait=_FIRST - 1, warmup=1, active=_STEPS, repeat=1), on_trace_ready=write) as running:
+    with profile(
+        activities=kinds,
+        schedule=schedule(wait=_FIRST - 1, warmup=1, active=_STEPS, repeat=1),
+        on_trace_ready=write,
+    ) as running:
         yield running.step

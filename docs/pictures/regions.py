@@ -16,9 +16,9 @@ from matplotlib import pyplot as plt
 from PIL import Image
 from torch import Tensor
 
-from ageray.data.synthetic import draw_face
 from ageray.faces import geometry
 from ageray.models.regions import REGIONS, RegionPooling, affine, targets, to_unit
+from ageray.synthetic.faces import draw_face
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 NAMES = list(REGIONS)
@@ -71,7 +71,10 @@ def draw_regions() -> None:
     landed = geometry.apply(affine(unit[:, None], targets(NAMES))[0], unit.expand(5, 5, 2))
     for axes, name, goal, place in zip(panels[1:], NAMES, targets(NAMES), landed, strict=True):
         show(axes, pooled[name], f"{name}: {WHAT[name]}")
-        for spots, style in ((goal, {"marker": "o", "markersize": 6, "fillstyle": "none"}), (place, {"marker": ".", "markersize": 4})):
+        for spots, style in (
+            (goal, {"marker": "o", "markersize": 6, "fillstyle": "none"}),
+            (place, {"marker": ".", "markersize": 4}),
+        ):
             inside = to_pixels(spots[(spots.abs() < 1).all(-1)], REGION)
             axes.plot(*inside.T, linestyle="none", color="yellow", **style)
         plt.setp(axes.spines.values(), color=COLOURS[name], linewidth=2)
@@ -98,7 +101,12 @@ def draw_alignment() -> None:
             for axes, name in zip(row[start:], names, strict=False):
                 reference = first.setdefault((pooling, name), pooled[name])
                 heading = f"{'aligned' if pooling == 'arp' else 'square'} {name}" if pose is UPRIGHT else ""
-                show(axes, pooled[name], heading, "" if pose is UPRIGHT else f"{likeness(reference, pooled[name]):.2f}")
+                show(
+                    axes,
+                    pooled[name],
+                    heading,
+                    "" if pose is UPRIGHT else f"{likeness(reference, pooled[name]):.2f}",
+                )
     save(figure, "dhaa-alignment.png")
 
 
@@ -110,7 +118,9 @@ def save(figure: Any, name: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     small = Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE)
     small.save(IMAGES / name, optimize=True)
-    print(f"{IMAGES / name}: {(IMAGES / name).stat().st_size / 1000:.0f} kB, {np.asarray(small).shape[::-1]} pixels")
+    print(
+        f"{IMAGES / name}: {(IMAGES / name).stat().st_size / 1000:.0f} kB, {np.asarray(small).shape[::-1]} pixels"
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,62 @@
+"""The labels of face shards: every face with a known age, without its picture. No Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from ageray import schema, storage
+from ageray.errors import UserError
+from ageray.experiment import Experiment
+
+LABELS_SCHEMA = pa.schema(
+    [schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")]
+)
+
+
+def labelled_faces(shards: str) -> pa.Table:
+    """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
+    files = storage.list_files(shards, (".parquet",))
+    if not files:
+        raise UserError(
+            f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare"
+        )
+    tables = []
+    for file in files:
+        filesystem, path = storage.filesystem(file)
+        try:
+            there = [
+                name
+                for name in pq.read_schema(path, filesystem=filesystem).names
+                if name in LABELS_SCHEMA.names
+            ]
+            table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
+            tables.append(schema.check(table, LABELS_SCHEMA, file))
+        except (ValueError, OSError) as error:
+            reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
+            raise UserError(
+                f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare"
+            ) from None
+    table = pa.concat_tables(tables)
+    return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream
+
+
+def faces_digest(experiment: Experiment, labelled: pa.Table, levels: Sequence[float]) -> str:
+    """Names the faces, their labels and the weights that training starts from: 16 hex digits."""
+    content = hashlib.blake2b(digest_size=8)
+    content.update(json.dumps([list(levels), torch.__version__]).encode())
+    columns = [labelled.column(name).to_pylist() for name in ("key", "age", "subject", "gender", "group")]
+    content.update(repr(sorted(zip(*columns, strict=True), key=lambda row: row[0])).encode())
+    assert experiment.data.shards is not None
+    for file in storage.list_files(experiment.data.shards, (".parquet",)):
+        filesystem, path = storage.filesystem(file)
+        content.update(f"{file.rsplit('/', 1)[-1]} {filesystem.get_file_info(path).size}".encode())
+    if experiment.model.weights not in ("none", "imagenet"):
+        content.update(hashlib.sha256(storage.read_bytes(experiment.model.weights)).digest())
+    return content.hexdigest()

@@ -1,0 +1,131 @@
+"""Photo bytes to upright uint8 pixels, by the decoder's own down-scaling where a smaller picture is enough."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 100_000_000
+"""Larger photos are refused: a few kilobytes of PNG can unpack to gigabytes."""
+
+_DRAFTS = (8, 4, 2)
+_ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
+# Which stored axis (0 = x, 1 = y) runs backwards along the upright x and along the upright y, by EXIF orientation.
+_BACKWARDS: dict[int, tuple[int | None, int | None]] = {
+    2: (0, None),
+    3: (0, 1),
+    4: (None, 1),
+    6: (1, None),
+    7: (1, 0),
+    8: (None, 0),
+}
+
+
+class ImageError(ValueError):
+    """Bytes that are no picture we can read; the message is short enough for a table's `error` column."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An upright photo, possibly decoded at 1/2, 1/4 or 1/8 of its size.
+
+    `pixels` is uint8 (H, W, 3) RGB; `scale` says how many full-size pixels one of its pixels spans; `width` and `height` are full size.
+    `shrinks` says whether its decoder can do that at all (JPEG).
+    Points are measured from the centre of the first pixel, so a pixel of the small picture sits between those it was made from.
+    """
+
+    pixels: NDArray[np.uint8]
+    scale: int
+    width: int
+    height: int
+    offset: tuple[int, int] = (0, 0)
+    shrinks: bool = False
+
+    def shrink(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Full-size points (..., 2) in the coordinates of `pixels`."""
+        shift = np.asarray(self.offset, np.float32) - (self.scale - 1) / 2
+        return np.asarray((points + shift) / self.scale, np.float32)
+
+    def grow(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points (..., 2) of `pixels` in full-size coordinates; the inverse of `shrink`."""
+        shift = np.asarray(self.offset, np.float32) - (self.scale - 1) / 2
+        return np.asarray(points * self.scale - shift, np.float32)
+
+
+def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
+    """Decodes a photo upright (EXIF), RGB, first frame.
+
+    A JPEG is shrunk while it is decoded to 1/`scale` (1, 2, 4 or 8) or, with `max_side`, as far as leaves its longer side that many pixels;
+    other formats come in full size. Raises ImageError for anything that cannot be read whole or has over 100 megapixels.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{image.width}x{image.height} is over {MAX_PIXELS // 1_000_000} megapixels")
+            if max_side is not None:
+                longer = max(image.size)
+                scale = next((draft for draft in _DRAFTS if longer >= max_side * draft), 1)
+            return _upright(image, scale)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(str(error)) from None
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except (
+        Exception
+    ) as error:  # PIL's plugins raise whatever their parser met: struct.error, SyntaxError, KeyError, ...
+        raise ImageError(f"cannot decode: {type(error).__name__}: {error}") from None
+
+
+def _upright(image: Image.Image, wanted: int) -> Photo:
+    width, height = image.size
+    shrinks = image.format in ("JPEG", "MPO")
+    # PIL takes the largest of its scales that leaves at least this size.
+    image.draft("RGB", (max(1, width // wanted), max(1, height // wanted)))
+    scale = wanted if shrinks and image.size == (-(-width // wanted), -(-height // wanted)) else 1
+    # The last pixel of the small picture may reach past the edge; if the axis is turned round, that overhang comes first.
+    overhang = (image.width * scale - width, image.height * scale - height)
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    back_x, back_y = _BACKWARDS.get(orientation, (None, None))
+    offset = (overhang[back_x] if back_x is not None else 0, overhang[back_y] if back_y is not None else 0)
+    image.load()  # a TIFF is turned here, and then says that it is upright
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # 16-bit gray: PIL's conversion would clip instead of scaling
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if scale == 1:
+        width, height = upright.size
+    elif orientation in _TURNED:
+        width, height = height, width
+    return Photo(np.asarray(upright.convert("RGB")), scale, width, height, offset, shrinks)
+
+
+MOST_BYTES = 256 * 2**20
+"""Larger files are taken for something else than photos."""
+
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings (any case) of the files that are taken for photos."""
+
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+def upright_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height by the header, as the image is seen; None if it has none. Nothing is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                size, orientation = image.size, image.getexif().get(0x0112, 1)
+    except (
+        Exception
+    ):  # PIL's plugins raise whatever their parser met, or that it is a bomb; decoding says what is wrong
+        return None
+    return (size[1], size[0]) if orientation in _TURNED else size

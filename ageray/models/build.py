@@ -1,0 +1,78 @@
+"""Configuration to network: the one place that knows every model by name, and how a starting point is loaded.
+
+Shape letters: B faces, S side of the aligned face, K age bins, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+
+from ageray import experiment, storage
+from ageray.errors import UserError
+from ageray.models import cluster_cnn
+from ageray.models.baseline import Classifier
+from ageray.models.deep_embedding import DeepEmbedding
+from ageray.models.dhaa import Dhaa
+from ageray.models.network import REMEDY, AgeNetwork
+from ageray.models.residual_cnn import ResidualCnn
+from ageray.models.siamese import Siamese
+
+_BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
+    "baseline": Classifier,
+    "cluster_cnn": cluster_cnn.make,
+    "deep_embedding": DeepEmbedding,
+    "dhaa": Dhaa,
+    "residual_cnn": ResidualCnn,
+    "siamese": Siamese,
+}
+
+
+def build(config: experiment.Model, seed: int | None = None, pretrained: bool = True) -> AgeNetwork:
+    """The network of a configuration, on CPU, in training mode.
+
+    seed: of the random initial weights. pretrained: load `config.weights`; a bundle that brings its own weights says False.
+    Raises UserError if the weights are missing or are those of another network.
+    """
+    if not pretrained:
+        config = config.model_copy(update={"weights": "none"})
+    with torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            network = _BUILDERS[config.name](config)
+        except OSError as error:  # torchvision's download
+            raise UserError(
+                f"model.weights=imagenet: cannot be downloaded here ({error}); {REMEDY}"
+            ) from None
+    if config.weights not in ("none", "imagenet"):
+        load_start(network, config.weights)
+    return network.to(memory_format=torch.channels_last)
+
+
+def load_start(network: AgeNetwork, weights: str) -> None:
+    """Loads a safetensors file into the network: one of our own models whole, or the backbone's published weights."""
+    try:
+        state = load_safetensors(storage.read_bytes(weights))
+    except UserError as error:
+        raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
+    except Exception as error:  # the library raises what its parser met
+        raise UserError(f"model.weights={weights}: not a safetensors file ({error}); {REMEDY}") from None
+    try:
+        if state.keys() == network.state_dict().keys():
+            network.load_state_dict(
+                {
+                    name: tensor.float() if tensor.is_floating_point() else tensor
+                    for name, tensor in state.items()
+                }
+            )
+        else:
+            network.load_backbone(state)
+    except (KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"model.weights={weights}: not weights of {getattr(network.body(), 'name', 'this network')} ({reason}); {REMEDY}"
+        ) from None

@@ -1,0 +1,153 @@
+"""The forward pass that decides: aligned faces to a posterior over age bins, averaged with the mirror image. Used by validation and by the
+predictor, so that what was selected is what is served. Shape letters: B faces, K bins, M neighbours, D size of an embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ageray.experiment import Experiment
+from ageray.experiment.model import ClassifierBase, ModelBase
+from ageray.experiment.model import Gallery as Settings
+from ageray.faces import geometry
+from ageray.faces.align import align_faces, standardize
+from ageray.models.decode import bins, classifier_posterior
+from ageray.models.gallery import Gallery, Neighbours, compact
+from ageray.models.network import AgeNetwork, head_output
+
+Batch = dict[str, Tensor]
+_LABELS = ("age", "gender", "subject")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`posterior` (B, K) float32. From a gallery alone: `female` (B,), the share of women among the neighbours (None where the gallery knows no
+    gender), `neighbours` (B,), how many ages were averaged, and `own` (B,), how many of the M nearest are of the face's own subject. With the
+    mirror image these are means over both."""
+
+    posterior: Tensor
+    female: Tensor | None = None
+    neighbours: Tensor | None = None
+    own: Tensor | None = None
+
+
+def predict(
+    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+) -> Prediction:
+    """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
+
+    With `decode.flip` the mean of the face's posterior and its mirror image's (DHAA, section 4.2). With `decode.method: gallery` the posterior
+    is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which of them are the face's own. The network must be in
+    eval mode.
+    """
+    outputs = [_outputs(network, each, autocast) for each in views(batch, config, config.model.decode.flip)]
+    if config.model.decode.method != "gallery":
+        return Prediction(_mean([classifier_posterior(each) for each in outputs]))
+    assert gallery is not None
+    return _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
+
+
+def posterior(
+    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+) -> Tensor:
+    """The posterior (B, K) of `predict` alone."""
+    return predict(network, batch, config, autocast, gallery).posterior
+
+
+def classifier_posteriors(
+    network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool
+) -> dict[str, Tensor]:
+    """The posterior (B, K) of each of the network's classifiers, of a batch as `predict` takes it; with `decode.flip` the mean over both images."""
+    name = head_output(config.model) if isinstance(config.model, ClassifierBase) else "logits"
+    found: list[Batch] = []
+    for view in views(batch, config, config.model.decode.flip):
+        with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
+            found.append(network.classifiers(view))
+    return {each: _mean([classifier_posterior({name: said[each]}) for said in found]) for each in found[0]}
+
+
+def embeddings(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Tensor:
+    """The network's `embedding` (B, D), float32, of a batch as `predict` takes it, not mirrored."""
+    return _outputs(network, _view(batch, config), autocast)["embedding"].float()
+
+
+def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Batch:
+    """What `Gallery.of` takes, of a batch as `predict` takes it and `age` (B,), `gender` (B,), `subject` (B,): faces as they are, not mirrored."""
+    outputs = _outputs(network, _view(batch, config), autocast)
+    labels = {name: batch[name] for name in _LABELS if name in batch}
+    return labels | {
+        name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")
+    }
+
+
+def _view(batch: Batch, config: Experiment) -> Batch:
+    if "features" in batch:
+        return {"face": batch["features"][:, 0]}
+    faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
+    faces = standardize(faces, config.align).contiguous(memory_format=torch.channels_last)
+    return {"face": faces, "points": points}
+
+
+def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
+    """The faces as the network takes them and, where asked for, their mirror images. A batch may instead hold `features` (B, 2, D) of both, for a
+    network whose body was taken away (`ageray.train.in_memory.frozen`)."""
+    view = _view(batch, config)
+    if not mirrored:
+        return [view]
+    if "features" in batch:
+        return [view, {"face": batch["features"][:, 1]}]
+    return [
+        view,
+        {"face": view["face"].flip(-1), "points": geometry.mirror_points(view["points"], config.align.size)},
+    ]
+
+
+def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:
+    with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
+        outputs: Batch = network(view)
+    return outputs
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
+
+
+def _both(found: list[Prediction]) -> Prediction:
+    """The mean of a face's and its mirror image's."""
+
+    def mean(parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        return _mean(there) if there else None
+
+    about = (mean([getattr(each, name) for each in found]) for name in ("female", "neighbours", "own"))
+    return Prediction(_mean([each.posterior for each in found]), *about)
+
+
+def _of_neighbours(
+    outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None
+) -> Prediction:
+    settings, query_BD = config.decode.gallery, outputs["embedding"].float()
+    near = gallery.nearest(query_BD, settings.neighbours, subject_B, settings.exclude_subject)
+    posterior_BK = gallery.posterior(near, bins(config).to(query_BD.device))
+    broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)  # no distance tells near from far then
+    return Prediction(
+        posterior_BK.masked_fill(broken_B1, torch.nan),
+        _female(outputs, near, gallery, settings, subject_B),
+        near.present.sum(-1),
+        near.own,
+    )
+
+
+def _female(
+    outputs: Batch, near: Neighbours, gallery: Gallery, settings: Settings, subject_B: Tensor | None
+) -> Tensor | None:
+    by = gallery.gender_by
+    if by is None:
+        return None
+    if by != "embedding" or not gallery.all_genders_known:  # else they are the same neighbours
+        near = gallery.nearest(
+            outputs[by].float(), settings.neighbours, subject_B, settings.exclude_subject, by=by, gender=True
+        )
+    return gallery.female(near)

@@ -1,0 +1,77 @@
+"""FG-NET: 1,002 scanned photos of 82 people, each with 68 points placed by hand.
+
+Lanitis, Taylor, Cootes: Toward Automatic Simulation of Aging Effects on Face Images, PAMI 2002.
+"""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ageray import storage
+from ageray.errors import UserError
+from ageray.faces.images import PHOTOS
+from ageray.prepare import manifest
+from ageray.prepare.layouts.source import Source, photo_rows
+from ageray.prepare.manifest import Problem
+
+_NAME = re.compile(r"(\d{3})A(\d{2})[a-z]?\.jpe?g", re.IGNORECASE)
+# Pupils, nose tip, mouth corners among FG-NET's 68 points, counted from 0; left and right as the viewer sees them.
+_FIVE = (31, 36, 67, 48, 54)
+
+
+def read_fgnet(uri: str, dataset: str) -> Source:
+    """FG-NET: `images/001A02.JPG` (subject 001, aged 2) and its 68 hand-placed points in `points/001a02.pts`.
+
+    The points count from 0 (centre of the first pixel), nearly: over the set the pupils' dark centres lie 0.24 px
+    (standard error 0.06) left of them and YuNet's points, averaged with those of the mirrored photo, 0.51 px (0.09);
+    points counted from 1 would show 1 px. A photo whose points are missing or broken is kept without them, with a
+    note.
+    """
+    photos = storage.list_files(storage.join(uri, "images"), PHOTOS)
+    problems, notes = list[Problem](), list[Problem]()
+    points = {
+        posixpath.basename(file).lower(): file
+        for file in storage.list_files(storage.join(uri, "points"), (".pts",))
+    }
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, name in photo_rows(uri, photos, dataset):
+            match = _NAME.fullmatch(name)
+            if match is None:
+                problems.append(Problem(row["key"], "malformed name", "not like 001A02.JPG"))
+                continue
+            try:
+                file = points.get(posixpath.splitext(name)[0].lower() + ".pts")
+                row["landmarks"] = None if file is None else five_points(storage.read_text(file))
+                reason = "no .pts file"
+            except (UserError, ValueError) as error:
+                row["landmarks"], reason = None, str(error)
+            if row["landmarks"] is None:
+                notes.append(Problem(row["key"], "no points in the source", reason))
+            yield row | {"subject": match[1], "age": float(match[2])}
+
+    return Source("fgnet", manifest.build(rows(), problems), len(photos), problems, notes)
+
+
+def five_points(pts: str) -> list[float]:
+    """The five points, x and y in turn, of a 68-point `.pts` text (a line `x y` for each, between braces).
+
+    Raises ValueError if it is not one.
+    """
+    try:
+        body = pts[pts.index("{") + 1 : pts.index("}")]
+        places = [tuple(map(float, line.split())) for line in body.strip().splitlines()]
+    except ValueError:
+        raise ValueError("the .pts file is not 'x y' lines between braces") from None
+    if len(places) != 68 or any(len(place) != 2 for place in places):
+        raise ValueError(f"the .pts file has {len(places)} lines of points, not 68 of x and y")
+    five = [value for index in _FIVE for value in places[index]]
+    if not all(map(math.isfinite, five)):
+        raise ValueError("the .pts file has points that are not finite")
+    if five[0] >= five[2]:
+        raise ValueError("the .pts file has the left pupil (31) right of the other (36)")
+    return five

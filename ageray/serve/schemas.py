@@ -1,0 +1,199 @@
+"""What the service says, field by field: the answers' JSON and its OpenAPI description."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ApiModel(BaseModel):
+    """Attribute docstrings become descriptions; nothing else is accepted."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Face(ApiModel):
+    """A face, numbered from the left of its image."""
+
+    face: int
+    """Number, from 0."""
+    box: list[float] | None = None
+    """x0, y0, x1, y1 in pixels of the upright image."""
+    landmarks: list[list[float]] | None = None
+    """Viewer-left eye, viewer-right eye, nose tip, left and right mouth corner: x, y in pixels of the upright image."""
+    detection: float | None = None
+    """Score of the detector, 0 to 1."""
+    age: float | None = None
+    """Years."""
+    age_low: float | None = None
+    """Lower end of the 90 % interval, in years."""
+    age_high: float | None = None
+    """Upper end of the 90 % interval, in years."""
+    posterior: list[float] | None = None
+    """On request: probability of each bin of `GET /v1/model`'s `bins`, before calibration."""
+    error: str | None = None
+    """Why this face has no age."""
+
+
+class Image(ApiModel):
+    """An image of the request, in its order."""
+
+    name: str
+    """As the request named it."""
+    width: int | None = None
+    """Pixels of the upright image; null where it could not be read."""
+    height: int | None = None
+    """Pixels of the upright image."""
+    faces: list[Face] = []
+    """From left to right."""
+    error: str | None = None
+    """Why there is no face: `no face found`, `cannot decode: ...`, `too large: ...`."""
+
+
+class ModelName(ApiModel):
+    """Which model answered."""
+
+    name: str
+    """As the service was started with."""
+    identity: str
+    """Changes whenever the weights, the settings or the calibration do."""
+
+
+class Scores(ApiModel):
+    """The answer to `POST /v1/score`."""
+
+    model: ModelName
+    """Which model answered."""
+    images: list[Image]
+    """One for each image of the request."""
+
+
+class Bins(ApiModel):
+    """The age that bin k of a posterior stands for: scale * (first + k) + shift years."""
+
+    first: int
+    """First bin."""
+    count: int
+    """Number of bins, one a year."""
+    scale: float
+    """Of the calibration."""
+    shift: float
+    """Of the calibration, in years."""
+
+
+class Bounds(ApiModel):
+    """What a request may bring."""
+
+    body_mib: float
+    """Size of the body."""
+    images: int
+    """Number of images."""
+    megapixels: float
+    """Size of an image."""
+
+
+class Model(ApiModel):
+    """The answer to `GET /v1/model`."""
+
+    name: str
+    """As the service was started with."""
+    identity: str
+    """Changes whenever the weights, the settings or the calibration do."""
+    network: str
+    """Kind of network."""
+    bins: Bins
+    """What a posterior's numbers mean."""
+    limits: Bounds
+    """What a request may bring."""
+    batches: bool
+    """Whether jobs can be started."""
+    card: dict[str, Any]
+    """Data and its terms, figures, what the model is not good for."""
+
+
+class Health(ApiModel):
+    """The answer to `GET /healthz`."""
+
+    status: Literal["ok"]
+    """The model has just answered for a blank face."""
+    identity: str
+    """Of that model."""
+
+
+class BatchRequest(ApiModel):
+    """The body of `POST /v1/batches`."""
+
+    input: str
+    """Folder, manifest, tar or table below one of the service's input prefixes."""
+    out: str
+    """Folder to write, below one of the service's output prefixes."""
+    detect: Literal["auto", "always", "never"] = "auto"
+    """Where to look for faces, as `jobs.score --detect`."""
+    posterior: bool = False
+    """Whether to add the posteriors to the table."""
+    fresh: bool = False
+    """Whether to replace an earlier result."""
+
+
+class Progress(ApiModel):
+    """How far a job is."""
+
+    done: int
+    """Images done."""
+    total: int | None = None
+    """Images in all; null while that is not known."""
+    faces: int = 0
+    """Faces found."""
+    errors: int = 0
+    """Images without a face, whatever the reason."""
+    images_per_second: float | None = None
+    """SchedulerPause."""
+    seconds_left: float | None = None
+    """Time to go; null while that is not known."""
+
+
+class Batch(BatchRequest):
+    """A job and its state."""
+
+    id: str
+    """Name of the job."""
+    state: Literal["waiting", "running", "done", "failed", "cancelled"]
+    """waiting: for its turn."""
+    submitted: str
+    """Time, UTC."""
+    started: str | None = None
+    """Time, UTC."""
+    ended: str | None = None
+    """Time, UTC."""
+    progress: Progress | None = None
+    """Null before the first report."""
+    message: str | None = None
+    """Why it failed."""
+
+
+class BatchList(ApiModel):
+    """The answer to `GET /v1/batches`."""
+
+    inputs: list[str]
+    """Prefixes of inputs."""
+    outputs: list[str]
+    """Prefixes of results."""
+    batches: list[Batch]
+    """The newest first."""
+
+
+class Problem(ApiModel):
+    """What went wrong."""
+
+    code: str
+    """For programs: `too_large`, `busy`, `unauthorized`, ..."""
+    message: str
+    """For people, in one line."""
+
+
+class ErrorBody(ApiModel):
+    """Body of every answer of 400 and above."""
+
+    error: Problem
+    """What went wrong."""

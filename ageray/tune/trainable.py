@@ -1,0 +1,62 @@
+"""A trial as Ray Tune runs it: an actor with its share of the machine, an epoch a step."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from ageray.experiment import Experiment
+from ageray.train.in_memory import train
+from ageray.train.in_memory.train import Fold
+
+SCORE, RECORD, FAILED, EPOCH = "score", "record", "failed", "epoch"
+
+
+class Trainable(tune.Trainable):
+    """Trains on faces in memory and reports after each epoch: `epoch`, `score`, the best of the metric so far, and `record`, the epoch as JSON; or
+    `failed`, why it cannot go on. One actor serves one trial after the other."""
+
+    def setup(  # type: ignore[override]  # tune.with_parameters gives the others
+        self, config: dict[str, Any], faces: list[Any], fold: Fold, metric: str, threads: int
+    ) -> None:
+        """config: `experiment`, as JSON. faces: a reference, in a list so that Ray does not fetch it."""
+        self._faces, self._fold, self._metric = ray.get(faces[0]), fold, metric
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Takes the next trial."""
+        self._experiment = Experiment.model_validate_json(new_config["experiment"])
+        self._epochs: Iterator[dict[str, Any]] | None = None
+        self._best = float("inf")
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch. What a setting can do to a training is the trial's failure, not the search's."""
+        try:
+            if self._epochs is None:
+                device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+                state = train.begin(self._experiment, self._faces, device)
+                self._epochs = train.epochs_of(state, self._faces, self._fold)
+            record = next(self._epochs)
+        except FloatingPointError as error:
+            return self._failed(str(error))
+        except torch.cuda.OutOfMemoryError:
+            return self._failed("out of GPU memory; lower tune.at_once or train.batch_size")
+        self._best = min(self._best, record[self._metric])
+        return {
+            EPOCH: record["epoch"],
+            SCORE: self._best,
+            RECORD: json.dumps(record),
+            "done": record["epoch"] == record["epochs"],
+        }
+
+    def _failed(self, reason: str) -> dict[str, Any]:
+        # a score that is no number is compared with none
+        return {EPOCH: 0, SCORE: float("nan"), FAILED: reason, "done": True}

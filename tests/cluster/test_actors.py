@@ -1,0 +1,71 @@
+"""Actors for the resources of a cluster, and what no cluster of that kind could run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import ray
+
+from ageray.cluster.actors import ActorPool, describe, share_out
+from ageray.errors import UserError
+from ageray.experiment import Scale
+
+FOUR, BIG, GPUS = {"CPU": 4.0}, {"CPU": 32.0}, {"CPU": 16.0, "GPU": 4.0}
+
+
+def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
+    nodes = [{"Alive": True, "Resources": each} for each in resources]
+    patch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "scale", "team"),
+    [
+        ([FOUR], {}, ActorPool(1, 1, 0, 0)),
+        ([BIG], {}, ActorPool(16, 1, 0, 1)),
+        ([BIG, FOUR], {"cpus_per_worker": 2}, ActorPool(9, 2, 0, 2)),
+        ([GPUS, FOUR], {}, ActorPool(4, 1, 1, 1)),
+        ([{"CPU": 2.0, "GPU": 4.0}, BIG], {}, ActorPool(2, 1, 1, 1)),
+        ([GPUS], {"gpu": False, "score_workers": 2, "threads": 6}, ActorPool(2, 1, 0, 6)),
+        ([FOUR], {"score_workers": 6, "cpus_per_worker": 0.5, "threads": 3}, ActorPool(6, 0.5, 0, 3)),
+    ],
+)
+def test_share_out(
+    nodes: list[dict[str, float]], scale: dict[str, Any], team: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(monkeypatch, *nodes)
+    assert share_out(Scale(**scale)) == team
+
+
+@pytest.mark.parametrize(
+    ("nodes", "scale", "message"),
+    [
+        ([FOUR], {"score_workers": 4}, "leave none of 4 logical CPUs for decoding"),
+        ([FOUR], {"gpu": True}, "scale.gpu=true: the cluster has no GPU"),
+        ([GPUS], {"score_workers": 5}, "each takes a GPU, and there are 4"),
+        ([FOUR, FOUR, FOUR], {"score_workers": 1, "cpus_per_worker": 6}, "do not fit the cluster's 3 nodes"),
+        ([{"CPU": 2.0, "GPU": 4.0}, BIG], {"score_workers": 4}, "and a GPU each do not fit"),
+    ],
+)
+def test_what_could_never_run(
+    nodes: list[dict[str, float]], scale: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(monkeypatch, *nodes)
+    with pytest.raises(UserError) as caught:
+        share_out(Scale(**scale))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_describe() -> None:
+    assert (
+        describe(ActorPool(1, 1, 0, 0), 64, 32)
+        == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
+    )
+    assert describe(ActorPool(2, 1, 1, 1), 256, 32).startswith("2 actors on a GPU each, 256 faces a batch")
+
+
+def test_batches_follow_the_accelerator() -> None:
+    assert [Scale().faces_a_batch(gpu) for gpu in (False, True)] == [64, 256]
+    assert Scale(score_batch=8).faces_a_batch(True) == 8

@@ -1,0 +1,519 @@
+"""Every fold of a protocol on a real Ray: each face tested once, the same however many run at once, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+import yaml
+
+from ageray import bundle, config
+from ageray.data import protocols, splits
+from ageray.data.labelled_faces import labelled_faces
+from ageray.data.stream import decode_rows
+from ageray.errors import UserError
+from ageray.evaluate.folds import run_folds
+from ageray.evaluate.predictions import LEVELS
+from ageray.experiment import Augment, Experiment, Scale
+from ageray.predictor import Predictor
+from ageray.synthetic import faces as synthetic_faces
+from ageray.train import plan, run
+from ageray.train.in_memory import face_cache, slots, train
+from ageray.train.in_memory.train import Fold
+
+PEOPLE, FACES, BROKEN, NAMELESS = 6, 48, "drawn-0-000007", "drawn-0-000011"
+NOTHING = dict.fromkeys(Augment.model_fields, 0)
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 drawn faces of six people in two shards, two of them old; one picture that cannot be decoded, one face without an age."""
+    folder = tmp_path_factory.mktemp("shards") / "drawn"
+    for file in synthetic_faces.write_faces_table(folder, FACES, subjects=PEOPLE, size=72, shards=2):
+        table = pq.read_table(file)
+        rows = table.to_pylist()
+        for row in rows:
+            row["image"] = b"no picture" if row["key"] == BROKEN else row["image"]
+            row["age"] = None if row["key"] == NAMELESS else row["age"]
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One epoch of the baseline with a frozen body, so that a fold takes a blink; leaves one person out."""
+    content = {
+        "model": {"name": "baseline", "ages": [-15, 120]},
+        "loss": {"neighborhood": {"normalize": True}},
+        "align": {"size": 32},
+        "train": {
+            "batch_size": 8,
+            "precision": "float32",
+            "stages": [{"epochs": 2, "optimizer": {"lr": 3e-3, "body_lr": 0}}],
+            "augment": {**NOTHING, "flip": 0.5},
+        },
+        "data": {"name": "drawn", "shards": str(shards)},
+        "protocol": {"name": "lopo", "val": 0.2},
+        "scale": {"gpu": False, "threads": 1, "progress": False, "decode_batch": 16, "object_store_mib": 256},
+    }
+    file = tmp_path_factory.mktemp("settings") / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def load(settings: Path, *words: str) -> Experiment:
+    return config.load([str(settings)], words)
+
+
+class Ran:
+    """A run over folds: what it returned and showed, and its folder."""
+
+    def __init__(self, experiment: Experiment, out: Path, fresh: bool = False) -> None:
+        self.folder, self.shown = out, list[Record]()
+        self.table = run_folds(experiment, str(out), self.shown.append, fresh)
+        self.rows = self.table.to_pylist()
+        self.about = json.loads(self.table.schema.metadata[b"ageray"])
+
+    def __eq__(self, other: object) -> bool:
+        """Whether every figure of every face is the same, in every bit; NaN equals NaN."""
+        assert isinstance(other, Ran)
+        return self.table.schema.equals(other.table.schema, check_metadata=True) and repr(self.rows) == repr(
+            other.rows
+        )
+
+    @property
+    def trained(self) -> list[str]:
+        return [record["fold"] for record in self.shown if record["kind"] == "fold"]
+
+
+@pytest.fixture(scope="module")
+def ran(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return Ran(load(settings, "scale.fold_workers=1"), tmp_path_factory.mktemp("out") / "lopo")
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, shards: Path) -> None:
+    labels = {
+        row["key"]: row
+        for file in shards.glob("*.parquet")
+        for row in pq.read_table(file, columns=["key", "age", "subject"]).to_pylist()
+    }
+    assert [row["key"] for row in ran.rows] == sorted(key for key in labels if key != NAMELESS)
+    for row in ran.rows:
+        assert row["fold"] == row["subject"] == labels[row["key"]]["subject"]
+        assert row["age"] == labels[row["key"]]["age"]
+    assert len({row["fold"] for row in ran.rows}) == PEOPLE == ran.about["folds"]
+
+
+def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> None:
+    [broken] = [row for row in ran.rows if row["error"]]
+    assert broken["key"] == BROKEN
+    assert "image" in broken["error"]
+    assert all(np.isnan(broken[name]) for name in ("predicted", "low", "high"))
+    assert broken["quantiles"] is None
+    for row in ran.rows:
+        if not row["error"]:
+            assert row["low"] <= row["predicted"] <= row["high"]
+            assert len(row["quantiles"]) == len(LEVELS)
+            assert (np.diff(row["quantiles"]) > 0).all()
+
+
+def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
+    names = [field.name for field in ran.table.schema]
+    assert names[:7] == ["key", "age", "error", "predicted", "low", "high", "quantiles"]
+    assert set(names[7:]) == {"fold", "subject", "gender", "group", "age_std"}
+    assert len({row["predicted"] for row in ran.rows}) > PEOPLE
+    medians = [
+        np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)])
+        for fold in {row["fold"] for row in ran.rows}
+    ]
+    assert ran.about["train_median"] == pytest.approx(np.mean(medians), abs=10)
+    assert ran.about["notes"] == []
+    assert ran.about["gallery"] is None
+
+
+def test_progress_tells_what_is_done_and_what_is_left(ran: Ran) -> None:
+    first, *ended = ran.shown
+    assert first == {
+        "kind": "start",
+        "done": 0,
+        "total": PEOPLE,
+        "frozen_body": True,
+        "folds": 1,
+        "cpus": 1.0,
+        "gpus": 0.0,
+        "threads": 1,
+    }
+    assert [(record["done"], record["total"]) for record in ended] == [
+        (done, PEOPLE) for done in range(1, PEOPLE + 1)
+    ]
+    for record in ended:
+        rows = [row for row in ran.rows if row["fold"] == record["fold"] and not row["error"]]
+        assert record["images"] == len(rows)
+        assert record["mae"] == pytest.approx(
+            np.mean([abs(row["predicted"] - row["age"]) for row in rows]), rel=1e-5
+        )
+        assert record["seconds"] > 0
+        assert record["best_epoch"] in (1, 2)
+    assert ended[0]["left"] > 0
+    assert ended[-1]["left"] == 0
+
+
+def test_two_at_once_say_the_same_as_one_after_the_other(ran: Ran, settings: Path, tmp_path: Path) -> None:
+    both = Ran(load(settings, "scale.fold_workers=2"), tmp_path / "both")
+    assert both.shown[0]["folds"] == 2
+    assert both == ran
+
+
+def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path: Path) -> None:
+    """Faces without subject stand for themselves; nothing is remembered where the body moves."""
+    words = [
+        "protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}",
+        "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]",
+    ]
+    found = Ran(load(settings, *words), tmp_path)
+    assert not found.shown[0]["frozen_body"]
+    assert sorted(found.trained) == ["0", "1", "2"]
+    assert len({row["key"] for row in found.rows}) == len(found.rows) == FACES - 1
+    people = [{row["subject"] for row in found.rows if row["fold"] == name} for name in "012"]
+    assert [len(each) for each in people] == [2, 2, 2]
+    assert len(set.union(*people)) == PEOPLE
+
+
+def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: None, tmp_path: Path) -> None:
+    model = "model={name: siamese, backbone: resnet18, decode: {gallery: {neighbours: 5, exclude_subject: false}}}"
+    words = [
+        model,
+        "loss={contrastive: {}}",
+        "train.calibrate=false",
+        "protocol={name: subject_exclusive, folds: 2, val: 0}",
+    ]
+    found = Ran(load(settings, *words), tmp_path)
+    fine = [row for row in found.rows if not row["error"]]
+    assert {row["neighbours"] for row in fine} == {5}
+    assert {row["own"] for row in fine} == {0}
+    assert {row["gender_number"] for row in found.rows} == {-1}
+    assert found.about["gallery"]["gender_by"] is None
+
+
+# --- a fold is a training run ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
+    settings: Path, shards: Path, ray_local: None, tmp_path: Path
+) -> None:
+    """All training faces in one batch, unchanged, so that their order, the one thing that differs, does not matter. The person left out is she of
+    the broken picture."""
+    words = [
+        "train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]",
+        f"train.augment={json.dumps(NOTHING)}",
+        f"scale.runs={tmp_path}",
+    ]
+    words += ["protocol={name: lopo, fold: drawn-1, val: 0.4}"]
+    parts = protocols.split(labelled_faces(str(shards)), load(settings, *words).protocol).parts
+    assert BROKEN in parts["test"]
+    experiment = load(settings, *words, f"train.batch_size={len(parts['train'])}")
+    made = plan.make(experiment)
+    run.train(experiment, made, lambda record: None)
+    log = [json.loads(line) for line in (Path(made.folder) / "log.jsonl").read_text().splitlines()]
+    columns = decoded(shards, experiment)
+    fold = Fold("drawn-1", *(np.flatnonzero(np.isin(columns["key"], parts[name])) for name in splits.PARTS))
+    faces = {name: columns[name] for name in ("canvas", "points", "box", "age", "gender", "subject")}
+    found = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
+    for name in ("loss", "val_mae", "val_bias"):
+        assert [record[name] for record in found.log] == pytest.approx(
+            [record[name] for record in log], rel=2e-3, abs=2e-3
+        ), name
+    assert [record["best"] for record in found.log] == [record["best"] for record in log]
+    ages = Predictor(bundle.load(made.folder), "cpu", threads=1).predict(
+        *(faces[name][fold.test] for name in ("canvas", "points", "box"))
+    )
+    for name, said in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
+        assert getattr(found, name) == pytest.approx(said, abs=0.05), name
+    assert len(fold.test) == 7
+
+
+def decoded(shards: Path, experiment: Experiment) -> Record:
+    """Every usable labelled face, in the order of the shards."""
+    names = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
+    tables = [pq.read_table(file, columns=names) for file in sorted(shards.glob("*.parquet"))]
+    columns = decode_rows(pa.concat_tables(tables).combine_chunks(), experiment.align.model_dump(mode="json"))
+    return {name: values[columns["error"] == ""] for name, values in columns.items()}
+
+
+# --- going on -------------------------------------------------------------------------------------------------------
+
+_DRIVER = """
+import sys
+from ageray import cluster, config
+from ageray.evaluate.folds import run_folds
+experiment = config.load([sys.argv[1]], sys.argv[3:])
+cluster.connect(experiment.scale)
+run_folds(experiment, sys.argv[2], lambda record: None)
+"""
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    ran: Ran, settings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", _DRIVER, str(settings), str(out), "scale.fold_workers=1"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(list(out.glob("folds/[0-9]*.parquet"))) >= 2 or driver.poll() is not None, 300)
+        family = descendants(driver.pid)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 120)
+    before = {file.name: file.stat().st_mtime_ns for file in out.glob("folds/[0-9]*.parquet")}
+    assert 2 <= len(before) < PEOPLE
+    after = Ran(load(settings, "scale.fold_workers=2"), out)
+    assert after.shown[0]["done"] == len(before)
+    assert len(after.trained) == PEOPLE - len(before)
+    for name, written in before.items():
+        assert (out / "folds" / name).stat().st_mtime_ns == written, name
+    assert after == ran
+
+
+def test_a_finished_run_is_only_read(ran: Ran, settings: Path) -> None:
+    again = Ran(load(settings, "scale.fold_workers=2", "protocol.fold=3"), ran.folder)
+    assert again.shown == []
+    assert again == ran
+
+
+@pytest.fixture
+def copy(ran: Ran, tmp_path: Path) -> Path:
+    """The folder of a finished run, to be spoilt."""
+    for file in ran.folder.rglob("*"):
+        if file.is_file():
+            place = tmp_path / "copy" / file.relative_to(ran.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+    return tmp_path / "copy"
+
+
+def mistake(experiment: Experiment, out: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        run_folds(experiment, str(out), lambda record: None)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "difference"),
+    [
+        ("train.seed=7", "train.seed: 0 there, 7 here"),
+        ("train.stages.0.optimizer.lr=0.1", "train.stages.0.optimizer.lr: 0.003 there, 0.1 here"),
+        ("protocol.val=0.5", "protocol.val: 0.2 there, 0.5 here"),
+        ("loss.cross_entropy={}", "loss.cross_entropy.weight: null there, 1.0 here"),
+        ("model.ages=[0, 100]", "model.ages.0: -15 there, 0 here"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_by_name(
+    word: str, difference: str, copy: Path, settings: Path
+) -> None:
+    said = mistake(load(settings, word), copy)
+    assert said.startswith(f"--out {copy}: holds folds of other settings")
+    assert f"({difference}); give another folder, or --fresh to start anew" in said
+
+
+def test_fresh_trains_all_of_them_anew(copy: Path, settings: Path) -> None:
+    (copy / "folds" / "9999.parquet").write_bytes(b"of more people")
+    found = Ran(load(settings, "train.seed=7"), copy, fresh=True)
+    assert len(found.trained) == PEOPLE
+    assert not (copy / "folds" / "9999.parquet").exists()
+    assert config.loads((copy / "config.yaml").read_text(), "config.yaml").train.seed == 7
+
+
+def test_folds_of_other_faces_are_refused(copy: Path, settings: Path, shards: Path, tmp_path: Path) -> None:
+    """The same settings, but the shards have changed since."""
+    changed = next(iter(sorted(shards.glob("*.parquet"))))
+    table, original = pq.read_table(changed), changed.read_bytes()
+    try:
+        pq.write_table(table.slice(1), changed)
+        assert (
+            "0000.parquet: is a fold of other faces (the shards or model.weights have changed since)"
+            in mistake(load(settings), copy)
+        )
+    finally:
+        changed.write_bytes(original)
+
+
+def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
+    (copy / "folds" / "0002.parquet").write_bytes(b"nonsense")
+    assert mistake(load(settings), copy).startswith(
+        f"{copy}/folds/0002.parquet: not the file of a fold; remove it"
+    )
+    (copy / "folds" / "0002.parquet").unlink()
+    (copy / "config.yaml").unlink()
+    assert "holds folds without their config.yaml" in mistake(load(settings), copy)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["data.shards=null"],
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet",
+        ),
+        (
+            ["protocol.name=all"],
+            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive with ",
+        ),
+        (
+            ["protocol={name: subject_exclusive, test: 0, val: 0}"],
+            "protocol.name=subject_exclusive: leaves no face to test; set protocol.name=lopo",
+        ),
+        (
+            ["train.stages.0.shards=elsewhere"],
+            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once with ",
+        ),
+        (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
+        (["model.weights=nowhere.safetensors"], "model.weights=nowhere.safetensors: not found"),
+    ],
+)
+def test_mistakes_that_are_found_before_anything_is_written(
+    words: list[str], message: str, settings: Path, tmp_path: Path
+) -> None:
+    assert mistake(load(settings, *words), tmp_path / "out").startswith(message)
+    assert not (tmp_path / "out").exists()
+
+
+def test_faces_without_subjects_cannot_be_left_out_by_person(settings: Path, tmp_path: Path) -> None:
+    [file] = synthetic_faces.write_faces_table(tmp_path / "nobody", 12, size=72)
+    table = pq.read_table(file)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("subject"), "subject", pa.nulls(12, pa.string())), file
+    )
+    said = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
+    assert (
+        said
+        == "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
+    )
+
+
+def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path: Path) -> None:
+    said = mistake(load(settings, "train.batch_size=40"), tmp_path)
+    assert said.startswith("train.batch_size=40: fold drawn-")
+    assert "usable training faces; lower it or add faces" in said
+
+
+def test_faces_that_do_not_fit_into_memory(
+    settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(face_cache, "_FULLEST", 0.0001)
+    said = mistake(load(settings), tmp_path)
+    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in said
+    assert said.endswith("raise scale.object_store_mib, or lower align.size")
+
+
+def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
+    settings: Path, shards: Path, ray_local: None, tmp_path: Path
+) -> None:
+    """An age beyond all numbers spoils every training part that has it: all but that of its own person, whose fold comes first."""
+    for file in shards.glob("*.parquet"):
+        table = pq.read_table(file)
+        rows = [row | {"age": 1e30} if row["key"] == "drawn-0-000000" else row for row in table.to_pylist()]
+        (tmp_path / "spoilt").mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), tmp_path / "spoilt" / file.name)
+    words = [
+        f"data.shards={tmp_path / 'spoilt'}",
+        "loss={regression: {norm: l2}}",
+        "scale.fold_workers=1",
+        "protocol.val=0",
+    ]
+    said = mistake(load(settings, *words), tmp_path / "out")
+    assert said.startswith("fold drawn-1: step ")
+    assert "is not finite" in said
+    assert said.endswith("; finished folds are kept")
+    assert [file.name for file in (tmp_path / "out" / "folds").iterdir()] == ["0000.parquet"]
+
+
+# --- shares of a machine --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("scale", "resources", "expected"),
+    [
+        ({}, [{"CPU": 16}, {"CPU": 16}], (32, 1, 0, 1)),
+        ({"cpus_per_worker": 4}, [{"CPU": 16}, {"CPU": 16}], (8, 4, 0, 4)),
+        ({"fold_workers": 3}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 1)),
+        ({"fold_workers": 3, "threads": 5}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 5)),
+        ({"fold_workers": 1}, [{"CPU": 16}, {"CPU": 16}], (1, 1, 0, 0)),
+        ({}, [{"CPU": 16, "GPU": 1}], (1, 1, 1, 0)),
+        ({}, [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}], (8, 1, 1, 1)),
+        ({"fold_workers": 4}, [{"CPU": 16, "GPU": 1}], (4, 1, 0.25, 1)),
+        ({"fold_workers": 5, "gpu": True}, [{"CPU": 16, "GPU": 2}], (5, 1, 1 / 3, 1)),
+        ({"gpu": False, "fold_workers": 2}, [{"CPU": 16, "GPU": 2}], (2, 1, 0, 1)),
+    ],
+)
+def test_shares_of_a_machine(
+    scale: Record, resources: list[Record], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ray,
+        "nodes",
+        lambda: (
+            [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
+        ),
+    )
+    assert tuple(slots.share_out(Scale(**scale))) == pytest.approx(expected)
+
+
+def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert slots.share_out(Scale()).folds == 2
+    assert slots.share_out(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ({"gpu": True}, "scale.gpu=true: the cluster has no GPU"),
+        ({"cpus_per_worker": 8}, "scale.cpus_per_worker=8: no machine has more than 4"),
+    ],
+)
+def test_what_the_cluster_has_not(scale: Record, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
+    with pytest.raises(UserError) as caught:
+        slots.share_out(Scale(**scale))
+    assert str(caught.value).startswith(message)

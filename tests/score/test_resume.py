@@ -1,0 +1,151 @@
+"""The scoring job killed for good, and the same command again: one row for every face, and nothing scored twice but what was under way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ageray import cluster
+from ageray.synthetic import faces
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 400.0  # seconds, on a machine with other things to do
+
+
+class Job:
+    """`python -m jobs.score` as a process of its own, with its own Ray."""
+
+    def __init__(self, shards: Path, out: Path) -> None:
+        words = [sys.executable, "-m", "jobs.score", str(shards), "--out", str(out), "--model", "zoo:default"]
+        settings = [
+            "scale.progress=false",
+            "scale.score_batch=16",
+            "scale.object_store_mib=256",
+            "scale.threads=1",
+            "scale.gpu=false",
+        ]
+        self.draft = out.with_name(out.name + ".unfinished")
+        self.process = subprocess.Popen(
+            [*words, *settings],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        """Until it is so. The job must not end before."""
+        until = time.monotonic() + PATIENCE
+        while not what():
+            assert self.process.poll() is None, "the job ended too early to be disturbed"
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+    def pieces(self) -> set[str]:
+        return {file.name for file in self.draft.glob("pieces/*.parquet")}
+
+    def kill(self) -> None:
+        """SIGKILL to the driver; its Ray goes with it."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+        gone, left = psutil.wait_procs(family, timeout=30)
+        assert len(gone) > 3  # Ray's agents take their time
+        for process in left:
+            process.kill()
+
+    def kill_the_model(self) -> dict[str, str]:
+        """SIGKILL to an actor that holds the model; the variables that its process had."""
+        found: list[psutil.Process] = []
+
+        def an_actor() -> bool:
+            found[:] = filter(_holds_the_model, psutil.Process(self.process.pid).children(recursive=True))
+            return bool(found)
+
+        self.wait_for(an_actor)
+        variables = found[0].environ()
+        found[0].kill()
+        return variables
+
+    def end(self) -> str:
+        """What it printed, once it is done."""
+        said, _ = self.process.communicate(timeout=PATIENCE)
+        assert self.process.returncode == 0
+        return str(said)
+
+
+def _holds_the_model(process: psutil.Process) -> bool:
+    try:
+        return "AgeFaces" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # gone since, or a zombie
+        return False
+
+
+def progress(job: Job) -> dict[str, float]:
+    return dict(json.loads((job.draft / "progress.json").read_text()))
+
+
+def check(out: Path, shards: Path) -> None:
+    keys = sorted(
+        key
+        for file in shards.iterdir()
+        for key in pq.read_table(file, columns=["key"]).column("key").to_pylist()
+    )
+    rows = pa.concat_tables([pq.read_table(file) for file in out.glob("*.parquet")])
+    assert sorted(rows.column("key").to_pylist()) == keys
+    assert rows.column("age").null_count == rows.column("error").drop_null().length() == 0
+    assert not out.with_name(out.name + ".unfinished").exists()
+    assert json.loads((out / "summary.json").read_text())["faces"] == len(keys)
+
+
+def test_killed_driver_and_killed_model(tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    faces.write_faces_table(shards, 200, size=96, shards=2)
+    first = Job(shards, out)
+    first.wait_for(lambda: bool(first.pieces()))
+    first.kill()
+    kept = progress(first)
+    assert not out.exists()
+    assert (kept["state"], kept["total"]) == ("running", 200)
+    second = Job(shards, out)
+    variables = second.kill_the_model()
+    assert cluster.environment().items() <= variables.items()  # it keeps the memory that it frees
+    said = second.end()
+    assert " photos that are done" in said
+    done = int(said.split("goes on after ")[1].split()[0])
+    assert 0 < done < 200
+    check(out, shards)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_five_thousand_faces_three_killed_drivers_and_a_killed_model(tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "out"
+    faces.write_faces_table(shards, 5000, size=96, shards=5)
+    draw = random.Random()
+    for _ in range(3):
+        job = Job(shards, out)
+        before, more = job.pieces(), draw.randint(1, 8)
+        job.wait_for(lambda job=job, before=before, more=more: len(job.pieces() - before) >= more)  # type: ignore[misc]
+        time.sleep(draw.uniform(0, 3))
+        job.kill()
+        print(f"killed with {progress(job)['done']} of 5,000 reported done")
+    job = Job(shards, out)
+    before = job.pieces()
+    job.wait_for(lambda: len(job.pieces() - before) >= 2)
+    job.kill_the_model()
+    said = job.end()
+    assert int(said.split("goes on after ")[1].split()[0].replace(",", "")) > 0
+    check(out, shards)

@@ -1,0 +1,670 @@
+"""Scoring a collection: real photos, a real detector, a real (untrained) model, a real Ray."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from ageray import bundle, report, schema
+from ageray.errors import UserError
+from ageray.experiment import Align, Detect, Experiment, Scale
+from ageray.faces.canvases import face_canvases
+from ageray.faces.detect import Face, YuNet
+from ageray.faces.images import decode
+from ageray.models.build import build
+from ageray.predictor import Predictor
+from ageray.score import chunks, pipeline, read, results, run, tables
+from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.inputs import Collection
+from ageray.stages import detect, labels
+from ageray.stages.detect import DETECTED_SCHEMA, find_faces
+from ageray.stages.predict import AgeFaces
+from ageray.synthetic import faces as synthetic_faces
+from ageray.synthetic.demo import draw_demo
+from jobs import score as job
+
+SCALE = Scale(decode_batch=4, score_batch=4, threads=1, progress=False)
+ALIGN, DETECT = Align(size=64), Detect()
+BAD = {
+    "empty.jpg": "cannot decode: empty file",
+    "text.jpg": "cannot decode: not an image",
+    "nobody.png": "no face found",
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A bundle of an untrained network that answers differently for different faces."""
+    folder = str(tmp_path_factory.mktemp("model") / "tiny")
+    experiment = Experiment(align=ALIGN)
+    network = build(experiment.model, seed=0)
+    with torch.no_grad():
+        network.head.weight.mul_(30)
+    bundle.save(
+        folder, network, experiment, {"name": "tiny", "not_good_for": ["anything: its weights are random"]}
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine photos: five with faces, of which two share a file name and one is stored on its side; four without."""
+    folder = tmp_path_factory.mktemp("photos")
+    synthetic_faces.write_photos(folder, 3)
+    (folder / "more").mkdir()
+    synthetic_faces.write_photos(folder / "more", 1, seed=7)
+    upright = Image.open(folder / "photo-00000.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "more" / "turned.jpeg", quality=98, exif=exif)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_text("no photo")
+    Image.new("RGB", (320, 240), (70, 120, 70)).save(folder / "nobody.png")
+    (folder / "more" / "cut.JPG").write_bytes((folder / "photo-00001.jpg").read_bytes()[:20_000])
+    (folder / "notes.txt").write_text("not taken for a photo")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(photos: Path, model: str, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of scores of `photos`."""
+    out = tmp_path_factory.mktemp("out") / "scores"
+    run.score(str(photos), str(out), model, SCALE, posterior=True)
+    return out
+
+
+def table(out: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(part) for part in sorted(out.glob("*.parquet"))]).sort_by("key")
+
+
+def places(*uris: object) -> pa.Table:
+    return pa.table({"image": pa.array([str(uri) for uri in uris], pa.string())})
+
+
+def find(photos: pa.Table, align: Align = ALIGN, search: detect.Search = "auto") -> pa.Table:
+    return find_faces(photos, align, DETECT, search, "test")
+
+
+# --- the whole ------------------------------------------------------------------------------------------------------
+
+
+def test_no_photo_is_lost(scored: Path, photos: Path) -> None:
+    rows, summary = table(scored), json.loads((scored / "summary.json").read_text())
+    files = {str(file) for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
+    assert set(rows.column("image").to_pylist()) == files
+    assert summary["images"] == len(files) == 9
+    expected = sum(
+        len(YuNet(DETECT).detect(decode(Path(file).read_bytes(), DETECT.max_side)))
+        for file in _readable(files)
+    )
+    assert (
+        summary["faces"]
+        == expected
+        == rows.column("age").drop_null().length()
+        == rows.column("error").null_count
+    )
+    assert rows.num_rows == summary["faces"] + 4
+    assert summary["errors"] == {"cannot decode": 3, "no face found": 1}
+    failed = {row["image"]: row for row in rows.to_pylist() if row["error"] is not None}
+    for name, error in BAD.items():
+        row = failed[str(photos / name)]
+        assert (row["error"], row["face"], row["key"]) == (error, -1, f"{photos / name}#-1")
+        assert all(
+            row[column] is None
+            for column in ("age", "age_low", "age_high", "box", "landmarks", "detection", "posterior")
+        )
+    assert failed[str(photos / "more" / "cut.JPG")]["error"].startswith(
+        "cannot decode: OSError: image file is truncated"
+    )
+
+
+def _readable(files: set[str]) -> list[str]:
+    return [file for file in files if Path(file).name not in (*BAD, "cut.JPG")]
+
+
+def test_table_has_its_schema_and_says_which_model_made_it(scored: Path, model: str) -> None:
+    rows = table(scored)
+    assert rows.schema.remove_metadata().equals(schema.SCORES.append(schema.POSTERIOR))
+    assert json.loads(rows.schema.metadata[b"ageray"])["identity"] == bundle.load(model).identity
+    assert len(set(rows.column("key").to_pylist())) == rows.num_rows
+    totals = [sum(posterior) for posterior in rows.column("posterior").to_pylist() if posterior is not None]
+    np.testing.assert_allclose(totals, 1, atol=1e-4)
+    assert sorted(path.name for path in scored.iterdir()) == [
+        "errors.parquet",
+        "part-00000.parquet",
+        "report.html",
+        "summary.json",
+    ]
+    assert pq.read_table(scored / "part-00000.parquet").column("error").null_count == rows.num_rows - 4
+    assert not scored.with_name("scores.unfinished").exists()
+    assert "Ages of the faces in" in (scored / report.PAGE).read_text()
+
+
+def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
+    loaded = bundle.load(model)
+    predictor, detector = Predictor(loaded, device="cpu", threads=1), YuNet(DETECT)
+    rows = [row for row in table(scored).to_pylist() if row["error"] is None]
+    for image in {row["image"] for row in rows}:
+        content = Path(image).read_bytes()
+        faces = sorted(
+            detector.detect(decode(content, DETECT.max_side)), key=lambda face: face.box[0] + face.box[2]
+        )
+        points, boxes = np.stack([face.points for face in faces]), np.stack([face.box for face in faces])
+        canvases = face_canvases(content, points, boxes, ALIGN)
+        ages = predictor.predict(canvases.pixels, canvases.points, canvases.box)
+        own = sorted((row for row in rows if row["image"] == image), key=lambda row: row["face"])
+        assert [row["face"] for row in own] == list(range(len(faces)))
+        np.testing.assert_allclose([row["age"] for row in own], ages.age, atol=1e-3)
+        np.testing.assert_allclose([row["age_low"] for row in own], ages.low, atol=1e-3)
+        np.testing.assert_allclose([row["age_high"] for row in own], ages.high, atol=1e-3)
+        np.testing.assert_allclose([row["box"] for row in own], boxes, atol=1e-3)
+    assert np.ptp([row["age"] for row in rows]) > 0.5  # the network does tell these faces apart
+
+
+def test_the_same_again_is_done_and_a_change_is_refused(
+    scored: Path,
+    photos: Path,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = {path.name: path.read_bytes() for path in scored.iterdir()}
+    monkeypatch.setattr(run.cluster, "connect", lambda _: pytest.fail("nothing is to be computed"))
+    words = [str(photos), "--out", str(scored), "--model", model, "--posterior"]
+    job.main(words)
+    said = capsys.readouterr().out
+    assert "is complete already" in said
+    assert "to look at:" in said
+    changes = {
+        "detector.threshold: 0.6, now 0.8": [*words, "data.detect.threshold=0.8"],
+        "posterior: true, now false": words[:-1],
+        "input.photos: 9, now 3": [str(photos / "more"), *words[1:]],
+        'detect: "auto", now "always"': [*words, "--detect", "always"],
+    }
+    for change, changed in changes.items():
+        with pytest.raises(UserError, match=r"holds a result of other settings \(.*\); .*--fresh") as caught:
+            job.main(changed)
+        assert change in str(caught.value)
+    assert {path.name: path.read_bytes() for path in scored.iterdir()} == before
+    (scored / "diary.txt").write_text("mine")
+    for arguments in (words, [*words, "--fresh"]):
+        with pytest.raises(UserError, match=r"holds diary.txt, which jobs.score did not write"):
+            job.main(arguments)
+    (scored / "diary.txt").unlink()
+
+
+def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, draft = tmp_path / "out", tmp_path / "out.unfinished"
+    job.main(
+        [
+            str(photos / "nobody.png"),
+            "--out",
+            str(out),
+            "--model",
+            model,
+            "scale.progress=false",
+            "scale.threads=1",
+        ]
+    )
+    assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "score_report", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run.score(str(photos / "more"), str(out), model, SCALE, fresh=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    left = json.loads((draft / "progress.json").read_text())
+    assert (left["state"], left["done"], left["total"]) == ("interrupted", 3, 3)
+    with pytest.raises(UserError, match=r"unfinished was begun otherwise \(posterior: false, now true\)"):
+        run.score(str(photos / "more"), str(out), model, SCALE, posterior=True)
+    monkeypatch.setattr(run, "find", lambda *_: pytest.fail("every photo is done"))
+    summary = run.score(str(photos / "more"), str(out), model, SCALE)
+    assert (summary["images"], summary["errors"]) == (3, {"cannot decode": 1})
+    assert summary["seconds"] >= left["seconds"]
+    assert table(out).num_rows == summary["faces"] + 1
+    assert not draft.exists()
+
+
+def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, tmp_path: Path) -> None:
+    synthetic_faces.write_faces_table(tmp_path / "shards", 7, shards=2)
+    summary = run.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, SCALE)
+    assert (summary["images"], summary["faces"], summary["errors"]) == (7, 7, {})
+    given = pa.concat_tables(
+        [pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]
+    ).sort_by("key")
+    rows = table(tmp_path / "out")
+    assert rows.column("key").to_pylist() == given.column("key").to_pylist()
+    assert rows.column("landmarks").to_pylist() == given.column("landmarks").to_pylist()
+    assert rows.column("detection").null_count == 7
+    assert set(rows.column("image").to_pylist()) == {str(path) for path in (tmp_path / "shards").iterdir()}
+    digest = results.read_scores(str(tmp_path / "out"))
+    assert len(digest.drawn) == 7
+    pictures = dict(zip(given.column("key").to_pylist(), given.column("image").to_pylist(), strict=True))
+    assert {photo.key: content for photo, content in results.contents(digest.drawn).items()} == pictures
+
+
+def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
+    rows = find(places(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
+    assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == [
+        "cannot read: not found; check the path or url"
+    ]
+    assert [row["error"] for row in rows if row["image"] == ""] == ["cannot read: no path is given"]
+
+
+# --- the stages, bare and in a dataset ------------------------------------------------------------------------------
+
+
+def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
+    dataset = labelled(photos, 2)
+    found = pipeline.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
+    bare = find(places(*Collection.of(str(photos)).files))
+    assert bare.schema.equals(DETECTED_SCHEMA)
+    rows = _sorted(found)
+    assert rows.select(DETECTED_SCHEMA.names).equals(bare.sort_by("key"))
+    first = chunks.first_rows(rows)
+    assert sorted(first.column("photo").to_pylist()) == list(range(9))
+    assert sum(first.column("siblings").to_pylist()) == rows.num_rows
+    aged = pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
+    assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
+    rows = _sorted(aged)
+    assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
+    assert _close(
+        rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names),
+        AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
+    )
+
+
+def labelled(photos: Path, batch: int) -> Any:
+    collection = Collection.of(str(photos))
+    dataset = pipeline.read(collection, read.survey(collection), batch, ScoreCheckpoint(str(photos / "none")))
+    assert dataset is not None
+    return dataset
+
+
+def _sorted(dataset: Any) -> pa.Table:
+    return pa.concat_tables(list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))).sort_by(
+        "key"
+    )
+
+
+def _close(one: pa.Table, other: pa.Table) -> bool:
+    same = [name for name in one.column_names if not name.startswith(("age", "posterior"))]
+    ages = [np.asarray(t.column("age").drop_null()) for t in (one, other)]
+    return bool(one.select(same).equals(other.select(same)) and np.allclose(*ages, atol=1e-3))
+
+
+def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None, tmp_path: Path) -> None:
+    import ray.data
+
+    fatal = tmp_path / "fatal.jpg"
+    fatal.write_bytes(b"fatal")
+    files = [photos / "photo-00000.jpg", fatal, photos / "photo-00002.jpg"]
+
+    def with_a_faulty_decoder(batch: pa.Table) -> pa.Table:
+        whole = detect.decode
+
+        def faulty(data: bytes, max_side: int | None = None) -> Any:
+            if data == b"fatal":
+                os._exit(1)
+            return whole(data, max_side)
+
+        detect.decode = faulty
+        try:
+            return find_faces(batch, ALIGN, DETECT, "auto", tmp_path.name)
+        finally:
+            detect.decode = whole
+
+    dataset = ray.data.from_arrow(places(*files)).map_batches(
+        with_a_faulty_decoder, batch_size=3, batch_format="pyarrow"
+    )
+    rows = _sorted(dataset).to_pylist()
+    assert {row["image"] for row in rows if row["error"] is None} == {str(files[0]), str(files[2])}
+    assert [row["error"] for row in rows if row["image"] == str(fatal)] == [
+        "cannot decode: the process died on it twice"
+    ]
+
+
+def test_model_actor_that_dies_starts_again(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+
+    class Frail(AgeFaces):
+        def __call__(self, found: pa.Table) -> pa.Table:
+            if not died.exists():
+                died.touch()
+                os._exit(1)
+            return super().__call__(found)
+
+    monkeypatch.setattr(run, "AgeFaces", Frail)
+    found = pipeline.find(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
+    rows = _sorted(pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
+    assert died.exists()
+    assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
+    assert len(set(rows.column("image").to_pylist())) == 9
+
+
+def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
+    upright, turned = (
+        find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
+    )
+    assert len(upright) == len(turned) >= 1
+    for rows in (upright, turned):
+        centres = [row["box"][0] + row["box"][2] for row in rows]
+        assert centres == sorted(centres)
+        assert [row["key"] for row in rows] == [f"{rows[0]['image']}#{number}" for number in range(len(rows))]
+    np.testing.assert_allclose([row["box"] for row in turned], [row["box"] for row in upright], atol=3)
+    truth = synthetic_faces.draw_photo(0)
+    assert len(upright) == len(truth.boxes)
+    eyes = sorted(points[:2].mean(0).tolist() for points in truth.points)
+    found = sorted(np.reshape(row["landmarks"], (5, 2))[:2].mean(0).tolist() for row in turned)
+    np.testing.assert_allclose(found, eyes, atol=6)
+
+
+def test_canvases_hold_the_face(photos: Path) -> None:
+    row = find(places(photos / "photo-00000.jpg")).to_pylist()[0]
+    side = round((len(row["canvas"]) / 3) ** 0.5)
+    canvas = np.frombuffer(row["canvas"], np.uint8).reshape(side, side, 3)
+    x, y = np.reshape(row["canvas_points"], (5, 2))[2]
+    whole = decode(Path(row["image"]).read_bytes()).pixels
+    at_x, at_y = np.reshape(row["landmarks"], (5, 2))[2]
+    np.testing.assert_allclose(_around(canvas, x, y), _around(whole, at_x, at_y), atol=12)
+
+
+def _around(pixels: np.ndarray, x: float, y: float) -> np.ndarray:
+    return pixels[round(y) - 3 : round(y) + 4, round(x) - 3 : round(x) + 4].mean((0, 1))
+
+
+def shard_rows(path: str) -> pa.Table:
+    return tables.photos(path, 0, 0, tables.columns(path, pq.read_schema(path)))
+
+
+@pytest.mark.parametrize(
+    ("search", "landmarks", "error", "detected"),
+    [
+        ("auto", True, None, False),
+        ("auto", False, None, True),
+        ("always", True, None, True),
+        ("never", True, None, False),
+        ("never", False, "no landmarks", False),
+    ],
+)
+def test_where_the_detector_runs(
+    search: detect.Search, landmarks: bool, error: str | None, detected: bool, tmp_path: Path
+) -> None:
+    [path] = synthetic_faces.write_faces_table(tmp_path, 2, landmarks=landmarks)
+    shard = shard_rows(path)
+    for row, key in zip(find(shard, search=search).to_pylist(), shard.column("key").to_pylist(), strict=True):
+        assert (row["key"], row["image"], row["error"]) == (key, path, error)
+        assert (row["detection"] is not None) is detected
+
+
+def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None:
+    whole = find(places(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
+    assert [(row["face"], row["box"], row["error"]) for row in whole] == [(0, None, None)]
+    [path] = synthetic_faces.write_faces_table(tmp_path, 1)
+    shard = shard_rows(path)
+    place = shard.column_names.index("box")
+    boxed = find(
+        shard.set_column(place, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)
+    ).to_pylist()
+    assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
+    collapsed = shard.set_column(place - 1, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
+    assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
+
+
+def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
+    box = np.array([20, 10, 80, 90], np.float32)
+    seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
+    monkeypatch.setattr(detect, "_look", lambda *_: seen)
+    rows = find(places(photos / "nobody.png")).to_pylist()
+    assert [row["face"] for row in rows] == [0, 1, 2]
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["error"].startswith("cannot crop: ")
+    assert rows[1]["key"].endswith("nobody.png#1")
+
+
+def test_batch_without_a_single_face(model: str, photos: Path) -> None:
+    rows = AgeFaces(model, threads=1)(find(places(photos / "nobody.png", photos / "empty.jpg")))
+    assert rows.schema.equals(schema.SCORES)
+    assert rows.column("age").null_count == rows.num_rows == 2
+
+
+def test_broken_weights_are_refused(tmp_path: Path, photos: Path) -> None:
+    network = build(Experiment().model, seed=0)
+    with torch.no_grad():
+        network.head.bias.fill_(float("nan"))
+    bundle.save(str(tmp_path / "broken"), network, Experiment(align=ALIGN), {})
+    with pytest.raises(UserError, match="gives ages that are not numbers"):
+        AgeFaces(str(tmp_path / "broken"), threads=1)(find(places(photos / "photo-00000.jpg")))
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def _other_table() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3]}), file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing", None, "not found; check the path"),
+        ("folder/readme.txt", b"", "holds neither photos .* nor tables"),
+        ("photos.tgz", b"", "unpack it and give the folder"),
+        ("photos.tar", b"", "cut short: the archive has no end mark"),
+        ("photos.doc", b"", "give one of these"),
+        ("list.csv", b"img,age\na.jpg,3\n", "needs a column 'image' .*; it has img, age; rename 'img'"),
+        ("list.csv", b"", "needs a column 'image' .*; it has none"),
+        ("list.csv", b"image\n", "names no photo"),
+        ("list.csv", b"image\na,b\n", "cannot be read"),
+        ("list.csv", b"image\n\xff\xfe.jpg\n", "cannot be read"),
+        ("list.parquet", b"nonsense", "cannot be read as Parquet"),
+        ("list.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
+        ("shards/part.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
+    ],
+)
+def test_input_that_is_none(
+    name: str, content: bytes | None, message: str, model: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        write(tmp_path / name, content)
+    given = tmp_path / name.split("/")[0]
+    with pytest.raises(UserError, match=message) as caught:
+        run.score(str(given), str(tmp_path / "out"), model, SCALE)
+    assert "\n" not in str(caught.value)
+    assert str(given) in str(caught.value)
+    assert not list(tmp_path.glob("out*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "o"], "INPUT: give one, or --demo; got none"),
+        (["a", "b", "--out", "o"], "INPUT: give one, or --demo; got a and b"),
+        (
+            ["a", "--out", "o", "align.size=32"],
+            "align.size=32: only scale.*, storage.* and data.detect.* can be set here",
+        ),
+        (["a", "--out", "o", "scale.score_wrokers=2"], "score_workers"),
+        (["a", "--out", "o", "--detect", "never"], "a: not found"),
+    ],
+)
+def test_mistakes_on_the_command_line(
+    words: Sequence[str], message: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message.replace("*", r"\*")):
+        job.main([*words, "--model", model])
+
+
+def test_never_needs_landmarks_of_the_input(photos: Path, model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--detect never: .* has no landmarks of its own"):
+        run.score(str(photos), str(tmp_path / "out"), model, SCALE, search="never")
+
+
+def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "jobs.score", "nowhere", "--out", "out", "--model", model]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: nowhere: not found; check the path or url\n"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[tuple[str, Any]]:
+    """The address of an S3-compatible server on loopback, and a client of it; keys in the environment, a bucket `faces`."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="faces")
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield f"http://{host}:{port}", client
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_tar_model_and_result_on_a_store(
+    store: tuple[str, Any], photos: Path, model: str, tmp_path: Path
+) -> None:
+    address, client = store
+    names = sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.jpg"))
+    with tarfile.open(tmp_path / "photos.tar", "w") as archive:
+        for name in names:
+            archive.add(photos / name, name)
+    client.upload_file(str(tmp_path / "photos.tar"), "faces", "in/photos.tar")
+    for file in Path(model).iterdir():
+        client.upload_file(str(file), "faces", f"model/{file.name}")
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.score",
+        "s3://faces/in",
+        "--out",
+        "s3://faces/scores",
+        "--model",
+        "s3://faces/model",
+    ]
+    settings = [
+        f"storage.endpoint_url={address}",
+        "scale.threads=1",
+        "scale.object_store_mib=256",
+        "scale.progress=false",
+    ]
+    ended = subprocess.run([*command, *settings], cwd=tmp_path, timeout=500, check=False)
+    assert ended.returncode == 0
+    found = [
+        item["Key"]
+        for item in client.list_objects_v2(Bucket="faces")["Contents"]
+        if item["Key"].startswith("scores")
+    ]
+    assert found == [
+        "scores/errors.parquet",
+        "scores/part-00000.parquet",
+        "scores/report.html",
+        "scores/summary.json",
+    ]
+    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in found[:2]]
+    rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pylist()
+    assert {row["image"] for row in rows} == {f"s3://faces/in/photos.tar/{name}" for name in names}
+    assert sum(row["age"] is not None for row in rows) > 0
+    page = client.get_object(Bucket="faces", Key="scores/report.html")["Body"].read().decode()
+    assert page.count("data:image/jpeg") == 4
+
+
+def test_mistakes_with_a_store(
+    store: tuple[str, Any], photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, client = store
+    client.put_object(Bucket="faces", Key="one/photo.jpg", Body=(photos / "photo-00000.jpg").read_bytes())
+
+    def told(inputs: str, out: str) -> str:
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(UserError) as caught:
+            run.score(inputs, out, model, SCALE)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    out = tmp_path / "out"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    assert find(places("s3://faces/one/photo.jpg")).column("error").null_count > 0
+    assert told("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
+    assert told("s3://faces/one", "s3://missing/scores").startswith(
+        "--out s3://missing/scores: cannot be written ("
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "credentials" in told("s3://faces/one", str(out))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "s3://faces/one: cannot be reached" in told("s3://faces/one", str(out))
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(photos: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"file/out.*: Not a directory; check"):
+        run.score(str(photos / "nobody.png"), str(tmp_path / "file" / "out"), model, SCALE)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_demo_photos(tmp_path: Path) -> None:
+    folder = draw_demo(str(tmp_path / "demo"))
+    assert len(Collection.of(folder).files) >= 8
+    assert find(places(*Collection.of(folder).files[:2])).column("error").null_count > 0
+    with pytest.raises(UserError, match="local folders only"):
+        draw_demo("s3://bucket/demo")
+
+
+def test_file_name_that_is_not_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(name)).write_bytes(b"")
+    [uris] = Collection.of(str(tmp_path)).places()
+    [row] = find(uris).to_pylist()
+    assert row["error"] == "cannot read: not found; check the path or url"

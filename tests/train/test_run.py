@@ -1,0 +1,609 @@
+"""Training end to end on a real Ray: what a run leaves behind, going on after a crash, and mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from ageray import bundle, cluster, config, metrics
+from ageray.data import protocols, splits
+from ageray.data.labelled_faces import labelled_faces
+from ageray.data.stream import decode_rows
+from ageray.errors import UserError
+from ageray.experiment import Experiment
+from ageray.predictor import Predictor
+from ageray.synthetic import faces
+from ageray.train import plan
+from ageray.train import run as train_run
+from jobs import cli
+from jobs import train as job
+
+BROKEN = 12  # rows whose picture cannot be decoded
+Record = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 drawn faces of 64 people in two shards, and twelve rows without a picture."""
+    folder = tmp_path_factory.mktemp("shards") / "drawn"
+    first, _ = faces.write_faces_table(folder, 192, subjects=64, size=80, shards=2)
+    table = pq.read_table(first)
+    spoilt = table.slice(0, BROKEN).to_pylist()
+    rows = [
+        row | {"key": f"broken-{k}", "subject": None, "image": b"no picture"} for k, row in enumerate(spoilt)
+    ]
+    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]), first)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small experiment in two stages, with everything on that a resumed run must carry over."""
+    folder = tmp_path_factory.mktemp("settings")
+    warm = folder / "warm"
+    faces.write_faces_table(warm, 64, seed=9, size=80)
+    stages = [
+        {"name": "warm", "epochs": 1, "shards": str(warm), "optimizer": {"lr": 1e-3, "body_lr": 1e-4}},
+        {"name": "main", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}},
+    ]
+    augment = {"tint": 0.1, "gamma": 0.3, "gray": 0.2, "blur": 0.3, "noise": 0.3, "erase": 0.3}
+    train = {
+        "batch_size": 16,
+        "shuffle": 32,
+        "precision": "float32",
+        "ema": 0.8,
+        "stages": stages,
+        "augment": augment,
+        "sync_batchnorm": True,
+    }
+    content = {
+        "model": {"name": "baseline", "ages": [-15, 120], "dropout": 0.2},
+        "loss": {"neighborhood": {"normalize": True}},
+        "align": {"size": 48},
+        "train": train,
+        "data": {"name": "drawn", "shards": str(shards)},
+        "protocol": {"val": 0.2, "test": 0.2},
+        "scale": {
+            "gpu": False,
+            "threads": 1,
+            "progress": False,
+            "decode_batch": 16,
+            "object_store_mib": 256,
+            "checkpoint_steps": 3,
+        },
+    }
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+class Run:
+    """A finished run: its settings, plan and folder, and what it showed on the way."""
+
+    def __init__(
+        self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None
+    ) -> None:
+        self.experiment: Experiment = config.load([str(file)], [f"scale.runs={runs}", *words])
+        self.plan = plan.make(self.experiment)
+        self.folder, self.shown, self.started_with = Path(self.plan.folder), list[Record](), list[bytes]()
+        watcher = threading.Thread(target=watch, args=(self.folder,)) if watch else None
+        if watcher:
+            watcher.start()
+        train_run.train(self.experiment, self.plan, self._show)
+        if watcher:
+            watcher.join()
+
+    def _show(self, record: Record) -> None:
+        with suppress(OSError):  # a process that ended while it was looked at: the next record finds them
+            self.started_with = self.started_with or [
+                Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())
+            ]
+        self.shown.append(record)
+
+    @property
+    def log(self) -> list[Record]:
+        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(settings, tmp_path_factory.mktemp("runs"))
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
+    return state
+
+
+def labelled(shards: Path) -> list[Record]:
+    return [
+        row
+        for file in sorted(shards.glob("*.parquet"))
+        for row in pq.read_table(file, columns=["key", "subject", "age"]).to_pylist()
+    ]
+
+
+# --- what a run leaves behind ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_keeps_the_memory_that_it_frees(run: Run) -> None:
+    [variables] = run.started_with
+    assert {f"{name}={value}".encode() for name, value in cluster.environment().items()} <= set(
+        variables.split(b"\0")
+    )
+
+
+def test_the_run_folder(run: Run, settings: Path) -> None:
+    names = {file.name for file in run.folder.iterdir()}
+    assert names == {
+        *(
+            "config.yaml",
+            "split.parquet",
+            "log.jsonl",
+            "best.safetensors",
+            "bundle",
+            "state.pt",
+            "curves.png",
+            "tensorboard",
+        ),
+    }
+    assert (run.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {file.name for file in (run.folder / "bundle").iterdir()} == {
+        "model.safetensors",
+        "config.yaml",
+        "card.json",
+    }
+    assert run.folder.name == f"baseline-drawn-{config.digest(run.experiment)}"
+    elsewhere = config.load([str(settings)], ["scale.runs=/elsewhere", "scale.threads=7"])
+    assert plan.run_folder(elsewhere) == f"/elsewhere/{run.folder.name}"
+
+
+def test_the_settings_are_written_first_and_complete(run: Run) -> None:
+    for folder in (run.folder, run.folder / "bundle"):
+        assert config.loads((folder / "config.yaml").read_text(), "config.yaml") == run.experiment
+    written = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*") if file.is_file()}
+    assert min(written, key=written.__getitem__) == run.folder / "config.yaml"
+
+
+def test_the_split_is_that_of_the_protocol(run: Run, shards: Path) -> None:
+    divided = protocols.split(labelled_faces(str(shards)), run.experiment.protocol)
+    expected = divided.parts
+    assert run.plan.facts["notes"] == divided.notes
+    assert len(divided.notes) == 1
+    assert divided.notes[0].endswith(
+        "training and test faces have no subject: a person may be in both, and nothing tells"
+    )
+    assert splits.load(str(run.folder / "split.parquet")) == expected
+    assert run.plan.parts == {name: len(keys) for name, keys in expected.items()}
+    assert run.plan.steps == [64 // 16, len(expected["train"]) // 16]
+
+
+def test_the_log_has_a_record_an_epoch(run: Run) -> None:
+    log = run.log
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in log] == [
+        ("warm", 1, 3),
+        ("main", 2, 3),
+        ("main", 3, 3),
+    ]
+    broken = sum(key.startswith("broken") for key in splits.load(str(run.folder / "split.parquet"))["train"])
+    assert broken > 2
+    steps = 0
+    for record, expected in zip(log, [run.plan.steps[0], run.plan.steps[1], run.plan.steps[1]], strict=True):
+        taken, steps = record["step"] - steps, record["step"]
+        assert taken == expected
+        assert record["images"] == 16 * taken  # a broken row's place is taken by another face
+        assert 0 <= record["stall"] < 1
+        assert record["skipped"] == (0 if record["stage"] == "warm" else pytest.approx(broken, abs=16))
+        assert (record["kind"], record["loss"]) == ("epoch", record["loss.neighborhood"])
+        assert 1 < record["loss"] < 10
+        assert 0 < record["val_mae"] < 80
+        assert abs(record["val_bias"]) <= record["val_mae"]
+        assert record["images_s"] > 0
+        assert record["seconds"] > 0
+    found = [record["val_mae"] for record in log]
+    assert [record["best"] for record in log] == [
+        value == min(found[: k + 1]) for k, value in enumerate(found)
+    ]
+
+
+def test_progress_is_shown_while_it_trains(run: Run) -> None:
+    epochs = [record for record in run.shown if record["kind"] == "epoch"]
+    assert epochs == run.log
+    steps = [record for record in run.shown if record["kind"] == "step"]
+    assert steps
+    for record in steps:
+        assert record.keys() == {"kind", "epoch", "epochs", "step", "steps", "images_s", "seconds"}
+        assert 1 <= record["step"] <= record["steps"]
+        assert record["steps"] == run.plan.steps[min(record["epoch"], 1)]
+
+
+def test_the_bundle_is_the_best_epoch_stored_small(run: Run) -> None:
+    best, stored = (
+        load_file(run.folder / "best.safetensors"),
+        load_file(run.folder / "bundle" / "model.safetensors"),
+    )
+    assert best.keys() == stored.keys()
+    for name, tensor in best.items():
+        torch.testing.assert_close(stored[name].to(tensor.dtype), tensor, rtol=1e-3, atol=1e-4)
+    state = last_state(run.folder)
+    assert state["average"] is not None
+    if run.log[-1]["best"]:
+        assert all(torch.equal(best[name], tensor) for name, tensor in state["average"].items())
+
+
+def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
+    """True ages and what the bundle says of every readable face of a part."""
+    predictor = Predictor(bundle.load(str(run.folder)), "cpu", threads=1)
+    true, said = [], []
+    for file in sorted(shards.glob("*.parquet")):
+        table = pq.read_table(
+            file, columns=["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
+        )
+        rows = decode_rows(
+            table, run.experiment.align.model_dump(mode="json"), str(run.folder / "split.parquet"), part
+        )
+        fine = rows["error"] == ""
+        true.append(rows["age"][fine])
+        said.append(predictor.predict(rows["canvas"][fine], rows["points"][fine], rows["box"][fine]))
+    columns = [np.concatenate([getattr(ages, name) for ages in said]) for name in ("age", "low", "high")]
+    return np.concatenate(true), columns
+
+
+def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
+    card = json.loads((run.folder / "bundle" / "card.json").read_text())
+    parts = splits.load(str(run.folder / "split.parquet"))
+    ages = {row["key"]: row["age"] for row in labelled(shards)}
+    training = [ages[key] for key in parts["train"]]
+    assert (card["model"], card["epochs"]) == ("baseline", 3)
+    facts = card["training"]
+    assert (
+        facts["train_digest"]
+        == splits.train_digest(parts["train"])
+        != splits.train_digest(parts["train"][1:])
+    )
+    assert facts["train_ages"] == {"median": np.median(training), "min": min(training), "max": max(training)}
+    assert facts["faces"] == {name: len(keys) for name, keys in parts.items()}
+    assert (facts["data"], facts["outside_bins"]) == ("drawn", 0)
+    assert facts["protocol"] == run.experiment.protocol.model_dump()
+    true, (age, low, high) = predicted(run, shards, "val")
+    assert card["calibration"]["faces"] == len(true) >= 30
+    expected = metrics.summary(true, age, low, high, facts["train_ages"]["median"])
+    assert card["validation"]["images"] == expected["images"]
+    assert card["validation"]["mae"] == pytest.approx(expected["mae"], abs=0.02)
+    assert card["validation"]["interval"]["coverage"] == pytest.approx(
+        expected["interval"]["coverage"], abs=0.03
+    )
+    assert card["validation"]["interval"]["coverage"] >= 0.9
+    assert card["validation"]["constant"] == expected["constant"]
+
+
+# --- again ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_refused(run: Run, settings: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{run.folder}: this run is finished; .* --fresh$"):
+        job.main([str(settings), f"scale.runs={run.folder.parent}"])
+
+
+@pytest.mark.slow
+def test_fresh_repeats_a_finished_run(
+    run: Run, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / run.folder.name
+    shutil.copytree(run.folder, folder)
+    words = [str(settings), f"scale.runs={tmp_path}"]
+    (folder / "stray").write_text("of an earlier run")
+    job.main([*words, "--fresh"])
+    assert not (folder / "stray").exists()
+    said = capsys.readouterr().out
+    assert said.startswith(f"run {folder}\nfaces {run.plan.parts['train']} train, ")
+    card = json.loads((folder / "bundle" / "card.json").read_text())
+    assert f"validation: MAE {card['validation']['mae']:.3f}" in said
+    assert said.endswith(f"model: {folder}\n")
+    assert said.count("3/3") == 1
+    # the same settings and seed: the same weights, in every bit
+    assert card["sha256"] == json.loads((run.folder / "bundle" / "card.json").read_text())["sha256"]
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children and theirs."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def checkpoints(folder: Path, count: int, over: Callable[[], bool]) -> None:
+    """Waits until the run has written so many checkpoints, or is over."""
+    seen = set[int]()
+    end = time.monotonic() + 1500
+    while len(seen) < count and not over():
+        assert time.monotonic() < end, "waited in vain"
+        with suppress(FileNotFoundError):
+            seen.add((folder / "state.pt").stat().st_mtime_ns)
+        time.sleep(0.005)
+
+
+def trainers(pid: int) -> list[int]:
+    """Training workers among a process's descendants."""
+    return [
+        child
+        for child in descendants(pid)
+        if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_two_workers_one_of_them_killed_end_as_one_worker(run: Run, settings: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of an epoch: the run goes on by itself from its checkpoint and its figures are those of one worker."""
+    killed: list[int] = []
+
+    def kill(folder: Path) -> None:
+        checkpoints(folder, 3, lambda: (folder / "bundle").exists())
+        killed.extend(trainers(os.getpid())[:1])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    two = Run(settings, tmp_path, "scale.workers=2", watch=kill)
+    assert killed
+    [note] = [record["text"] for record in two.shown if record["kind"] == "note"]
+    assert note == "a worker was lost; going on from the last checkpoint (1 of 3)"
+    assert [record["step"] for record in two.log] == [record["step"] for record in run.log]
+    for record, expected in zip(two.log, run.log, strict=True):
+        assert (record["images"], record["skipped"]) == (expected["images"], expected["skipped"])
+        assert record["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+        assert record["val_mae"] == pytest.approx(expected["val_mae"], abs=0.1)
+    cards = [json.loads((each.folder / "bundle" / "card.json").read_text()) for each in (run, two)]
+    assert cards[1]["validation"]["images"] == cards[0]["validation"]["images"]
+    assert not (two.folder / "ray").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_as_many_workers_as_there_is_room_for(run: Run, settings: Path, tmp_path: Path) -> None:
+    """An elastic number of workers takes two here; the batch stays what it is, and so do the figures. With a trace of ten steps."""
+    most = 0
+
+    def count(folder: Path) -> None:
+        nonlocal most
+        while not (folder / "log.jsonl").exists():
+            most = max(most, len(trainers(os.getpid())))
+            time.sleep(0.2)
+
+    elastic = Run(settings, tmp_path, "scale.workers=[1, 2]", "scale.profile=true", watch=count)
+    assert most == 2
+    for record, expected in zip(elastic.log, run.log, strict=True):
+        assert (record["step"], record["images"]) == (expected["step"], expected["images"])
+        assert record["loss"] == pytest.approx(expected["loss"], rel=2e-3)
+    assert json.loads((elastic.folder / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_faces_aligned_by_actors_train_the_same_network(run: Run, settings: Path, tmp_path: Path) -> None:
+    actors = Run(settings, tmp_path, "align.placement=actors")
+    assert [record["loss"] for record in actors.log] == [record["loss"] for record in run.log]
+    whole, theirs = (last_state(each.folder)["network"] for each in (run, actors))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("victim", ["worker", "driver"])
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
+    victim: str, run: Run, settings: Path, tmp_path: Path
+) -> None:
+    """Killed in the middle of an epoch, whoever is killed: every weight and figure is that of a run that was left alone."""
+    command = [sys.executable, "-m", "jobs.train", str(settings), f"scale.runs={tmp_path}"]
+    folder = tmp_path / run.folder.name
+    with (tmp_path / "said").open("w") as said:
+        first = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        checkpoints(
+            folder, 4, lambda: first.poll() is not None
+        )  # after 3 and 4 steps, 6 and 9: the second epoch has begun
+        family = descendants(first.pid)
+        if victim == "worker":
+            os.kill(trainers(first.pid)[0], signal.SIGKILL)
+            assert first.wait(500) == 0, (tmp_path / "said").read_text()[-2000:]
+            assert "a worker was lost" in (tmp_path / "said").read_text()
+    finally:
+        if first.poll() is None:
+            os.kill(first.pid, signal.SIGKILL)
+            first.wait()
+    if victim == "driver":
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 120)
+        assert not (folder / "bundle").exists()
+        progress = last_state(folder)["progress"]
+        assert progress["epoch"] >= 1
+        second = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+        assert second.returncode == 0, second.stderr[-2000:]
+    whole, resumed = last_state(run.folder), last_state(folder)
+    for name in ("network", "average"):
+        assert all(torch.equal(tensor, resumed[name][key]) for key, tensor in whole[name].items()), name
+    after = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "val_mae", "images", "step"):
+        assert [record[name] for record in after] == [record[name] for record in run.log]
+    weights = [(place / "bundle" / "model.safetensors").read_bytes() for place in (run.folder, folder)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
+    settings: Path, tmp_path: Path, ray_local: None
+) -> None:
+    """The disk is as good as full: nothing can be written where the checkpoint's draft would stand."""
+
+    def spoil(folder: Path) -> None:
+        checkpoints(folder, 2, lambda: (folder / "bundle").exists())
+        shutil.copy(folder / "state.pt", tmp_path / "copy")
+        folder.rename(tmp_path / "away")
+        folder.write_text("no folder any more")
+
+    with pytest.raises(
+        UserError, match=r"state\.pt: .*(file or a folder|Not a directory|cannot be reached)"
+    ) as caught:
+        Run(settings, tmp_path / "runs", watch=spoil)
+    assert "\n" not in str(caught.value)
+    assert last_state(tmp_path / "away")["progress"]["step"] >= 3
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def mistake(settings: Path, runs: Path, *words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        job.main([str(settings), f"scale.runs={runs}", *words])
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["data.shards=null"],
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface",
+        ),
+        (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
+        (
+            ["data.shards=PLACE/empty"],
+            "data.shards=PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+        ),
+        (
+            ["train.batch_size=200"],
+            "train.batch_size=200: PLACE/warm has only 64 training faces; lower it or add faces",
+        ),
+        (
+            ["train.stages.0.shards=PLACE/empty"],
+            "PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+        ),
+        (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
+        (
+            ["scale.workers=3"],
+            "train.batch_size=16: cannot be cut into equal parts for 3 workers; choose a multiple of 3, or other scale.workers",
+        ),
+        (["scale.workers=[4, 2]"], "scale.workers=[4, 2]: give the least number first"),
+        (
+            ["scale.workers=8", "train.accumulate=4"],
+            "for 8 workers in 4 pieces each (train.accumulate); choose a multiple of 32",
+        ),
+        (["protocol.val=0.99", "protocol.test=0"], "has only 3 training faces; lower it or add faces"),
+        (["model.weights=PLACE/none.safetensors"], "PLACE/none.safetensors: not found"),
+    ],
+)
+def test_mistakes_that_are_found_before_anything_is_written(
+    words: list[str], message: str, settings: Path, tmp_path: Path
+) -> None:
+    (settings.parent / "empty").mkdir(exist_ok=True)
+    place = str(settings.parent)
+    said = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
+    assert message.replace("PLACE", place) in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_misspelt_loss(settings: Path, tmp_path: Path) -> None:
+    assert "neighborhood" in mistake(settings, tmp_path, "loss.neighbourhood.sigma=3")
+
+
+@pytest.mark.parametrize("content", ["another table", "no Parquet"])
+def test_shards_that_are_none(content: str, settings: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    if content == "another table":
+        pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3.0]}), tmp_path / "other" / "part.parquet")
+    else:
+        (tmp_path / "other" / "part.parquet").write_bytes(b"nonsense")
+    assert str(tmp_path / "other") in mistake(
+        settings, tmp_path / "runs", f"data.shards={tmp_path / 'other'}"
+    )
+
+
+def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    assert mistake(settings, tmp_path, "scale.gpu=true").startswith(
+        "scale.gpu=true: the cluster has 0 GPUs for 1 workers; set scale.gpu=false"
+    )
+    for words in (
+        ["scale.workers=16"],
+        ["scale.workers=[8, 16]", "train.batch_size=720720"],
+        ["scale.cpus_per_worker=9"],
+    ):
+        with pytest.raises(
+            UserError,
+            match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside one CPU that",
+        ):
+            train_run._scaling(config.load([str(settings)], words))
+    assert not [thread.name for thread in threading.enumerate() if "(_listen)" in thread.name]
+
+
+@pytest.mark.slow
+def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    """A learning rate that throws the weights out stops the run with term and step; it is no mistake of a setting's form."""
+    words = [str(settings), f"scale.runs={tmp_path}", "train.stages=[{optimizer: {name: sgd, lr: 1e30}}]"]
+    with pytest.raises(Exception, match=r"step \d+: loss term loss, neighborhood is not finite") as caught:
+        job.main(words)
+    assert cli.mistake_behind(caught.value) is None
+    assert not list(tmp_path.glob("*/bundle"))
+
+
+def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_local: None) -> None:
+    """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained weights."""
+    faces.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
+    with pytest.raises(Exception, match="landmarks") as caught:
+        job.main(
+            [
+                str(settings),
+                f"scale.runs={tmp_path}",
+                f"data.shards={tmp_path / 'bare'}",
+                "train.stages=[{epochs: 1}]",
+            ]
+        )
+    found = cli.mistake_behind(caught.value)
+    assert found is not None
+    assert str(found).startswith(f"data.shards={tmp_path / 'bare'}: ")
+    assert not list(tmp_path.glob("*/bundle"))
+
+
+def test_the_log_of_a_run_without_validation_faces_is_json() -> None:
+    line = plan.to_lines([{"epoch": 1, "val_mae": float("nan"), "loss": 4.5, "best": True}])
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "epoch": 1,
+        "val_mae": None,
+        "loss": 4.5,
+        "best": True,
+    }
+
+
+def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:
+    experiment = config.load([str(settings)], ["model.ages=[10, 50]", f"scale.runs={tmp_path}"])
+    made = plan.make(experiment)
+    ages = {row["key"]: row["age"] for row in labelled(shards)}
+    training = [ages[key] for key in splits.load(str(Path(made.folder) / "split.parquet"))["train"]]
+    assert made.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0

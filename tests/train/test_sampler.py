@@ -1,0 +1,301 @@
+"""The order of an epoch, batches put together out of a stream, reading ahead, checkpoints and learning curves. No Ray."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ageray.data.row_index import RowIndex
+from ageray.errors import UserError
+from ageray.train import checkpoint, curves, sampler
+from ageray.train.checkpoint import AsyncCheckpointer
+from ageray.train.prefetch import Prefetcher
+from ageray.train.sampler import Columns, OrderedBatches
+
+CPU = torch.device("cpu")
+
+
+def listed(ages: list[float]) -> RowIndex:
+    return RowIndex.of([f"face-{number}" for number in range(len(ages))], ages)
+
+
+# --- the order ------------------------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_face_once_near_its_place() -> None:
+    faces = listed([30.0] * 1000)
+    first, again, other = (sampler.shuffled(faces, 50, (7, epoch)) for epoch in (0, 0, 1))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert sorted(first) == list(range(1000))
+    assert 20 < np.abs(first - np.arange(1000)).max() <= 50
+    assert np.abs(first - np.arange(1000)).mean() > 10
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_workers_share_every_batch_and_lose_no_face(world: int) -> None:
+    rows = sampler.shuffled(listed([1.0] * 103), 16, (0,))
+    parts = [sampler.share(rows, 8, rank, world) for rank in range(world)]
+    whole = np.concatenate(parts, 1)
+    assert np.array_equal(whole.reshape(-1), rows[:96])
+    assert np.array_equal(sampler.share(rows, 8, world - 1, world, first=5), parts[-1][5:])
+
+
+def test_faces_are_found_by_key() -> None:
+    faces = listed([1.0] * 20)
+    wanted = faces.wanted(np.array([7, 3, 7]))
+    assert wanted.find(["face-3", "face-4", "face-7", "nobody"]).tolist() == [3, -1, 7, -1]
+    assert faces.wanted(np.zeros(0, np.int64)).find(["face-3"]).tolist() == [-1]
+    assert faces.wanted().find(["face-19", "face-0"]).tolist() == [19, 0]
+
+
+def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
+    ages = np.array([20.0] * 600 + [21.2] * 300 + [20.9] * 90 + [80.0] * 9 + [90.0], np.float32)
+    found = sampler.weights(ages)
+    assert found.mean() == pytest.approx(1)
+    assert found.max() == pytest.approx(10)
+    year = np.floor(ages + 0.5)
+    sums = {age: found[year == age].sum() for age in (20, 21)}
+    assert sums[20] == pytest.approx(sums[21])
+    assert found[year == 80] == pytest.approx(10)
+    for start in (0.0, 0.37, 0.99):
+        rows = sampler.resampled(ages, start)
+        assert len(rows) == len(ages)
+        times = np.bincount(rows, minlength=len(ages))
+        assert (np.abs(times - found) < 1).all()
+    seen = sampler.shuffled(
+        RowIndex.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True
+    )
+    assert Counter(year[seen].tolist())[90.0] == 10
+
+
+def test_faces_that_are_alike_in_age_are_not_changed() -> None:
+    assert sampler.weights(np.array([5.0, 6.0, 7.0], np.float32)) == pytest.approx(np.ones(3))
+    assert sampler.resampled(np.array([5.0, 6.0], np.float32), 0.5).tolist() == [0, 1]
+
+
+# --- batches out of a stream ----------------------------------------------------------------------------------------
+
+
+def blocks(
+    count: int, size: int, broken: tuple[int, ...] = (), gone: tuple[int, ...] = ()
+) -> Iterator[Columns]:
+    for first in range(0, count, size):
+        rows = np.array([row for row in range(first, min(first + size, count)) if row not in gone], np.int64)
+        errors = np.array(["no picture" if row in broken else "" for row in rows], object)
+        keys = np.array([f"face-{row}" for row in rows], object)
+        yield {
+            "row": rows,
+            "key": keys,
+            "error": errors,
+            "age": rows.astype(np.float32),
+            "canvas": rows[:, None] * np.ones((1, 3)),
+        }
+
+
+def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
+    rows, read = np.array([[5, 0, 5], [1, 9, 2]]), list[int]()
+
+    def watched() -> Iterator[Columns]:
+        for block in blocks(12, 2):
+            read.append(int(block["row"][0]))
+            yield block
+
+    ordered = iter(OrderedBatches(watched(), rows, {"weight": np.arange(12) / 2}))
+    first = next(ordered)
+    assert read == [0, 2, 4]
+    assert first["row"].tolist() == first["age"].tolist() == [5, 0, 5]
+    assert first["canvas"].tolist() == [[5] * 3, [0] * 3, [5] * 3]
+    assert first["weight"].tolist() == [2.5, 0, 2.5]
+    assert first["slot"].tolist() == [0, 1, 2]
+    assert first.keys() == {"row", "age", "canvas", "weight", "slot"}
+    assert next(ordered)["row"].tolist() == [1, 9, 2]
+    with pytest.raises(StopIteration):
+        next(ordered)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_workers(world: int) -> None:
+    rows = np.arange(16)
+    streams = [
+        OrderedBatches(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world))
+        for rank in range(world)
+    ]
+    batches = list(zip(*streams, strict=True))
+    found = [np.concatenate([part["row"] for part in parts]) for parts in batches]
+    assert [batch.tolist() for batch in found] == [[0, 0, 2, 3, 4, 5, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15]]
+    # a face comes with the number of its own place, whose random map it is given
+    slots = np.concatenate([part["slot"] + rank * 8 // world for rank, part in enumerate(batches[0])])
+    assert slots.tolist() == found[0].tolist()
+    assert [row for stream in streams for row in stream.skipped][:3] == [
+        (f"face-{row}", "no picture") for row in (1, 6, 7)
+    ]
+
+
+def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
+    ordered = OrderedBatches(blocks(8, 2, broken=(2, 3), gone=(6,)), np.arange(8).reshape(4, 2))
+    taken = list(ordered)
+    assert [batch["row"].tolist() for batch in taken] == [[0, 1], [1, 1], [4, 5], [7, 7]]
+    assert [batch["slot"].tolist() for batch in taken] == [[0, 1], [0, 1], [0, 1], [1, 1]]
+    assert ordered.skipped == [
+        ("face-2", "no picture"),
+        ("face-3", "no picture"),
+        ("row 6", "the shards no longer hold it"),
+    ]
+    begin = OrderedBatches(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
+    assert [batch["row"].tolist() for batch in begin] == [[2, 2], [2, 3]]
+    none = OrderedBatches(blocks(4, 2, broken=(0, 1, 2, 3)), np.arange(4).reshape(2, 2))
+    assert list(none) == []
+    assert len(none.skipped) == 4
+
+
+# --- reading ahead --------------------------------------------------------------------------------------------------
+
+
+def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(20)
+        raise RuntimeError("the disk is gone")
+
+    found, ahead = list[int](), Prefetcher(numbers(), 2, CPU)
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        found.extend(ahead)
+    assert found == list(range(20))
+    assert ahead.waited > 0
+    assert list(Prefetcher([], 1, CPU)) == []
+
+
+def test_reading_ahead_ends_with_its_reader() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            taken.append(len(taken))
+            yield taken[-1]
+
+    for number in Prefetcher(endless(), 2, CPU):
+        if number == 3:
+            break
+    count = len(taken)
+    assert count <= 8
+    assert (
+        next(iter(Prefetcher(endless(), 1, CPU))) == count
+    )  # the thread before has ended: nobody else counts
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def state(step: int) -> dict[str, Any]:
+    return {
+        "network": {"weight": torch.full((4,), float(step))},
+        "progress": {"step": step},
+        "log": [{"loss": 0.5}],
+        "pair": (1, None),
+    }
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    place = str(tmp_path / "run" / "state.pt")
+    assert checkpoint.load(place) is None
+    keeper, now = AsyncCheckpointer(place), state(1)
+    keeper.keep(now)
+    now["network"]["weight"].fill_(9)
+    keeper.wait()
+    found = checkpoint.load(place)
+    assert found is not None
+    assert found["network"]["weight"].tolist() == [1.0] * 4
+    assert {name: found[name] for name in ("progress", "log", "pair")} == {
+        "progress": {"step": 1},
+        "log": [{"loss": 0.5}],
+        "pair": (1, None),
+    }
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "state.pt"
+    keeper = AsyncCheckpointer(str(place))
+    keeper.keep(state(1))
+    keeper.wait()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    keeper.keep(state(2))
+    with pytest.raises(UserError, match=r"^[^\n]*state\.pt: [^\n]*No space left on device[^\n]*$"):
+        keeper.wait()
+    monkeypatch.undo()
+    keeper.check()  # said once
+    assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
+    found = checkpoint.load(str(place))
+    assert found is not None
+    assert found["progress"] == {"step": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_a_checkpoint_that_is_none(content: bytes | None, tmp_path: Path) -> None:
+    place = tmp_path / "state.pt"
+    if content is None:  # cut off
+        keeper = AsyncCheckpointer(str(place))
+        keeper.keep(state(1))
+        keeper.wait()
+        content = place.read_bytes()[:-200]
+    place.write_bytes(content)
+    with pytest.raises(UserError, match=r"state\.pt: is no checkpoint .*--fresh$"):
+        checkpoint.load(str(place))
+
+
+# --- curves ---------------------------------------------------------------------------------------------------------
+
+
+def log(epochs: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": k,
+            "loss": 5.0 - k,
+            "loss.triplet": 0.1 * k,
+            "val_mae": 9.0 - k,
+            "best": True,
+            "stage": "main",
+            "time": 1e9 + k,
+        }
+        for k in range(1, epochs + 1)
+    ]
+
+
+def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    content = curves.events(log(3))
+    assert content.startswith(curves.events(log(2)))  # so that a reader that follows the file goes on
+    found, rest = [], content
+    while rest:  # a record: length, checksum, event, checksum
+        size = int.from_bytes(rest[:8], "little")
+        found.append(Event.FromString(rest[12 : 12 + size]))
+        rest = rest[16 + size :]
+    assert found[0].file_version == "brain.Event:2"
+    read = [
+        (event.step, {value.tag: round(value.simple_value, 4) for value in event.summary.value})
+        for event in found[1:]
+    ]
+    assert read == [
+        (k, {"loss": 5.0 - k, "loss/triplet": round(0.1 * k, 4), "val_mae": 9.0 - k}) for k in (1, 2, 3)
+    ]
+
+
+def test_curves_are_a_picture_also_without_validation_faces() -> None:
+    for records in (log(3), [record | {"val_mae": float("nan")} for record in log(1)]):
+        picture = curves.learning_curves(records)
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 5000
