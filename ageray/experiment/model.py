@@ -37,6 +37,16 @@ class Gallery(Strict):
     """Training faces in the gallery that judges an epoch; the finished model's gallery holds all of them."""
 
 
+class View(Strict):
+    """One look of the network at a face, by the same alignment."""
+
+    zoom: Annotated[float, Field(ge=0.9, le=1.5)] = 1.0
+    """The crop is enlarged by this about its centre: 1.1 shows a tenth less of the head, 0.9 a ninth more."""
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side of the network's input in pixels; 0 takes `align.size`. The photo's pixels are resampled once, to this
+    side."""
+
+
 class Decode(Strict):
     """From the network's outputs to a posterior over age bins and an age in years."""
 
@@ -45,6 +55,9 @@ class Decode(Strict):
     `gallery` the mean age of the nearest training faces (siamese paper); its posterior is the histogram of their ages."""
     flip: bool = True
     """Average the posterior of the face and of its mirror image (DHAA, section 4.2)."""
+    views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = (View(),)
+    """The posteriors of these views are averaged, each with its mirror image where `flip` is set. A view costs a
+    forward pass, two with `flip`; `[{}, {zoom: 1.1}, {size: 160}]` are three views."""
     gallery: Gallery = Gallery()
     """Settings of `gallery`."""
 
@@ -216,6 +229,51 @@ class Dhaa(ClassifierBase):
         return self
 
 
-Model = Annotated[
+Single = Annotated[
     Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")
 ]
+"""The models that are one network."""
+
+
+class Member(Strict):
+    """One network of an ensemble."""
+
+    model: Single
+    """The network, as in its own bundle; its ages lie within the ensemble's. `decode` is the ensemble's."""
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side of its input in pixels, to which the aligned face is resized; 0 takes the face as it is."""
+    standardize: bool = False
+    """Its `align.standardize`: the ensemble's own must then be false."""
+    weight: Positive = 1.0
+    """Its share of the mean, relative to the others'."""
+
+
+class Ensemble(ModelBase):
+    """Several trained networks whose posteriors are averaged. `python -m ageray.zoo.combine` makes a bundle of it from
+    bundles; it is not trained."""
+
+    name: Literal["ensemble"]
+    """Selects this model."""
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=16)]
+    """The networks."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Self:
+        if self.weights != "none":
+            raise ValueError("an ensemble has no weights to start from; leave model.weights at none")
+        for place, member in enumerate(self.members):
+            first, last = member.model.ages
+            if first < self.ages[0] or last > self.ages[1]:
+                raise ValueError(
+                    f"members[{place}].model.ages {[first, last]} lie beyond ages {list(self.ages)}"
+                )
+            if member.model.decode.method == "gallery":
+                raise ValueError(f"members[{place}] takes ages from a gallery, which an ensemble has not")
+        return self
+
+
+Model = Annotated[
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | Ensemble,
+    Field(discriminator="name"),
+]
+"""Every model by its name."""

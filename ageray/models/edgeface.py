@@ -177,7 +177,7 @@ class SplitTransposeBlock(nn.Module):
         y_BNC = y_BCHW.flatten(2).transpose(1, 2)
         y_BNC = y_BNC + self.gamma_xca * self.xca(self.norm_xca(y_BNC))
         change_BNC: Tensor = self.gamma * self.mlp(self.norm(y_BNC))
-        return x_BCHW + change_BNC.transpose(1, 2).unflatten(2, (height, width))
+        return x_BCHW + change_BNC.transpose(1, 2).reshape(x_BCHW.shape)
 
 
 class Stage(nn.Module):

@@ -109,11 +109,13 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     """The network at its start. Raises UserError for missing weights, a loss that it cannot feed, or faces that are too small for it."""
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
-    if experiment.align.size < network.least_side:
-        raise UserError(
-            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least {network.least_side} pixels; "
-            f"raise it, or choose another backbone"
-        )
+    for view in experiment.model.decode.views:
+        size, key = view.size or experiment.align.size, "model.decode.views.size" if view.size else "align.size"
+        if size < network.least_side:
+            raise UserError(
+                f"{key}={size}: model '{experiment.model.name}' needs faces of at least {network.least_side} "
+                "pixels; raise it, or choose another backbone"
+            )
     return network
 
 
