@@ -122,7 +122,7 @@ def test_what_is_no_ensemble(change: dict[str, Any], message: str) -> None:
 
 
 def test_views_are_averaged_each_with_its_mirror_image() -> None:
-    """Three views by hand: a zoomed one comes from the photo's pixels, a larger one keeps the framing."""
+    """Three views by hand: a zoomed one from the photo's pixels, a larger one with the framing kept."""
     looks = [{}, {"zoom": 1.2}, {"size": 64}]
     settings = experiment_of(**SMALL, decode={"views": looks})
     settings = settings.model_copy(update={"align": Align(size=50)})
