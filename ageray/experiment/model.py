@@ -18,8 +18,12 @@ Backbone = Literal[
     "inception_v3",
     "convnext_tiny",
     "efficientnet_b0",
+    "mobilenet_v1",
+    "edgeface_s",
+    "mobilefacenet",
 ]
-"""torchvision's networks, and `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network)."""
+"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); three small
+networks that are published with weights learnt on faces."""
 
 
 class Gallery(Strict):
@@ -89,6 +93,12 @@ class Baseline(ClassifierBase):
     """Selects this model."""
     backbone: Backbone = "resnet18"
     """Feature extractor (paper: ResNet-18)."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Outputs of a linear layer with ReLU between the backbone's features and the classifier; 0 leaves it out (paper). It trains at the
+    head's rate. The published MobileNetV1 age network has 256."""
+    weights_head: bool = True
+    """Take the age layers of the file `weights` too, where it has them and `hidden` is their size: its bins start from its own age layer,
+    bins it lacks from weights of 0 and a low bias."""
 
 
 class ClusterCnn(ClassifierBase):

@@ -54,6 +54,9 @@ class Optimizer(Strict):
     """Peak learning rate of the head (and of everything where `body_lr` is null)."""
     body_lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate of the backbone; 0 freezes it."""
+    frozen_blocks: Annotated[int, Field(ge=0)] = 0
+    """How many of the backbone's first blocks take no gradient. `mobilenet_v1` has 14 (the first convolution, then thirteen separable blocks),
+    `bvlc_googlenet` 11; torchvision's networks cannot be frozen in part."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty (decoupled for adamw); biases and norms are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
