@@ -20,6 +20,7 @@ from ageray.models.dhaa import Dhaa
 from ageray.models.network import REMEDY, AgeNetwork
 from ageray.models.residual_cnn import ResidualCnn
 from ageray.models.siamese import Siamese
+from ageray.models.two_tails import TwoTails
 
 _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "baseline": Classifier,
@@ -28,6 +29,7 @@ _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "dhaa": Dhaa,
     "residual_cnn": ResidualCnn,
     "siamese": Siamese,
+    "two_tails": TwoTails,
 }
 
 
