@@ -196,6 +196,36 @@ class Siamese(ModelBase):
         return self
 
 
+class Young(Strict):
+    """Where `two_tails` believes the published tail: share / (1 + exp((m - age) / width)) of the posterior, m its median in years."""
+
+    age: float = 20.0
+    """Where the published tail has half of `share`, in years of its own estimate."""
+    width: Positive = 3.0
+    """How softly the one passes into the other, in years."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The published tail's share of the posterior of the youngest; 0 leaves it out."""
+
+
+class TwoTails(ModelBase):
+    """A published age network whose last blocks stand twice: as published, for the young, and trained (Li and Hoiem, Learning without
+    Forgetting, ECCV 2016, keep the old head by a loss; here the old blocks are kept themselves)."""
+
+    name: Literal["two_tails"]
+    """Selects this model."""
+    backbone: Literal["mobilenet_v1"] = "mobilenet_v1"
+    """Feature extractor; `weights` must name a file that has its age layers too."""
+    shared_blocks: Annotated[int, Field(ge=1, le=13)] = 10
+    """Blocks, from the input on, that stay as published and that all tails read: the first convolution and so many less one of the thirteen
+    separable blocks."""
+    tails: Annotated[int, Field(ge=1, le=8)] = 1
+    """Trained tails, whose posteriors are averaged."""
+    hidden: Count = 256
+    """Outputs of the linear layer before each classifier (published: 256)."""
+    young: Young = Young()
+    """Where the published tail counts."""
+
+
 class Dhaa(ClassifierBase):
     """Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019). Every row of its Table 1 and Figure 5 is a setting."""
 
@@ -230,7 +260,8 @@ class Dhaa(ClassifierBase):
 
 
 Single = Annotated[
-    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | TwoTails,
+    Field(discriminator="name"),
 ]
 """The models that are one network."""
 
@@ -273,7 +304,7 @@ class Ensemble(ModelBase):
 
 
 Model = Annotated[
-    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | Ensemble,
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | TwoTails | Ensemble,
     Field(discriminator="name"),
 ]
 """Every model by its name."""

@@ -21,6 +21,7 @@ from ageray.models.ensemble import Ensemble
 from ageray.models.network import REMEDY, AgeNetwork
 from ageray.models.residual_cnn import ResidualCnn
 from ageray.models.siamese import Siamese
+from ageray.models.two_tails import TwoTails
 
 _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "baseline": Classifier,
@@ -30,6 +31,7 @@ _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "residual_cnn": ResidualCnn,
     "siamese": Siamese,
     "ensemble": lambda config: _ensemble(config),
+    "two_tails": TwoTails,
 }
 
 
