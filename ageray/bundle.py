@@ -109,20 +109,40 @@ class Bundle:
 
 
 def resolve(model: str) -> str:
-    """The bundle's folder that MODEL names: `zoo:NAME`, a bundle, or a run folder. Raises UserError if there is none."""
+    """The bundle's folder that MODEL names: `zoo:NAME`, `zoo:NAME@VERSION`, a bundle, or a run folder. Raises UserError if
+    there is none."""
     if model.startswith("zoo:"):
-        names = sorted(path.parent.name for path in _ZOO.glob(f"*/{CARD}"))
-        if model[4:] not in names:
-            raise UserError(
-                f"{model}: no such model in the zoo; it has {', '.join('zoo:' + name for name in names) or 'none'}"
-            )
-        return str(_ZOO / model[4:])
+        return _resolve_zoo(model)
     for folder in (model, storage.join(model, IN_RUN)):
         if storage.exists(storage.join(folder, CARD)):
             return folder
     raise UserError(
         f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) or the folder of a finished training run"
     )
+
+
+def zoo() -> dict[str, list[int]]:
+    """The shipped models: the versions of each name, ascending. `ageray/zoo/NAME/VERSION` is the folder of one."""
+    versions: dict[str, list[int]] = {}
+    for card in sorted(_ZOO.glob(f"*/*/{CARD}")):
+        if card.parent.name.isdigit():
+            versions.setdefault(card.parent.parent.name, []).append(int(card.parent.name))
+    return {name: sorted(numbers) for name, numbers in versions.items()}
+
+
+def _resolve_zoo(model: str) -> str:
+    """The folder of `zoo:NAME`, its newest version, or of `zoo:NAME@VERSION`."""
+    name, _, version = model.removeprefix("zoo:").partition("@")
+    models = zoo()
+    if name not in models:
+        names = ", ".join(f"zoo:{each}" for each in models) or "none"
+        raise UserError(f"{model}: no such model in the zoo; it has {names}")
+    if "@" not in model:
+        return str(_ZOO / name / str(models[name][-1]))
+    if version not in map(str, models[name]):
+        names = ", ".join(f"zoo:{name}@{each}" for each in models[name])
+        raise UserError(f"{model}: no such version in the zoo; it has {names}")
+    return str(_ZOO / name / version)
 
 
 def load(model: str) -> Bundle:

@@ -79,7 +79,7 @@ def _audit(experiment: Experiment, made: plan.Plan) -> None:
     kept = storage.join(made.folder, _AUDIT)
     if not experiment.scale.audit or storage.exists(kept):
         return
-    found = evaluate.audit_split(str(experiment.data.shards), storage.join(made.folder, plan.SPLIT))
+    found = evaluate.audit_split(made.folders(), storage.join(made.folder, plan.SPLIT))
     if found is not None:
         print("\n".join(["audit of the split:", *(f"  {line}" for line in found["lines"])]), flush=True)
         storage.write_text(kept, json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""TODO."""
+"""Which row of the shards holds which face: row numbers of a part, found by key.
+
+Shape letters: N faces."""
 
 from __future__ import annotations
 
@@ -14,18 +16,34 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowIndex:
-    """The faces of a part in the order of the shards: `mark` (N,) uint64, a digest of the key, and `age` (N,) float32."""
+    """The faces of a part in the order of the shards: `mark` (N,) uint64, a digest of the key, and `age` (N,) float32.
+
+    `age_std` (N,) is the standard deviation of each label in years, None where no label has one. `starts` is the first row of each set of
+    faces, ascending from 0: rows of several sets (`data.sets`) stand set by set.
+    """
 
     mark: NDArray[np.uint64]
     age: NDArray[np.float32]
+    age_std: NDArray[np.float32] | None = None
+    starts: tuple[int, ...] = (0,)
 
     @classmethod
-    def of(cls, keys: Sequence[str], ages: Sequence[float]) -> RowIndex:
-        """From keys, which must be unique, and ages."""
-        return cls(key_hashes(keys), np.asarray(ages, np.float32))
+    def of(
+        cls,
+        keys: Sequence[str],
+        ages: Sequence[float],
+        age_std: NDArray[np.float32] | None = None,
+        starts: tuple[int, ...] = (0,),
+    ) -> RowIndex:
+        """From keys, which must be unique, ages, their deviations and the first row of each set."""
+        return cls(key_hashes(keys), np.asarray(ages, np.float32), age_std, starts)
 
     def __len__(self) -> int:
         return len(self.mark)
+
+    def set_of(self, rows: Rows) -> NDArray[np.int64]:
+        """The number of the set that each of these rows belongs to, from 0."""
+        return np.searchsorted(self.starts, rows, "right") - 1
 
     def wanted(self, rows: Rows | None = None) -> RowLookup:
         """What finds the faces with these row numbers, or all."""

@@ -79,14 +79,15 @@ def audited(training: Training | str, faces: pa.Table, tested: list[str], shards
     return {"against": training.name, "lines": found.lines(), **found.to_dict()}
 
 
-def audit_split(shards: str, split: str) -> dict[str, Any] | None:
-    """The audit of the saved `split` of a training run, as in a report; None where nothing is held out for the test."""
+def audit_split(folders: Sequence[str], split: str) -> dict[str, Any] | None:
+    """The audit of the saved `split` of a training run on these folders of shards, as in a report; None where nothing is held out for the
+    test."""
     parts = splits.load(split)
     if not parts["test"] or not parts["train"]:
         return None
-    faces = labelled_faces(shards)
-    seen = _only(faces, parts["train"] + parts["val"])
-    return audited(Training(seen, shards, "training and validation"), faces, parts["test"], shards)
+    faces = pa.concat_tables([_with_prints(labelled_faces(shards), shards) for shards in folders])
+    found = audit(_only(faces, parts["train"] + parts["val"]), _only(faces, parts["test"]))
+    return {"against": "training and validation", "lines": found.lines(), **found.to_dict()}
 
 
 def audit_folds(faces: pa.Table, folds: Sequence[dict[str, list[str]]], shards: str) -> dict[str, Any]:

@@ -32,6 +32,8 @@ class Neighborhood(Term):
     """Width of the target in years (paper: 5); the Gaussian's standard deviation is sigma / sqrt(2)."""
     normalize: bool = False
     """Divide the targets by their sum: DLDL's cross entropy. The paper's Eq. 5 does not."""
+    label_std: bool = False
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has none."""
 
 
 class Triplet(Term):
@@ -86,6 +88,8 @@ class DldlV2(Term):
     """Standard deviation of the label distribution in years (paper: 2)."""
     expectation: Annotated[float, Field(ge=0)] = 1.0
     """lambda: factor of the L1 error (paper: 1)."""
+    label_std: bool = False
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has one for all."""
 
 
 class MeanVariance(Term):

@@ -54,6 +54,9 @@ class Optimizer(Strict):
     """Peak learning rate of the head (and of everything where `body_lr` is null)."""
     body_lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate of the backbone; 0 freezes it."""
+    frozen_blocks: Annotated[int, Field(ge=0)] = 0
+    """How many of the backbone's first blocks take no gradient. `mobilenet_v1` has 14 (the first convolution, then thirteen separable blocks),
+    `bvlc_googlenet` 11; torchvision's networks cannot be frozen in part."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty (decoupled for adamw); biases and norms are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -112,8 +115,14 @@ class Train(Strict):
     """Evens out the ages of training faces. `resample`: an epoch shows each year of age equally often, as far as no face comes more than ten
     times (IMDB-WIKI in the neighborhood paper is evened out). `weights`: a face counts in the loss by the inverse of how common its age is,
     at most ten times as much as the mean; terms on pairs, triplets and clusters are not weighed."""
+    balance_power: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How far `balance` goes: a face counts by the number of training faces of its year of age to the power of minus this. 1 evens the years
+    out; 0.25 makes an age sixteen times as rare count twice."""
+    select: Literal["mae", "decades"] = "mae"
+    """What an epoch is chosen by on the validation faces: the mean absolute error, or its mean over the decades of true age and over the sets
+    of `data.sets`, so that common ages and the largest set do not decide alone."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs of the last stage without a better validation MAE after which training ends; 0 never."""
+    """Epochs of the last stage without a better validation figure (`select`) after which training ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0

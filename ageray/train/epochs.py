@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ageray import metrics
 from ageray.experiment import Stage
 from ageray.train.loop import EpochResult
 from ageray.train.state import State
+from ageray.train.validation import Validated
 
 Record = dict[str, Any]
 
@@ -45,20 +45,21 @@ def _given_up(state: State) -> bool:
 def close(
     state: State,
     result: EpochResult,
-    true: NDArray[np.float32],
-    predicted: NDArray[np.float32],
+    validated: Validated,
     seconds: float,
     skipped: int = 0,
     waited: float = 0.0,
 ) -> Record:
     """Counts an epoch that was trained and validated, and returns its record, which the log of `state` has then too.
 
-    true, predicted: (N,) of the validation faces; N may be 0. `best` in the record says whether no epoch so far was better by validation MAE;
-    without validation faces every epoch is the best so far. waited: seconds of the training in which no batch was ready; `stall` is their share.
+    validated: of N validation faces; N may be 0. `best` in the record says whether no epoch so far was better by `train.select`; without
+    validation faces every epoch is the best so far. waited: seconds of the training in which no batch was ready; `stall` is their share.
     """
     config = state.config.train
     state.epoch += 1
+    true, predicted, _ = validated
     mae = metrics.mean_absolute_error(true, predicted) if len(true) else float("nan")
+    figure = by_decades(validated) if config.select == "decades" else mae
     record = {
         "kind": "epoch",
         "stage": config.stages[state.stage].name,
@@ -69,15 +70,27 @@ def close(
         **{f"loss.{name}": value for name, value in result.terms.items()},
         "val_mae": mae,
         "val_bias": metrics.bias(true, predicted) if len(true) else float("nan"),
+        **({"val_decades": figure} if config.select == "decades" else {}),
         "images": result.images,
         "images_s": result.images / result.seconds,
         "seconds": seconds,
         "stall": waited / result.seconds,
         "skipped": skipped,
-        "best": not mae >= state.best,
+        "best": not figure >= state.best,
         "time": time.time(),
     }
     state.log.append(record)
     if record["best"]:
-        state.best = mae
+        state.best = figure
     return record
+
+
+def by_decades(validated: Validated) -> float:
+    """The mean absolute error over the decades of true age of each set, ages from 80 on together, averaged over the sets; NaN of no face."""
+    true, predicted, number_N = validated
+    error_N, decade_N = np.abs(predicted - true), np.minimum(true // 10, 8)
+    means = []
+    for number in np.unique(number_N):
+        own = number_N == number
+        means.append(np.mean([error_N[own & (decade_N == each)].mean() for each in np.unique(decade_N[own])]))
+    return float(np.mean(means)) if means else float("nan")

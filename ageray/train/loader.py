@@ -7,6 +7,7 @@ are. Reading is what is done once a worker.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +38,11 @@ ALIGNER_CPUS = 0.25  # of an aligning actor: little, so that actors never hold t
 _STORE_SHARE = 0.4  # of the object store for the streams of all workers, one at a time each
 
 
-def sources(experiment: Experiment) -> dict[str, ray.data.Dataset]:
+def sources(experiment: Experiment, plan: Plan) -> dict[str, ray.data.Dataset]:
     """The rows of every folder of shards that the run reads, by folder."""
-    folders = {
-        str(experiment.data.shards),
-        *(stage.shards for stage in experiment.train.stages if stage.shards),
-    }
+    folders = set(plan.folders())
+    for stage in experiment.train.stages:
+        folders |= set(plan.folders(stage))
     return {folder: face_rows(folder) for folder in folders}
 
 
@@ -65,27 +65,32 @@ class Streams:
     def training(self, state: State) -> Training:
         """The stage's training faces in this epoch's order, in full batches, from the first one on that `state` has not had."""
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
-        shards = config.stages[state.stage].shards or str(self.experiment.data.shards)
+        stage = config.stages[state.stage]
         rows_N = sampler.shuffled(
-            faces, config.shuffle, (config.seed, state.epoch), config.balance == "resample"
+            faces,
+            config.shuffle,
+            (config.seed, state.epoch),
+            config.balance == "resample",
+            config.balance_power,
+            (1.0,) if stage.shards else [each.weight for each in self.plan.sets],
         )
         rows_SB = sampler.share(rows_N, config.batch_size, *rank_and_world(), first=state.partial.steps)
-        more = (
-            {"weight": sampler.weights(faces.age).astype(np.float32)} if config.balance == "weights" else {}
-        )
-        blocks = self._canvases(shards, faces.wanted(rows_SB))
+        more: dict[str, NDArray[np.float32]] = {}
+        if config.balance == "weights":
+            more["weight"] = sampler.weights(faces.age, config.balance_power).astype(np.float32)
+        if faces.age_std is not None:
+            more["age_std"] = faces.age_std
+        streams = self._streams(self.plan.folders(stage), faces, rows_SB)
         if self.experiment.align.placement == "actors":
             # every place of a face has a map of its own, so places take the part of faces from here on
             more = {name: values[rows_SB.reshape(-1)] for name, values in more.items()}
-            blocks, rows_SB = (
-                self._aligned(blocks, rows_SB, state),
-                np.arange(rows_SB.size).reshape(rows_SB.shape),
-            )
-        ordered = OrderedBatches(
-            blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH),
-            rows_SB,
-            more,
-        )
+            streams = [self._aligned(streams[0], rows_SB, state)]  # data.sets are refused by the plan
+            rows_SB = np.arange(rows_SB.size).reshape(rows_SB.shape)
+        blocks = [
+            stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH)
+            for stream in streams
+        ]
+        ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
         return Training(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: row_index.Rows, state: State) -> ray.data.Dataset:
@@ -108,17 +113,32 @@ class Streams:
         return aligned
 
     def whole(self, part: str, most: int | None = None) -> UsableBatches:
-        """This worker's share of a part ('val', 'train') or of its first `most` faces, each face once, in the order of the shards, with its number
-        `row`."""
+        """This worker's share of a part ('val', 'train') or of its first `most` faces, each face once, in the order of the sets and their shards,
+        with its number `row` and that of its set, `set`."""
         rank, world = rank_and_world()
         faces = self.plan.faces[part]
         rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
-        decoded = self._canvases(str(self.experiment.data.shards), faces.wanted(rows))
-        return UsableBatches(
-            decoded.iter_batches(
-                batch_size=self.experiment.train.batch_size, batch_format="numpy", prefetch_batches=_PREFETCH
-            )
-        )
+        streams = self._streams(self.plan.folders(), faces, rows)
+        return UsableBatches(self._of_sets(streams))
+
+    def _of_sets(self, streams: list[ray.data.Dataset]) -> Iterator[Columns]:
+        """The batches of one stream after the other, with the column `set`."""
+        size = self.experiment.train.batch_size
+        for number, stream in enumerate(streams):
+            for batch in stream.iter_batches(
+                batch_size=size, batch_format="numpy", prefetch_batches=_PREFETCH
+            ):
+                yield {**batch, "set": np.full(len(batch["age"]), number)}
+
+    def _streams(
+        self, folders: Sequence[str], faces: row_index.RowIndex, rows: row_index.Rows
+    ) -> list[ray.data.Dataset]:
+        """The canvases of these rows, a stream a set."""
+        set_N = faces.set_of(rows.reshape(-1))
+        return [
+            self._canvases(folder, faces.wanted(rows.reshape(-1)[set_N == number]))
+            for number, folder in enumerate(folders)
+        ]
 
     def _canvases(self, shards: str, wanted: row_index.RowLookup) -> ray.data.Dataset:
         return canvases(

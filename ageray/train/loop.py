@@ -29,7 +29,7 @@ from ageray.train.state import Columns, Partial, State, autocast
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
 
-_TRAINED = ("canvas", "aligned", "points", "box", "slot", "features", "age", "gender", "weight")
+_TRAINED = ("canvas", "aligned", "points", "box", "slot", "features", "age", "age_std", "gender", "weight")
 
 
 @dataclass

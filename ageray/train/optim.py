@@ -11,20 +11,27 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ageray import experiment
+from ageray.errors import UserError
+from ageray.models.network import AgeNetwork, Backbone
 
 
 def make_optimizer(
     network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer
 ) -> Optimizer:
-    """Four groups: head and body, each with and without weight decay (biases and norms are exempt).
+    """Four groups: head and body, each with and without weight decay (biases and norms are
+    exempt).
 
-    A body rate of 0 freezes the body: its parameters take no gradient.
+    A body rate of 0 freezes the body: its parameters take no gradient; `config.frozen_blocks`
+    freezes its first blocks.
     """
+    frozen_ids = frozen_parameters(network, config.frozen_blocks)
     head_ids = {id(parameter) for parameter in head}
     body_lr = config.lr if config.body_lr is None else config.body_lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         lr = config.lr if id(parameter) in head_ids else body_lr
+        if id(parameter) in frozen_ids:
+            lr = 0.0
         parameter.requires_grad_(lr > 0)
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
@@ -40,8 +47,28 @@ def make_optimizer(
     return kind(parameters, betas=(config.momentum, 0.999))
 
 
+def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
+    """The identities of the parameters of the backbone's first `blocks` blocks
+    (`optimizer.frozen_blocks`).
+
+    Raises UserError if the backbone has fewer blocks, or none that can be frozen.
+    """
+    if blocks == 0:
+        return set()
+    backbone = network.body() if isinstance(network, AgeNetwork) else network
+    parts = backbone.blocks() if isinstance(backbone, Backbone) else []
+    if blocks > len(parts):
+        name = getattr(backbone, "name", "this network")
+        raise UserError(
+            f"train.stages: optimizer.frozen_blocks={blocks}, but {name} has {len(parts)} blocks that can "
+            f"be frozen; set {len(parts)} or less"
+        )
+    return {id(parameter) for part in parts[:blocks] for parameter in part.parameters()}
+
+
 def factor(config: experiment.Schedule, step: int, steps: int) -> float:
-    """The learning rate at `step` of `steps` as a factor of the peak: linear warm-up, then constant, half a cosine down to 0, or steps of 10."""
+    """The learning rate at `step` of `steps` as a factor of the peak: linear warm-up, then
+    constant, half a cosine down to 0, or steps of 10."""
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -33,7 +33,7 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     whole then.
     """
     scaling = _scaling(experiment)
-    rows = loader.sources(experiment)
+    rows = loader.sources(experiment, plan)
     for attempt in range(experiment.scale.max_failures + 1):
         try:
             _fit(

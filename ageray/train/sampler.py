@@ -6,7 +6,7 @@ A row number counts the faces of a part in the order of the shards. Shape letter
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,34 +19,67 @@ _MOST = 10.0
 """How much more than the mean a face may count or come: the only faces of an age would otherwise fill whole batches."""
 
 
-def weights(age_N: NDArray[np.float32]) -> NDArray[np.float64]:
-    """What each face must count for every year of age to count alike: (N,), mean 1, at most 10."""
+def weights(age_N: NDArray[np.float32], power: float = 1.0) -> NDArray[np.float64]:
+    """What each face must count for every year of age to count alike: (N,), mean 1, at most 10.
+
+    power: a face counts by the number of faces of its year to the power of minus this; 1 evens the years out, 0 changes nothing.
+    """
     _, year_N, count = np.unique(np.floor(age_N + 0.5), return_inverse=True, return_counts=True)
+    rarity = count**-power
     low, high = 0.0, float(len(age_N)) * _MOST
     for _ in range(100):  # the level of a year, such that the mean is 1
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if np.minimum(middle / count, _MOST) @ count < len(age_N) else (low, middle)
+            (middle, high) if np.minimum(middle * rarity, _MOST) @ count < len(age_N) else (low, middle)
         )
-    each = np.minimum(high / count, _MOST)
+    each = np.minimum(high * rarity, _MOST)
     found: NDArray[np.float64] = each[year_N]
     return found
 
 
-def resampled(age_N: NDArray[np.float32], start: float) -> Rows:
-    """N row numbers, ascending, each as often as its weight says, rounded up or down; `start` in [0, 1) says for which."""
-    ends = np.cumsum(weights(age_N))
-    ends[-1] = len(age_N)
+def resampled(weight_N: NDArray[np.float64], start: float) -> Rows:
+    """Row numbers, ascending, each as often as its weight says, rounded up or down; `start` in [0, 1) says for which.
+
+    Returns as many rows as the weights add up to, rounded.
+    """
+    ends = np.cumsum(weight_N)
+    ends[-1] = np.rint(ends[-1])
     copies = np.diff(np.floor(ends + start), prepend=0).astype(np.int64)
-    return np.repeat(np.arange(len(age_N)), copies)
+    return np.repeat(np.arange(len(weight_N)), copies)
 
 
-def shuffled(faces: RowIndex, window: int, seed: tuple[int, ...], resample: bool = False) -> Rows:
-    """The row numbers of an epoch in training order: (N,). A face moves by at most `window` places, so that a stream in the order of the shards
-    needs no larger buffer. resample: every year of age alike (`weights`)."""
+def shuffled(
+    faces: RowIndex,
+    window: int,
+    seed: tuple[int, ...],
+    resample: bool = False,
+    power: float = 1.0,
+    shares: Sequence[float] = (1.0,),
+) -> Rows:
+    """The row numbers of an epoch in training order.
+
+    A face moves by at most `window` places among those of its set, so that a stream in the order of the shards needs no larger buffer. Faces
+    of several sets alternate, each set spread evenly over the epoch.
+    resample: faces come by the weights of their ages, see `weights`; `power` is its exponent. shares: how often a face of each set comes,
+    before the ages are evened out; of a fraction the epoch's number decides who comes.
+    """
     generator = np.random.default_rng(seed)
-    rows = resampled(faces.age, generator.random()) if resample else np.arange(len(faces))
-    return rows[np.argsort(np.arange(len(rows)) + generator.uniform(0, window, len(rows)), kind="stable")]
+    rows = np.arange(len(faces))
+    set_N = faces.set_of(rows)
+    share_N = np.asarray(shares, np.float64)[set_N]
+    if resample:
+        share_N = share_N * weights(faces.age, power)
+    if (share_N != 1).any():
+        rows = resampled(share_N, generator.random())
+        set_N = set_N[rows]
+    place_N = np.arange(len(rows)) + generator.uniform(0, window, len(rows))
+    rows = rows[np.lexsort((place_N, set_N))]
+    if len(faces.starts) == 1:
+        return rows
+    place_N = np.concatenate(
+        [(np.arange(count) + generator.random(count)) / count for count in np.bincount(set_N) if count]
+    )
+    return rows[np.argsort(place_N, kind="stable")]
 
 
 def share(rows: Rows, batch: int, rank: int = 0, world: int = 1, first: int = 0) -> Rows:
@@ -67,11 +100,16 @@ class OrderedBatches:
     """
 
     def __init__(
-        self, blocks: Iterable[Columns], rows_SB: Rows, more: Mapping[str, NDArray[Any]] | None = None
+        self,
+        blocks: Sequence[Iterable[Columns]],
+        rows_SB: Rows,
+        more: Mapping[str, NDArray[Any]] | None = None,
+        starts: Sequence[int] = (0,),
     ) -> None:
-        """blocks: columns with `row`, `key` and `error` ('' where all is well), each wanted row once. more: further columns, (N,) by row
-        number."""
-        self._blocks, self._wanted, self._more = iter(blocks), rows_SB, dict(more or {})
+        """blocks: of each set of faces a stream of columns with `row`, `key` and `error` ('' where all is well), each wanted row once.
+        more: further columns, (N,) by row number. starts: the first row number of each set."""
+        self._blocks = [iter(stream) for stream in blocks]
+        self._starts, self._wanted, self._more = starts, rows_SB, dict(more or {})
         numbers, counts = np.unique(rows_SB, return_counts=True)
         self._again = Counter(
             dict(zip(numbers[counts > 1].tolist(), (counts[counts > 1] - 1).tolist(), strict=True))
@@ -84,14 +122,14 @@ class OrderedBatches:
         for rows_B in self._wanted:
             faces = [self._face(row) for row in rows_B.tolist()]
             while self._last is None:
-                if not self._read():
+                if not any(self._read(number) for number in range(len(self._blocks))):
                     return
             found = [self._instead(faces, slot) for slot in range(len(faces))]
             yield self._batch([face for face, _ in found]) | {"slot": np.array([slot for _, slot in found])}
 
     def _face(self, row: int) -> tuple[Columns, int] | None:
         while row not in self._pool:
-            if not self._read():
+            if not self._read(int(np.searchsorted(self._starts, row, "right")) - 1):
                 self.skipped.append((f"row {row}", "the shards no longer hold it"))
                 return None
         if self._again[row]:
@@ -99,9 +137,9 @@ class OrderedBatches:
             return self._pool[row]
         return self._pool.pop(row)
 
-    def _read(self) -> bool:
-        """Takes the next block into the pool; False where there is none."""
-        block = next(self._blocks, None)
+    def _read(self, number: int) -> bool:
+        """Takes the next block of a set into the pool; False where there is none."""
+        block = next(self._blocks[number], None)
         if block is None:
             return False
         for place, row in enumerate(block["row"].tolist()):

@@ -16,7 +16,7 @@ from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.decode import bins
 from ageray.models.network import AgeNetwork
-from ageray.train.optim import make_optimizer, make_schedule
+from ageray.train.optim import frozen_parameters, make_optimizer, make_schedule
 
 Columns = dict[str, Any]
 """A batch as numpy columns, see `ageray.faces.canvases`."""
@@ -109,6 +109,8 @@ def new_state(config: Experiment, device: torch.device) -> State:
     torch.manual_seed(config.train.seed)  # of dropout
     network = build(config.model, seed=config.train.seed)
     criterion = Criterion(config.loss, network.outputs, config.model.name)
+    for stage in config.train.stages:
+        frozen_parameters(network, stage.optimizer.frozen_blocks)  # a later stage's mistake is told now
     network = network.to(device)
     average = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
     distributed.spread(network, config.train.sync_batchnorm)

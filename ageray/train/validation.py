@@ -1,8 +1,9 @@
-"""TODO."""
+"""Validation in plain torch: the ages of faces as the predictor would decode them, and the gallery for it. Ray is not needed here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -71,14 +72,20 @@ def _first(batches: Iterable[Columns], most: int | None) -> Iterator[Columns]:
                 return
 
 
-@torch.inference_mode()
-def validate(
-    state: State, batches: Iterable[Columns], gallery: Gallery | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """True and predicted age (N,) of every face of `batches`, without augmentation or calibration, as the predictor would decode them; of
-    several workers, of the faces of all, in the order of the column `row`.
+class Validated(NamedTuple):
+    """True and predicted age (N,) in years of validation faces, and the number of the set that each belongs to (`data.sets`; else 0)."""
 
-    gallery: for `decode.method: gallery`. With a column `subject`, neighbours of a face's own subject are left out where the settings say so.
+    true: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+    set: NDArray[np.int64]
+
+
+@torch.inference_mode()
+def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None = None) -> Validated:
+    """Ages of every face of `batches`, without augmentation or calibration, as the predictor would decode them; of several workers, of the
+    faces of all, in the order of the column `row`.
+
+    A column `set` (B,) numbers the sets of the faces. gallery: for `decode.method: gallery`. With a column `subject`, neighbours of a face's own subject are left out where the settings say so.
     """
     network, config = state.judged.eval(), state.config
     found: list[dict[str, Tensor]] = []
@@ -88,13 +95,15 @@ def validate(
             posterior(network, batch, config, config.train.precision == "bf16", gallery), config.model
         )
         known = torch.from_numpy(np.array(columns["age"], np.float32))
-        found.append({"true": known, "said": ages.float().cpu()} | _rows(columns))
+        number = torch.from_numpy(np.array(columns.get("set", np.zeros(len(known), np.int64))))
+        found.append({"true": known, "said": ages.float().cpu(), "set": number} | _rows(columns))
     found = _in_order(found)
     true, said = (
         torch.cat([torch.zeros(0), *(table[name] for table in found)]).numpy() for name in ("true", "said")
     )
+    number_N = torch.cat([torch.zeros(0, dtype=torch.int64), *(table["set"] for table in found)]).numpy()
     if not np.isfinite(said).all():
         raise FloatingPointError(
             f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
         )
-    return true, said
+    return Validated(true, said, number_N)

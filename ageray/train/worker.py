@@ -90,18 +90,17 @@ class Worker:
             result = train_one_epoch(state, faces.batches, tell, self._keep, scale.checkpoint_steps)
         skipped = [row for rows in distributed.all_gather_object(faces.ordered.skipped) for row in rows]
         if result.images == 0:
-            raise no_face(
-                state.config.train.stages[state.stage].shards or state.config.data.shards, "", skipped
-            )
+            folders = self.plan.folders(state.config.train.stages[state.stage])
+            raise no_face(", ".join(folders), "", skipped)
         self._sync_batch_stats()
         near = (
             self._gallery(state.config.model.decode.gallery.validation_faces)
             if self.plan.parts["val"]
             else None
         )
-        true, predicted = validate(state, self.streams.whole("val"), near)
+        validated = validate(state, self.streams.whole("val"), near)
         seconds = time.perf_counter() - started
-        record = epochs.close(state, result, true, predicted, seconds, len(skipped), faces.batches.waited)
+        record = epochs.close(state, result, validated, seconds, len(skipped), faces.batches.waited)
         if self.number == 0:
             self._write(record)
         self._keep()
@@ -160,7 +159,7 @@ class Worker:
         batches = self.streams.whole("train", most)
         made = build_gallery(self.state, batches)
         if made is None:
-            raise no_face(self.state.config.data.shards, " for the gallery", batches.skipped)
+            raise no_face(", ".join(self.plan.folders()), " for the gallery", batches.skipped)
         return made
 
     def _finish(self) -> None:

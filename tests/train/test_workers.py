@@ -88,7 +88,7 @@ def judged(name: str) -> list[float]:
         {key: values[rank::world][5:] for key, values in drawn.items()},
     ]
     gallery = build_gallery(state, [batch for batch in own if len(batch["age"])])
-    true, said = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
+    true, said, _ = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
     assert true.tolist() == drawn["age"][:5].tolist()
     return [float(age) for age in said]
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ageray.experiment import Experiment
+from ageray.experiment.model import View
 from ageray.faces.canvases import to_tensors
 from ageray.models.inference import views
 from ageray.models.network import AgeNetwork, Backbone
@@ -32,7 +33,8 @@ def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     mirroring it (all of `train.augment` but `flip` is 0), and the network sees a face through its backbone's pooled features alone."""
     still = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
     changes = experiment.train.augment.model_dump(exclude={"flip"})
-    return still and not any(changes.values()) and isinstance(network.body(), Backbone)
+    one_view = experiment.model.decode.views == (View(),)  # what is remembered is of one view
+    return still and one_view and not any(changes.values()) and isinstance(network.body(), Backbone)
 
 
 def detach_backbone(network: AgeNetwork) -> nn.Module:

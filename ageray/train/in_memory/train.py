@@ -99,8 +99,8 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
         near = (
             _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
         )
-        true, predicted = validate(state, _batches(faces, fold.val, size), near)
-        record = epochs.close(state, result, true, predicted, time.perf_counter() - started)
+        validated = validate(state, _batches(faces, fold.val, size), near)
+        record = epochs.close(state, result, validated, time.perf_counter() - started)
         if record["best"]:
             best = copy.deepcopy(state.judged.state_dict())
         yield record
