@@ -35,7 +35,7 @@ class Face(ApiModel):
     error: str | None = None
     """Why this face has no age; `unsure: ...` where an age would be a guess."""
     quality: float | None = None
-    """How good the picture of this face is, 0 to 1: 0.5 doubles the error to be expected."""
+    """How good the picture of this face is, 0 to 1: 0.5 doubles the interval."""
     unusual: float | None = None
     """Distance from the faces of training; above 1 is unusual, and widens the interval."""
     over_18: float | None = None
