@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,6 @@ from ageray.models.decode import bins
 from ageray.models.distance import RANK, FeatureDistance
 from ageray.predictor import Predictor
 
-_OF_TRAINING = 1000
 _TAUGHT = tuple(kind for kind in KINDS if kind != "none")
 """Degradations whose copies teach `quality`."""
 
@@ -56,7 +54,7 @@ def main() -> None:
         for name, value in loaded.card.items()
         if name not in ("calibration", "features", "figures")
     }
-    distance = _distance(Predictor(loaded, threads=given.threads), given.training, out, card)
+    distance = _distance(Predictor(loaded, threads=given.threads), given, out, card)
     card = bundle.add_distance(str(out), card, distance)
     bundle.write_card(str(out), card)
     cache = Path(given.cache or out / ".cache") / card["sha256"][:12]
@@ -94,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         "--unseen", nargs="*", default=[], type=Source.parse, metavar="NAME=SHARDS[@SPLIT#PART]"
     )
     parser.add_argument("--faces", type=int, default=0, help="of each set at most; 0: all")
+    parser.add_argument("--features", type=int, default=1000, help="faces of each --training set")
     parser.add_argument("--hard", type=int, default=150, help="degraded copies of each kind and set")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--cache")
@@ -101,15 +100,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _distance(
-    predictor: Predictor, sources: Sequence[Source], out: Path, card: dict[str, Any]
+    predictor: Predictor, given: argparse.Namespace, out: Path, card: dict[str, Any]
 ) -> FeatureDistance:
     """Of the features of training faces of all sets, as many of each."""
     file = out / ".cache" / f"features-{card['sha256'][:12]}.npy"
     if file.exists():
         return FeatureDistance.of(torch.from_numpy(np.load(file)), RANK)
     parts = []
-    for source in sources:
-        rows = source.rows(_OF_TRAINING)
+    for source in given.training:
+        rows = source.rows(given.features)
         for start in range(0, len(rows), 32):
             batch = hard_faces.canvases(rows[start : start + 32], "none", predictor.bundle.experiment)[1]
             parts.append(predictor.embeddings(*batch))

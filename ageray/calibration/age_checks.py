@@ -34,7 +34,9 @@ class AgeChecks:
         """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`: a
         hard face is less certain."""
         logit_NL = np.asarray(self.slopes) * _logit(share_NL) + np.asarray(self.intercepts)
-        return np.asarray(expit(logit_NL / widening_N[:, None]), np.float64)
+        probability_NL = expit(logit_NL / widening_N[:, None])
+        # whoever is 25 is 18: each limit was calibrated by itself
+        return np.asarray(np.minimum.accumulate(probability_NL, axis=-1), np.float64)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""

@@ -54,6 +54,11 @@ def test_a_hard_face_is_less_certain() -> None:
     assert 0.1 < said[1, 1] < 0.5
 
 
+def test_whoever_is_25_is_18() -> None:
+    said = AgeChecks((1.0, 1.0), (-3.0, 3.0)).apply(np.array([[0.6, 0.5]]), np.ones(1))
+    assert said[0, 1] == said[0, 0] < 0.1
+
+
 def test_a_set_without_minors_leaves_the_share_as_it_is() -> None:
     fitted = fit_age_checks(np.full(50, 40.0), np.full((50, 2), 0.7), np.ones(50), np.ones(50))
     assert fitted == AgeChecks()
