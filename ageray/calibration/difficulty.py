@@ -8,7 +8,7 @@ Shape letters: N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,9 @@ _KNOT_SHARE = 0.75
 """A hinge begins at the ordinary face that is harder than three in four by that measure."""
 _SHRINK = 2e-3  # of the squared weights: a measure that tells nothing gets none
 LARGEST = 3.0
-"""Widest that an interval is stretched. A face whose expected error is larger still gets no age."""
+"""Widest that an interval is stretched, whatever calibration faces show."""
+_MEASURED_SHARE, _BEYOND, _LEAST_LARGEST = 0.995, 1.05, 1.5
+# `largest` is that quantile of what calibration faces reached, a little more, and 1.5 at least
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def fit_difficulty(
 
     errors_N: |error| over the half width that the posterior gives, at least 0. ordinary_N: pictures
     that are not degraded; knots and the reference distance are theirs. weight_N: of each face, so
-    that sets and degradations count alike. Hinges without weight are left out.
+    that sets and degradations count alike. Hinges without weight are left out. `largest` is what
+    one face in 200 reached, and a little more: beyond it nothing was measured.
     """
     reference = max(float(quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
     unusual_N = distance_N / reference
@@ -153,7 +156,10 @@ def fit_difficulty(
     for (name, side, place), weight in zip(places, weights_H[:-1], strict=True):
         if weight > 1e-3:
             hinges.append(Hinge(name, side, place, round(float(weight), 4)))
-    return Difficulty(tuple(hinges), reference, knot, round(float(weights_H[-1]), 4))
+    fitted = Difficulty(tuple(hinges), reference, knot, round(float(weights_H[-1]), 4))
+    expected_N = fitted.expected(fitted.quality(measures_NM, names), unusual_N)
+    most = _BEYOND * quantile(expected_N, weight_N, _MEASURED_SHARE)
+    return replace(fitted, largest=round(float(np.clip(most, _LEAST_LARGEST, LARGEST)), 4))
 
 
 def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> Floats:

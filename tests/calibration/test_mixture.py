@@ -186,6 +186,20 @@ def test_a_face_beyond_what_an_interval_can_say_is_refused() -> None:
     assert said.over[:, 0] == pytest.approx([0.9, 0.75, 0.675], abs=1e-3)  # a hard face is less certain
 
 
+def test_what_was_measured_bounds_what_is_answered() -> None:
+    """Half the resolution doubled the errors of the calibration; a quarter was never seen."""
+    sets = [drawn("a", 2000, 0, degraded=2000), drawn("b", 2000, 1, degraded=2000)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    assert calibration.difficulty is not None
+    assert 1.9 < calibration.difficulty.largest < 2.5
+    fresh = drawn("c", 100, 5, degraded=100)
+    assert fresh.measures is not None
+    fresh.measures[-10:, 0] = -2.0
+    said = calibration.answers(fresh.decoded, np.zeros((200, 2)), fresh.measures, NAMES, fresh.distance)
+    assert not said.refused[:190].any()
+    assert said.refused[190:].all()
+
+
 def test_intervals_by_hand() -> None:
     intervals = Intervals((30.0,), (1.0, 2.0), (0.5, 1.5))
     age, low, high = np.array([10.0, 30.0, 60.0]), np.array([6.0, 26.0, 50.0]), np.array([14.0, 38.0, 60.5])
