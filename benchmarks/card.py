@@ -19,7 +19,6 @@ import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import hard_faces
@@ -31,6 +30,7 @@ from hard_faces import Raw, Source
 from ageray import bundle
 from ageray.calibration import Calibration, CalibrationSet, fit_mixture
 from ageray.card import Predicted, build_card
+from ageray.errors import UserError
 from ageray.faces.degrade import KINDS
 from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins
@@ -54,10 +54,10 @@ def main() -> None:
         for name, value in loaded.card.items()
         if name not in ("calibration", "features", "figures")
     }
-    distance = _distance(Predictor(loaded, threads=given.threads), given, out, card)
+    cache = Path(given.cache or f"{out}.cache") / card["sha256"][:12]
+    distance = _distance(Predictor(loaded, threads=given.threads), given, cache / "features.npy")
     card = bundle.add_distance(str(out), card, distance)
     bundle.write_card(str(out), card)
-    cache = Path(given.cache or out / ".cache") / card["sha256"][:12]
     predictor = Predictor(bundle.load(str(out)), threads=given.threads)
     raws = _predict(predictor, given, cache)
     calibration = _fit(raws, given, predictor)
@@ -95,27 +95,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--features", type=int, default=1000, help="faces of each --training set")
     parser.add_argument("--hard", type=int, default=150, help="degraded copies of each kind and set")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--cache")
+    parser.add_argument("--cache", metavar="DIR", help="BUNDLE.cache by default")
     return parser
 
 
-def _distance(
-    predictor: Predictor, given: argparse.Namespace, out: Path, card: dict[str, Any]
-) -> FeatureDistance:
+def _distance(predictor: Predictor, given: argparse.Namespace, file: Path) -> FeatureDistance:
     """Of the features of training faces of all sets, as many of each."""
-    file = out / ".cache" / f"features-{card['sha256'][:12]}.npy"
-    if file.exists():
-        return FeatureDistance.of(torch.from_numpy(np.load(file)), RANK)
-    parts = []
-    for source in given.training:
-        rows = source.rows(given.features)
-        for start in range(0, len(rows), 32):
-            batch = hard_faces.canvases(rows[start : start + 32], "none", predictor.bundle.experiment)[1]
-            parts.append(predictor.embeddings(*batch))
-    embeddings = np.concatenate(parts)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, embeddings)
-    return FeatureDistance.of(torch.from_numpy(embeddings), RANK)
+    if not predictor.has_embedding:
+        raise UserError(f"{given.model}: its network has no embedding, so that nothing can be unusual to it")
+    if not file.exists():
+        parts = []
+        for source in given.training:
+            rows = source.rows(given.features)
+            for start in range(0, len(rows), 32):
+                chosen = rows[start : start + 32]
+                batch = hard_faces.canvases(chosen, "none", predictor.bundle.experiment)[1]
+                parts.append(predictor.embeddings(*batch))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.concatenate(parts))
+    return FeatureDistance.of(torch.from_numpy(np.load(file)), RANK)
 
 
 def _predict(predictor: Predictor, given: argparse.Namespace, cache: Path) -> dict[tuple[str, str], Raw]:
