@@ -67,13 +67,11 @@ def build_card(
     _check(facts)
     figures = {each.name: set_figures(each, training_median, correlation, resamples) for each in sets}
     wrong = [sentence for each in sets for sentence in where_wrong(each.name, figures[each.name])]
-    rest = {name: value for name, value in facts.items() if name != "not_good_for"}
-    made = {**rest, "figures": figures}
+    full = {**facts, "figures": figures}
     if hard:
-        made["hard_faces"] = list(hard)
-    made["not_good_for"] = [*facts.get("not_good_for", []), *wrong]
-    kept = {name: value for name, value in card.items() if name not in made}
-    return {**made, **kept}
+        full["hard_faces"] = list(hard)
+    full["not_good_for"] = [*facts.get("not_good_for", []), *wrong]
+    return full | {name: value for name, value in card.items() if name not in full}
 
 
 def _check(facts: dict[str, Any]) -> None:
@@ -104,7 +102,7 @@ def set_figures(
     report = metrics.full_report(tested, training_median, rules=_RULES, resamples=resamples)
     estimates = report["estimates"]
     overall = estimates["overall"]
-    made: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "faces": report["images"],
         "seen_in_training": predicted.seen,
         **_pair("mae", overall["mae"]),
@@ -118,20 +116,20 @@ def set_figures(
         "by_decade": [_part("ages", row) for row in estimates["by_age"]],
     }
     if predicted.refused is not None:
-        made["refused"] = _round(float(np.asarray(predicted.refused, bool).mean()))
+        figures["refused"] = _round(float(np.asarray(predicted.refused, bool).mean()))
     for name in ("gender", "group"):
         rows = estimates.get(f"by_{name}")
         if rows is not None:
-            made[f"by_{name}"] = [_part(name, row) for row in rows]
-            made[f"worst_{name}_over_best"] = _ratio(rows, name)
-    made["age_checks"] = _age_checks(estimates)
+            figures[f"by_{name}"] = [_part(name, row) for row in rows]
+            figures[f"worst_{name}_over_best"] = _ratio(rows, name)
+    figures["age_checks"] = _age_checks(estimates)
     if predicted.subject is not None:
         people = one_age_each(
             predicted.true, predicted.subject, predicted.age, predicted.low, predicted.high, correlation
         )
         if people["people"]:
-            made["people"] = {name: _round(value) for name, value in people.items()}
-    return made
+            figures["people"] = {name: _round(value) for name, value in people.items()}
+    return figures
 
 
 def _age_checks(estimates: dict[str, Any]) -> list[dict[str, Any]]:
@@ -153,30 +151,29 @@ def _age_checks(estimates: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _renamed(rule: dict[str, Any]) -> dict[str, Any]:
     """A row of `challenge_table` in the words of `age_check_table`."""
-    made: dict[str, Any] = {"false_adult": rule["false_accept"], "false_minor": rule["false_reject"]}
+    rates: dict[str, Any] = {"false_adult": rule["false_accept"], "false_minor": rule["false_reject"]}
     for name in ("gender", "group"):
         if f"by_{name}" in rule:
-            made[f"by_{name}"] = [
+            rates[f"by_{name}"] = [
                 {name: part[name], "false_adult": part["false_accept"], "false_minor": part["false_reject"]}
                 for part in rule[f"by_{name}"]
             ]
-    return made
+    return rates
 
 
 def _check_row(row: dict[str, Any]) -> dict[str, Any]:
-    made = {**_pair("false_adult", row["false_adult"]), **_pair("false_minor", row["false_minor"])}
+    rates = {**_pair("false_adult", row["false_adult"]), **_pair("false_minor", row["false_minor"])}
     for name in ("gender", "group"):
         parts = row.get(f"by_{name}")
         if parts is None:
             continue
         for rate in ("false_adult", "false_minor"):
-            made[f"{rate}_by_{name}"] = {part[name]: _round(part[rate]["value"]) for part in parts}
-    return made
+            rates[f"{rate}_by_{name}"] = {part[name]: _round(part[rate]["value"]) for part in parts}
+    return rates
 
 
 def where_wrong(name: str, figures: dict[str, Any]) -> list[str]:
-    """Sentences on the decades of a set in which ages are off on one side, and on the worst group.
-    """
+    """Sentences on the decades of a set whose ages are off on one side, and on the worst group."""
     sentences = []
     for row in figures["by_decade"]:
         if row["images"] >= _FEWEST and abs(row["bias"]) >= _WRONG:
@@ -208,18 +205,17 @@ def _part(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(rows: Sequence[dict[str, Any]], name: str) -> float | None:
-    """The largest MAE of a part over the smallest; None with fewer than two parts of enough faces.
-    """
+    """The largest MAE of a part over the smallest; None with fewer than two parts big enough."""
     errors = [row["mae"]["value"] for row in rows if row["images"] >= _FEWEST and row[name] != "unknown"]
     return _round(max(errors) / min(errors)) if len(errors) > 1 and min(errors) > 0 else None
 
 
 def _pair(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
     """A figure and, where it has one, its interval."""
-    made: dict[str, Any] = {name: _round(estimate["value"])}
+    figure: dict[str, Any] = {name: _round(estimate["value"])}
     if estimate["low"] is not None:
-        made[f"{name}_95"] = [_round(estimate["low"]), _round(estimate["high"])]
-    return made
+        figure[f"{name}_95"] = [_round(estimate["low"]), _round(estimate["high"])]
+    return figure
 
 
 def _round(value: Any) -> Any:

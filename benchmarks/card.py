@@ -67,12 +67,12 @@ def main() -> None:
     tested = [_predicted(predictor, raws, word, True) for word in given.test]
     tested += [_predicted(predictor, raws, word, False) for word in given.unseen]
     median = card.get("training", {}).get("train_ages", {}).get("median")
-    made = build_card(
+    final = build_card(
         {**card, "calibration": calibration.to_card()}, facts, tested, hard, median, calibration.correlation
     )
-    bundle.write_card(str(out), made)
+    bundle.write_card(str(out), final)
     hard_faces.show(hard)
-    for name, row in made["figures"].items():
+    for name, row in final["figures"].items():
         interval = f"covers {row['interval_coverage']:.3f}, width {row['interval_mean_width']:.1f}"
         print(f"{name}: MAE {row['mae']:.2f}, bias {row['bias']:+.2f}, {interval}")
 
@@ -170,7 +170,7 @@ def _predicted(
     labels = {
         name: [str(value) or None for value in getattr(raw, name)] for name in ("gender", "group", "subject")
     }
-    known = {name: column if any(column) else None for name, column in labels.items()}
+    given_labels = {name: column if any(column) else None for name, column in labels.items()}
     return Predicted(
         source.name,
         raw.true,
@@ -178,7 +178,7 @@ def _predicted(
         ages.low,
         ages.high,
         ages.over,
-        **known,
+        **given_labels,
         refused=ages.refused,
         seen=seen,
     )

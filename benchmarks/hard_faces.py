@@ -63,16 +63,16 @@ class Source:
     def rows(self, most: int = 0) -> list[dict[str, Any]]:
         """The faces with an age and landmarks, in an order by a hash of their keys; the first
         `most` of them."""
-        wanted = None
+        chosen = None
         if self.split:
             parts = pq.read_table(self.split).to_pylist()
-            wanted = {row["key"] for row in parts if row["part"] == self.part}
+            chosen = {row["key"] for row in parts if row["part"] == self.part}
         rows = []
         for file in storage.list_files(self.shards, (".parquet",)):
             filesystem, path = storage.filesystem(file)
             for row in pq.read_table(path, filesystem=filesystem).to_pylist():
                 usable = row["age"] is not None and row["landmarks"] is not None
-                if usable and (wanted is None or row["key"] in wanted):
+                if usable and (chosen is None or row["key"] in chosen):
                     rows.append(row)
         if not rows:
             raise UserError(

@@ -51,20 +51,20 @@ class Intervals:
 
     def times(self, factor: float) -> Intervals:
         """Wider by `factor` on both sides."""
-        low, high = (tuple(factor * number for number in side) for side in (self.low, self.high))
-        return Intervals(self.edges, low, high)
+        low, high = factor * np.array(self.low), factor * np.array(self.high)
+        return Intervals(self.edges, tuple(low.tolist()), tuple(high.tolist()))
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
-        low, high = ([round(number, 4) for number in side] for side in (self.low, self.high))
-        return {"edges": list(self.edges), "low": low, "high": high}
+        low, high = np.round(self.low, 4), np.round(self.high, 4)
+        return {"edges": list(self.edges), "low": low.tolist(), "high": high.tolist()}
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Intervals | None:
         """From a bundle's card; None where it has none."""
         if not card:
             return None
-        return cls(*(tuple(float(number) for number in card[name]) for name in ("edges", "low", "high")))
+        return cls(*(tuple(map(float, card[name])) for name in ("edges", "low", "high")))
 
 
 def reaches(age_N: Floats, low_N: Floats, high_N: Floats) -> tuple[Floats, Floats]:

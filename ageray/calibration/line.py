@@ -169,7 +169,7 @@ def fit(true: Ages, decoded: Ages, low: Ages, high: Ages) -> Calibration:
 
 
 def fit_line(
-    x: NDArray[np.float64], y: NDArray[np.float64], face_weight: NDArray[np.float64] | None = None
+    x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], face_weight: NDArray[Any] | None = None
 ) -> tuple[float, float]:
     """Least absolute deviations by iteratively reweighted least squares: slope and intercept.
     `face_weight` (N,) says how much a face counts, all alike where it is None. A slope outside 0.5

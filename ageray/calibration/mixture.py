@@ -46,7 +46,9 @@ class CalibrationSet:
     @property
     def ordinary(self) -> NDArray[np.bool_]:
         """Faces that were not degraded: (N,)."""
-        return np.ones(len(self.true), bool) if self.degraded is None else ~self.degraded
+        if self.degraded is None:
+            return np.ones(len(self.true), bool)
+        return ~self.degraded
 
 
 def fit_mixture(
@@ -86,6 +88,11 @@ def fit_mixture(
     return fitted
 
 
+def _pooled(sets: Sequence[CalibrationSet], name: str) -> Floats:
+    """A column of all sets, one after the other."""
+    return np.concatenate([np.asarray(getattr(each, name), np.float64) for each in sets])
+
+
 def _fit(
     sets: Sequence[CalibrationSet],
     bins_K: Floats,
@@ -93,9 +100,11 @@ def _fit(
     level: float,
     line: tuple[float, float] | None,
 ) -> Calibration:
-    true_N = np.concatenate([each.true for each in sets])
-    decoded_N3 = np.concatenate([each.decoded for each in sets])
-    ordinary_N = np.concatenate([each.ordinary for each in sets])
+    true_N, decoded_N3, ordinary_N = (
+        _pooled(sets, "true"),
+        _pooled(sets, "decoded"),
+        _pooled(sets, "ordinary") > 0,
+    )
     weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])
     scale, shift = line or fit_line(decoded_N3[ordinary_N, 0], true_N[ordinary_N], weight_N[ordinary_N])
     age_N, low_N, high_N = Calibration(scale, shift).apply(
@@ -122,9 +131,8 @@ def _difficulty(
     age_N, low_N, high_N = ages
     below_N, above_N = reaches(age_N, low_N, high_N)
     error_N = np.abs(true_N - age_N) / np.where(true_N < age_N, below_N, above_N)
-    measures_NM = np.concatenate([np.asarray(each.measures, np.float64) for each in sets])
-    distance_N = np.concatenate([np.asarray(each.distance, np.float64) for each in sets])
-    ordinary_N = np.concatenate([each.ordinary for each in sets])
+    measures_NM, distance_N = _pooled(sets, "measures"), _pooled(sets, "distance")
+    ordinary_N = _pooled(sets, "ordinary") > 0
     weights = []
     for each in sets:
         good, bad = int(each.ordinary.sum()), int((~each.ordinary).sum())
@@ -158,7 +166,7 @@ def _correlation(sets: Sequence[CalibrationSet], calibration: Calibration, names
         true_N, age_N, low_N, high_N = _ends(each, calibration, names)
         for name, usable in zip(each.subject, each.ordinary.tolist(), strict=True):
             if usable:
-                subjects.append(None if name is None else f"{each.name} {name}")
+                subjects.append(name and f"{each.name} {name}")
         errors.append(age_N - true_N)
         widths.append(high_N - low_N)
     if not subjects:

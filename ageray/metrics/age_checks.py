@@ -36,8 +36,12 @@ def age_check_means(
         _, probability_N = pair(true_N, probability)
         of_age_N = true_N >= limit
         brier = Mean.over((probability_N - of_age_N) ** 2)
-        row: dict[str, Any] = {"limit": int(limit), "brier": brier, "said": Mean.over(probability_N)}
-        row["of_age"] = Mean.over(of_age_N)
+        row: dict[str, Any] = {
+            "limit": int(limit),
+            "brier": brier,
+            "mean_probability": Mean.over(probability_N),
+        }
+        row["share_of_age"] = Mean.over(of_age_N)
         row["thresholds"] = []
         for threshold in thresholds:
             passed_N = probability_N >= threshold
@@ -66,8 +70,9 @@ def age_check_table(
     false_minor   share of the faces with y >= limit that have p < t: adults who do not
 
     Both for all faces and by each of `labels`. Besides: `brier`, the mean of (p - [y >= limit])^2,
-    and `said` and `of_age`, the means of p and of [y >= limit], equal where p is calibrated. over:
-    limit to (N,). A rate over no face is null. Raises ValueError if the lengths differ.
+    and `mean_probability` and `share_of_age`, the means of p and of [y >= limit], equal where p is
+    calibrated. over: limit to (N,). A rate over no face is null. Raises ValueError if the lengths
+    differ.
     """
     true_N, _ = pair(true, true)
     table: list[dict[str, Any]] = values(age_check_means(true_N, over, labels or {}, thresholds))
@@ -91,7 +96,7 @@ def young_adult_mean(true_N: Ages, predicted_N: Ages, gender: Labels | None = No
     Cells without a face are left out."""
     error_N, age_N = np.abs(predicted_N - true_N), np.floor(true_N).astype(int)
     rows = np.flatnonzero((age_N >= YOUNG[0]) & (age_N <= YOUNG[1]))
-    names = [None] * len(true_N) if gender is None else list(gender)
+    names = list(gender or [None] * len(true_N))
     sexes = np.array([names[row] or "" for row in rows.tolist()], str)
     if (sexes != "").any():
         rows, sexes = rows[sexes != ""], sexes[sexes != ""]

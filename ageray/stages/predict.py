@@ -16,6 +16,9 @@ from ageray.faces.canvases import canvas_side
 from ageray.predictor import Ages, Predictor
 from ageray.stages import labels
 
+_REFUSED = ("age", "age_low", "age_high", *(f"over_{limit}" for limit in LIMITS))
+"""Columns that are null where the model refuses an age."""
+
 
 def scores_schema(posterior: bool) -> pa.Schema:
     """Schema of the scores table, with or without the posterior."""
@@ -45,11 +48,9 @@ class AgeFaces:
         if not np.isfinite(ages.age).all():
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
         columns = _columns(ages)
-        whole = (
-            self._schema
-            if "lot" not in found.column_names
-            else pa.schema([*self._schema, *labels.CHUNK_OF_ROW_SCHEMA])
-        )
+        whole = self._schema
+        if "lot" in found.column_names:
+            whole = pa.schema([*whole, *labels.CHUNK_OF_ROW_SCHEMA])
         table = found.select([name for name in found.column_names if name in whole.names])
         for field in self._schema:
             if field.name in columns and field.name != "error":
@@ -57,7 +58,7 @@ class AgeFaces:
                 for row, value in zip(rows, columns[field.name], strict=True):
                     values[row] = value
                 table = table.append_column(field, pa.array(values, field.type))
-        if ages.refused is not None and ages.refused.any():
+        if any(columns["error"]):
             reasons = table.column("error").to_pylist()
             for row, reason in zip(rows, columns["error"], strict=True):
                 reasons[row] = reason
@@ -69,22 +70,19 @@ class AgeFaces:
 def _columns(ages: Ages) -> dict[str, list[Any]]:
     """What the scores table says of each face; null where the model has not learnt it, or refuses
     an age."""
-    refused = np.zeros(len(ages.age), bool) if ages.refused is None else ages.refused
-    columns: dict[str, list[Any]] = {
-        "age": [],
-        "age_low": [],
-        "age_high": [],
-        "posterior": list(ages.posterior),
-    }
-    over = dict(zip((f"over_{limit}" for limit in LIMITS), ages.over.T, strict=True))
-    for name, values in {"age": ages.age, "age_low": ages.low, "age_high": ages.high, **over}.items():
-        columns[name] = [None if none else value for value, none in zip(values, refused, strict=True)]
-    unknown = [None] * len(refused)
-    columns["quality"] = unknown if ages.quality is None else list(ages.quality)
-    columns["unusual"] = unknown if ages.unusual is None else list(ages.unusual)
-    columns["error"] = [None] * len(refused)
-    for row in np.flatnonzero(refused):
-        about = f"quality {columns['quality'][row]:.2f}, unusual {columns['unusual'][row]:.2f}"
+    nothing: list[Any] = [None] * len(ages.age)
+    columns = {"quality": nothing, "unusual": nothing, "error": list(nothing)}
+    columns |= {"age": list(ages.age), "age_low": list(ages.low), "age_high": list(ages.high)}
+    columns["posterior"] = list(ages.posterior)
+    for limit, probabilities in zip(LIMITS, ages.over.T, strict=True):
+        columns[f"over_{limit}"] = list(probabilities)
+    if ages.quality is None or ages.unusual is None or ages.refused is None:
+        return columns
+    columns |= {"quality": list(ages.quality), "unusual": list(ages.unusual)}
+    for row in np.flatnonzero(ages.refused):
+        for name in _REFUSED:
+            columns[name][row] = None
+        about = f"quality {ages.quality[row]:.2f}, unusual {ages.unusual[row]:.2f}"
         columns["error"][row] = f"{schema.UNSURE}: an age would be a guess ({about})"
     return columns
 

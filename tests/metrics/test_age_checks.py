@@ -18,8 +18,8 @@ def test_rates_by_hand() -> None:
     assert half["false_minor"] == pytest.approx(1 / 3)
     assert sure["false_adult"] == pytest.approx(1 / 3)
     assert sure["false_minor"] == pytest.approx(1 / 3)  # 0.9 passes a threshold of 0.9
-    assert row["said"] == pytest.approx(sum(OVER_18) / 6)
-    assert row["of_age"] == pytest.approx(0.5)
+    assert row["mean_probability"] == pytest.approx(sum(OVER_18) / 6)
+    assert row["share_of_age"] == pytest.approx(0.5)
 
 
 def test_rates_by_gender() -> None:
