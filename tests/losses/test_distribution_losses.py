@@ -16,6 +16,7 @@ from torch import Tensor
 from ageray.losses.cross_entropy import cross_entropy
 from ageray.experiment import Loss
 from ageray.losses.criterion import Criterion
+from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
@@ -148,6 +149,18 @@ def test_a_label_with_a_deviation_has_a_wider_target() -> None:
         torch.testing.assert_close(criterion(outputs)[0], expected)
         weighed = criterion(outputs | {"weight": torch.ones(2)})[0]
         torch.testing.assert_close(weighed, expected)
+
+
+def test_distillation_is_the_cross_entropy_to_the_teacher_of_the_young() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits, teacher = (
+        torch.randn(3, len(BINS), generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    teacher, age = teacher.softmax(-1), torch.tensor([2.0, 18.0, 30.0], dtype=torch.float64)
+    each = -(teacher * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(distillation(logits, teacher, age), each.mean())
+    share = torch.sigmoid(torch.tensor([4.0, 0.0, -3.0], dtype=torch.float64))
+    torch.testing.assert_close(distillation(logits, teacher, age, below=18, width=4), (share * each).mean())
 
 
 def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:
