@@ -40,7 +40,8 @@ class Scaled:
 
 
 RECIPES = {
-    "default": Scaled(8),
+    "default": Scaled(3),
+    "googlenet": Scaled(8),
     "baseline": Scaled(300),
     "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
     "frozen": Scaled(1),
