@@ -144,7 +144,9 @@ def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
     if name is None:
         raise UserError("loss.distillation: has no teacher; set train.teacher, to start or to a model")
     if term is None:
-        raise UserError(f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away")
+        raise UserError(
+            f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away"
+        )
     if name == "start":
         teacher = build(config.model, seed=config.train.seed)
     else:
@@ -155,7 +157,9 @@ def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
                 "they must be the same"
             )
         if loaded.experiment.align != config.align:
-            raise UserError(f"train.teacher={name}: its align differs from this model's; the same faces must fit both")
+            raise UserError(
+                f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
+            )
         teacher = loaded.network()
     return teacher.to(device).eval().requires_grad_(False)
 

@@ -64,7 +64,9 @@ def test_only_the_trained_tails_train(published: str) -> None:
     before = {name: tensor.clone() for name, tensor in both.state_dict().items()}
     outputs = both({"face": FACES})
     assert outputs["aux_logits"].shape == (3, 1, 110)
-    loss, terms = criterion(outputs | {"age": torch.tensor([5.0, 30.0, 70.0]), "bins": bins(experiment.model)})
+    loss, terms = criterion(
+        outputs | {"age": torch.tensor([5.0, 30.0, 70.0]), "bins": bins(experiment.model)}
+    )
     assert terms.keys() == {"dldl_v2", "aux_dldl_v2"}
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ageray import metrics
-from ageray.experiment import Align, Augment, Experiment
 from ageray.errors import UserError
+from ageray.experiment import Align, Augment, Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.canvases import face_canvases, to_tensors
 from ageray.models.decode import decode
@@ -203,7 +203,9 @@ def test_an_epoch_can_be_chosen_by_decades_and_sets() -> None:
     true = np.array([5, 25, 25, 25, 85, 95, 35], np.float32)
     error = np.array([1, 3, 3, 3, 9, 5, 10], np.float32)
     of_set = np.array([0, 0, 0, 0, 0, 0, 1])
-    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(((1 + 3 + 7) / 3 + 10) / 2)
+    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(
+        ((1 + 3 + 7) / 3 + 10) / 2
+    )
     state = new_state(experiment(train={"select": "decades", "stages": [{"epochs": 2}]}), CPU)
     records = []
     # the second epoch has the smaller MAE, but is worse on the only child

@@ -654,7 +654,13 @@ def test_a_plan_of_several_sets(two_sets: Path, tmp_path: Path, shards: Path) ->
     alone = plan.make(
         config.load(
             [str(two_sets)],
-            [f"scale.runs={tmp_path}", "data.sets=[]", f"data.shards={shards}", "protocol.val=0.2", "protocol.test=0.2"],
+            [
+                f"scale.runs={tmp_path}",
+                "data.sets=[]",
+                f"data.shards={shards}",
+                "protocol.val=0.2",
+                "protocol.test=0.2",
+            ],
         )
     )
     # a set's split is the one that it has alone
@@ -680,7 +686,10 @@ def test_a_run_on_several_sets(two_sets: Path, ray_local: None, tmp_path: Path) 
         (["data.sets.1.name=drawn"], "the name 'drawn' is there twice"),
         (["data.shards=elsewhere"], "shards=elsewhere and sets exclude each other"),
         (["align.placement=actors"], "works with data.shards, not with data.sets"),
-        (["data.sets.1.protocol.name=all"], "data.sets, 'more': protocol.name=all: leaves no face to train on"),
+        (
+            ["data.sets.1.protocol.name=all"],
+            "data.sets, 'more': protocol.name=all: leaves no face to train on",
+        ),
     ],
 )
 def test_mistakes_with_several_sets(two_sets: Path, tmp_path: Path, words: list[str], message: str) -> None:
