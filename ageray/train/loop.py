@@ -25,6 +25,7 @@ from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import Draws, geometric_map, photometric
 from ageray.faces.canvases import to_tensors
 from ageray.losses.criterion import FIELDS, check_finite
+from ageray.models.decode import classifier_posterior
 from ageray.train.state import Columns, Partial, State, autocast
 
 _CHECK_EVERY = 20  # steps between looks at the losses: each look waits for the device
@@ -132,6 +133,8 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, 
     """Adds a piece's share of the gradient, of the loss over all workers; returns the loss and its terms."""
     with autocast(state.config, state.device):
         outputs = state.forward(batch)
+    if state.teacher is not None:
+        batch = batch | {"teacher": _taught(state, batch)}
     fields = {name: batch[name] for name in (*FIELDS, "weight") if name in batch}
     own = {**outputs, **fields, "bins": state.bins}
     if distributed.rank_and_world()[1] == 1:
@@ -145,6 +148,14 @@ def _backward(state: State, batch: dict[str, Tensor], pieces: int) -> dict[str, 
         loss, terms = state.criterion(everything, own if state.config.train.mining == "local" else None)
     state.scaler.scale(loss / pieces if pieces > 1 else loss).backward()  # type: ignore[no-untyped-call]
     return {"loss": loss.detach(), **terms}
+
+
+@torch.no_grad()
+def _taught(state: State, batch: dict[str, Tensor]) -> Tensor:
+    """The teacher's posterior of the augmented faces: (B, K)."""
+    assert state.teacher is not None
+    with autocast(state.config, state.device):
+        return classifier_posterior(state.teacher(batch))
 
 
 def _pieces(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

@@ -167,7 +167,9 @@ def check_train(experiment: Experiment) -> None:
                 f"{math.lcm(*(number * train.accumulate for number in range(least, most + 1)))}, or other scale.workers"
             )
     if experiment.data.sets and experiment.align.placement == "actors":
-        raise UserError("align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker")
+        raise UserError(
+            "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
+        )
     sums = [name for name, term in experiment.loss if getattr(term, "reduction", "mean") == "sum"]
     if train.accumulate > 1 and sums:
         raise UserError(
@@ -180,7 +182,10 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
     for view in experiment.model.decode.views:
-        size, key = view.size or experiment.align.size, "model.decode.views.size" if view.size else "align.size"
+        size, key = (
+            view.size or experiment.align.size,
+            "model.decode.views.size" if view.size else "align.size",
+        )
         if size < network.least_side:
             raise UserError(
                 f"{key}={size}: model '{experiment.model.name}' needs faces of at least {network.least_side} "

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a training run carries from step to step, and how it starts. Ray is not needed here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ageray import distributed
+from ageray import bundle, distributed
+from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
@@ -45,6 +46,7 @@ class State:
     scaler: torch.amp.GradScaler
     forward: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     average: AgeNetwork | None = None
+    teacher: AgeNetwork | None = None
     optimizer: torch.optim.Optimizer | None = None
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     stage: int = -1
@@ -118,8 +120,48 @@ def new_state(config: Experiment, device: torch.device) -> State:
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     forward = torch.compile(network) if config.train.compile else network
     return State(
-        config, device, network, criterion, bins(config.model).to(device), generator, scaler, forward, average
+        config,
+        device,
+        network,
+        criterion,
+        bins(config.model).to(device),
+        generator,
+        scaler,
+        forward,
+        average,
+        make_teacher(config, device),
     )
+
+
+def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
+    """The network that `train.teacher` names, in eval mode and without gradients; None where there is none.
+
+    Raises UserError if the loss has no use for it or misses it, if it has other age bins, or sees faces of another alignment.
+    """
+    name, term = config.train.teacher, config.loss.distillation
+    if name is None and term is None:
+        return None
+    if name is None:
+        raise UserError("loss.distillation: has no teacher; set train.teacher, to start or to a model")
+    if term is None:
+        raise UserError(
+            f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away"
+        )
+    if name == "start":
+        teacher = build(config.model, seed=config.train.seed)
+    else:
+        loaded = bundle.load(name)
+        if loaded.experiment.model.ages != config.model.ages:
+            raise UserError(
+                f"train.teacher={name}: has model.ages={list(loaded.experiment.model.ages)}, this model {list(config.model.ages)}; "
+                "they must be the same"
+            )
+        if loaded.experiment.align != config.align:
+            raise UserError(
+                f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
+            )
+        teacher = loaded.network()
+    return teacher.to(device).eval().requires_grad_(False)
 
 
 def autocast(config: Experiment, device: torch.device) -> torch.autocast:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ageray import metrics
+from ageray.errors import UserError
 from ageray.experiment import Align, Augment, Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.canvases import face_canvases, to_tensors
@@ -171,11 +172,40 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
     assert state.log[0]["stall"] == 0.25
 
 
+def test_a_teacher_stays_as_the_network_started_and_is_followed() -> None:
+    cut = batches(faces(8, SMALL), 8)
+    ends = []
+    for weight in (1e-6, 4.0):
+        loss = {"neighborhood": {"normalize": True}, "distillation": {"weight": weight}}
+        state = started(experiment(loss=loss, train={"teacher": "start", "augment": NOTHING}), 8)
+        assert state.teacher is not None
+        before = copy.deepcopy(state.teacher.state_dict())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
+        for _ in range(8):
+            result = train_one_epoch(state, cut)
+        assert result.terms.keys() == {"neighborhood", "distillation"}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.teacher.state_dict().items())
+        ends.append(result.terms["distillation"])
+    assert ends[1] < ends[0] - 0.01
+
+
+def test_a_teacher_and_its_loss_need_each_other() -> None:
+    with pytest.raises(UserError, match=r"loss\.distillation: has no teacher; set train\.teacher"):
+        new_state(experiment(loss={"distillation": {}}), CPU)
+    with pytest.raises(UserError, match=r"train\.teacher=start: no loss listens to it"):
+        new_state(experiment(train={"teacher": "start"}), CPU)
+    loss = {"neighborhood": {}, "distillation": {}}
+    with pytest.raises(UserError, match=r"has model\.ages=\[-15, 120\], this model \[0, 90\]"):
+        new_state(experiment(loss=loss, train={"teacher": "zoo:default@1"}, model={"ages": [0, 90]}), CPU)
+
+
 def test_an_epoch_can_be_chosen_by_decades_and_sets() -> None:
     true = np.array([5, 25, 25, 25, 85, 95, 35], np.float32)
     error = np.array([1, 3, 3, 3, 9, 5, 10], np.float32)
     of_set = np.array([0, 0, 0, 0, 0, 0, 1])
-    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(((1 + 3 + 7) / 3 + 10) / 2)
+    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(
+        ((1 + 3 + 7) / 3 + 10) / 2
+    )
     state = new_state(experiment(train={"select": "decades", "stages": [{"epochs": 2}]}), CPU)
     records = []
     # the second epoch has the smaller MAE, but is worse on the only child

@@ -30,11 +30,13 @@ class PrecomputedFeatures(nn.Module):
 
 def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     """Whether remembered features train the same head: every stage has `optimizer.body_lr: 0`, training changes no face at random but by
-    mirroring it (all of `train.augment` but `flip` is 0), and the network sees a face through its backbone's pooled features alone."""
+    mirroring it (all of `train.augment` but `flip` is 0), no teacher looks at the faces, and the network sees a face through its backbone's pooled features alone."""
     still = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
     changes = experiment.train.augment.model_dump(exclude={"flip"})
     one_view = experiment.model.decode.views == (View(),)  # what is remembered is of one view
-    return still and one_view and not any(changes.values()) and isinstance(network.body(), Backbone)
+    alone = experiment.train.teacher is None  # a teacher sees faces, not features
+    pooled = isinstance(network.body(), Backbone)
+    return still and one_view and alone and not any(changes.values()) and pooled
 
 
 def detach_backbone(network: AgeNetwork) -> nn.Module:
