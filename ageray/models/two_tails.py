@@ -90,7 +90,6 @@ class TwoTails(AgeNetwork):
         del backbone.dw[self.first :], backbone.pw[self.first :]
         self.trunk = backbone
         self.outputs = frozenset({"logits", "embedding"} | ({"aux_logits"} if config.tails > 1 else set()))
-        self.fixed = (self.trunk, self.published)
 
     def maps(self, face_B3SS: Tensor) -> Tensor:
         """What the tails read: (B, C, H, W)."""
@@ -125,9 +124,13 @@ class TwoTails(AgeNetwork):
     def train(self, mode: bool = True) -> TwoTails:
         """As of any module; the shared blocks and the published tail take no gradient in either mode."""
         super().train(mode)
-        for module in self.fixed:
-            module.requires_grad_(False)
+        for parameter in self.fixed_parameters():
+            parameter.requires_grad_(False)
         return self
+
+    def fixed_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the shared blocks and of the published tail."""
+        return chain(self.trunk.parameters(), self.published.parameters())
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The trained tails' hidden layers and classifiers."""
@@ -135,7 +138,7 @@ class TwoTails(AgeNetwork):
             assert isinstance(tail, Tail)
             yield from chain(tail.hidden.parameters(), tail.age.parameters())
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The trained tails, whose blocks take the body's rate."""
         return self.tails
 
