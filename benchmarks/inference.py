@@ -1,9 +1,12 @@
-"""Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the same machine.
+"""Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the
+same machine.
 
-    python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128] [RECIPE ...]
+    python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128]
+                                   [RECIPE ...]
 
-From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages with the mirror image), decoding, for
-`siamese` a search among 20,000 faces. Weights are random, at each recipe's own size unless --size gives one for all.
+From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages
+with the mirror image), decoding, for `siamese` a search among 20,000 faces. Weights are random, at
+each recipe's own size unless --size gives one for all.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ def contenders(
     recipes: list[str], words: list[str], batch: int, device: str, threads: int
 ) -> dict[tuple[str, str], tuple[Predictor, Faces]]:
     """A predictor and its batch for each recipe and precision."""
-    made = {}
+    predictors = {}
     for recipe in recipes:
         experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none", *words])
         gallery = (
@@ -76,22 +79,24 @@ def contenders(
             loaded = bundle.load(folder)
         faces = drawn(batch, experiment.align)
         for precision in PRECISIONS:
-            made[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
-    return made
+            predictors[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
+    return predictors
 
 
 def seconds_a_batch(
-    made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
+    predictors: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
 ) -> dict[tuple[str, str], float]:
-    """Median over the rounds; in each round every contender has one turn. The first, untimed round warms up."""
-    taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
+    """Median over the rounds; in each round every contender has one turn. The first, untimed round
+    warms up.
+    """
+    durations: dict[tuple[str, str], list[float]] = {name: [] for name in predictors}
     for turn in range(rounds + 1):
-        for name, (predictor, faces) in made.items():
+        for name, (predictor, faces) in predictors.items():
             started = time.perf_counter()
             predictor.predict(*faces)  # ends with a copy to the host, so the device is done
             if turn:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+                durations[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in durations.items()}
 
 
 def main() -> None:
@@ -116,27 +121,26 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)"
     )
-    given = parser.parse_args()
-    words = [f"align.size={given.size}"] if given.size else []
-    made = contenders(given.recipes, words, given.batch, given.device, given.threads)
-    device = next(iter(made.values()))[0].device
+    arguments = parser.parse_args()
+    words = [f"align.size={arguments.size}"] if arguments.size else []
+    predictors = contenders(arguments.recipes, words, arguments.batch, arguments.device, arguments.threads)
+    device = next(iter(predictors.values()))[0].device
     what = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(
-        f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {'fast' if _fast_bf16(device) else 'emulated'} here"
-    )
-    print(
-        f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}{'bf16/' + given.recipes[0]:>18}"
-    )
-    taken = seconds_a_batch(made, given.rounds)
-    speed = {name: given.batch / seconds for name, seconds in taken.items()}
-    for recipe in given.recipes:
+    bf16 = "fast" if _fast_bf16(device) else "emulated"
+    rounds = f"median of {arguments.rounds} rounds"
+    print(f"{what}, batches of {arguments.batch}, {rounds}; bf16 is {bf16} here")
+    head = f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}"
+    print(f"{head}{'bf16/' + arguments.recipes[0]:>18}")
+    durations = seconds_a_batch(predictors, arguments.rounds)
+    speed = {name: arguments.batch / seconds for name, seconds in durations.items()}
+    for recipe in arguments.recipes:
         exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
-        size = made[recipe, "bf16"][0].bundle.experiment.align.size
-        against = rough / speed[given.recipes[0], "bf16"]
+        size = predictors[recipe, "bf16"][0].bundle.experiment.align.size
+        against = rough / speed[arguments.recipes[0], "bf16"]
         print(f"{recipe:<14}{size:>8}{exact:>12.1f}{rough:>10.1f}{rough / exact:>14.2f}{against:>18.2f}")
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import expit, logit
 
 Floats = NDArray[np.floating[Any]]
 
@@ -34,7 +32,7 @@ class AgeChecks:
         """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`: a
         hard face is less certain."""
         logit_NL = np.asarray(self.slopes) * _logit(share_NL) + np.asarray(self.intercepts)
-        probability_NL = expit(logit_NL / widening_N[:, None])
+        probability_NL = _sigmoid(logit_NL / widening_N[:, None])
         # whoever is 25 is 18: each limit was calibrated by itself
         return np.asarray(np.minimum.accumulate(probability_NL, axis=-1), np.float64)
 
@@ -91,8 +89,10 @@ def _platt(
     def loss(parameters: Floats) -> tuple[float, Floats]:
         score_N = (parameters[0] * logit_N + parameters[1]) / widening_N
         value = float((weight_N * (np.logaddexp(0, score_N) - of_age_N * score_N)).sum())
-        slope_N = weight_N * (expit(score_N) - of_age_N) / widening_N
+        slope_N = weight_N * (_sigmoid(score_N) - of_age_N) / widening_N
         return value, np.array([(slope_N * logit_N).sum(), slope_N.sum()])
+
+    from scipy.optimize import minimize  # here: a bundle is loaded for its settings in no time
 
     fitted = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.2, 5.0), (-5.0, 5.0)]
@@ -101,4 +101,9 @@ def _platt(
 
 
 def _logit(share: Floats) -> Floats:
-    return np.asarray(logit(np.clip(share, _LEAST, 1 - _LEAST)), np.float64)
+    bounded = np.clip(share, _LEAST, 1 - _LEAST)
+    return np.log(bounded) - np.log1p(-bounded)
+
+
+def _sigmoid(score: Floats) -> Floats:
+    return np.exp(-np.logaddexp(0, -score))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 Floats = NDArray[np.floating[Any]]
 
@@ -176,6 +175,8 @@ def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> F
         )
         gradient = np.concatenate([[slope_N.sum()], slopes_NH.T @ slope_N + 2 * _SHRINK * parameters[1:]])
         return value, gradient
+
+    from scipy.optimize import minimize  # here: a bundle is loaded for its settings in no time
 
     start = np.zeros(slopes_NH.shape[1] + 1)
     start[0] = np.log(max(float((weight_N * errors_N).sum()), 1e-6))

@@ -1,4 +1,5 @@
-"""`two_tails` against the published network that it starts from: what stays, what trains, and the mixture."""
+"""`two_tails` against the published network that it starts from: what stays, what trains, and
+the mixture."""
 
 from __future__ import annotations
 
