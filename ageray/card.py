@@ -61,13 +61,16 @@ def build_card(
     facts: FACTS at least: `name` and `what` of the model, `terms` of its weights, `networks` and
     `sets` it comes from (each a list of mappings with `name` and `terms`), `protocol`;
     `not_good_for`, a list, if there is more to say than the figures do; anything else is taken
-    over. hard: rows of `benchmarks/hard_faces.py`. training_median: age of the floor that always
-    says one age. Raises UserError if a fact is missing, or a set or network has no terms.
+    over. `licences` lists networks and sets with their terms, in words that pages show. hard: rows
+    of `benchmarks/hard_faces.py`. training_median: age of the floor that always says one age.
+    Raises UserError if a fact is missing, or a set or network has no terms.
     """
     _check(facts)
     figures = {each.name: set_figures(each, training_median, correlation, resamples) for each in sets}
     wrong = [sentence for each in sets for sentence in where_wrong(each.name, figures[each.name])]
-    full = {**facts, "figures": figures}
+    full = {**facts, "licences": [], "figures": figures}
+    for row in (*facts["networks"], *facts["sets"]):
+        full["licences"].append(f"{row['name']}: {row['terms']}")
     if hard:
         full["hard_faces"] = list(hard)
     full["not_good_for"] = [*facts.get("not_good_for", []), *wrong]
@@ -186,7 +189,7 @@ def where_wrong(name: str, figures: dict[str, Any]) -> list[str]:
         sentences.append(f"{name}: the 90 % interval covers {coverage:.1%}.")
     ratio = figures.get("worst_group_over_best")
     if ratio is not None and ratio > 1.25:
-        parts = [row for row in figures["by_group"] if row["images"] >= _FEWEST]
+        parts = [row for row in figures["by_group"] if _counts(row, "group")]
         worst = max(parts, key=lambda row: float(row["mae"]))
         sentences.append(
             f"{name}: {worst['group']} faces have {ratio:.2f} times the error of the best group."
@@ -206,8 +209,15 @@ def _part(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 def _ratio(rows: Sequence[dict[str, Any]], name: str) -> float | None:
     """The largest MAE of a part over the smallest; None with fewer than two parts big enough."""
-    errors = [row["mae"]["value"] for row in rows if row["images"] >= _FEWEST and row[name] != "unknown"]
-    return _round(max(errors) / min(errors)) if len(errors) > 1 and min(errors) > 0 else None
+    errors = [row["mae"]["value"] for row in rows if _counts(row, name)]
+    if len(errors) < 2 or min(errors) == 0:
+        return None
+    return round(float(max(errors) / min(errors)), 3)
+
+
+def _counts(row: dict[str, Any], name: str) -> bool:
+    """Whether a part is known and big enough for a sentence."""
+    return bool(row["images"] >= _FEWEST and row[name] != "unknown")
 
 
 def _pair(name: str, estimate: dict[str, Any]) -> dict[str, Any]:

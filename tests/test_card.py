@@ -34,8 +34,7 @@ FACTS: dict[str, Any] = {
 
 
 def predicted(name: str = "drawn", count: int = 900, seed: int = 0) -> Predicted:
-    """Ages 0 to 89; those from 60 on are said 6 years too young, those of group B twice as wrong.
-    """
+    """Ages 0 to 89; those from 60 on are said 6 years too young, those of group B twice as wrong."""
     rng = np.random.default_rng(seed)
     true = np.arange(count) % 90.0
     group = ["A" if number % 2 else "B" for number in range(count)]
@@ -63,6 +62,7 @@ def test_figures_of_a_set() -> None:
     assert figures["people"]["people"] == 225
     assert figures["refused"] == 0
     assert card["sha256"] == "abc"
+    assert card["licences"] == ["noise: none", "drawn: none"]
     json.dumps(card)
 
 
