@@ -19,10 +19,13 @@ from ageray.experiment import Experiment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ageray.models.distance import FeatureDistance
     from ageray.models.gallery import Gallery
     from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
+FEATURES = "features.safetensors"
+"""What the features of the training faces are like, if the calibration has learnt `unusual`."""
 IN_RUN = "bundle"
 """Name of the bundle's folder within a run folder."""
 _ZOO = Path(__file__).parent / "zoo"
@@ -31,7 +34,7 @@ _ZOO = Path(__file__).parent / "zoo"
 @dataclass(frozen=True)
 class Bundle:
     """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from; `faces` are the bytes of
-    `gallery.safetensors`, None where there is none."""
+    `gallery.safetensors`, None where there is none; `features` those of `features.safetensors`."""
 
     uri: str
     experiment: Experiment
@@ -39,6 +42,7 @@ class Bundle:
     weights: bytes
     settings: str
     faces: bytes | None = None
+    features: bytes | None = None
 
     @property
     def identity(self) -> str:
@@ -46,6 +50,8 @@ class Bundle:
         parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
         if self.faces is not None:
             parts.append(self.card["gallery"]["sha256"])
+        if self.features is not None:
+            parts.append(self.card["features"]["sha256"])
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -95,22 +101,62 @@ class Bundle:
                 f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
             ) from None
 
+    def distance(self) -> FeatureDistance | None:
+        """How far faces lie from those of training, on CPU; None where nothing was learnt of it.
+
+        Raises UserError if the file is broken."""
+        if self.features is None:
+            return None
+        from safetensors.torch import load
+
+        from ageray.models.distance import FeatureDistance
+
+        try:
+            return FeatureDistance.from_tensors(load(self.features))
+        except UserError as error:
+            raise UserError(f"{self.uri}: {error}") from None
+        except Exception as error:  # the library raises what its parser met
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.uri}: {FEATURES} is not a safetensors file ({reason}); copy the bundle again"
+            ) from None
+
 
 def resolve(model: str) -> str:
-    """The bundle's folder that MODEL names: `zoo:NAME`, a bundle, or a run folder. Raises UserError if there is none."""
+    """The bundle's folder that MODEL names: `zoo:NAME`, `zoo:NAME@VERSION`, a bundle, or a run folder. Raises UserError if
+    there is none."""
     if model.startswith("zoo:"):
-        names = sorted(path.parent.name for path in _ZOO.glob(f"*/{CARD}"))
-        if model[4:] not in names:
-            raise UserError(
-                f"{model}: no such model in the zoo; it has {', '.join('zoo:' + name for name in names) or 'none'}"
-            )
-        return str(_ZOO / model[4:])
+        return _resolve_zoo(model)
     for folder in (model, storage.join(model, IN_RUN)):
         if storage.exists(storage.join(folder, CARD)):
             return folder
     raise UserError(
         f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) or the folder of a finished training run"
     )
+
+
+def zoo() -> dict[str, list[int]]:
+    """The shipped models: the versions of each name, ascending. `ageray/zoo/NAME/VERSION` is the folder of one."""
+    versions: dict[str, list[int]] = {}
+    for card in sorted(_ZOO.glob(f"*/*/{CARD}")):
+        if card.parent.name.isdigit():
+            versions.setdefault(card.parent.parent.name, []).append(int(card.parent.name))
+    return {name: sorted(numbers) for name, numbers in versions.items()}
+
+
+def _resolve_zoo(model: str) -> str:
+    """The folder of `zoo:NAME`, its newest version, or of `zoo:NAME@VERSION`."""
+    name, _, version = model.removeprefix("zoo:").partition("@")
+    models = zoo()
+    if name not in models:
+        names = ", ".join(f"zoo:{each}" for each in models) or "none"
+        raise UserError(f"{model}: no such model in the zoo; it has {names}")
+    if "@" not in model:
+        return str(_ZOO / name / str(models[name][-1]))
+    if version not in map(str, models[name]):
+        names = ", ".join(f"zoo:{name}@{each}" for each in models[name])
+        raise UserError(f"{model}: no such version in the zoo; it has {names}")
+    return str(_ZOO / name / version)
 
 
 def model_for_workers(model: str) -> str:
@@ -137,7 +183,10 @@ def load(model: str) -> Bundle:
         raise UserError(
             f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; copy the bundle again or train it anew"
         )
-    return Bundle(folder, experiment, card, weights, settings, faces)
+    features = None
+    if isinstance(card.get("features"), dict):
+        features = _read_verified(folder, FEATURES, card["features"].get("sha256"))
+    return Bundle(folder, experiment, card, weights, settings, faces, features)
 
 
 def _read_verified(folder: str, name: str, expected: Any) -> bytes:
@@ -196,6 +245,18 @@ def save(
 def write_card(folder: str, card: dict[str, Any]) -> None:
     """Replaces a bundle's card, as when metrics or a calibration become known."""
     storage.write_text(storage.join(folder, CARD), json.dumps(card, indent=1) + "\n")
+
+
+def add_distance(folder: str, card: dict[str, Any], distance: FeatureDistance) -> dict[str, Any]:
+    """Writes the file FEATURES into a bundle and returns its card with the file's hash.
+
+    `write_card` must follow."""
+    from safetensors.torch import save as save_safetensors
+
+    content = save_safetensors({name: _stored(tensor) for name, tensor in distance.tensors().items()})
+    storage.write_bytes(storage.join(folder, FEATURES), content)
+    digest = hashlib.sha256(content).hexdigest()
+    return card | {"features": {"rank": int(distance.basis.shape[1]), "sha256": digest}}
 
 
 def _stored(tensor: Tensor) -> Tensor:

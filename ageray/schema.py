@@ -42,8 +42,15 @@ SCORES = pa.schema(
         pa.field("age_low", pa.float32()),
         pa.field("age_high", pa.float32()),
         pa.field("error", pa.string()),
+        pa.field("quality", pa.float32()),
+        pa.field("unusual", pa.float32()),
+        pa.field("over_18", pa.float32()),
+        pa.field("over_25", pa.float32()),
     ]
 )
+
+OF_THE_MODEL = ("age", "age_low", "age_high", "quality", "unusual", "over_18", "over_25")
+"""Columns of SCORES that the model fills; the others come from the detector."""
 
 POSTERIOR = pa.field("posterior", pa.list_(pa.float32()))
 
@@ -59,6 +66,10 @@ _GENDER_OF_WORD = dict.fromkeys(("male", "m", "man", "boy"), "male") | dict.from
 def gender(word: str | None) -> str | None:
     """`male` or `female` for a word that data sets use (any case); None for every other word."""
     return _GENDER_OF_WORD.get((word or "").strip().lower())
+
+
+UNSURE = "unsure"
+"""What the `error` of a face begins with whose age would be a guess; its age and interval are null."""
 
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:

@@ -87,7 +87,7 @@ def _audit(experiment: Experiment, plan: Plan) -> None:
     file = plan.files.audit
     if not experiment.scale.audit or storage.exists(file):
         return
-    audit = audit_split(str(experiment.data.shards), plan.files.split)
+    audit = audit_split(plan.folders(), plan.files.split)
     if audit is not None:
         print("\n  ".join(["audit of the split:", *audit["lines"]]), flush=True)
         storage.write_text(file, json.dumps(audit, indent=1) + "\n")

@@ -188,13 +188,28 @@ def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(
     assert bundle.resolve(f"{saved}/").rstrip("/") == str(saved)
     assert bundle.resolve(str(saved.parent)) == str(saved)
     assert bundle.load(str(saved.parent)).identity == bundle.load(str(saved)).identity
-    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny"))
+    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny" / "1"))
     monkeypatch.setattr(bundle, "_ZOO", tmp_path / "zoo")
-    assert bundle.resolve("zoo:tiny") == str(tmp_path / "zoo" / "tiny")
+    assert bundle.resolve("zoo:tiny") == bundle.resolve("zoo:tiny@1") == str(tmp_path / "zoo" / "tiny" / "1")
     assert bundle.load("zoo:tiny").identity == bundle.load(str(saved)).identity
-    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "other"))
+    storage.copy_tree(str(saved), str(tmp_path / "zoo" / "other" / "1"))
     with pytest.raises(UserError, match=r"^zoo:tny: no such model in the zoo; it has zoo:other, zoo:tiny$"):
         bundle.resolve("zoo:tny")
+
+
+def test_versions_of_a_model_of_the_zoo(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundle, "_ZOO", tmp_path / "zoo")
+    for version in ("9", "10", "2"):
+        storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny" / version))
+    (tmp_path / "zoo" / "tiny" / "11").mkdir()  # without a card: no model
+    assert bundle.zoo() == {"tiny": [2, 9, 10]}
+    assert bundle.resolve("zoo:tiny") == str(tmp_path / "zoo" / "tiny" / "10")
+    assert bundle.resolve("zoo:tiny@9") == str(tmp_path / "zoo" / "tiny" / "9")
+    expected = "no such version in the zoo; it has zoo:tiny@2, zoo:tiny@9, zoo:tiny@10"
+    for version in ("3", "", "../tiny/2", "02"):
+        with pytest.raises(UserError) as caught:
+            bundle.resolve(f"zoo:tiny@{version}")
+        assert str(caught.value) == f"zoo:tiny@{version}: {expected}"
 
 
 def test_an_empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,14 +234,16 @@ def test_what_is_no_model(what: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(card.parent.name for card in bundle._ZOO.glob("*/card.json")))
+SHIPPED = [f"zoo:{name}@{version}" for name, versions in bundle.zoo().items() for version in versions]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_model_of_the_zoo_is_whole(name: str) -> None:
-    loaded = bundle.load(f"zoo:{name}")
-    assert {file.name for file in (bundle._ZOO / name).iterdir()} == FILES
-    assert (
-        loaded.network().head.out_features
-        == loaded.experiment.model.ages[1] - loaded.experiment.model.ages[0] + 1
-    )
+    loaded = bundle.load(name)
+    assert {file.name for file in Path(bundle.resolve(name)).iterdir()} == FILES
+    side, ages = loaded.experiment.align.size, loaded.experiment.model.ages
+    logits = loaded.network()({"face": torch.zeros(1, 3, side, side)})["logits"]
+    assert logits.shape[-1] == ages[1] - ages[0] + 1
     assert loaded.calibration.faces >= 30
     assert loaded.card["terms"]
     assert not Path(loaded.experiment.scale.runs).is_absolute()
@@ -235,8 +252,8 @@ def test_a_model_of_the_zoo_is_whole(name: str) -> None:
 
 def test_the_shipped_model_is_the_one_that_was_measured() -> None:
     """Its figures in docs/benchmarks.md and its card belong to this identity; what bundles learn to hold must not change it."""
-    assert bundle.load("zoo:default").identity == "334d18d5abf39183"
-    assert bundle.load("zoo:default").gallery() is None
+    assert bundle.load("zoo:default@1").identity == "334d18d5abf39183"
+    assert bundle.load("zoo:default@1").gallery() is None
 
 
 # --- identity -------------------------------------------------------------------------------------------------------

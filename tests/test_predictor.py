@@ -234,7 +234,7 @@ def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path)
         "box": faces.box,
         "age": np.zeros(7, np.float32),
     }
-    _, said = validate(state, [columns])
+    said = validate(state, [columns]).predicted
     served = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
     assert served.decoded[:, 0] == pytest.approx(said, abs=1e-3)
     assert float(said.std()) > 0.5

@@ -20,18 +20,33 @@ Rows = NDArray[np.int64]
 class RowIndex:
     """The faces of a part in the order of the shards: `key_hash` (N,) uint64, `age` (N,) float32,
     years.
+
+    age_std: (N,) the standard deviation of each label in years; None if no label has one. starts:
+    the first row of each set of faces (`data.sets`), ascending from 0; rows stand set by set.
     """
 
     key_hash: NDArray[np.uint64]
     age: NDArray[np.float32]
+    age_std: NDArray[np.float32] | None = None
+    starts: tuple[int, ...] = (0,)
 
     @classmethod
-    def of(cls, keys: Sequence[str], ages: Sequence[float]) -> RowIndex:
-        """From keys, which must be unique, and ages."""
-        return cls(key_hashes(keys), np.asarray(ages, np.float32))
+    def of(
+        cls,
+        keys: Sequence[str],
+        ages: Sequence[float],
+        age_std: NDArray[np.float32] | None = None,
+        starts: tuple[int, ...] = (0,),
+    ) -> RowIndex:
+        """From keys, which must be unique, ages, their deviations and the first row of each set."""
+        return cls(key_hashes(keys), np.asarray(ages, np.float32), age_std, starts)
 
     def __len__(self) -> int:
         return len(self.key_hash)
+
+    def set_of(self, rows: Rows) -> NDArray[np.int64]:
+        """The number of the set that each of these rows belongs to, from 0."""
+        return np.searchsorted(self.starts, rows, "right") - 1
 
     def lookup(self, rows: Rows | None = None) -> RowLookup:
         """A table that finds the faces with these row numbers (default: all)."""

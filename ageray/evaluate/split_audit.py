@@ -89,15 +89,15 @@ def audited(training: Training | str, faces: pa.Table, tested: list[str], shards
     return {"against": training.name, "lines": findings.lines(), **findings.to_dict()}
 
 
-def audit_split(shards: str, split: str) -> dict[str, Any] | None:
-    """The audit of the saved `split` of a training run, as in a report; None without a test
-    part."""
+def audit_split(folders: Sequence[str], split: str) -> dict[str, Any] | None:
+    """The audit of the saved `split` of a training run on these folders of shards, as in a report;
+    None without a test part."""
     parts = splits.load(split)
     if not parts["test"] or not parts["train"]:
         return None
-    faces = labelled_faces(shards)
-    trained = _only(faces, parts["train"] + parts["val"])
-    return audited(Training(trained, shards, "training and validation"), faces, parts["test"], shards)
+    faces = pa.concat_tables([_with_fingerprints(labelled_faces(shards), shards) for shards in folders])
+    findings = audit(_only(faces, parts["train"] + parts["val"]), _only(faces, parts["test"]))
+    return {"against": "training and validation", "lines": findings.lines(), **findings.to_dict()}
 
 
 def audit_folds(faces: pa.Table, folds: Sequence[Split], shards: str) -> dict[str, Any]:

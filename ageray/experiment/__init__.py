@@ -12,7 +12,7 @@ from pydantic import Field
 
 from ageray.experiment import loss, model
 from ageray.experiment.align import Align
-from ageray.experiment.data import Data, Detect, Filters
+from ageray.experiment.data import Data, Detect, FaceSet, Filters
 from ageray.experiment.loss import Loss
 from ageray.experiment.model import Baseline, Model
 from ageray.experiment.protocol import Protocol
@@ -28,6 +28,7 @@ __all__ = [
     "Data",
     "Detect",
     "Experiment",
+    "FaceSet",
     "Filters",
     "Loss",
     "Model",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ageray.experiment.protocol import Protocol
 from ageray.experiment.strict import Positive, Share, Strict
 
 
@@ -64,6 +65,22 @@ Layout = Literal[
 ]
 
 
+class FaceSet(Strict):
+    """One of several sets of faces that a run trains on together."""
+
+    name: str
+    """Shown in messages and on the card."""
+    shards: str
+    """Folder of face shards that `jobs.prepare` wrote; local path or url."""
+    weight: Positive = 1.0
+    """How often each of its training faces comes in an epoch, on average."""
+    age_std: Annotated[float, Field(ge=0)] = 0.0
+    """Standard deviation, in years, of the labels that have none of their own (`age_std` in the shards): 2, say, where only the year of birth
+    and the decade of the photo are known. Read by the losses that have `age_std`."""
+    protocol: Protocol = Protocol()
+    """Which of its faces train, which validate and which test."""
+
+
 class Data(Strict):
     """A set of faces: where it comes from and where its shards are."""
 
@@ -78,6 +95,8 @@ class Data(Strict):
     """Folder or manifest that `jobs.prepare` reads; local path or url."""
     shards: str | None = None
     """Folder of face shards: written by `jobs.prepare`, read by the others; local path or url."""
+    sets: tuple[FaceSet, ...] = ()
+    """Several sets to train on at once, in place of `shards` and `protocol`: each has its own shards, weight and protocol. `jobs.train` only."""
     filters: Filters = Filters()
     """Which of the source's faces to prepare."""
     landmarks: Literal["auto", "source", "detect"] = "auto"
@@ -92,3 +111,13 @@ class Data(Strict):
     one of them if their ages agree and none if not, as with identical files; each is listed."""
     shard_mib: Positive = 256
     """Target size of one shard file in MiB."""
+
+    @model_validator(mode="after")
+    def _either_shards_or_sets(self) -> Self:
+        if self.sets and self.shards is not None:
+            raise ValueError(f"shards={self.shards} and sets exclude each other; take one of them away")
+        names = [each.name for each in self.sets]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sets: the name '{twice[0]}' is there twice; give each set a name of its own")
+        return self

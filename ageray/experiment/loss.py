@@ -40,6 +40,8 @@ class Neighborhood(Term):
     """
     normalize: bool = False
     """Divide the targets by their sum: DLDL's cross entropy. The paper's Eq. 5 does not."""
+    label_std: bool = False
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has none."""
 
 
 class Triplet(Term):
@@ -102,6 +104,17 @@ class DldlV2(Term):
     """Standard deviation of the label distribution in years (paper: 2)."""
     expectation: Annotated[float, Field(ge=0)] = 1.0
     """lambda: factor of the L1 error (paper: 1)."""
+    label_std: bool = False
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has one for all."""
+
+
+class Distillation(Term):
+    """Cross entropy to the posterior of `train.teacher` (Hinton et al. 2015)."""
+
+    below: Annotated[float, Field(gt=0)] | None = None
+    """Only for faces whose true age is below this, in years: softly, by a logistic function; null takes all faces."""
+    width: Positive = 2.0
+    """How softly, in years."""
 
 
 class MeanVariance(Term):
@@ -155,6 +168,8 @@ class Loss(Strict):
     """Error of the expectation."""
     dldl_v2: DldlV2 | None = None
     """Label distribution and expectation."""
+    distillation: Distillation | None = None
+    """Cross entropy to a teacher."""
     mean_variance: MeanVariance | None = None
     """Mean and variance of the posterior."""
     sord: Sord | None = None

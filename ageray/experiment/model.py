@@ -18,10 +18,12 @@ Backbone = Literal[
     "inception_v3",
     "convnext_tiny",
     "efficientnet_b0",
+    "mobilenet_v1",
+    "edgeface_s",
+    "mobilefacenet",
 ]
-"""torchvision's networks, and `bvlc_googlenet`, the original GoogLeNet (torchvision's is another
-network).
-"""
+"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another
+network); three small networks that are published with weights learnt on faces."""
 
 
 class Gallery(Strict):
@@ -41,6 +43,16 @@ class Gallery(Strict):
     """
 
 
+class View(Strict):
+    """One look of the network at a face, by the same alignment."""
+
+    zoom: Annotated[float, Field(ge=0.9, le=1.5)] = 1.0
+    """The crop is enlarged by this about its centre: 1.1 shows a tenth less of the head, 0.9 a ninth more."""
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side of the network's input in pixels; 0 takes `align.size`. The photo's pixels are resampled once, to this
+    side."""
+
+
 class Decode(Strict):
     """From the network's outputs to a posterior over age bins and an age in years."""
 
@@ -50,6 +62,9 @@ class Decode(Strict):
     paper); its posterior is the histogram of their ages."""
     flip: bool = True
     """Average the posterior of the face and of its mirror image (DHAA, section 4.2)."""
+    views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = (View(),)
+    """The posteriors of these views are averaged, each with its mirror image where `flip` is set. A view costs a
+    forward pass, two with `flip`; `[{}, {zoom: 1.1}, {size: 160}]` are three views."""
     gallery: Gallery = Gallery()
     """Settings of `gallery`."""
 
@@ -104,6 +119,12 @@ class Baseline(ClassifierBase):
     """Selects this model."""
     backbone: Backbone = "resnet18"
     """Feature extractor (paper: ResNet-18)."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Outputs of a linear layer with ReLU between the backbone's features and the classifier; 0 leaves it out (paper). It trains at the
+    head's rate. The published MobileNetV1 age network has 256."""
+    weights_head: bool = True
+    """Take the age layers of the file `weights` too, where it has them and `hidden` is their size: its bins start from its own age layer,
+    bins it lacks from weights of 0 and a low bias."""
 
 
 class ClusterCnn(ClassifierBase):
@@ -205,6 +226,36 @@ class Siamese(ModelBase):
         return self
 
 
+class Young(Strict):
+    """Where `two_tails` believes the published tail: share / (1 + exp((m - age) / width)) of the posterior, m its median in years."""
+
+    age: float = 20.0
+    """Where the published tail has half of `share`, in years of its own estimate."""
+    width: Positive = 3.0
+    """How softly the one passes into the other, in years."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """The published tail's share of the posterior of the youngest; 0 leaves it out."""
+
+
+class TwoTails(ModelBase):
+    """A published age network whose last blocks stand twice: as published, for the young, and trained (Li and Hoiem, Learning without
+    Forgetting, ECCV 2016, keep the old head by a loss; here the old blocks are kept themselves)."""
+
+    name: Literal["two_tails"]
+    """Selects this model."""
+    backbone: Literal["mobilenet_v1"] = "mobilenet_v1"
+    """Feature extractor; `weights` must name a file that has its age layers too."""
+    shared_blocks: Annotated[int, Field(ge=1, le=13)] = 10
+    """Blocks, from the input on, that stay as published and that all tails read: the first convolution and so many less one of the thirteen
+    separable blocks."""
+    tails: Annotated[int, Field(ge=1, le=8)] = 1
+    """Trained tails, whose posteriors are averaged."""
+    hidden: Count = 256
+    """Outputs of the linear layer before each classifier (published: 256)."""
+    young: Young = Young()
+    """Where the published tail counts."""
+
+
 class Dhaa(ClassifierBase):
     """Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019). Every row of its Table 1 and
     Figure 5 is a setting.
@@ -250,6 +301,52 @@ class Dhaa(ClassifierBase):
         return self
 
 
-Model = Annotated[
-    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa, Field(discriminator="name")
+Single = Annotated[
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | TwoTails,
+    Field(discriminator="name"),
 ]
+"""The models that are one network."""
+
+
+class Member(Strict):
+    """One network of an ensemble."""
+
+    model: Single
+    """The network, as in its own bundle; its ages lie within the ensemble's. `decode` is the ensemble's."""
+    size: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Side of its input in pixels, to which the aligned face is resized; 0 takes the face as it is."""
+    standardize: bool = False
+    """Its `align.standardize`: the ensemble's own must then be false."""
+    weight: Positive = 1.0
+    """Its share of the mean, relative to the others'."""
+
+
+class Ensemble(ModelBase):
+    """Several trained networks whose posteriors are averaged. `python -m ageray.zoo.combine` makes a bundle of it from
+    bundles; it is not trained."""
+
+    name: Literal["ensemble"]
+    """Selects this model."""
+    members: Annotated[tuple[Member, ...], Field(min_length=1, max_length=16)]
+    """The networks."""
+
+    @model_validator(mode="after")
+    def _members_fit(self) -> Self:
+        if self.weights != "none":
+            raise ValueError("an ensemble has no weights to start from; leave model.weights at none")
+        for place, member in enumerate(self.members):
+            first, last = member.model.ages
+            if first < self.ages[0] or last > self.ages[1]:
+                raise ValueError(
+                    f"members[{place}].model.ages {[first, last]} lie beyond ages {list(self.ages)}"
+                )
+            if member.model.decode.method == "gallery":
+                raise ValueError(f"members[{place}] takes ages from a gallery, which an ensemble has not")
+        return self
+
+
+Model = Annotated[
+    Baseline | ClusterCnn | ResidualCnn | DeepEmbedding | Siamese | Dhaa | TwoTails | Ensemble,
+    Field(discriminator="name"),
+]
+"""Every model by its name."""

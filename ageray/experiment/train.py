@@ -58,6 +58,9 @@ class Optimizer(Strict):
     """Peak learning rate of the head (and of everything where `body_lr` is null)."""
     body_lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate of the backbone; 0 freezes it."""
+    frozen_blocks: Annotated[int, Field(ge=0)] = 0
+    """How many of the backbone's first blocks take no gradient. `mobilenet_v1` has 14 (the first convolution, then thirteen separable blocks),
+    `bvlc_googlenet` 11; torchvision's networks cannot be frozen in part."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty (decoupled for adamw); biases and norms are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -128,11 +131,22 @@ class Train(Strict):
     equally often, as far as no face comes more than ten times (IMDB-WIKI in the neighborhood paper
     is evened out). `weights`: a face counts in the loss by the inverse of how common its age is, at
     most ten times as much as the mean; terms on pairs, triplets and clusters are not weighted."""
+    balance_power: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """How far `balance` goes. A face counts by the number of training faces of its year of age, to
+    the power of minus this. 1 evens the years out; 0.25 makes an age that is sixteen times as rare
+    count twice."""
+    select: Literal["mae", "decades"] = "mae"
+    """The validation figure that chooses the best epoch: the mean absolute error, or its mean over
+    the decades of true age and over the sets of `data.sets`, so that common ages and the largest
+    set do not decide alone."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs of the last stage without a better validation MAE after which training ends; 0
-    never."""
+    """Epochs of the last stage without a better validation figure (`select`) after which training
+    ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
+    teacher: str | None = None
+    """The teacher of `loss.distillation`: `start` is the network itself as it starts, so that published ages are not unlearnt; else a model
+    (`zoo:NAME`, a bundle or a run folder) with the same `model.ages`, which sees the same augmented faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then validated and
     saved. 0 is off.

@@ -77,6 +77,12 @@ def scale_of(matrix_B23: Tensor) -> Tensor:
     return area.sqrt()
 
 
+def zoom_map(size: int, zoom: float) -> Tensor:
+    """The enlargement of a crop by `zoom` about its centre: (2, 3)."""
+    shift = (1 - zoom) * (size - 1) / 2
+    return torch.tensor([[zoom, 0.0, shift], [0.0, zoom, shift]])
+
+
 def mirror_map(size: int) -> Tensor:
     """The reflection of a crop about its vertical axis: (2, 3)."""
     return torch.tensor([[-1.0, 0.0, size - 1.0], [0.0, 1.0, 0.0]])

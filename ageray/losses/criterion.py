@@ -15,6 +15,7 @@ from ageray.experiment import Loss
 from ageray.losses.cluster_scatter import cluster_scatter
 from ageray.losses.contrastive import contrastive
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.gender_contrastive import gender_contrastive
 from ageray.losses.mean_variance import mean_variance
@@ -33,12 +34,14 @@ TERMS: dict[str, Callable[..., Tensor]] = {
     "cluster_scatter": cluster_scatter,
     "regression": regression,
     "dldl_v2": dldl_v2,
+    "distillation": distillation,
     "mean_variance": mean_variance,
     "sord": sord,
     "or_cnn": or_cnn,
 }
-FIELDS = frozenset({"age", "bins", "gender"})
-"""What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown."""
+FIELDS = frozenset({"age", "age_std", "bins", "gender", "teacher"})
+"""What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown;
+where labels have one, `age_std` (B,) years, their standard deviation; with `train.teacher`, `teacher` (B, K), the teacher's posterior."""
 PAIRED = frozenset({"triplet", "contrastive", "gender_contrastive"})
 """Terms on pairs and triplets of faces."""
 _JOINT = PAIRED | {"cluster_scatter"}  # no means over faces one by one
@@ -59,7 +62,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class _Bound:
-    """A term with the names of the tensors it takes and its options; `stacked` names those that auxiliary classifiers give."""
+    """A term with the names of the tensors it takes and its options; `stacked` names those that auxiliary classifiers give, `optional` those
+    that it takes where the batch has them."""
 
     name: str
     weight: float
@@ -67,19 +71,23 @@ class _Bound:
     required: list[str]
     stacked: list[str]
     options: dict[str, Any]
+    optional: list[str]
 
     def value(self, tensors: dict[str, Tensor]) -> Tensor:
         if _WEIGHT in tensors and self.name not in _JOINT:
             return self._weighed(tensors)
-        return self.function(*(tensors[field] for field in self.required), **self.options)
+        more = {field: tensors[field] for field in self.optional if field in tensors}
+        return self.function(*(tensors[field] for field in self.required), **self.options, **more)
 
     def _weighed(self, tensors: dict[str, Tensor]) -> Tensor:
         """The term of each face as of a batch of one, times the face's weight."""
-        rows = [field for field in self.required if field != "bins"]
+        more = [field for field in self.optional if field in tensors]
+        rows = [*(field for field in self.required if field != "bins"), *more]
 
         def one(*face: Tensor) -> Tensor:
             values = dict(zip(rows, face, strict=True)) | {"bins": tensors["bins"]}
-            return self.function(*(values[field] for field in self.required), **self.options)
+            optional = {field: values[field] for field in more}
+            return self.function(*(values[field] for field in self.required), **self.options, **optional)
 
         value_B = torch.vmap(one)(*(tensors[field].unsqueeze(1) for field in rows)) * tensors[_WEIGHT]
         return value_B.sum() if self.options.get("reduction") == "sum" else value_B.mean()
@@ -115,9 +123,9 @@ class Criterion:
             if missing:
                 raise _refusal(name, missing, outputs, model)
             stacked = [field for field in required if AUXILIARY + field in outputs]
-            self._terms.append(
-                _Bound(name, term.weight, function, required, stacked, term.model_dump(exclude={"weight"}))
-            )
+            options = term.model_dump(exclude={"weight", "label_std"})
+            optional = ["age_std"] if getattr(term, "label_std", False) else []
+            self._terms.append(_Bound(name, term.weight, function, required, stacked, options, optional))
         if not self._terms:
             raise UserError(
                 f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5"

@@ -23,6 +23,11 @@ def divergence(log_posterior_BK: Tensor, log_target_BK: Tensor) -> Tensor:
     return (log_target_BK.exp() * (log_target_BK - log_posterior_BK)).sum(-1)
 
 
+def widened(sigma: float, age_std_B: Tensor | None) -> float | Tensor:
+    """The width of each face's target in years, sqrt(sigma^2 + age_std^2): (B, 1), or `sigma` where no label has a deviation."""
+    return sigma if age_std_B is None else (age_std_B.square() + sigma**2).sqrt()[:, None]
+
+
 def soft_cross_entropy(log_posterior_BK: Tensor, target_BK: Tensor) -> Tensor:
     """- sum_k t_k log p_k of each face: (B,). The targets need not sum to 1."""
     return -(target_BK * log_posterior_BK).sum(-1)

@@ -1,6 +1,6 @@
 """Feature extractors by name: RGB faces in 0..255 in, pooled features out. Shape letters: B faces, S side of the face, D features.
 
-All but `bvlc_googlenet` are torchvision's, under torchvision's own parameter names, without their classifier and auxiliary heads.
+All but those of `_OWN` are torchvision's, under torchvision's own parameter names, without their classifier and auxiliary heads.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ageray.experiment.model import Backbone as Name
+from ageray.models.edgeface import EdgeFace
 from ageray.models.googlenet import GoogLeNet
+from ageray.models.mobilefacenet import MobileFaceNet
+from ageray.models.mobilenet import MobileNetV1
 from ageray.models.network import Backbone, no_imagenet
 
 Colour = tuple[float, float, float]
@@ -96,12 +99,20 @@ def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module
     return cast(nn.Module, network)
 
 
+_OWN: dict[Name, tuple[type[Backbone], str]] = {
+    "bvlc_googlenet": (GoogLeNet, "the original GoogLeNet in torchvision"),
+    "mobilenet_v1": (MobileNetV1, "MobileNetV1 in torchvision"),
+    "edgeface_s": (EdgeFace, "EdgeFace in torchvision"),
+    "mobilefacenet": (MobileFaceNet, "MobileFaceNet in torchvision"),
+}
+"""Networks of this package, and what the message says where `imagenet` is asked of them."""
+
+
 def make(name: Name, imagenet: bool = False) -> Backbone:
     """The backbone of that name; with torchvision's ImageNet weights where `imagenet`. Raises UserError where there are none."""
-    if name != "bvlc_googlenet":
+    if name not in _OWN:
         return TorchvisionBackbone(name, imagenet)
+    network, described = _OWN[name]
     if imagenet:
-        raise no_imagenet(
-            "the original GoogLeNet in torchvision", "name a safetensors file of BVLC's training, or none"
-        )
-    return GoogLeNet()
+        raise no_imagenet(described, "name a safetensors file of its published training, or none")
+    return network()

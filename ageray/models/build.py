@@ -17,9 +17,11 @@ from ageray.models import cluster_cnn
 from ageray.models.baseline import Classifier
 from ageray.models.deep_embedding import DeepEmbedding
 from ageray.models.dhaa import Dhaa
+from ageray.models.ensemble import Ensemble
 from ageray.models.network import REMEDY, AgeNetwork
 from ageray.models.residual_cnn import ResidualCnn
 from ageray.models.siamese import Siamese
+from ageray.models.two_tails import TwoTails
 
 _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "baseline": Classifier,
@@ -28,7 +30,17 @@ _BUILDERS: dict[str, Callable[[Any], AgeNetwork]] = {
     "dhaa": Dhaa,
     "residual_cnn": ResidualCnn,
     "siamese": Siamese,
+    "ensemble": lambda config: _ensemble(config),
+    "two_tails": TwoTails,
 }
+
+
+def _ensemble(config: experiment.model.Ensemble) -> AgeNetwork:
+    """The members with random weights: an ensemble's bundle brings those of all."""
+    networks: list[AgeNetwork] = []
+    for member in config.members:
+        networks.append(build(member.model, pretrained=False))
+    return Ensemble(config, networks)
 
 
 def build(config: experiment.Model, seed: int | None = None, pretrained: bool = True) -> AgeNetwork:
@@ -37,6 +49,11 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
     seed: of the random initial weights. pretrained: load `config.weights`; a bundle that brings its own weights says False.
     Raises UserError if the weights are missing or are those of another network.
     """
+    if pretrained and config.name == "ensemble":
+        raise UserError(
+            "model.name=ensemble: an ensemble is put together from trained models, not trained; "
+            "run python -m ageray.zoo.combine ensemble FOLDER MODEL MODEL"
+        )
     if not pretrained:
         config = config.model_copy(update={"weights": "none"})
     with torch.random.fork_rng(devices=[]):

@@ -134,6 +134,14 @@ class GoogLeNet(Backbone):
             x = self._inception(name, x)
         return x.mean((2, 3))
 
+    def blocks(self) -> list[nn.Module]:
+        """conv1, conv2 (two convolutions), then the inception blocks."""
+        prefixes = ["conv1_", "conv2_", *(f"inception_{name}_" for name in self._blocks)]
+        return [
+            nn.ModuleList(layer for name, layer in self.layers.items() if name.startswith(prefix))
+            for prefix in prefixes
+        ]
+
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out, and so is what half a depth has not.
         Raises KeyError, RuntimeError if they differ."""

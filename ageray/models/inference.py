@@ -3,15 +3,15 @@ predictor, so that what was selected is what is served. Shape letters: B faces, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ageray.experiment import Experiment
-from ageray.experiment.model import ClassifierBase, ModelBase
+from ageray.experiment.model import ClassifierBase, ModelBase, View
 from ageray.experiment.model import Gallery as Settings
-from ageray.faces import geometry
+from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
@@ -25,28 +25,44 @@ _LABELS = ("age", "gender", "subject")
 class Prediction:
     """`posterior` (B, K) float32. From a gallery alone: `female` (B,), the share of women among the neighbours (None where the gallery knows no
     gender), `neighbours` (B,), how many ages were averaged, and `own` (B,), how many of the M nearest are of the face's own subject. With the
-    mirror image these are means over both."""
+    mirror image these are means over both. Where they were asked for: `embedding` (B, D) of the face as it is, and its picture's `measures`
+    (B, M), see `ageray.faces.quality`; float32."""
 
     posterior: Tensor
     female: Tensor | None = None
     neighbours: Tensor | None = None
     own: Tensor | None = None
+    embedding: Tensor | None = None
+    measures: Tensor | None = None
 
 
 def predict(
-    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+    network: nn.Module,
+    batch: Batch,
+    config: Experiment,
+    autocast: bool,
+    gallery: Gallery | None = None,
+    measured: bool = False,
 ) -> Prediction:
     """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
 
-    With `decode.flip` the mean of the face's posterior and its mirror image's (DHAA, section 4.2). With `decode.method: gallery` the posterior
-    is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which of them are the face's own. The network must be in
-    eval mode.
+    The posterior is the mean over `decode.views` and, with `decode.flip`, over their mirror images (DHAA, section 4.2).
+    With `decode.method: gallery` it is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which
+    of them are the face's own. The network must be in eval mode.
+    measured: adds `embedding` and `measures`, both of the first view.
     """
-    outputs = [_outputs(network, each, autocast) for each in views(batch, config, config.model.decode.flip)]
+    faces = views(batch, config, config.model.decode.flip, measured)
+    outputs = [_outputs(network, each, autocast) for each in faces]
     if config.model.decode.method != "gallery":
-        return Prediction(_mean([classifier_posterior(each) for each in outputs]))
-    assert gallery is not None
-    return _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
+        prediction = Prediction(_mean([classifier_posterior(each) for each in outputs]))
+    else:
+        assert gallery is not None
+        prediction = _both(
+            [_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs]
+        )
+    if not measured:
+        return prediction
+    return replace(prediction, embedding=outputs[0]["embedding"].float(), measures=faces[0]["measures"])
 
 
 def posterior(
@@ -82,26 +98,42 @@ def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast:
     }
 
 
-def _view(batch: Batch, config: Experiment) -> Batch:
+def _view(batch: Batch, config: Experiment, view: View | None = None, measured: bool = False) -> Batch:
+    """The faces as the network takes them, `face` (B, 3, S, S) and `points` (B, 5, 2); of `view`,
+    enlarged and at its own side. measured: adds the `measures` (B, M) of their pictures."""
     if "features" in batch:
         return {"face": batch["features"][:, 0]}
-    faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], config.align)
-    faces = standardize(faces, config.align).contiguous(memory_format=torch.channels_last)
-    return {"face": faces, "points": points}
+    align, zoom = config.align, None
+    if view is not None and view.size:
+        align = align.model_copy(update={"size": view.size})
+    if view is not None and view.zoom != 1:
+        zoom = geometry.zoom_map(align.size, view.zoom).to(batch["points"]).expand(len(batch["points"]), 2, 3)
+    aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, zoom)
+    faces = standardize(aligned, align).contiguous(memory_format=torch.channels_last)
+    inputs = {"face": faces, "points": points}
+    if measured:
+        inputs["measures"] = quality.measure(aligned, points, batch["points"], batch["box"], align)
+    return inputs
 
 
-def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
-    """The faces as the network takes them and, where asked for, their mirror images. A batch may instead hold `features` (B, 2, D) of both, for a
-    network whose backbone was taken out (`ageray.train.in_memory.frozen`)."""
-    view = _view(batch, config)
-    if not mirrored:
-        return [view]
+def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = False) -> list[Batch]:
+    """The faces of each of `decode.views` as the network takes them, each followed by its mirror
+    images where asked for. measured: the first has the `measures` (B, M) of the pictures too.
+
+    A batch may instead hold `features` (B, 2, D) of the face and of its mirror image, for a network whose backbone was
+    taken away (`ageray.train.in_memory.frozen`).
+    """
     if "features" in batch:
-        return [view, {"face": batch["features"][:, 1]}]
-    return [
-        view,
-        {"face": view["face"].flip(-1), "points": geometry.mirror_points(view["points"], config.align.size)},
-    ]
+        both = [{"face": batch["features"][:, place]} for place in range(2)]
+        return both if mirrored else both[:1]
+    inputs: list[Batch] = []
+    for each in config.model.decode.views:
+        view = _view(batch, config, each, measured and not inputs)
+        inputs.append(view)
+        if mirrored:
+            points = geometry.mirror_points(view["points"], view["face"].shape[-1])
+            inputs.append({"face": view["face"].flip(-1), "points": points})
+    return inputs
 
 
 def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:
@@ -111,11 +143,14 @@ def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:
 
 
 def _mean(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else (parts[0] + parts[1]) / 2
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total / len(parts)
 
 
 def _both(found: list[Prediction]) -> Prediction:
-    """The mean of a face's and its mirror image's."""
+    """The mean over a face's views and their mirror images."""
 
     def mean(parts: list[Tensor | None]) -> Tensor | None:
         there = [part for part in parts if part is not None]

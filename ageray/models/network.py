@@ -6,6 +6,7 @@ Shape letters: B faces, S side of the aligned face, K age bins, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,10 @@ class AgeNetwork(nn.Module):
         """The part that `optimizer.body_lr: 0` freezes, batch statistics included."""
         raise NotImplementedError
 
+    def fixed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that no stage trains, whatever its rates; none but in a network that keeps published parts."""
+        return iter(())
+
     @property
     def num_init_faces(self) -> int:
         """How many training faces, of all workers, the network wants to see before its first step (see `init_from_features`); 0 for none."""
@@ -81,6 +86,28 @@ class Backbone(nn.Module):
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes published weights. Raises KeyError or RuntimeError if they are another network's."""
         raise NotImplementedError
+
+    def published_head(self, state: dict[str, Tensor]) -> PublishedHead | None:
+        """The age layers that the same file brings; None where it has none."""
+        return None
+
+    def blocks(self) -> list[nn.Module]:
+        """Its parts from the input on, for `optimizer.frozen_blocks`; empty where it cannot be frozen in part."""
+        return []
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """The last layers of a published age network: hidden = relu(W_h x + b_h), logits of one bin a year = W_a hidden + b_a.
+
+    hidden_weight (H, D), hidden_bias (H,), age_weight (K, H), age_bias (K,); first_age is the age of the first bin, in years.
+    """
+
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    age_weight: Tensor
+    age_bias: Tensor
+    first_age: int
 
 
 class Coral(nn.Module):

@@ -17,7 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from ageray import bundle
+from ageray import bundle, schema
 from ageray.experiment import Align, Detect
 from ageray.faces.images import upright_size
 from ageray.models.decode import bins
@@ -139,7 +139,7 @@ def find_faces(
 
 def _face(row: dict[str, Any]) -> schemas.Face:
     points = row["landmarks"]
-    fields = ("face", "box", "detection", "age", "age_low", "age_high", "posterior", "error")
+    fields = ("face", "box", "detection", "error", "posterior", *schema.OF_THE_MODEL)
     pairs = None
     if points is not None:
         pairs = [list(pair) for pair in zip(points[::2], points[1::2], strict=True)]

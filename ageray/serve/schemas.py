@@ -34,7 +34,15 @@ class Face(ApiModel):
     posterior: list[float] | None = None
     """On request: probability of each bin of `GET /v1/model`'s `bins`, before calibration."""
     error: str | None = None
-    """Why this face has no age."""
+    """Why this face has no age; `unsure: ...` where an age would be a guess."""
+    quality: float | None = None
+    """How good the picture of this face is, 0 to 1: 0.5 doubles the interval."""
+    unusual: float | None = None
+    """Distance from the faces of training; above 1 is unusual, and widens the interval."""
+    over_18: float | None = None
+    """Probability of being 18 or older."""
+    over_25: float | None = None
+    """Probability of being 25 or older."""
 
 
 class Image(ApiModel):

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ageray import metrics
 from ageray.experiment import Stage
 from ageray.train.loop import EpochResult
 from ageray.train.state import State
+from ageray.train.validation import Validated
 
 Record = dict[str, Any]
 
@@ -47,8 +47,7 @@ def _out_of_patience(state: State) -> bool:
 def close(
     state: State,
     result: EpochResult,
-    true: NDArray[np.float32],
-    predicted: NDArray[np.float32],
+    validated: Validated,
     seconds: float,
     skipped: int = 0,
     waited: float = 0.0,
@@ -56,15 +55,17 @@ def close(
     """Counts an epoch that was trained and validated, adds its record to `state.log` and returns
     it.
 
-    true, predicted: ages (N,) of the validation faces; N may be 0. `best` in the record: no epoch
-    so far had a lower validation MAE; without validation faces it is true of every epoch. waited:
+    validated: the N validation faces; N may be 0. `best` in the record: no epoch so far was better
+    by `train.select`; without validation faces it is true of every epoch. waited:
     seconds of the training in which no batch was ready; `stall` is their share.
     """
     config = state.config.train
     state.epoch += 1
+    true, predicted, _ = validated
     mae = bias = float("nan")
     if len(true):
         mae, bias = metrics.mean_absolute_error(true, predicted), metrics.bias(true, predicted)
+    figure = by_decades(validated) if config.select == "decades" else mae
     record = {
         "kind": "epoch",
         "stage": config.stages[state.stage].name,
@@ -75,15 +76,31 @@ def close(
         **{f"loss.{name}": value for name, value in result.terms.items()},
         "val_mae": mae,
         "val_bias": bias,
+        **({"val_decades": figure} if config.select == "decades" else {}),
         "images": result.images,
         "images_s": result.images / result.seconds,
         "seconds": seconds,
         "stall": waited / result.seconds,
         "skipped": skipped,
-        "best": not mae >= state.best,  # true of NaN too
+        "best": not figure >= state.best,  # true of NaN too
         "time": time.time(),
     }
     state.log.append(record)
     if record["best"]:
-        state.best = mae
+        state.best = figure
     return record
+
+
+def by_decades(validated: Validated) -> float:
+    """The mean absolute error, averaged over the decades of true age of each set and over the sets.
+
+    Ages from 80 on are one decade; NaN of no face.
+    """
+    true, predicted, set_N = validated
+    error_N, decade_N = np.abs(predicted - true), np.minimum(true // 10, 8)
+    means = []
+    for number in np.unique(set_N):
+        own = set_N == number
+        errors = [error_N[own & (decade_N == decade)].mean() for decade in np.unique(decade_N[own])]
+        means.append(np.mean(errors))
+    return float(np.mean(means)) if means else float("nan")

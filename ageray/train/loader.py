@@ -10,6 +10,7 @@ Shape letters: N faces of an epoch, S steps, B faces of this worker in a step, P
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from ray.data import ExecutionResources
 
-from ageray.data.row_index import RowLookup, Rows
+from ageray.data.row_index import RowIndex, RowLookup, Rows
 from ageray.data.stream import UsableBatches, canvases, face_rows
 from ageray.distributed import rank_and_world
 from ageray.errors import UserError
@@ -41,12 +42,11 @@ _STORE_SHARE = 0.4  # of the object store for the streams of all workers; a work
 _WARPED = ("canvas", "points", "box")
 
 
-def sources(experiment: Experiment) -> dict[str, ray.data.Dataset]:
+def sources(experiment: Experiment, plan: Plan) -> dict[str, ray.data.Dataset]:
     """The rows of every folder of shards that the run reads, by folder."""
-    folders = {str(experiment.data.shards)}
+    folders = set(plan.folders())
     for stage in experiment.train.stages:
-        if stage.shards:
-            folders.add(stage.shards)
+        folders |= set(plan.folders(stage))
     return {folder: face_rows(folder) for folder in folders}
 
 
@@ -69,26 +69,30 @@ class Streams:
     def training(self, state: State) -> TrainingBatches:
         """This epoch's training batches of the stage, from the first step that is not done yet."""
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
-        shards = config.stages[state.stage].shards or str(self.experiment.data.shards)
+        stage = config.stages[state.stage]
         seed, resample = (config.seed, state.epoch), config.balance == "resample"
-        rows_N = sampler.shuffled(faces, config.shuffle, seed, resample)
+        shares = [1.0] if stage.shards else [each.weight for each in self.plan.sets]
+        rows_N = sampler.shuffled(faces, config.shuffle, seed, resample, config.balance_power, shares)
         rows_SB = sampler.share(
             rows_N, config.batch_size, *rank_and_world(), first=state.epoch_progress.steps
         )
-        more = {}
+        more: dict[str, NDArray[np.float32]] = {}
         if config.balance == "weights":
-            more["weight"] = sampler.weights(faces.age).astype(np.float32)
-        blocks = self._canvases(shards, faces.lookup(rows_SB))
+            more["weight"] = sampler.weights(faces.age, config.balance_power).astype(np.float32)
+        if faces.age_std is not None:
+            more["age_std"] = faces.age_std
+        streams = self._streams(self.plan.folders(stage), faces, rows_SB)
         if self.experiment.align.placement == "actors":
             # a face is warped once for each of its places, so from here on rows are places
             more = {name: values[rows_SB.reshape(-1)] for name, values in more.items()}
-            blocks = self._aligned(blocks, rows_SB, state)
+            streams = [self._aligned(streams[0], rows_SB, state)]  # the plan refuses data.sets
             rows_SB = np.arange(rows_SB.size).reshape(rows_SB.shape)
-        ordered = OrderedBatches(
-            blocks.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH),
-            rows_SB,
-            more,
-        )
+        blocks = []
+        for stream in streams:
+            blocks.append(
+                stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH)
+            )
+        ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
         return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: Rows, state: State) -> ray.data.Dataset:
@@ -110,16 +114,30 @@ class Streams:
     def whole(self, part: str, most: int | None = None) -> UsableBatches:
         """This worker's share of a part ('val', 'train'), or of its first `most` faces.
 
-        Each face comes once, in the order of the shards, with its number in the column `row`.
+        Each face comes once, in the order of the sets and their shards, with its number in the
+        column `row` and that of its set in `set`.
         """
         rank, world = rank_and_world()
         faces = self.plan.faces[part]
         rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
-        blocks = self._canvases(str(self.experiment.data.shards), faces.lookup(rows))
+        return UsableBatches(self._numbered(self._streams(self.plan.folders(), faces, rows)))
+
+    def _numbered(self, streams: list[ray.data.Dataset]) -> Iterator[Columns]:
+        """The batches of one stream after the other, with the column `set`."""
         size = self.experiment.train.batch_size
-        return UsableBatches(
-            blocks.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=_PREFETCH)
-        )
+        for number, stream in enumerate(streams):
+            batches = stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=_PREFETCH)
+            for batch in batches:
+                yield {**batch, "set": np.full(len(batch["age"]), number)}
+
+    def _streams(self, folders: Sequence[str], faces: RowIndex, rows: Rows) -> list[ray.data.Dataset]:
+        """The canvases of these rows, a stream a set."""
+        flat = rows.reshape(-1)
+        set_N = faces.set_of(flat)
+        streams = []
+        for number, folder in enumerate(folders):
+            streams.append(self._canvases(folder, faces.lookup(flat[set_N == number])))
+        return streams
 
     def _canvases(self, shards: str, lookup: RowLookup) -> ray.data.Dataset:
         scale = self.experiment.scale

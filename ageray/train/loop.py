@@ -30,11 +30,23 @@ from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import Draws, geometric_map, photometric
 from ageray.faces.canvases import to_tensors
 from ageray.losses.criterion import check_finite
+from ageray.models.decode import classifier_posterior
 from ageray.train.state import Columns, EpochProgress, State, autocast
 
 _CHECK_EVERY = 20  # steps between two checks of the losses: each check waits for the device
 
-_COLUMNS = ("canvas", "aligned", "points", "box", "slot", "features", "age", "gender", "weight")
+_COLUMNS = (
+    "canvas",
+    "aligned",
+    "points",
+    "box",
+    "slot",
+    "features",
+    "age",
+    "age_std",
+    "gender",
+    "weight",
+)
 
 
 @dataclass
@@ -131,6 +143,8 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
     config = state.config.train
     batch = _to_device(state, columns)
     batch |= augmented(state, batch)
+    if state.teacher is not None:
+        batch["teacher"] = _teacher_posterior(state, batch)
     state.optimizer.zero_grad(set_to_none=True)
     pieces = _pieces(batch, config.accumulate)
     losses = []
@@ -147,6 +161,14 @@ def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:
         decay = min(config.ema, (1 + state.step) / (10 + state.step))
         _update_ema(state.ema_network, state.network, decay)
     return _means(losses)
+
+
+@torch.no_grad()
+def _teacher_posterior(state: State, batch: dict[str, Tensor]) -> Tensor:
+    """The posterior of `train.teacher` for the augmented faces: (B, K)."""
+    assert state.teacher is not None
+    with autocast(state.config, state.device):
+        return classifier_posterior(state.teacher(batch))
 
 
 def _means(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from torch.optim import SGD, Adadelta, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ageray import experiment
+from ageray.errors import UserError
+from ageray.models.network import AgeNetwork, Backbone
 
 
 def make_optimizer(
@@ -19,8 +21,10 @@ def make_optimizer(
     """An optimiser with up to four groups: head and backbone, each with and without weight decay.
 
     Biases and norms have no weight decay. With `body_lr: 0` the parameters of the backbone are
-    frozen: they take no gradient.
+    frozen: they take no gradient; `config.frozen_blocks` freezes its first blocks. What a network
+    never trains (`fixed_parameters`) is frozen always.
     """
+    frozen_ids = frozen_parameters(network, config.frozen_blocks)
     head_ids = set(map(id, head))
     backbone_lr = config.lr if config.body_lr is None else config.body_lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -28,6 +32,8 @@ def make_optimizer(
         lr = backbone_lr
         if id(parameter) in head_ids:
             lr = config.lr
+        if id(parameter) in frozen_ids:
+            lr = 0.0
         parameter.requires_grad_(lr > 0)
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
@@ -41,6 +47,28 @@ def make_optimizer(
         return Adadelta(parameters)
     kind: Callable[..., Optimizer] = AdamW if config.name == "adamw" else Adam
     return kind(parameters, betas=(config.momentum, 0.999))
+
+
+def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
+    """The identities of the parameters of the backbone's first `blocks` blocks
+    (`optimizer.frozen_blocks`), and of those that the network never trains.
+
+    Raises UserError if the backbone has fewer blocks, or none that can be frozen.
+    """
+    fixed = set(map(id, network.fixed_parameters())) if isinstance(network, AgeNetwork) else set()
+    if blocks == 0:
+        return fixed
+    backbone = network.get_backbone() if isinstance(network, AgeNetwork) else network
+    parts = backbone.blocks() if isinstance(backbone, Backbone) else []
+    if blocks > len(parts):
+        name = getattr(backbone, "name", "this network")
+        raise UserError(
+            f"train.stages: optimizer.frozen_blocks={blocks}, but {name} has {len(parts)} blocks that can "
+            f"be frozen; set {len(parts)} or less"
+        )
+    for part in parts[:blocks]:
+        fixed |= set(map(id, part.parameters()))
+    return fixed
 
 
 def factor(config: experiment.Schedule, step: int, steps: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Scale
+from ageray.experiment import Experiment, FaceSet, Scale, Stage
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
@@ -29,7 +30,8 @@ class Plan:
     """A run that can start.
 
     parts: faces of each part. steps: of one epoch of each stage. facts: for the bundle's card.
-    faces: by stream, `train`, `val`, `stage-0` and so on.
+    faces: by stream, `train`, `val`, `stage-0` and so on. sets: those that the run trains on;
+    `data.shards` alone is one.
     """
 
     folder: str
@@ -37,6 +39,13 @@ class Plan:
     steps: list[int]
     facts: dict[str, Any]
     faces: dict[str, RowIndex]
+    sets: tuple[FaceSet, ...]
+
+    def folders(self, stage: Stage | None = None) -> list[str]:
+        """The shards of each set that a stage trains on; without a stage, of each set of the run."""
+        if stage is not None and stage.shards:
+            return [stage.shards]
+        return [each.shards for each in self.sets]
 
     @property
     def files(self) -> RunFiles:
@@ -59,21 +68,15 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     fresh: start a finished or interrupted run anew. Raises UserError for a loss that the model
     cannot feed, missing shards or weights, too few faces, or a run that is finished.
     """
-    if experiment.data.shards is None:
-        raise UserError(
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
-        )
+    sets = face_sets(experiment)
     check_train(experiment)
     check_model(experiment)
-    faces = labelled_faces(experiment.data.shards)
-    split = protocols.split(faces, experiment.protocol)
+    tables = [_labels(each) for each in sets]
+    _check_keys(sets, tables)
+    splits_of_sets = [_split(each, table, len(sets)) for each, table in zip(sets, tables, strict=True)]
+    faces, split = pa.concat_tables(tables), _joined(sets, splits_of_sets)
     parts = split.parts
-    if not parts["train"]:
-        name = experiment.protocol.name
-        raise UserError(
-            f"protocol.name={name}: leaves no face to train on; set protocol.name=subject_exclusive, say"
-        )
-    streams = _streams(experiment, faces, parts)
+    streams = _streams(experiment, sets, tables, parts)
     steps = _steps(experiment, streams)
     files = RunFiles(run_folder(experiment))
     if fresh:
@@ -86,8 +89,87 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.make_folder(files.folder)
     storage.write_text(files.config, config.dump(experiment))
     splits.save(files.split, parts)
-    card = facts(experiment, faces, split)
-    return Plan(files.folder, card["faces"], steps, card, streams)
+    card = facts(experiment, faces, split) | _facts_of_sets(sets, splits_of_sets)
+    return Plan(files.folder, card["faces"], steps, card, streams, sets)
+
+
+def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:
+    """The sets that a run trains on: `data.sets`, or `data.shards` under `protocol`.
+
+    Raises UserError if there is neither.
+    """
+    data = experiment.data
+    if data.sets:
+        return data.sets
+    if data.shards is None:
+        raise UserError(
+            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+        )
+    return (FaceSet(name=data.name, shards=data.shards, protocol=experiment.protocol),)
+
+
+def _labels(face_set: FaceSet) -> pa.Table:
+    """The labelled faces of a set; a label without a deviation of its own takes that of the set."""
+    faces = labelled_faces(face_set.shards)
+    deviations = pc.fill_null(faces.column("age_std"), face_set.age_std)
+    place = faces.column_names.index("age_std")
+    return faces.set_column(place, faces.field("age_std"), deviations)
+
+
+def _check_keys(sets: Sequence[FaceSet], tables: Sequence[pa.Table]) -> None:
+    """Raises UserError if a key stands in two sets."""
+    owners: dict[str, str] = {}
+    for each, table in zip(sets, tables, strict=True):
+        for key in table.column("key").to_pylist():
+            owner = owners.setdefault(key, each.name)
+            if owner != each.name:
+                raise UserError(
+                    f"data.sets: key '{key}' is in '{owner}' and in '{each.name}'; "
+                    "prepare them with a data.name of their own"
+                )
+
+
+def _split(face_set: FaceSet, faces: pa.Table, count: int) -> splits.Split:
+    """The split of one of `count` sets. Raises UserError if it leaves no training face."""
+    split = protocols.split(faces, face_set.protocol)
+    if not split.parts["train"]:
+        where = "" if count == 1 else f"data.sets, '{face_set.name}': "
+        raise UserError(
+            f"{where}protocol.name={face_set.protocol.name}: leaves no face to train on; "
+            "set protocol.name=subject_exclusive, say"
+        )
+    return split
+
+
+def _joined(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> splits.Split:
+    """The split of all sets together; a note says of which set it is."""
+    if len(sets) == 1:
+        return splits_of_sets[0]
+    parts: dict[str, list[str]] = {name: [] for name in splits.PARTS}
+    notes = []
+    for each, split in zip(sets, splits_of_sets, strict=True):
+        for name in splits.PARTS:
+            parts[name] += split.parts[name]
+        notes += [f"{each.name}: {note}" for note in split.notes]
+    return splits.Split({name: sorted(keys) for name, keys in parts.items()}, notes)
+
+
+def _facts_of_sets(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> dict[str, Any]:
+    """For the card of a run on several sets: each set's weight, protocol and faces; else nothing."""
+    if len(sets) == 1:
+        return {}
+    rows = []
+    for each, split in zip(sets, splits_of_sets, strict=True):
+        counts = {name: len(keys) for name, keys in split.parts.items()}
+        rows.append(
+            {
+                "name": each.name,
+                "weight": each.weight,
+                "protocol": each.protocol.model_dump(),
+                "faces": counts,
+            }
+        )
+    return {"sets": rows}
 
 
 def worker_range(scale: Scale) -> tuple[int, int]:
@@ -113,6 +195,10 @@ def check_train(experiment: Experiment) -> None:
                 f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} "
                 f"workers{pieces}; choose a multiple of {multiple}, or other scale.workers"
             )
+    if experiment.data.sets and experiment.align.placement == "actors":
+        raise UserError(
+            "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
+        )
     for name, term in experiment.loss:
         if train.accumulate > 1 and getattr(term, "reduction", "mean") == "sum":
             raise UserError(
@@ -136,23 +222,33 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     return network
 
 
-def _streams(experiment: Experiment, faces: pa.Table, parts: dict[str, list[str]]) -> dict[str, RowIndex]:
-    """The faces of every stream in the order of the shards."""
+def _streams(
+    experiment: Experiment, sets: Sequence[FaceSet], tables: Sequence[pa.Table], parts: dict[str, list[str]]
+) -> dict[str, RowIndex]:
+    """The faces of every stream in the order of the sets and of their shards."""
     streams = {}
+    shards = ", ".join(each.shards for each in sets)
     for name in ("train", "val"):
         keys = pa.array(parts[name], pa.string())
-        streams[name] = _row_index(faces.filter(pc.is_in(faces.column("key"), keys)))
+        chosen = [table.filter(pc.is_in(table.column("key"), keys)) for table in tables]
+        streams[name] = _row_index(chosen, shards)
     for index, stage in enumerate(experiment.train.stages):
         if stage.shards is None:
             streams[f"stage-{index}"] = streams["train"]
         else:
-            streams[f"stage-{index}"] = _row_index(labelled_faces(stage.shards), stage.shards)
+            streams[f"stage-{index}"] = _row_index([labelled_faces(stage.shards)], stage.shards)
     return streams
 
 
-def _row_index(faces: pa.Table, shards: str = "") -> RowIndex:
+def _row_index(tables: Sequence[pa.Table], shards: str) -> RowIndex:
+    """The faces of one table a set."""
+    faces = pa.concat_tables(tables)
     ages = cast(list[float], faces.column("age").to_pylist())
-    index = RowIndex.of(faces.column("key").to_pylist(), ages)
+    age_std = pc.fill_null(faces.column("age_std"), 0.0).to_numpy().astype(np.float32)
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
+    index = RowIndex.of(
+        faces.column("key").to_pylist(), ages, age_std if age_std.any() else None, tuple(starts.tolist())
+    )
     if len(np.unique(index.key_hash)) < len(index):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
     return index
@@ -162,8 +258,11 @@ def _steps(experiment: Experiment, streams: dict[str, RowIndex]) -> list[int]:
     steps = []
     for index, stage in enumerate(experiment.train.stages):
         faces = len(streams[f"stage-{index}"])
+        if stage.shards is None and experiment.data.sets:
+            sizes = np.diff([*streams["train"].starts, faces])
+            faces = int(np.rint(sizes @ [each.weight for each in experiment.data.sets]))
         if faces < experiment.train.batch_size:
-            shards = stage.shards or experiment.data.shards
+            shards = stage.shards or experiment.data.shards or "data.sets"
             raise UserError(
                 f"train.batch_size={experiment.train.batch_size}: {shards} has only {faces} training faces; "
                 "lower it or add faces"

@@ -37,7 +37,7 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     storage fails; the last checkpoint is whole then.
     """
     scaling = _scaling(experiment)
-    rows = loader.sources(experiment)
+    rows = loader.sources(experiment, plan)
     settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows}
     failures = experiment.scale.max_failures
     for attempt in range(failures + 1):

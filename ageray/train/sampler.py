@@ -9,7 +9,7 @@ Shape letters: N faces, S steps, B faces of a worker in a step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,43 +26,71 @@ fill whole batches.
 """
 
 
-def weights(age_N: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Weights (N,) with which every year of age counts alike: mean 1, at most 10."""
+def weights(age_N: NDArray[np.float32], power: float = 1.0) -> NDArray[np.float64]:
+    """Weights (N,) with which every year of age counts alike: mean 1, at most 10.
+
+    power: a face counts by the number of faces of its year to the power of minus this; 1 evens the
+    years out, 0 changes nothing.
+    """
     _, year_N, count = np.unique(np.floor(age_N + 0.5), return_inverse=True, return_counts=True)
-    # bisection: the total weight of a year, the same for all years, with which the mean is 1
+    rarity = count**-power
+    # bisection: the factor, the same for all years, with which the mean is 1
     low, high = 0.0, float(len(age_N)) * _MAX_WEIGHT
     for _ in range(100):
         middle = (low + high) / 2
-        if np.minimum(middle / count, _MAX_WEIGHT) @ count < len(age_N):
+        if np.minimum(middle * rarity, _MAX_WEIGHT) @ count < len(age_N):
             low = middle
         else:
             high = middle
-    weight_of_year: NDArray[np.float64] = np.minimum(high / count, _MAX_WEIGHT)
+    weight_of_year: NDArray[np.float64] = np.minimum(high * rarity, _MAX_WEIGHT)
     return weight_of_year[year_N]
 
 
-def resampled(age_N: NDArray[np.float32], start: float) -> Rows:
-    """N row numbers, ascending, each as often as its weight, rounded down or up.
+def resampled(weight_N: NDArray[np.float64], start: float) -> Rows:
+    """Row numbers, ascending, each as often as its weight, rounded down or up; as many as the
+    weights add up to, rounded.
 
     start: in [0, 1); which of them are rounded up (systematic sampling). Over all starts a face
     comes as often as its weight says.
     """
-    ends = np.cumsum(weights(age_N))
-    ends[-1] = len(age_N)
+    ends = np.cumsum(weight_N)
+    ends[-1] = np.rint(ends[-1])
     copies = np.diff(np.floor(ends + start), prepend=0).astype(np.int64)
-    return np.repeat(np.arange(len(age_N)), copies)
+    return np.repeat(np.arange(len(weight_N)), copies)
 
 
-def shuffled(faces: RowIndex, window: int, seed: tuple[int, ...], resample: bool = False) -> Rows:
-    """The row numbers of an epoch in training order: (N,).
+def shuffled(
+    faces: RowIndex,
+    window: int,
+    seed: tuple[int, ...],
+    resample: bool = False,
+    power: float = 1.0,
+    shares: Sequence[float] = (1.0,),
+) -> Rows:
+    """The row numbers of an epoch in training order.
 
-    A face moves by at most `window` places, so that a stream in the order of the shards needs no
-    larger buffer. resample: show every year of age equally often (`weights`).
+    A face moves by at most `window` places among those of its set, so that a stream in the order of
+    the shards needs no larger buffer. Faces of several sets alternate, each set spread evenly over
+    the epoch. resample: show faces by the weights of their ages (`weights`), power: its exponent.
+    shares: how often a face of each set comes in an epoch, on average.
     """
     generator = np.random.default_rng(seed)
-    rows = resampled(faces.age, generator.random()) if resample else np.arange(len(faces))
+    rows = np.arange(len(faces))
+    set_N = faces.set_of(rows)
+    share_N = np.asarray(shares, np.float64)[set_N]
+    if resample:
+        share_N = share_N * weights(faces.age, power)
+    if (share_N != 1).any():
+        rows = resampled(share_N, generator.random())
+        set_N = set_N[rows]
     positions = np.arange(len(rows)) + generator.uniform(0, window, len(rows))
-    return rows[np.argsort(positions, kind="stable")]
+    rows = rows[np.lexsort((positions, set_N))]
+    if len(faces.starts) == 1:
+        return rows
+    parts = []
+    for count in np.bincount(set_N):
+        parts.append((np.arange(count) + generator.random(count)) / max(1, count))
+    return rows[np.argsort(np.concatenate(parts), kind="stable")]
 
 
 def share(rows: Rows, batch: int, rank: int = 0, world: int = 1, first: int = 0) -> Rows:
@@ -88,14 +116,17 @@ class OrderedBatches:
 
     def __init__(
         self,
-        blocks: Iterable[Columns],
+        blocks: Sequence[Iterable[Columns]],
         rows_SB: Rows,
         more: Mapping[str, NDArray[Any]] | None = None,
+        starts: Sequence[int] = (0,),
     ) -> None:
-        """blocks: columns with `row`, `key` and `error` ('' if the face can be used), each row
-        once. more: further columns, (N,) by row number.
+        """blocks: of each set of faces a stream of columns with `row`, `key` and `error` ('' if the
+        face can be used), each row once. more: further columns, (N,) by row number. starts: the
+        first row number of each set.
         """
-        self._blocks, self._rows_SB, self._more = iter(blocks), rows_SB, dict(more or {})
+        self._blocks = [iter(stream) for stream in blocks]
+        self._starts, self._rows_SB, self._more = starts, rows_SB, dict(more or {})
         numbers, counts = np.unique(rows_SB, return_counts=True)
         repeated = counts > 1
         self._further_uses = Counter(
@@ -109,7 +140,7 @@ class OrderedBatches:
         for rows_B in self._rows_SB:
             faces = [self._face(row) for row in rows_B.tolist()]
             while self._last is None:
-                if not self._read():
+                if not any(self._read(number) for number in range(len(self._blocks))):
                     return
             full, slots = list[Face](), list[int]()
             for place in range(len(faces)):
@@ -120,8 +151,9 @@ class OrderedBatches:
 
     def _face(self, row: int) -> Face | None:
         """The face with a row number; None if it cannot be used."""
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
         while row not in self._pool:
-            if not self._read():
+            if not self._read(number):
                 self.skipped.append((f"row {row}", "the shards no longer hold it"))
                 return None
         if self._further_uses[row]:
@@ -129,9 +161,9 @@ class OrderedBatches:
             return self._pool[row]
         return self._pool.pop(row)
 
-    def _read(self) -> bool:
-        """Puts the next block into the pool; False if there is none."""
-        block = next(self._blocks, None)
+    def _read(self, number: int) -> bool:
+        """Puts the next block of a set into the pool; False if there is none."""
+        block = next(self._blocks[number], None)
         if block is None:
             return False
         for index, row in enumerate(block["row"].tolist()):

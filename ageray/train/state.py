@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ageray import distributed
+from ageray import bundle, distributed
+from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.losses.criterion import FIELDS, Criterion
 from ageray.models.build import build
 from ageray.models.decode import bins
 from ageray.models.network import AgeNetwork
-from ageray.train.optim import make_optimizer, make_schedule
+from ageray.train.optim import frozen_parameters, make_optimizer, make_schedule
 
 Columns = dict[str, Any]
 """A batch as numpy columns, see `ageray.faces.canvases`."""
@@ -41,8 +42,8 @@ class BatchLoss(nn.Module):
         self.network = torch.compile(network) if config.train.compile else network
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """batch: `face` and what else the network takes; `age` (B,), and `gender`, `weight` (B,)
-        where there are any.
+        """batch: `face` and what else the network takes; `age` (B,), and `age_std`, `gender`,
+        `weight` (B,) and `teacher` (B, K) where there are any.
         """
         with autocast(self._config, self._bins_K.device):
             outputs = self.network(batch)
@@ -93,7 +94,7 @@ class State:
 
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
     on where there are several workers. ema_network: the moving average of the weights, None without
-    `train.ema`. epoch, step: finished ones over all stages. best: least validation MAE in years.
+    `train.ema`. teacher: see `make_teacher`. epoch, step: finished ones over all stages. best: least validation MAE in years.
     """
 
     config: Experiment
@@ -104,6 +105,7 @@ class State:
     generator: torch.Generator
     scaler: torch.amp.GradScaler
     ema_network: AgeNetwork | None = None
+    teacher: AgeNetwork | None = None
     optimizer: torch.optim.Optimizer | None = None
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     stage: int = -1
@@ -192,6 +194,8 @@ def new_state(config: Experiment, device: torch.device) -> State:
     torch.manual_seed(config.train.seed)  # dropout draws from the global generator
     network = build(config.model, seed=config.train.seed)
     criterion = Criterion(config.loss, network.outputs, config.model.name)
+    for stage in config.train.stages:
+        frozen_parameters(network, stage.optimizer.frozen_blocks)  # a later stage's mistake is found now
     network = network.to(device)
     ema_network = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
     distributed.prepare_for_distributed(network, config.train.sync_batchnorm)
@@ -205,4 +209,37 @@ def new_state(config: Experiment, device: torch.device) -> State:
         torch.Generator().manual_seed(config.train.seed),
         torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema_network,
+        make_teacher(config, device),
     )
+
+
+def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
+    """The network that `train.teacher` names, in eval mode and without gradients; None without one.
+
+    Raises UserError if the loss has no use for it or misses it, or if it has other age bins or
+    another alignment.
+    """
+    name, term = config.train.teacher, config.loss.distillation
+    if name is None and term is None:
+        return None
+    if name is None:
+        raise UserError("loss.distillation: has no teacher; set train.teacher, to start or to a model")
+    if term is None:
+        raise UserError(
+            f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away"
+        )
+    if name == "start":
+        teacher = build(config.model, seed=config.train.seed)
+    else:
+        loaded = bundle.load(name)
+        own, other = list(config.model.ages), list(loaded.experiment.model.ages)
+        if other != own:
+            raise UserError(
+                f"train.teacher={name}: has model.ages={other}, this model {own}; they must be the same"
+            )
+        if loaded.experiment.align != config.align:
+            raise UserError(
+                f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
+            )
+        teacher = loaded.network()
+    return teacher.to(device).eval().requires_grad_(False)

@@ -7,6 +7,7 @@ Of several workers each brings its own faces; all workers get all rows in the or
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,11 +53,17 @@ def build_gallery(state: State, batches: Iterable[Columns], most: int | None = N
     return gallery
 
 
+class Validated(NamedTuple):
+    """True and predicted ages (N,), in years, and the number of each face's set (`data.sets`)."""
+
+    true: NDArray[np.float32]
+    predicted: NDArray[np.float32]
+    set: NDArray[np.int64]
+
+
 @torch.inference_mode()
-def validate(
-    state: State, batches: Iterable[Columns], gallery: Gallery | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """True and predicted ages (N,), in years, of every face of `batches`.
+def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None = None) -> Validated:
+    """True and predicted ages of every face of `batches`; a column `set` (B,) numbers the sets.
 
     Ages are decoded as the predictor does, without augmentation or calibration. gallery: for
     `decode.method: gallery`; with a column `subject`, neighbours of the same subject are left out
@@ -69,15 +76,20 @@ def validate(
         batch = _to_device(state, columns, _VALIDATION_COLUMNS)
         ages = decode(posterior(network, batch, config, bf16, gallery), config.model).float().cpu()
         true = torch.from_numpy(np.array(columns["age"], np.float32))
-        own.append({"true": true, "predicted": ages} | _row_numbers(columns))
-    no_faces: Table = {"true": torch.zeros(0), "predicted": torch.zeros(0)}
+        numbers = torch.from_numpy(np.array(columns.get("set", np.zeros(len(true), np.int64))))
+        own.append({"true": true, "predicted": ages, "set": numbers} | _row_numbers(columns))
+    no_faces: Table = {
+        "true": torch.zeros(0),
+        "predicted": torch.zeros(0),
+        "set": torch.zeros(0, dtype=torch.int64),
+    }
     whole = _joined([no_faces, *_all_in_order(own)])
     true_N, predicted_N = whole["true"].numpy(), whole["predicted"].numpy()
     if not np.isfinite(predicted_N).all():
         raise FloatingPointError(
             f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
         )
-    return true_N, predicted_N
+    return Validated(true_N, predicted_N, whole["set"].numpy())
 
 
 def _to_device(state: State, columns: Columns, names: tuple[str, ...]) -> dict[str, Tensor]:

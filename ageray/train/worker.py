@@ -95,14 +95,14 @@ class Worker:
             skipped += rows
         if result.images == 0:
             stage = state.config.train.stages[state.stage]
-            raise no_face(stage.shards or state.config.data.shards, "", skipped)
+            raise no_face(", ".join(self.plan.folders(stage)), "", skipped)
         self._sync_batch_stats()
         gallery = None
         if self.plan.parts["val"]:
             gallery = self._gallery(state.config.model.decode.gallery.validation_faces)
-        true, predicted = validate(state, self.streams.whole("val"), gallery)
+        validated = validate(state, self.streams.whole("val"), gallery)
         seconds = time.perf_counter() - started
-        record = epochs.close(state, result, true, predicted, seconds, len(skipped), faces.batches.waited)
+        record = epochs.close(state, result, validated, seconds, len(skipped), faces.batches.waited)
         if self.rank == 0:
             self._write(record)
         self._save_checkpoint()
@@ -174,7 +174,7 @@ class Worker:
         batches = self.streams.whole("train", most)
         gallery = build_gallery(self.state, batches)
         if gallery is None:
-            raise no_face(self.state.config.data.shards, " for the gallery", batches.skipped)
+            raise no_face(", ".join(self.plan.folders()), " for the gallery", batches.skipped)
         return gallery
 
     def _save_bundle(self) -> None:

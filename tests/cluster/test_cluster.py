@@ -299,7 +299,7 @@ def test_what_a_job_uploads_is_small_and_complete(tmp_path: Path) -> None:
     assert package.stat().st_size < 40 * 2**20
     assert {
         "jobs/score.py",
-        "ageray/zoo/default/model.safetensors",
+        "ageray/zoo/default/1/model.safetensors",
         "ageray/report/templates/score.html",
         "configs/scale/cluster.yaml",
     } <= set(names)

@@ -42,8 +42,15 @@ FEATURES = {
     "inception_v3": 2048,
     "convnext_tiny": 768,
     "efficientnet_b0": 1280,
+    "mobilenet_v1": 1024,
+    "edgeface_s": 304,
+    "mobilefacenet": 512,
 }
-LEAST = {"vgg16": 32, "inception_v3": 75, "convnext_tiny": 32, "bvlc_googlenet": 32}
+OWN = ("bvlc_googlenet", "mobilenet_v1", "edgeface_s", "mobilefacenet")
+LEAST = {"vgg16": 32, "inception_v3": 75, "convnext_tiny": 32, "bvlc_googlenet": 32, "mobilenet_v1": 32} | {
+    "edgeface_s": 32,
+    "mobilefacenet": 32,
+}
 SMALL: list[Name] = ["resnet18", "googlenet", "efficientnet_b0"]
 
 
@@ -263,7 +270,7 @@ def test_another_networks_file_is_refused_in_one_line(
 
 
 def test_every_name_of_the_vocabulary_is_one_of_these() -> None:
-    assert set(get_args(Name)) == {*PUBLISHED, "bvlc_googlenet"} == FEATURES.keys()
+    assert set(get_args(Name)) == {*PUBLISHED, *OWN} == FEATURES.keys()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="autocast of a GPU has rules of its own")

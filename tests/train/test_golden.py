@@ -43,7 +43,10 @@ class Scaled:
 
 
 RECIPES = {
-    "default": Scaled(8),
+    "default": Scaled(3),
+    "fast": Scaled(3),
+    "accurate": Scaled(3),
+    "googlenet": Scaled(8),
     "baseline": Scaled(300),
     "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
     "frozen": Scaled(1),

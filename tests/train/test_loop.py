@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ageray import metrics
+from ageray.errors import UserError
 from ageray.experiment import Align, Augment, Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.canvases import face_canvases, to_tensors
@@ -21,7 +22,7 @@ from ageray.synthetic import faces as synthetic_faces
 from ageray.train import epochs
 from ageray.train.loop import Columns, EpochResult, augmented_faces, train_one_epoch
 from ageray.train.state import State, new_state
-from ageray.train.validation import validate
+from ageray.train.validation import Validated, validate
 
 CPU = torch.device("cpu")
 SMALL = Align(size=32)
@@ -59,6 +60,11 @@ def experiment(**parts: Any) -> Experiment:
     loss = parts.pop("loss", {"neighborhood": {"normalize": True}})
     model = {"name": "baseline", **parts.pop("model", {})}
     return Experiment.model_validate({"align": SMALL, "train": train, "loss": loss, "model": model, **parts})
+
+
+def validated(true: float, predicted: np.ndarray[Any, Any]) -> Validated:
+    """One face of the first set."""
+    return Validated(np.array([true], np.float32), predicted, np.zeros(1, np.int64))
 
 
 def started(settings: Experiment, steps: int) -> State:
@@ -103,7 +109,7 @@ def test_validation_is_the_posterior_decoded_of_every_face() -> None:
     settings, columns = experiment(train={"augment": EVERYTHING}, model={"dropout": 0.5}), faces(7, SMALL)
     state = started(settings, 1)
     before = copy.deepcopy(state.network.state_dict())
-    true, predicted = validate(
+    true, predicted, _ = validate(
         state, [*batches(columns, 4), {name: values[4:] for name, values in columns.items()}]
     )
     assert np.array_equal(true, columns["age"])
@@ -113,7 +119,7 @@ def test_validation_is_the_posterior_decoded_of_every_face() -> None:
         )
     assert predicted == pytest.approx(expected.numpy(), abs=1e-3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
-    assert [len(part) for part in validate(state, [])] == [0, 0]
+    assert [len(part) for part in validate(state, [])] == [0, 0, 0]
 
 
 def test_bf16_trains_close_to_float32() -> None:
@@ -166,9 +172,7 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
     for stage in epochs.remaining(state, [1, 1]):
         seen.append(stage.name)
         predicted = np.array([next(errors)], np.float32)
-        epochs.close(
-            state, EpochResult(1.0, {}, 4, 1.0), np.zeros(1, np.float32), predicted, 1.0, waited=0.25
-        )
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated(0, predicted), 1.0, waited=0.25)
     assert seen == ["first"] * 3 + ["last"] * 4
     assert [record["best"] for record in state.log] == [True, False, False, False, True, False, False]
     assert state.log[0]["stall"] == 0.25
@@ -180,8 +184,55 @@ def test_a_last_stage_that_never_improves_trains_as_many_epochs_as_patience_says
     state = new_state(experiment(train={"stages": stages, "patience": patience}), CPU)
     for _ in epochs.remaining(state, [1, 1]):
         error = np.array([5.0 + state.epoch], np.float32)
-        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), np.zeros(1, np.float32), error, 1.0)
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated(0, error), 1.0)
     assert state.epoch == 1 + patience
+
+
+def test_a_teacher_stays_as_the_network_started_and_is_followed() -> None:
+    cut = batches(faces(8, SMALL), 8)
+    ends = []
+    for weight in (1e-6, 4.0):
+        loss = {"neighborhood": {"normalize": True}, "distillation": {"weight": weight}}
+        state = started(experiment(loss=loss, train={"teacher": "start", "augment": NOTHING}), 8)
+        assert state.teacher is not None
+        before = copy.deepcopy(state.teacher.state_dict())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
+        for _ in range(8):
+            result = train_one_epoch(state, cut)
+        assert result.terms.keys() == {"neighborhood", "distillation"}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.teacher.state_dict().items())
+        ends.append(result.terms["distillation"])
+    assert ends[1] < ends[0] - 0.01
+
+
+def test_a_teacher_and_its_loss_need_each_other() -> None:
+    with pytest.raises(UserError, match=r"loss\.distillation: has no teacher; set train\.teacher"):
+        new_state(experiment(loss={"distillation": {}}), CPU)
+    with pytest.raises(UserError, match=r"train\.teacher=start: no loss listens to it"):
+        new_state(experiment(train={"teacher": "start"}), CPU)
+    loss = {"neighborhood": {}, "distillation": {}}
+    with pytest.raises(UserError, match=r"has model\.ages=\[-15, 120\], this model \[0, 90\]"):
+        new_state(experiment(loss=loss, train={"teacher": "zoo:default@1"}, model={"ages": [0, 90]}), CPU)
+
+
+def test_an_epoch_can_be_chosen_by_decades_and_sets() -> None:
+    true = np.array([5, 25, 25, 25, 85, 95, 35], np.float32)
+    error = np.array([1, 3, 3, 3, 9, 5, 10], np.float32)
+    of_set = np.array([0, 0, 0, 0, 0, 0, 1])
+    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(
+        ((1 + 3 + 7) / 3 + 10) / 2
+    )
+    state = new_state(experiment(train={"select": "decades", "stages": [{"epochs": 2}]}), CPU)
+    records = []
+    # the second epoch has the smaller MAE, but is worse on the only child
+    for child, adults in ((1, 4), (6, 2)):
+        errors = np.array([child, adults, adults, adults, adults], np.float32)
+        ages = np.array([5, 25, 25, 25, 25], np.float32)
+        next(epochs.remaining(state, [1]))
+        validated = Validated(ages, ages + errors, np.zeros(5, np.int64))
+        records.append(epochs.close(state, EpochResult(1.0, {}, 5, 1.0), validated, 1.0))
+    assert [record["val_decades"] for record in records] == [2.5, 4.0]
+    assert [record["best"] for record in records] == [True, False]
 
 
 @pytest.mark.slow
@@ -400,6 +451,6 @@ def test_it_learns_ages_of_people_it_has_not_seen() -> None:
     for _ in range(passes):
         order = rng.permutation(400)
         train_one_epoch(state, batches({name: values[order] for name, values in people.items()}, size))
-    true, predicted = validate(state, batches(strangers, 50))
+    true, predicted, _ = validate(state, batches(strangers, 50))
     constant = metrics.mean_absolute_error(true, np.full_like(true, np.median(true)))
     assert metrics.mean_absolute_error(true, predicted) < 0.5 * constant

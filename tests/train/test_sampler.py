@@ -67,7 +67,7 @@ def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
     assert sums[20] == pytest.approx(sums[21])
     assert weights[year == 80] == pytest.approx(10)
     for start in (0.0, 0.37, 0.99):
-        rows = sampler.resampled(ages, start)
+        rows = sampler.resampled(weights, start)
         assert len(rows) == len(ages)
         times = np.bincount(rows, minlength=len(ages))
         assert (np.abs(times - weights) < 1).all()
@@ -80,9 +80,10 @@ def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
 def test_the_start_says_which_faces_are_rounded_up() -> None:
     """Weights of 0.75, 0.75 and 1.5: two faces of 20 years and one of 30."""
     ages = np.array([20.0, 20.0, 30.0], np.float32)
-    assert sampler.resampled(ages, 0.0).tolist() == [1, 2, 2]
-    assert sampler.resampled(ages, 0.3).tolist() == [0, 2, 2]
-    assert sampler.resampled(ages, 0.6).tolist() == [0, 1, 2]
+    weights = sampler.weights(ages)
+    assert sampler.resampled(weights, 0.0).tolist() == [1, 2, 2]
+    assert sampler.resampled(weights, 0.3).tolist() == [0, 2, 2]
+    assert sampler.resampled(weights, 0.6).tolist() == [0, 1, 2]
     index = RowIndex.of([str(number) for number in range(300)], np.tile(ages, 100).tolist())
     epochs = set()
     for epoch in range(8):
@@ -92,7 +93,31 @@ def test_the_start_says_which_faces_are_rounded_up() -> None:
 
 def test_faces_that_are_alike_in_age_are_not_changed() -> None:
     assert sampler.weights(np.array([5.0, 6.0, 7.0], np.float32)) == pytest.approx(np.ones(3))
-    assert sampler.resampled(np.array([5.0, 6.0], np.float32), 0.5).tolist() == [0, 1]
+    assert sampler.resampled(np.ones(2), 0.5).tolist() == [0, 1]
+
+
+def test_ages_can_be_evened_out_in_part() -> None:
+    ages = np.array([20.0] * 160 + [60.0] * 10, np.float32)
+    found = sampler.weights(ages, 0.25)
+    assert found.mean() == pytest.approx(1)
+    assert found[-1] / found[0] == pytest.approx(2)
+
+
+def test_sets_come_by_their_weights_spread_over_the_epoch_and_again_alike() -> None:
+    keys, ages = [str(number) for number in range(1100)], [30.0] * 1100
+    sets = RowIndex.of(keys, ages, starts=(0, 1000))
+    assert sets.set_of(np.array([0, 999, 1000, 1099])).tolist() == [0, 0, 1, 1]
+    rows = sampler.shuffled(sets, 64, (3, 0), shares=(0.5, 2.0))
+    assert np.array_equal(rows, sampler.shuffled(sets, 64, (3, 0), shares=(0.5, 2.0)))
+    assert not np.array_equal(rows, sampler.shuffled(sets, 64, (3, 1), shares=(0.5, 2.0)))
+    times = np.bincount(rows, minlength=1100)
+    assert times[:1000].sum() == 500
+    assert (times[1000:] == 2).all()
+    for part in rows.reshape(7, 100):
+        assert 20 <= (part >= 1000).sum() <= 37
+    small = rows[rows >= 1000]
+    # a face moves by at most the window among those of its set
+    assert (np.abs(small - np.repeat(np.arange(1000, 1100), 2)) <= 64).all()
 
 
 # --- batches out of a stream --------------------------------------------------------------------
@@ -122,7 +147,7 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
             read.append(int(block["row"][0]))
             yield block
 
-    ordered = iter(OrderedBatches(watched(), rows, {"weight": np.arange(12) / 2}))
+    ordered = iter(OrderedBatches([watched()], rows, {"weight": np.arange(12) / 2}))
     first = next(ordered)
     assert read == [0, 2, 4]
     assert first["row"].tolist() == first["age"].tolist() == [5, 0, 5]
@@ -139,7 +164,7 @@ def test_batches_come_in_the_order_asked_for_and_read_no_further() -> None:
 def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_workers(world: int) -> None:
     rows = np.arange(16)
     streams = [
-        OrderedBatches(blocks(16, 4, broken=(1, 6, 7)), sampler.share(rows, 8, rank, world))
+        OrderedBatches([blocks(16, 4, broken=(1, 6, 7))], sampler.share(rows, 8, rank, world))
         for rank in range(world)
     ]
     batches = list(zip(*streams, strict=True))
@@ -157,7 +182,7 @@ def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_w
 
 
 def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
-    ordered = OrderedBatches(blocks(8, 2, broken=(2, 3), gone=(6,)), np.arange(8).reshape(4, 2))
+    ordered = OrderedBatches([blocks(8, 2, broken=(2, 3), gone=(6,))], np.arange(8).reshape(4, 2))
     batches = list(ordered)
     assert [batch["row"].tolist() for batch in batches] == [[0, 1], [1, 1], [4, 5], [7, 7]]
     assert [batch["slot"].tolist() for batch in batches] == [[0, 1], [0, 1], [0, 1], [1, 1]]
@@ -166,11 +191,28 @@ def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
         ("face-3", "no picture"),
         ("row 6", "the shards no longer hold it"),
     ]
-    begin = OrderedBatches(blocks(4, 2, broken=(0, 1)), np.arange(4).reshape(2, 2))
+    begin = OrderedBatches([blocks(4, 2, broken=(0, 1))], np.arange(4).reshape(2, 2))
     assert [batch["row"].tolist() for batch in begin] == [[2, 2], [2, 3]]
-    none = OrderedBatches(blocks(4, 2, broken=(0, 1, 2, 3)), np.arange(4).reshape(2, 2))
+    none = OrderedBatches([blocks(4, 2, broken=(0, 1, 2, 3))], np.arange(4).reshape(2, 2))
     assert list(none) == []
     assert len(none.skipped) == 4
+
+
+def test_batches_of_several_sets_read_each_stream_as_far_as_they_need() -> None:
+    read = list[str]()
+
+    def stream(name: str, first: int, count: int) -> Iterator[Columns]:
+        for block in blocks(first + count, 2):
+            if block["row"][0] >= first:
+                read.append(name)
+                yield block
+
+    rows = np.array([[0, 8, 1], [9, 2, 10]])
+    ordered = iter(OrderedBatches([stream("a", 0, 8), stream("b", 8, 6)], rows, starts=(0, 8)))
+    assert next(ordered)["row"].tolist() == [0, 8, 1]
+    assert read == ["a", "b"]
+    assert next(ordered)["row"].tolist() == [9, 2, 10]
+    assert read == ["a", "b", "a", "b"]
 
 
 # --- prefetching ------------------------------------------------------------------------------

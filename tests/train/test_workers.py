@@ -94,7 +94,9 @@ def validated(name: str) -> list[float]:
         {key: values[rank::world][5:] for key, values in drawn.items()},
     ]
     gallery = build_gallery(state, [batch for batch in own if len(batch["age"])])
-    true, predicted = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
+    true, predicted, _ = validate(
+        state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery
+    )
     assert true.tolist() == drawn["age"][:5].tolist()
     return [float(age) for age in predicted]
 

@@ -75,10 +75,20 @@ function row(face) {
   const years = element("b", "", face.age.toFixed(0));
   years.append(element("small", "", " years"));
   words.append(years, element("span", "range", `90 %: ${face.age_low.toFixed(0)} to ${face.age_high.toFixed(0)}`));
+  words.append(element("small", "soft", reasons(face)));
   const side = element("div");
   side.append(plot(face, model.bins), axis());
   entry.append(words, side);
   return entry;
+}
+
+// What an age check says, and why an interval is wide.
+function reasons(face) {
+  const parts = [];
+  if (face.over_18 !== null) parts.push(`over 18: ${(100 * face.over_18).toFixed(0)} %`);
+  if (face.quality !== null && face.quality < 0.7) parts.push("poor picture");
+  if (face.unusual !== null && face.unusual > 1) parts.push("unusual face");
+  return parts.join(" · ");
 }
 
 async function picture(image, file) {
@@ -132,12 +142,14 @@ function save(name, type, text) {
 function csv() {
   // a name that starts like a formula must not become one in a spreadsheet
   const cell = (value) => `"${String(value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
-  const columns = ["image", "face", "x0", "y0", "x1", "y1", "detection", "age", "age_low", "age_high", "error"];
+  const columns = ["image", "face", "x0", "y0", "x1", "y1", "detection", "age", "age_low", "age_high", "error",
+    "quality", "unusual", "over_18", "over_25"];
   const rows = images.flatMap((image) =>
     image.faces.length
       ? image.faces.map((face) =>
-          [image.name, face.face, ...(face.box ?? ["", "", "", ""]), face.detection, face.age, face.age_low, face.age_high, face.error])
-      : [[image.name, -1, "", "", "", "", "", "", "", "", image.error]]);
+          [image.name, face.face, ...(face.box ?? ["", "", "", ""]), face.detection, face.age, face.age_low, face.age_high, face.error,
+            face.quality, face.unusual, face.over_18, face.over_25])
+      : [[image.name, -1, "", "", "", "", "", "", "", "", image.error, "", "", "", ""]]);
   return [columns, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ageray.experiment import Experiment
+from ageray.experiment.model import View
 from ageray.faces.canvases import to_tensors
 from ageray.models.inference import views
 from ageray.models.network import AgeNetwork, Backbone
@@ -32,12 +33,14 @@ def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     """Whether training on precomputed features gives the same head.
 
     This needs `optimizer.body_lr: 0` in every stage, no augmentation but mirroring (all of
-    `train.augment` but `flip` is 0), and a network that sees a face only through its backbone's
-    pooled features.
+    `train.augment` but `flip` is 0), no teacher, one view (`decode.views`), and a network that sees
+    a face only through its backbone's pooled features.
     """
     is_frozen = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
     augment = experiment.train.augment.model_dump(exclude={"flip"})
-    return is_frozen and not any(augment.values()) and isinstance(network.get_backbone(), Backbone)
+    is_plain = experiment.model.decode.views == (View(),) and experiment.train.teacher is None
+    pooled = isinstance(network.get_backbone(), Backbone)
+    return is_frozen and is_plain and not any(augment.values()) and pooled
 
 
 def detach_backbone(network: AgeNetwork) -> nn.Module:

@@ -112,8 +112,8 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
         gallery = None
         if len(fold.val):
             gallery = _gallery(state, faces, fold.train, settings.gallery.validation_faces)
-        true, predicted = validate(state, _batches(faces, fold.val, size), gallery)
-        record = epochs.close(state, result, true, predicted, time.perf_counter() - started)
+        validated = validate(state, _batches(faces, fold.val, size), gallery)
+        record = epochs.close(state, result, validated, time.perf_counter() - started)
         if record["best"]:
             best = copy.deepcopy(state.eval_network.state_dict())
         yield record
