@@ -127,6 +127,9 @@ class Train(Strict):
     """Random changes of training faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which then is what is validated and kept; 0 is off."""
+    wise_ft: tuple[Share, ...] = ()
+    """Shares of the way from the weights of `model.weights` to the trained ones (WiSE-FT), such as [0.5, 0.75]: after training each is
+    validated, and the best by `select`, or the trained weights, are kept. Each costs one validation; empty is off."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 is off."""
     calibrate: bool = True

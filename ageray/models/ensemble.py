@@ -35,6 +35,7 @@ class Ensemble(AgeNetwork):
         self._first_age, self._bins = config.ages[0], config.ages[1] - config.ages[0] + 1
         self.members = nn.ModuleList(members)
         self.outputs = frozenset({"logits"} | ({"embedding"} & members[0].outputs))
+        self.reads_points = any(network.reads_points for network in members)
         weights = torch.tensor([member.weight for member in config.members])
         self._weights = (weights / weights.sum()).tolist()
 

@@ -22,6 +22,7 @@ from ageray.experiment import Experiment, FaceSet, Stage
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
+from ageray.train import wise_ft
 
 CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
 CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
@@ -167,7 +168,9 @@ def check_train(experiment: Experiment) -> None:
                 f"{math.lcm(*(number * train.accumulate for number in range(least, most + 1)))}, or other scale.workers"
             )
     if experiment.data.sets and experiment.align.placement == "actors":
-        raise UserError("align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker")
+        raise UserError(
+            "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
+        )
     sums = [name for name, term in experiment.loss if getattr(term, "reduction", "mean") == "sum"]
     if train.accumulate > 1 and sums:
         raise UserError(
@@ -177,10 +180,14 @@ def check_train(experiment: Experiment) -> None:
 
 def check_model(experiment: Experiment) -> AgeNetwork:
     """The network at its start. Raises UserError for missing weights, a loss that it cannot feed, or faces that are too small for it."""
+    wise_ft.check(experiment)
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
     for view in experiment.model.decode.views:
-        size, key = view.size or experiment.align.size, "model.decode.views.size" if view.size else "align.size"
+        size, key = (
+            view.size or experiment.align.size,
+            "model.decode.views.size" if view.size else "align.size",
+        )
         if size < network.least_side:
             raise UserError(
                 f"{key}={size}: model '{experiment.model.name}' needs faces of at least {network.least_side} "

@@ -20,7 +20,7 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
-from ageray.train import checkpoint, curves, epochs, profiling
+from ageray.train import checkpoint, curves, epochs, profiling, wise_ft
 from ageray.train import plan as planning
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
@@ -167,9 +167,19 @@ class Worker:
         state = self.state
         network = state.judged
         network.load_state_dict(load_safetensors(storage.read_bytes(self._place(planning.BEST))))
+        way_back: dict[str, Any] = {}
+        if state.config.train.wise_ft and self.plan.parts["val"]:
+            first = wise_ft.start_weights(state.config)
+            choice = wise_ft.choose(state, first, lambda: validate(state, self.streams.whole("val")))
+            way_back = {"wise_ft": choice}
         folder, card = (
             self._place(bundle.IN_RUN),
-            {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch},
+            {
+                "model": state.config.model.name,
+                "training": self.plan.facts,
+                "epochs": state.epoch,
+                **way_back,
+            },
         )
         draft, gallery = folder + ".unfinished", self._gallery()
         if self.number == 0:

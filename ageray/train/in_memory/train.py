@@ -24,7 +24,7 @@ from ageray.faces.canvases import to_tensors
 from ageray.models.decode import decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, predict
-from ageray.train import epochs
+from ageray.train import epochs, wise_ft
 from ageray.train.in_memory import frozen
 from ageray.train.loop import start, train_one_epoch
 from ageray.train.state import Columns, State, new_state
@@ -105,6 +105,16 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
             best = copy.deepcopy(state.judged.state_dict())
         yield record
     state.judged.load_state_dict(best)
+    if state.config.train.wise_ft and len(fold.val):
+        wise_ft.choose(
+            state, _start_weights(state, faces), lambda: validate(state, _batches(faces, fold.val, size))
+        )
+
+
+def _start_weights(state: State, faces: Columns) -> dict[str, torch.Tensor]:
+    """The weights that `begin` started from, without those of a backbone that it took away."""
+    start = wise_ft.start_weights(state.config)
+    return {name: start[name] for name in state.judged.state_dict()} if "features" in faces else start
 
 
 def answers(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:
