@@ -5,10 +5,10 @@ same machine; beside it what its network costs.
 
 NAME is a recipe of configs/, a backbone (`mobilenet_v1`, `resnet18` ...: with one classifier), or a
 MODEL (`zoo:NAME`, a bundle, a run folder). From canvases in memory to calibrated ages: alignment,
-forward passes (two where the mirror image counts, times the views), decoding, for `siamese` a search
-among 20,000 faces. Weights are random but a MODEL's; sizes are each one's own unless --size gives one
-for all recipes and backbones. `parameters` are millions; `GFLOP` is one forward pass of one face;
-`network/s` is faces a second of that pass alone, float32, on the CPU.
+forward passes (two where the mirror image counts, times the views), decoding, for `siamese` a
+search among 20,000 faces. Weights are random but a MODEL's; sizes are each one's own unless --size
+gives one for all recipes and backbones. `parameters` are millions; `GFLOP` is one forward pass of
+one face; `network/s` is faces a second of that pass alone, float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def model_of(name: str, words: list[str]) -> bundle.Bundle:
 def seconds_a_batch(
     made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
 ) -> dict[tuple[str, str], float]:
-    """Median over the rounds; in each round every contender has one turn. The first round warms up and
-    is not timed."""
+    """Median over the rounds; in each round every contender has one turn. The first round warms up
+    and is not timed."""
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
     for turn in range(rounds + 1):
         for name, (predictor, faces) in made.items():
