@@ -1,5 +1,5 @@
-# What every node of cluster.yaml runs: Ray, and all that ageray needs. A submitted job brings its own copy of the code, which goes first; build
-# anew when pyproject.toml changes.
+# The image of every node of cluster.yaml: Ray, and everything that ageray needs. A submitted job brings
+# its own copy of the code, which is used instead of this one. Build again when pyproject.toml changes.
 #
 #   docker build -t REGISTRY/ageray:0.1 . && docker push REGISTRY/ageray:0.1
 

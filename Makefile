@@ -1,6 +1,6 @@
-# Two commands for everybody: `make score IMAGES=folder` and `make test`. Each sets up .venv by itself.
+# Two commands: `make score IMAGES=folder` and `make test`. Each sets up .venv by itself.
 
-# the first that runs and is 3.11 or 3.12: version managers leave stand-ins that only complain
+# the first that runs and is 3.11 or 3.12: version managers leave stand-ins that only print an error
 FIT := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 PYTHON ?= $(shell for name in python3 python3.12 python3.11; do \
 	$$name -c '$(FIT)' >/dev/null 2>&1 && { echo $$name; break; }; done)

@@ -8,20 +8,19 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.models.build import build
-from ageray.models.gallery import Gallery
-from ageray.models.network import AgeNetwork
+
+# Commands load a bundle to read its settings. Only a network needs torch, which takes 4 s to import.
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ageray.models.gallery import Gallery
+    from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
 IN_RUN = "bundle"
@@ -56,9 +55,13 @@ class Bundle:
 
     def network(self) -> AgeNetwork:
         """The network with its weights, float32, in eval mode, on CPU. Raises UserError if weights and configuration do not fit."""
+        from safetensors.torch import load
+
+        from ageray.models.build import build
+
         network = build(self.experiment.model, pretrained=False)
         try:
-            state = load_safetensors(self.weights)
+            state = load(self.weights)
         except Exception as error:  # the library raises what its parser met
             raise UserError(
                 f"{self.uri}: {WEIGHTS} is not a safetensors file ({error}); copy the bundle again"
@@ -81,8 +84,12 @@ class Bundle:
         """The training faces that ages are taken from, on CPU; None where the model has a classifier. Raises UserError if they are broken."""
         if self.faces is None:
             return None
+        from safetensors.torch import load
+
+        from ageray.models.gallery import Gallery
+
         try:
-            return Gallery.from_tensors(load_safetensors(self.faces))
+            return Gallery.from_tensors(load(self.faces))
         except Exception as error:  # the library raises what its parser met
             raise UserError(
                 f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
@@ -124,6 +131,16 @@ def _resolve_zoo(model: str) -> str:
         names = ", ".join(f"zoo:{name}@{each}" for each in models[name])
         raise UserError(f"{model}: no such version in the zoo; it has {names}")
     return str(_ZOO / name / version)
+
+
+def model_for_workers(model: str) -> str:
+    """MODEL as processes on other machines and in other folders can load it.
+
+    A model of the zoo goes by its name, because each machine has its own installation. Any other goes by
+    the absolute path or url of its bundle. Raises UserError if there is no such model.
+    """
+    folder = resolve(model)
+    return model if model.startswith("zoo:") else storage.absolute(folder)
 
 
 def load(model: str) -> Bundle:
@@ -175,6 +192,8 @@ def save(
     Matrices are stored as float16 (an age moves by about 0.01 years), vectors as float32. gallery: for `decode.method: gallery`. It holds
     no pictures, but embeddings of the training faces with their ages, genders and subject numbers.
     """
+    from safetensors.torch import save as save_safetensors
+
     assert gallery is not None or experiment.model.decode.method != "gallery"
     weights = save_safetensors({name: _stored(tensor) for name, tensor in network.state_dict().items()})
     full = {**card, "code": f"ageray {version('ageray')}", "sha256": hashlib.sha256(weights).hexdigest()}
@@ -200,6 +219,8 @@ def write_card(folder: str, card: dict[str, Any]) -> None:
 
 
 def _stored(tensor: Tensor) -> Tensor:
+    import torch
+
     half = tensor.detach().cpu().contiguous()
     if (
         tensor.is_floating_point()

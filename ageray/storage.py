@@ -21,8 +21,8 @@ import pyarrow.fs
 
 from ageray.errors import UserError
 
-UNFINISHED = "_unfinished"
-"""A file of this name marks a folder whose files are being replaced: what lies beside it is not to be read."""
+MARKER = "_unfinished"
+"""A file of this name marks a folder whose files are being replaced; do not read such a folder."""
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 """The variable from which every client of S3 takes the server's address."""
@@ -61,6 +61,16 @@ def join(uri: str, *parts: str) -> str:
         base = uri if uri.endswith("/") else uri + "/"
         uri = part if whole else base + part
     return uri
+
+
+def unfinished(uri: str) -> str:
+    """The folder beside `uri` in which `uri` is written. It takes the place of `uri` when complete."""
+    return uri.rstrip("/") + ".unfinished"
+
+
+def half_written(uri: str) -> bool:
+    """Whether `replace_folder` was interrupted, or is still running, in the folder `uri`."""
+    return exists(join(uri, MARKER))
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -246,18 +256,18 @@ def _swap(src: Path, dst: Path) -> None:
 
 
 def _refill(src: str, dst: str, last: str) -> None:
-    write_text(join(dst, UNFINISHED), "Being written; if nothing is writing here, run the command again.\n")
+    write_text(join(dst, MARKER), "Being written; if nothing is writing here, run the command again.\n")
     with _explained(dst):
         fs, target = _fsspec(dst)
         _, origin = _fsspec(src)
         for path in fs.find(target):
-            if not path.endswith("/" + UNFINISHED):
+            if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
         # some writers leave an empty object named like the folder
         files = [path for path in fs.find(origin) if path.rstrip("/") != origin]
         for path in sorted(files, key=lambda path: (path == f"{origin}/{last}", path)):
             fs.cp_file(path, target + path.removeprefix(origin))
-        fs.rm_file(f"{target}/{UNFINISHED}")
+        fs.rm_file(f"{target}/{MARKER}")
     remove_tree(src)
 
 

@@ -2,9 +2,11 @@
 
     python benchmarks/audit.py SHARDS [--fingerprints FILE] [--search 20000 1000000]
 
-SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of the default split (seeded, 10 % for the test,
-validation counted with the training), near-identical pairs by the distance of their hashes with and without confirmation by thumbnails, images a
-second on one core, and with --search the seconds of a search among so many hashes (repeated from those found, with bits flipped at random).
+SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of
+the default split (seeded, 10 % for the test, validation counted with the training), near-identical
+pairs by the distance of their hashes with and without confirmation by thumbnails, images a second
+on one core, and with --search the seconds of a search among so many hashes (repeated from those
+found, with bits flipped at random).
 """
 
 from __future__ import annotations
@@ -35,12 +37,10 @@ def load_or_compute_fingerprints(shards: Path) -> pa.Table:
             for name, kind in (("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())):
                 table = table.append_column(name, pa.array([getattr(print_, name) for print_ in found], kind))
             tables.append(table)
-    made = pa.concat_tables(tables)
-    seconds = time.process_time() - started
-    print(
-        f"fingerprints: {made.num_rows:,} images, {made.num_rows / seconds:.0f} a CPU-second (decoding included)"
-    )
-    return made
+    rows = pa.concat_tables(tables)
+    rate = rows.num_rows / (time.process_time() - started)
+    print(f"fingerprints: {rows.num_rows:,} images, {rate:.0f} a CPU-second (decoding included)")
+    return rows
 
 
 def parts(table: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -59,9 +59,8 @@ def show(table: pa.Table) -> None:
     print("\n".join(f"  {line}" for line in found.lines()))
     alone = audit(train.drop_columns("thumbnail"), test.drop_columns("thumbnail"))
     near, unsure = found.near_identical, alone.near_identical
-    print(
-        f"near-identical across the split: {unsure['across']} test images by hash alone, {near['across']} with thumbnails"
-    )
+    counts = f"{unsure['across']} test images by hash alone, {near['across']} with thumbnails"
+    print(f"near-identical across the split: {counts}")
     for example in found.conflicts["near"]["examples"][:5]:
         print("  {} is {:g}, {} is {:g}".format(*example))
 
@@ -104,7 +103,9 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     thumbnails = np.frombuffer(b"".join(table["thumbnail"].to_pylist()), np.uint8).reshape(len(hashes), -1)
 
     def drawn(count: int) -> near_duplicates.Fingerprints:
-        """Each hash with 8 random bits flipped, so that it is as far from its origin as from strangers, but as clustered."""
+        """Each hash with 8 random bits flipped, so that it is as far from its origin as from
+        strangers, but as clustered.
+        """
         rows = rng.integers(0, len(hashes), count)
         flips = np.bitwise_or.reduce(np.uint64(1) << rng.integers(0, 64, (count, 8), dtype=np.uint64), axis=1)
         return near_duplicates.Fingerprints(hashes[rows] ^ flips, thumbnails[rows])
@@ -112,11 +113,10 @@ def search(table: pa.Table, sizes: list[int]) -> None:
     for size in sizes:
         among, searched = drawn(size), drawn(max(size // 10, min(size, 20_000)))
         started = time.process_time()
-        found = near_duplicates.across(searched, among)
+        found = near_duplicates.nearest_in(searched, among)
         seconds = time.process_time() - started
-        print(
-            f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {(found >= 0).sum():,} found"
-        )
+        count = f"{(found >= 0).sum():,} found"
+        print(f"search: {len(searched):,} among {size:,}: {seconds:.1f} CPU-seconds, {count}")
 
 
 def main() -> None:

@@ -1,12 +1,17 @@
-"""What a GPU makes of a training step: images a second on a batch in memory, its share of the measured matrix rate, where the time goes.
+"""A training step on a GPU: images a second on a batch in memory, the share of the measured matrix
+rate, and where the time goes.
 
-    python benchmarks/compute.py [--recipe default dhaa] [--batch 64 256] [--steps 30] [--rounds 3] [--compile] [key=value ...]
+    python benchmarks/compute.py [--recipe default dhaa] [--batch 64 256] [--steps 30] [--rounds 3]
+                                 [--compile] [key=value ...]
 
-Needs no Ray. The step is `ageray.train.loop.train_one_epoch`'s: alignment, random changes, network, loss, optimiser. Contenders (batch size, number
-format, with --compile the compiled network) take turns. The matrix rate is that of one large bf16 product on this device; the share counts the
-operations of the network's convolutions and products (`torch.utils.flop_counter`, forward and backward) and nothing else.
+Needs no Ray. The step is `ageray.train.loop.train_one_epoch`'s: alignment, random changes, network,
+loss, optimiser. Contenders (batch size, number format, with --compile the compiled network) take
+turns. The matrix rate is that of one large bf16 product on this device; the share counts the
+operations of the network's convolutions and products (`torch.utils.flop_counter`, forward and
+backward) and nothing else.
 
-`changes` is the time of alignment and random changes alone, waited for; `busy` the part of a step in which the device computes (torch.profiler).
+`changes` is the time of alignment and random changes alone, waited for; `busy` the part of a step
+in which the device computes (torch.profiler).
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ageray import config
 from ageray.experiment import Experiment
 from ageray.faces.canvases import to_tensors
-from ageray.train.loop import Columns, _augmented, train_one_epoch
+from ageray.train.loop import Columns, augmented, train_one_epoch
 from ageray.train.state import State, new_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,11 +57,13 @@ KINDS = {
     "copies": ("memcpy", "memset", "copy", "nchw", "nhwc"),
     "optimiser": ("multi_tensor", "adam", "sgd", "lerp"),
 }
-"""Kinds of device time by words in a kernel's name, the first that fits; the rest is elementwise work and reductions."""
+"""Kinds of device time by words in a kernel's name, the first that fits; the rest is elementwise
+work and reductions.
+"""
 
 
 def wait() -> None:
-    """Until the device has done all that it was given."""
+    """Until the device has done all that it was arguments."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
@@ -90,46 +97,49 @@ def ready(experiment: Experiment) -> tuple[State, Columns]:
         "gender": gender.numpy(),
         "subject": subject.numpy(),
     }
-    held = {name: torch.from_numpy(values) for name, values in faces.items()}
+    batch_in_memory = {name: torch.from_numpy(values) for name, values in faces.items()}
     return state, {
-        name: tensor.pin_memory() if DEVICE.type == "cuda" else tensor for name, tensor in held.items()
+        name: tensor.pin_memory() if DEVICE.type == "cuda" else tensor
+        for name, tensor in batch_in_memory.items()
     }
 
 
-def operations(state: State, held: Columns) -> float:
+def operations(state: State, batch_in_memory: Columns) -> float:
     """Of one step: convolutions and products, forward and backward."""
     counter = FlopCounterMode(display=False)
     with counter:
-        train_one_epoch(state, [held])
+        train_one_epoch(state, [batch_in_memory])
     return float(counter.get_total_flops())
 
 
-def images_a_second(state: State, held: Columns, steps: int) -> float:
+def images_a_second(state: State, batch_in_memory: Columns, steps: int) -> float:
     wait()
     started = time.perf_counter()
-    train_one_epoch(state, [held] * steps)
+    train_one_epoch(state, [batch_in_memory] * steps)
     wait()
-    return len(held["age"]) * steps / (time.perf_counter() - started)
+    return len(batch_in_memory["age"]) * steps / (time.perf_counter() - started)
 
 
-def changes(state: State, held: Columns, steps: int) -> float:
+def changes(state: State, batch_in_memory: Columns, steps: int) -> float:
     """Seconds of alignment and random changes a step."""
     wait()
     started = time.perf_counter()
     for _ in range(steps):
-        _augmented(state, to_tensors(held, DEVICE))
+        augmented(state, to_tensors(batch_in_memory, DEVICE))
     wait()
     return (time.perf_counter() - started) / steps
 
 
-def where(state: State, held: Columns, steps: int) -> tuple[float, dict[str, float]]:
-    """The part of a step in which the device computes, and the parts of that by kind; nothing on a CPU."""
+def where(state: State, batch_in_memory: Columns, steps: int) -> tuple[float, dict[str, float]]:
+    """The part of a step in which the device computes, and the parts of that by kind; nothing on a
+    CPU.
+    """
     if DEVICE.type != "cuda":
         return float("nan"), {}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         wait()
         started = time.perf_counter()
-        train_one_epoch(state, [held] * steps)
+        train_one_epoch(state, [batch_in_memory] * steps)
         wait()
         whole = time.perf_counter() - started
     kinds: dict[str, float] = defaultdict(float)
@@ -144,29 +154,28 @@ def where(state: State, held: Columns, steps: int) -> tuple[float, dict[str, flo
     }
 
 
-def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
+def compare(recipe: str, arguments: argparse.Namespace, peak: float) -> None:
     """All contenders of one recipe, in turns."""
-    made: dict[tuple[Any, ...], tuple[State, Columns]] = {}
-    for batch in given.batch:
-        for precision in given.precision:
-            for compiled in [False, True] if given.compile else [False]:
+    contenders: dict[tuple[Any, ...], tuple[State, Columns]] = {}
+    for batch in arguments.batch:
+        for precision in arguments.precision:
+            for compiled in [False, True] if arguments.compile else [False]:
                 words = [
                     f"train.batch_size={batch}",
                     f"train.precision={precision}",
                     f"train.compile={str(compiled).lower()}",
                 ]
-                fixed = ["model.weights=none", *words, *given.words]
+                fixed = ["model.weights=none", *words, *arguments.words]
                 with contextlib.redirect_stdout(io.StringIO()):
-                    made[batch, precision, compiled] = ready(
+                    contenders[batch, precision, compiled] = ready(
                         config.load([str(ROOT / "configs" / f"{recipe}.yaml")], fixed)
                     )
-    size = next(iter(made.values()))[0].config.align.size
+    size = next(iter(contenders.values()))[0].config.align.size
     print(f"\n{recipe}: {size} pixels")
-    print(
-        f"{'batch':>7} {'format':<9}{'compiled':<10}{'images/s':>10}{'ms/step':>10}{'changes':>10}{'GFLOP/image':>13}{'share':>8}{'busy':>7}  rounds"
-    )
+    head = f"{'batch':>7} {'format':<9}{'compiled':<10}{'images/s':>10}{'ms/step':>10}{'changes':>10}"
+    print(f"{head}{'GFLOP/image':>13}{'share':>8}{'busy':>7}  rounds")
     flops = {}
-    for (batch, *_), (state, held) in made.items():
+    for (batch, *_), (state, batch_in_memory) in contenders.items():
         if batch not in flops:
             plain = new_state(
                 state.config.model_copy(
@@ -175,21 +184,21 @@ def compare(recipe: str, given: argparse.Namespace, peak: float) -> None:
                 DEVICE,
             )
             plain.start_stage(0, 10)
-            flops[batch] = operations(plain, held) / batch
+            flops[batch] = operations(plain, batch_in_memory) / batch
         for _ in range(2):
-            images_a_second(state, held, max(3, given.steps // 3))  # warms up, compiles
+            images_a_second(state, batch_in_memory, max(3, arguments.steps // 3))  # warms up, compiles
     rates: dict[tuple[Any, ...], list[float]] = defaultdict(list)
-    for _ in range(given.rounds):
-        for name, (state, held) in made.items():
-            rates[name].append(images_a_second(state, held, given.steps))
-    for name, (state, held) in made.items():
+    for _ in range(arguments.rounds):
+        for name, (state, batch_in_memory) in contenders.items():
+            rates[name].append(images_a_second(state, batch_in_memory, arguments.steps))
+    for name, (state, batch_in_memory) in contenders.items():
         (batch, precision, compiled), rate = name, statistics.median(rates[name])
-        busy, kinds = where(state, held, 5)
+        busy, kinds = where(state, batch_in_memory, 5)
         rounds = " ".join(f"{each:.0f}" for each in rates[name])
-        print(
-            f"{batch:>7} {precision:<9}{'yes' if compiled else 'no':<10}{rate:>10.1f}{1e3 * batch / rate:>10.1f}"
-            f"{1e3 * changes(state, held, 10):>10.1f}{flops[batch] / 1e9:>13.1f}{flops[batch] * rate / peak:>8.3f}{busy:>7.2f}  {rounds}"
-        )
+        row = f"{batch:>7} {precision:<9}{'yes' if compiled else 'no':<10}"
+        row += f"{rate:>10.1f}{1e3 * batch / rate:>10.1f}{1e3 * changes(state, batch_in_memory, 10):>10.1f}"
+        row += f"{flops[batch] / 1e9:>13.1f}{flops[batch] * rate / peak:>8.3f}{busy:>7.2f}  {rounds}"
+        print(row)
         if kinds:
             print(" " * 8 + ", ".join(f"{kind} {share:.2f}" for kind, share in kinds.items()))
 
@@ -214,14 +223,14 @@ def main() -> None:
     parser.add_argument(
         "--matrix", type=int, default=8192, help="side of the matrices of the product (default: %(default)s)"
     )
-    given = parser.parse_args()
-    peak = matrix_rate(given.matrix)
+    arguments = parser.parse_args()
+    peak = matrix_rate(arguments.matrix)
     what = (
         torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"{what}, torch {torch.__version__}: bf16 product of {given.matrix}: {peak / 1e12:.1f} TFLOP/s")
-    for recipe in given.recipe:
-        compare(recipe, given, peak)
+    print(f"{what}, torch {torch.__version__}: bf16 product of {arguments.matrix}: {peak / 1e12:.1f} TFLOP/s")
+    for recipe in arguments.recipe:
+        compare(recipe, arguments, peak)
 
 
 if __name__ == "__main__":

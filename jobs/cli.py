@@ -1,7 +1,10 @@
-"""What every command does around its work: one line for a user's mistake, and exit codes."""
+"""What every command does around its work: the parser's form, one line for a user's mistake, exit
+codes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,43 +15,72 @@ from ageray.errors import UserError
 _IN_A_TRACE = re.compile(r"^(?:\S*\s)?ageray\.errors\.UserError: (.+)$", re.MULTILINE)
 
 
-def mistake_behind(error: BaseException) -> UserError | None:
-    """The UserError that `error` is or was caused by, else None.
+def new_parser(command: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
+    """An empty parser for `python -m jobs.COMMAND`. The texts are shown as they are."""
+    return argparse.ArgumentParser(
+        prog=f"python -m jobs.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
-    Ray wraps what its tasks and workers raise; Ray Data keeps nothing of it but the text of the trace, so that is searched last.
+
+def mistake_behind(error: BaseException) -> UserError | None:
+    """The UserError that `error` is, or that caused it; None if there is none.
+
+    Ray wraps what its tasks and workers raise. Ray Data keeps only the text of the trace, so that
+    is searched last.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if type(seen) is UserError:  # Ray's wrapper claims to be one too, with the whole trace for its text
-            return seen
-        failures = getattr(seen, "worker_failures", {}).values()
-        for failure in failures:
-            found = mistake_behind(failure)
-            if found is not None:
-                return found
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__ or seen.__context__
+    current: BaseException | None = error
+    while current is not None:
+        if type(current) is UserError:  # Ray's wrapper is a subclass, with the whole trace as its text
+            return current
+        for failure in getattr(current, "worker_failures", {}).values():
+            mistake = mistake_behind(failure)
+            if mistake is not None:
+                return mistake
+        cause = getattr(current, "cause", None)
+        current = cause if isinstance(cause, BaseException) else current.__cause__ or current.__context__
     in_text = _IN_A_TRACE.findall(str(error))
     return UserError(in_text[-1]) if in_text else None
 
 
-def use_storage(words: Sequence[str]) -> None:
-    """Applies the `storage` settings of a command line, as models and settings themselves may lie on the store that they name.
-
-    Raises UserError for an address that is none; any other mistake is left to whoever reads all of the settings.
+def is_setting(word: str) -> bool:
+    """Whether a word of the command line is a settings file or `key=value`. A path may have `=`
+    behind a slash.
     """
-    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
-    given = [word for word in words if word.startswith("storage.")]
-    for paths, overrides in [*(([file], []) for file in files), ([], given)]:
-        try:
-            url = config.load(paths, overrides).storage.endpoint_url
-        except UserError:
-            continue
-        storage.use_endpoint(url)
+    return "=" in word.split("/")[0] or word.endswith((".yaml", ".yml"))
+
+
+def use_storage(words: Sequence[str]) -> None:
+    """Applies the `storage` settings of a command line, because models and settings may lie on that
+    store.
+
+    Raises UserError for an invalid address. Other mistakes are reported when all settings are read.
+    """
+    overrides = []
+    for word in words:
+        if word.startswith("storage."):
+            overrides.append(word)
+        elif word.endswith((".yaml", ".yml")) and "=" not in word:
+            _use_storage_of([word], [])
+    _use_storage_of([], overrides)
+
+
+def _use_storage_of(paths: list[str], overrides: list[str]) -> None:
+    try:
+        url = config.load(paths, overrides).storage.endpoint_url
+    except UserError:
+        return
+    storage.use_endpoint(url)
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command on the process's arguments: exit 0 done, 2 the user's mistake (one line on stderr), 1 and a traceback otherwise."""
+    """Runs a command on the arguments of the process.
+
+    Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 1 with a
+    traceback otherwise.
+    """
     try:
         use_storage(sys.argv[1:])
         main(sys.argv[1:])

@@ -1,4 +1,6 @@
-"""Photos to face shards: reads a set, finds the faces, drops what would spoil training, and says what it dropped."""
+"""Photos to face shards: reads a set, finds the faces, drops what would spoil training, and says
+what it dropped.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ageray import cluster, config, storage
-from ageray.prepare import run
+from ageray import config, storage
 from jobs import cli
 
 _EPILOG = """\
 layouts (data.layout; auto, the default, recognises them):
   utkface   files named age_gender_race_datetime.jpg.chip.jpg
   fgnet     images/001A02.JPG with points/001a02.pts
-  manifest  a .csv or .parquet file with a column 'image' or 'uri' (relative paths start at its folder); optional: key,
-            age, age_std, subject, gender, group, landmarks or x0,y0 ... x4,y4 (viewer's left eye, right eye, nose, left
-            and right mouth corner)
+  manifest  a .csv or .parquet file with a column 'image' or 'uri' (relative paths start at its
+            folder); optional: key, age, age_std, subject, gender, group, landmarks or x0,y0 ...
+            x4,y4 (viewer's left eye, right eye, nose, left and right mouth corner)
   folder    any photos, without labels
   morph           MORPH II: a CSV with photo, age, id_num; or files named 009055_1M54.JPG
   cacd            celebrity2000_meta.mat, a CSV, or files named 53_Robin_Williams_0001.jpg
@@ -40,56 +41,58 @@ what is dropped, each listed with its reason in prepare.json beside the shards:
 
 examples:
   python -m jobs.prepare configs/data/utkface.yaml data.source=DIR data.shards=shards/utkface
-  python -m jobs.prepare data.source=s3://bucket/faces.csv data.name=mine data.shards=s3://bucket/shards
-  python -m jobs.prepare configs/data/fgnet.yaml data.source=DIR data.shards=shards/fgnet data.landmarks=detect --fresh
+  python -m jobs.prepare data.source=s3://bucket/faces.csv data.name=mine \\
+      data.shards=s3://bucket/shards
+  python -m jobs.prepare configs/data/fgnet.yaml data.source=DIR data.shards=shards/fgnet \\
+      data.landmarks=detect --fresh
 
-Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command or the data, told in
-one line; 1: anything else.
+Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command
+or the data, told in one line; 1: anything else.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m jobs.prepare",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument(
+    parser = cli.new_parser("prepare", __doc__, _EPILOG)
+    parser.add_argument(
         "words",
         nargs="*",
         metavar="FILE.yaml | key=value",
         help="settings; later ones win. Needs data.source, data.shards",
     )
-    made.add_argument("--fresh", action="store_true", help="rewrite shards that an earlier run finished")
-    return made
+    parser.add_argument("--fresh", action="store_true", help="rewrite shards that an earlier run finished")
+    return parser
 
 
 def main(words: Sequence[str]) -> None:
-    """Prepares and prints a summary. Raises UserError for mistakes in the settings or the source."""
+    """Prepares, prints a summary. Raises UserError for mistakes in the settings or the source."""
     arguments = parser().parse_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
-    source = run.check(experiment, arguments.fresh)  # starting Ray takes seconds; mistakes are told before
+
+    from ageray import cluster
+    from ageray.prepare import run
+
+    source = run.check(experiment, arguments.fresh)  # before Ray starts, which takes seconds
     cluster.connect(experiment.scale)
     report = run.prepare(experiment, arguments.fresh, source)
     print(summary(report, str(experiment.data.shards)))
 
 
 def summary(report: dict[str, Any], target: str) -> str:
-    """What `shards.prepare` returned, for the terminal."""
+    """What `ageray.prepare.run.prepare` returned, for the terminal."""
+    from ageray.prepare.run import REPORT
+
     counts = dict(report["counts"])
-    photos, kept = counts.pop("photos"), counts.pop("kept")
-    files, seconds, rate = report["shards"], report["seconds"], report["photos_per_second"]
-    mib = sum(file["bytes"] for file in files) / 2**20
-    lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {kept} faces kept"]
-    lines += [f"  {number:>7} dropped: {kind}" for kind, number in counts.items()]
-    lines += [
-        f"  {number:>7} kept, but: {kind}"
-        for kind, number in Counter(note["kind"] for note in report["notes"]).items()
-    ]
-    lines.append(f"{len(files)} shards, {mib:.0f} MiB, {seconds:.0f} s, {rate:.0f} photos/s: {target}")
-    lines.append(f"every dropped photo and why: {storage.join(target, run.REPORT)}")
+    photos, faces = counts.pop("photos"), counts.pop("kept")
+    lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {faces} faces kept"]
+    for kind, number in counts.items():
+        lines.append(f"  {number:>7} dropped: {kind}")
+    for kind, number in Counter(note["kind"] for note in report["notes"]).items():
+        lines.append(f"  {number:>7} kept, but: {kind}")
+    mib = sum(file["bytes"] for file in report["shards"]) / 2**20
+    speed = f"{report['seconds']:.0f} s, {report['photos_per_second']:.0f} photos/s"
+    lines.append(f"{len(report['shards'])} shards, {mib:.0f} MiB, {speed}: {target}")
+    lines.append(f"every dropped photo and why: {storage.join(target, REPORT)}")
     return "\n".join(lines)
 
 

@@ -9,21 +9,21 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 
-import ray
-from ray import serve
-
 from ageray.errors import UserError
-from ageray.serve import from_words, start
+from ageray.serve.settings import from_words
 from jobs import cli
 
 _EPILOG = """\
   GET  /             a page: drop photos, see ages; batches; the model's card
-  POST /v1/score     images (multipart, or JSON with base64) to faces with ages; ?posterior=true adds the posteriors
-  GET  /v1/model     the model's card        GET /healthz  has the model answer        GET /openapi.json
-  POST /v1/batches   starts jobs.score for {"input": ..., "out": ...}; GET /v1/batches, GET /v1/batches/ID,
-                     POST /v1/batches/ID/cancel
+  POST /v1/score     images (multipart, or JSON with base64) to faces with ages; ?posterior=true
+                     adds the posteriors
+  GET  /v1/model     the model's card        GET /healthz  has the model answer        GET
+       /openapi.json
+  POST /v1/batches   starts jobs.score for {"input": ..., "out": ...}; GET /v1/batches, GET
+                     /v1/batches/ID, POST /v1/batches/ID/cancel
 
-Others than this machine (any --host but 127.0.0.1, ::1, localhost) need an API key: export AGERAY_API_KEYS=KEY[,KEY...]
+Others than this machine (any --host but 127.0.0.1, ::1, localhost) need an API key: export
+AGERAY_API_KEYS=KEY[,KEY...]
 
 examples:
   python -m jobs.serve
@@ -31,27 +31,22 @@ examples:
   python -m jobs.serve 'batches.inputs=[/data/photos]' 'batches.outputs=[/data/scores]'
   AGERAY_API_KEYS=$(openssl rand -hex 32) python -m jobs.serve --host 0.0.0.0
 
-Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serve.md explains them. Runs on the
-cluster of RAY_ADDRESS, else on this machine, until it is interrupted. Exit 0: stopped; 2: a mistake in the command, told
-in one line; 1: anything else.
+Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serve.md
+explains them. Runs on the cluster of RAY_ADDRESS, else on this machine, until it is interrupted.
+Exit 0: stopped; 2: a mistake in the command, told in one line; 1: anything else.
 """
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m jobs.serve",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.add_argument("words", nargs="*", metavar="key=value", help="settings of the service")
-    made.add_argument(
+    parser = cli.new_parser("serve", __doc__, _EPILOG)
+    parser.add_argument("words", nargs="*", metavar="key=value", help="settings of the service")
+    parser.add_argument(
         "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
     )
-    made.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    made.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
-    return made
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="(default: %(default)s)")
+    return parser
 
 
 def main(words: Sequence[str]) -> None:
@@ -59,28 +54,36 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_intermixed_args(words)
     settings = from_words(arguments.words, model=arguments.model)
     _check_port(arguments.host, arguments.port)
-    ended = threading.Event()
+
+    import ray
+    from ray import serve
+
+    from ageray.serve.app import start
+
+    stopped = threading.Event()
     start(settings, arguments.host, arguments.port)
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
-        shown = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"{arguments.model}: http://{shown}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
-        ended.wait()
+            signal.signal(number, lambda *_: stopped.set())
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print(f"{arguments.model}: http://{host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
+        stopped.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
 def _check_port(host: str, port: int) -> None:
-    """Serve would take some time to say that it cannot listen."""
+    """Raises UserError if nothing can listen there. Serve itself would report that only after some
+    time.
+    """
     if not 1 <= port <= 65535:
         raise UserError(f"--port {port}: not a port; give one from 1 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with closing(socket.socket(family, kind, protocol)) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            tried.bind(address)
+        with closing(socket.socket(family, kind, protocol)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({error}); give another") from None
 

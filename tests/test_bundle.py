@@ -429,3 +429,18 @@ def test_weights_that_are_a_pickle_are_not_opened_as_one(saved: Path, tmp_path: 
     assert not marker.exists()
     pickle.loads(weights)
     assert marker.exists()
+
+
+# --- for other processes ---------------------------------------------------------------------------
+
+
+def test_workers_get_an_absolute_path_or_a_name_of_the_zoo(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved.parent
+    monkeypatch.chdir(run.parent)
+    assert bundle.model_for_workers(run.name) == str(saved.resolve())
+    assert bundle.model_for_workers(str(saved)) == str(saved.resolve())
+    assert bundle.model_for_workers("zoo:default") == "zoo:default"
+    with pytest.raises(UserError, match="no such model in the zoo"):
+        bundle.model_for_workers("zoo:none")

@@ -171,3 +171,13 @@ def test_card_round_trip() -> None:
     assert Calibration.from_card(card) == found
     assert card["level"] == LEVEL
     assert Calibration.from_card(None) == Calibration.from_card({}) == Calibration()
+
+
+def test_the_margin_is_the_conformal_quantile_of_40_faces() -> None:
+    """Intervals reach 1, 2, ... 40 years too far. The margin is the 37th smallest of -40, ..., -1:
+
+    ceil((40 + 1) * 0.9) = 37. Without the + 1 it would be the 36th, and promise too much.
+    """
+    true = np.linspace(50, 89, 40, dtype=np.float32)
+    reach = np.arange(1, 41, dtype=np.float32)
+    assert fit(true, true, true - reach, true + reach).margin == pytest.approx(-4, abs=1e-3)

@@ -138,7 +138,7 @@ def test_replace_folder_is_marked_unfinished_until_the_last_file(
         with pytest.raises(UserError, match="the power went"):
             storage.replace_folder(new, old, last="report")
     assert copied == ["zebra", "report"]
-    assert storage.exists(storage.join(old, storage.UNFINISHED))
+    assert storage.half_written(old)
     assert not storage.exists(storage.join(old, "report"))
     storage.replace_folder(new, old, last="report")
     assert [Path(file).name for file in storage.list_files(old)] == ["report", "zebra"]

@@ -1,4 +1,7 @@
-"""What tells whether two files show the same picture, without keeping the pictures."""
+"""Fingerprints: small values that tell whether two image files show the same picture.
+
+Takes the bytes of an image file, gives a `Fingerprint` of about 330 bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,19 @@ from PIL import Image
 from ageray.faces import images
 
 SIDE = 16
-"""Of the thumbnail, in pixels."""
+"""Side of the thumbnail, in pixels."""
 
-_DECODED = 128  # the hash looks at 32x32 pixels: large photos need not be decoded in full
+_DECODED = 128  # pixels; the hash uses 32x32 pixels, so large photos need not be decoded in full
 
 
 class Fingerprint(NamedTuple):
-    """`digest` is the SHA-256 of the bytes; `phash` 64 bits of the picture, equal or nearly so after re-encoding and resizing; `thumbnail`
-    its 16x16 gray values, row by row, which confirm what the hash suggests (see `ageray.audit.near_duplicates`)."""
+    """What identifies a picture.
+
+    digest      SHA-256 of the bytes, hexadecimal
+    phash       64-bit perceptual hash: equal or nearly equal after re-encoding and resizing
+    thumbnail   the 16x16 gray values, row by row; they confirm what the hash suggests
+                (see `ageray.audit.near_duplicates`)
+    """
 
     digest: str
     phash: int
@@ -27,15 +35,18 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprints(data: bytes) -> Fingerprint:
-    """Of an image file, decoded upright. Mirror images and other crops of a photo count as other pictures.
+    """The fingerprint of an image file, decoded upright.
 
-    `phash` is the pHash by which DHAA removes duplicates (Tan et al., Section 3.1): the signs, against their median, of the 8x8 lowest
-    frequencies of the DCT of 32x32 gray pixels. A photo far larger than that is shrunk while it is decoded, and anything larger by area before
-    it is hashed: sizes of the same photo then agree better. Raises ImageError (`ageray.faces.images`) if the bytes are no picture.
+    `phash` is the pHash with which DHAA removes duplicates (Tan et al., Section 3.1): the signs of
+    the 8x8 lowest frequencies of the DCT of 32x32 gray pixels, relative to their median. Mirror
+    images and other crops of a photo count as other pictures. Large photos are shrunk while they
+    are decoded, and all are shrunk by area before hashing: different sizes of one photo then agree
+    better. Raises ImageError (`ageray.faces.images`) if the bytes are not an image.
     """
     gray = Image.fromarray(images.decode(data, max_side=_DECODED).pixels).convert("L")
     bits = imagehash.phash(gray).hash
-    small = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))
     return Fingerprint(
-        hashlib.sha256(data).hexdigest(), int.from_bytes(np.packbits(bits).tobytes(), "big"), small.tobytes()
+        digest=hashlib.sha256(data).hexdigest(),
+        phash=int.from_bytes(np.packbits(bits).tobytes(), "big"),
+        thumbnail=np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX)).tobytes(),
     )

@@ -1,7 +1,18 @@
-"""The Ray cluster: joining or starting one, what it has room for, and the processes that compute on it."""
+"""The Ray cluster: joining or starting one, what it has room for, and the processes that compute on
+it.
+"""
 
 from ageray.cluster.connect import connect
 from ageray.cluster.environment import environment
-from ageray.cluster.resources import ON_DEMAND, check_fits, holds, nodes, pin_to_on_demand
+from ageray.cluster.resources import ON_DEMAND, capacity, check_fits, nodes, pin_to_on_demand, total
 
-__all__ = ["ON_DEMAND", "check_fits", "connect", "environment", "holds", "nodes", "pin_to_on_demand"]
+__all__ = [
+    "ON_DEMAND",
+    "capacity",
+    "check_fits",
+    "connect",
+    "environment",
+    "nodes",
+    "pin_to_on_demand",
+    "total",
+]

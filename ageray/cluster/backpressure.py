@@ -1,4 +1,4 @@
-"""How the loop by which Ray Data schedules its stages is held to what is useful."""
+"""Limits on how fast Ray Data schedules its stages."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ from ray.data import Dataset
 from ray.data._internal.execution import backpressure_policy as policies
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-_REST_SECONDS = 0.02
-_BLOCKS_A_CPU = 4
+_PAUSE_SECONDS = 0.02
+_BLOCKS_PER_CPU = 4
 
 
 class SchedulerPause(ExecutionCallback):
-    """Rests between two steps of the loop.
+    """Pauses 20 ms between two steps of the scheduling loop.
 
-    While blocks wait for a slow consumer the loop does not block: it spins, takes most of a core from a 2-core machine, and where it runs
-    inside a training worker, the interpreter lock too (measured: training at half its speed).
+    While blocks wait for a slow consumer, the loop does not block but spins. It takes most of a
+    core of a 2-core machine. Inside a training worker it also takes the interpreter lock (measured:
+    training at half its speed).
     """
 
     def on_execution_step(self, executor: object) -> None:
-        """Called by Ray Data after each step."""
-        time.sleep(_REST_SECONDS)
+        """Ray Data calls this after each step."""
+        time.sleep(_PAUSE_SECONDS)
 
 
 class ReadBackpressure(policies.BackpressurePolicy):
-    """Starts no more tasks of a dataset's first stage while as many of its blocks wait as the logical CPUs there are take in four rounds.
+    """Pauses the read stage while more than four of its output blocks per CPU are queued.
 
-    Ray Data starts the stage that holds the least first. Encoded photos are small, so it reads on and on, and what it has read takes its part of
-    the object store from the canvases that the model waits for. Tasks that run are left to end: one that waits keeps its CPU, and those who
-    are to take what it has read may need that.
+    Ray Data starts the stage that holds the least memory first. Encoded photos are small, so it
+    would read without end, and what it has read would take the object store from the canvases that
+    the model waits for. Running tasks are not stopped: a stopped task would keep its CPU, which
+    later stages may need.
     """
 
     def can_add_input(self, op: Any) -> bool:
-        """Asked by Ray Data before it starts a task of a stage."""
-        if any(before.input_dependencies for before in op.input_dependencies):
-            return True  # not the first
+        """Ray Data asks this before it starts a task of a stage."""
+        is_read_stage = not any(source.input_dependencies for source in op.input_dependencies)
+        if not is_read_stage:
+            return True
         cpus = self._resource_manager.get_global_limits().cpu
-        return bool(self._topology[op].output_queue.num_blocks < _BLOCKS_A_CPU * max(1.0, cpus))
+        return bool(self._topology[op].output_queue.num_blocks < _BLOCKS_PER_CPU * max(1.0, cpus))
 
 
 def limit_read_ahead(dataset: Dataset) -> None:
-    """Has the dataset, when it runs, read its photos only as fast as they are used."""
+    """Makes the dataset read its photos only as fast as they are used."""
     dataset.context.set_config(
         policies.ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
         [*policies.ENABLED_BACKPRESSURE_POLICIES, ReadBackpressure],

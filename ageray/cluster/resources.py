@@ -1,4 +1,6 @@
-"""TODO."""
+"""What the connected cluster has room for, now or once its autoscaler has started every node that
+it may.
+"""
 
 from __future__ import annotations
 
@@ -6,89 +8,108 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
-import ray.data
 import yaml
 from ray._private.state import state as ray_state
 
-from ageray.cluster.connect import _address
+from ageray.cluster.connect import cluster_address
 from ageray.errors import UserError
 
 ON_DEMAND = "on_demand"
-"""A node that offers this resource stays. Where there are any, training workers go to no other: a spot node may be taken away at any minute."""
+"""Nodes that are not spot nodes offer this resource. Where a cluster has any, training workers run
+only there, because a spot node may be taken away at any minute."""
 
-_LAUNCHED = Path("~/ray_bootstrap_config.yaml")
-"""What `ray up` leaves on the head node, where submitted jobs run: the node types that its autoscaler may start."""
+_BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+"""What `ray up` leaves on the head node, where submitted jobs run: the node types of its
+autoscaler.
+"""
 
-
-def nodes() -> list[dict[str, float]]:
-    """Resources of each node of the connected cluster at its largest: the nodes that are there or, where an autoscaler may start more, as
-    many of each type as it may start."""
-    there = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    may_come = list(_may_come())
-    return (
-        may_come
-        if _sum(may_come, "CPU") > _sum(there, "CPU") or _sum(may_come, "GPU") > _sum(there, "GPU")
-        else there
-    )
+Resources = dict[str, float]
+"""Amounts by name: CPU, GPU, ON_DEMAND."""
 
 
-def check_fits(what: str, workers: int, needs: dict[str, float], beside: float = 0) -> None:
-    """Raises UserError if the cluster could never hold so many workers of such needs at once and `beside` logical CPUs for other work: Ray
-    would wait for room for ever. `what` names the setting and its value."""
+def nodes() -> list[Resources]:
+    """Resources of each node of the cluster at its largest: those that run now, or all that may be
+    started.
+    """
+    running = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            running.append(dict(node["Resources"]))
+    possible = list(_possible_nodes())
+    for name in ("CPU", "GPU"):
+        if total(possible, name) > total(running, name):
+            return possible
+    return running
+
+
+def check_fits(what: str, workers: int, needs: Resources, beside: float = 0) -> None:
+    """Raises UserError if the cluster can never run `workers` with these needs and `beside` further
+    CPUs at once.
+
+    Ray would wait for room without end. what: the setting and its value, for the message.
+    """
     largest = nodes()
-    fit = holds(largest, needs)
-    cpus = _sum(largest, "CPU")
-    each = " and ".join(
-        f"{amount:g} {name}" for name, amount in needs.items() if amount and name != ON_DEMAND
-    )
-    if fit < workers:
-        on = f" on nodes that offer {ON_DEMAND}" if needs.get(ON_DEMAND) else ""
-        raise UserError(
-            f"{what}: {workers} of {each} do not fit{on}; the cluster's {len(largest)} nodes hold {fit} at most; lower it or add nodes"
-        )
+    room = capacity(largest, needs)
+    cpus = total(largest, "CPU")
+    amounts = []
+    for name, amount in needs.items():
+        if amount and name != ON_DEMAND:
+            amounts.append(f"{amount:g} {name}")
+    each = " and ".join(amounts)
+    if room < workers:
+        where = ""
+        if needs.get(ON_DEMAND):
+            where = f" on nodes that offer {ON_DEMAND}"
+        limit = f"the cluster's {len(largest)} nodes hold {room} at most"
+        raise UserError(f"{what}: {workers} of {each} do not fit{where}; {limit}; lower it or add nodes")
     if workers * needs.get("CPU", 0) + beside > cpus:
-        raise UserError(
-            f"{what}: {workers} of {each} leave less than {beside:g} of {cpus:g} logical CPUs to read data; lower it or add nodes"
-        )
+        rest = f"less than {beside:g} of {cpus:g} logical CPUs to read data"
+        raise UserError(f"{what}: {workers} of {each} leave {rest}; lower it or add nodes")
 
 
-def holds(nodes: list[dict[str, float]], needs: dict[str, float]) -> int:
-    """How many workers of such needs, each on one node, the nodes hold at once."""
-    return sum(_holds(node, needs) for node in nodes)
+def capacity(nodes: list[Resources], needs: Resources) -> int:
+    """How many workers with these needs run on the nodes at once. A worker takes all it needs from
+    one node.
+    """
+    return sum(_capacity(node, needs) for node in nodes)
 
 
-def pin_to_on_demand(needs: dict[str, float]) -> dict[str, float]:
-    """The needs of a training worker, which is to run on nodes that stay where the cluster tells those from spot nodes."""
-    return needs | {ON_DEMAND: 0.001} if any(ON_DEMAND in node for node in nodes()) else needs
+def pin_to_on_demand(needs: Resources) -> Resources:
+    """The needs of a training worker: with ON_DEMAND, where the cluster has nodes that offer it."""
+    if total(nodes(), ON_DEMAND):
+        return needs | {ON_DEMAND: 0.001}
+    return needs
 
 
-def _may_come() -> Iterator[dict[str, float]]:
-    """Resources of every node that an autoscaler may have running at once, the head's included; none where there is no autoscaler."""
-    told = (
-        ray_state.get_cluster_config() if ray.is_initialized() else None
-    )  # by autoscaler v2, so by KubeRay's too
-    if told is not None:
-        for group in told.node_group_configs:
+def _possible_nodes() -> Iterator[Resources]:
+    """Resources of every node that the autoscaler may run at once, with the head; none without an
+    autoscaler.
+    """
+    # Only autoscaler v2, which KubeRay has, gives a cluster config.
+    config = ray_state.get_cluster_config() if ray.is_initialized() else None
+    if config is not None:
+        for group in config.node_group_configs:
             yield from [dict(group.resources)] * group.max_count
-    elif _address() and _LAUNCHED.expanduser().is_file():
-        yield from _launched(yaml.safe_load(_LAUNCHED.expanduser().read_text()))
+    elif cluster_address() and _BOOTSTRAP.expanduser().is_file():
+        yield from nodes_of_config(yaml.safe_load(_BOOTSTRAP.expanduser().read_text()))
 
 
-def _launched(config: dict[str, object]) -> Iterator[dict[str, float]]:
-    """The nodes of a `cluster.yaml` at their most: its head, and of each type as many as `max_workers` allows."""
+def nodes_of_config(config: dict[str, object]) -> Iterator[Resources]:
+    """The most nodes of a `cluster.yaml`: its head, and `max_workers` of each other type."""
     types, head = config["available_node_types"], config["head_node_type"]
     assert isinstance(types, dict)
     for name, kind in types.items():
-        yield from [dict(kind["resources"])] * (
-            1 if name == head else int(kind.get("max_workers", config["max_workers"]))
-        )
+        count = int(kind.get("max_workers", config["max_workers"]))
+        if name == head:
+            count = 1
+        yield from [dict(kind["resources"])] * count
 
 
-def _holds(node: dict[str, float], needs: dict[str, float]) -> int:
-    return int(
-        min((node.get(name, 0) / amount + 1e-6 for name, amount in needs.items() if amount), default=0)
-    )
+def _capacity(node: Resources, needs: Resources) -> int:
+    workers = [node.get(name, 0) / amount for name, amount in needs.items() if amount]
+    return int(min(workers, default=0) + 1e-6)
 
 
-def _sum(nodes: list[dict[str, float]], name: str) -> float:
+def total(nodes: list[Resources], name: str) -> float:
+    """The amount of one resource on all nodes together."""
     return sum(node.get(name, 0) for node in nodes)

@@ -1,1 +1,1 @@
-"""Where faces come from: sources, splits, shards, batches, and drawn faces for tests."""
+"""Face shards read back: rows, splits, protocols, and the stream that decodes faces."""

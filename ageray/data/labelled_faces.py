@@ -1,4 +1,4 @@
-"""The labels of face shards: every face with a known age, without its picture. No Ray."""
+"""The labels of face shards: one row for every face with a known age, without its image. No Ray."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
-LABELS_SCHEMA = pa.schema(
-    [schema.FACES.field(name) for name in ("key", "subject", "age", "age_std", "gender", "group", "dataset")]
-)
+_NAMES = ("key", "subject", "age", "age_std", "gender", "group", "dataset")
+LABELS_SCHEMA = pa.schema(map(schema.FACES.field, _NAMES))
 
 
 def labelled_faces(shards: str) -> pa.Table:
-    """Every face with a known age, without its picture: what a protocol deals out. Raises UserError if there are no shards."""
+    """The labels (LABELS_SCHEMA) of every face with a known age: what a protocol splits.
+
+    Raises UserError if there are no shards, or a file is none.
+    """
     files = storage.list_files(shards, (".parquet",))
     if not files:
         raise UserError(
@@ -31,12 +33,9 @@ def labelled_faces(shards: str) -> pa.Table:
     for file in files:
         filesystem, path = storage.filesystem(file)
         try:
-            there = [
-                name
-                for name in pq.read_schema(path, filesystem=filesystem).names
-                if name in LABELS_SCHEMA.names
-            ]
-            table = pq.read_table(path, filesystem=filesystem, columns=there, partitioning=None)
+            names = set(pq.read_schema(path, filesystem=filesystem).names)
+            columns = [name for name in LABELS_SCHEMA.names if name in names]
+            table = pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
             tables.append(schema.check(table, LABELS_SCHEMA, file))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
@@ -48,7 +47,10 @@ def labelled_faces(shards: str) -> pa.Table:
 
 
 def faces_digest(experiment: Experiment, labelled: pa.Table, levels: Sequence[float]) -> str:
-    """Names the faces, their labels and the weights that training starts from: 16 hex digits."""
+    """A digest of the faces, their labels and the weights that training starts from: 16 hex digits.
+
+    The sizes of the shards stand for the images in them. levels: of the quantiles that are kept.
+    """
     content = hashlib.blake2b(digest_size=8)
     content.update(json.dumps([list(levels), torch.__version__]).encode())
     columns = [labelled.column(name).to_pylist() for name in ("key", "age", "subject", "gender", "group")]

@@ -1,6 +1,8 @@
-"""Which row of the shards holds which face: row numbers of a part, found by key.
+"""Row numbers of faces: keys and ages in, the number of a face by its key out.
 
-Shape letters: N faces."""
+A row number counts the faces of a part (train, val, a stage) in the order of the shards. Keys are
+compared by a 64-bit hash, so that an index of ten million faces takes 120 MB.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowIndex:
-    """The faces of a part in the order of the shards: `mark` (N,) uint64, a digest of the key, and `age` (N,) float32.
+    """The faces of a part in the order of the shards: `key_hash` (N,) uint64, `age` (N,) float32,
+    years.
 
-    `age_std` (N,) is the standard deviation of each label in years, None where no label has one. `starts` is the first row of each set of
-    faces, ascending from 0: rows of several sets (`data.sets`) stand set by set.
+    age_std: (N,) the standard deviation of each label in years; None if no label has one. starts:
+    the first row of each set of faces (`data.sets`), ascending from 0; rows stand set by set.
     """
 
-    mark: NDArray[np.uint64]
+    key_hash: NDArray[np.uint64]
     age: NDArray[np.float32]
     age_std: NDArray[np.float32] | None = None
     starts: tuple[int, ...] = (0,)
@@ -39,36 +42,41 @@ class RowIndex:
         return cls(key_hashes(keys), np.asarray(ages, np.float32), age_std, starts)
 
     def __len__(self) -> int:
-        return len(self.mark)
+        return len(self.key_hash)
 
     def set_of(self, rows: Rows) -> NDArray[np.int64]:
         """The number of the set that each of these rows belongs to, from 0."""
         return np.searchsorted(self.starts, rows, "right") - 1
 
-    def wanted(self, rows: Rows | None = None) -> RowLookup:
-        """What finds the faces with these row numbers, or all."""
+    def lookup(self, rows: Rows | None = None) -> RowLookup:
+        """A table that finds the faces with these row numbers (default: all)."""
         rows = np.arange(len(self)) if rows is None else np.unique(rows)
-        order = np.argsort(self.mark[rows])
-        return RowLookup(self.mark[rows][order], rows[order])
+        order = np.argsort(self.key_hash[rows])
+        return RowLookup(self.key_hash[rows][order], rows[order])
 
 
 def key_hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
-    """A 64-bit digest of each key: among ten million faces two are alike once in 400,000 sets."""
-    digests = (hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-row").digest() for key in keys)
-    return np.frombuffer(b"".join(digests), np.uint64)
+    """A 64-bit hash of each key.
+
+    Two of ten million keys have the same hash in one of 400,000 sets.
+    """
+    digests = bytearray()
+    for key in keys:
+        digests += hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-row").digest()
+    return np.frombuffer(bytes(digests), np.uint64)
 
 
 @dataclass(frozen=True)
 class RowLookup:
-    """Faces to be found by key: their `mark`, ascending, and row number."""
+    """Faces to be found by key: `key_hash`, ascending, and the row number of each."""
 
-    mark: NDArray[np.uint64]
+    key_hash: NDArray[np.uint64]
     row: Rows
 
     def find(self, keys: Sequence[str]) -> Rows:
-        """Row numbers of faces by key; -1 for one that is not wanted."""
-        mark = key_hashes(keys)
-        if not len(self.mark):
-            return np.full(len(mark), -1)
-        place = np.searchsorted(self.mark, mark).clip(max=len(self.mark) - 1)
-        return np.where(self.mark[place] == mark, self.row[place], -1)
+        """The row number of each key; -1 for a key that is not in the table."""
+        hashes = key_hashes(keys)
+        if not len(self.key_hash):
+            return np.full(len(hashes), -1)
+        index = np.searchsorted(self.key_hash, hashes).clip(max=len(self.key_hash) - 1)
+        return np.where(self.key_hash[index] == hashes, self.row[index], -1)

@@ -1,4 +1,4 @@
-"""A split: which faces train, validate and test, and what must be said of it; its table, saved with every run."""
+"""A split: which faces train, validate and test; and its table, saved with every run."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ _TABLE = pa.schema(
 
 @dataclass(frozen=True)
 class Split:
-    """The keys of each part, sorted; no key is in two. `notes` are single lines on what the split leaks and where it departs from its
-    protocol: to be shown, and kept with the run."""
+    """The keys of each part, sorted; no key is in two parts.
+
+    notes: single lines on what the split leaks and where it departs from its protocol. They are
+    shown to the user and saved with the run.
+    """
 
     parts: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
@@ -31,17 +34,20 @@ class Split:
 
 def save(uri: str, parts: dict[str, list[str]]) -> None:
     """Writes a split as a Parquet table (key, part), sorted by part and key."""
-    rows = [(key, name) for name in PARTS for key in sorted(parts[name])]
-    table = pa.table([[key for key, _ in rows], [name for _, name in rows]], schema=_TABLE)
+    keys, names = list[str](), list[str]()
+    for name in PARTS:
+        keys += sorted(parts[name])
+        names += [name] * len(parts[name])
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
+    pq.write_table(pa.table([keys, names], schema=_TABLE), sink)
     storage.write_bytes(uri, sink.getvalue().to_pybytes())
 
 
 def load(uri: str) -> dict[str, list[str]]:
-    """Reads what `save` wrote, or another Parquet or CSV table with the columns `key` and `part`.
+    """The keys of each part from what `save` wrote, or any Parquet or CSV table with `key` and
+    `part`.
 
-    Raises UserError if it is not that, or names a key twice.
+    Raises UserError if it is no such table, or names a key twice.
     """
     data = storage.read_bytes(uri)
     try:
@@ -50,7 +56,7 @@ def load(uri: str) -> dict[str, list[str]]:
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: not a split table with the columns key and part ({reason})") from None
-    parts: dict[str, list[str]] = {name: [] for name in PARTS}
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     seen = set[str]()
     for key, name in zip(table.column("key").to_pylist(), table.column("part").to_pylist(), strict=True):
         if name not in parts:
@@ -63,11 +69,13 @@ def load(uri: str) -> dict[str, list[str]]:
 
 
 def _read_csv(data: bytes) -> pa.Table:
-    """Keys stay text, also where all of them look like numbers."""
+    """Keys are read as text, even if all of them look like numbers."""
     texts = pyarrow.csv.ConvertOptions(column_types=_TABLE, include_columns=_TABLE.names)
     return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=texts)
 
 
 def train_digest(keys: list[str]) -> str:
-    """Names a set of training faces, so that an evaluation can tell whether its split is the model's."""
+    """A digest of a set of training faces, by which an evaluation tells whether its split is the
+    model's.
+    """
     return hashlib.blake2b("\n".join(sorted(keys)).encode(), digest_size=8).hexdigest()

@@ -1,9 +1,14 @@
-"""Models against labelled sets: predictions through the predictor on Ray Data, the audit of the split, figures, comparisons, pages."""
+"""Models on labelled sets: one model, several compared, models against sets, folds of a protocol.
+
+Takes models or recipes and face shards; writes predictions, figures with intervals, the audit of
+the split, and a page.
+"""
 
 from ageray.evaluate.compare import compare
 from ageray.evaluate.cross import cross
+from ageray.evaluate.files import REPORT, EvaluationFiles
 from ageray.evaluate.folds import evaluate_folds
-from ageray.evaluate.one_model import PREDICTIONS, REPORT, SPLIT, evaluate
+from ageray.evaluate.one_model import evaluate
 from ageray.evaluate.split_audit import audit_split
 
-__all__ = ["PREDICTIONS", "REPORT", "SPLIT", "audit_split", "compare", "cross", "evaluate", "evaluate_folds"]
+__all__ = ["REPORT", "EvaluationFiles", "audit_split", "compare", "cross", "evaluate", "evaluate_folds"]

@@ -1,4 +1,7 @@
-"""Several models on the same test faces: each evaluated, then every pair compared face by face."""
+"""Several models on the same test faces: each evaluated, then every pair compared face by face.
+
+Takes models and their experiments, writes a folder for each model and the comparison's page.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import metrics, report, storage
+from ageray import metrics, storage
 from ageray.errors import UserError
-from ageray.evaluate.one_model import PREDICTIONS, REPORT, evaluate
+from ageray.evaluate.files import EvaluationFiles
+from ageray.evaluate.one_model import evaluate
 from ageray.evaluate.page.comparison import comparison_report
 from ageray.experiment import Experiment
 from ageray.metrics.paired_tests import LEVEL
@@ -21,86 +25,82 @@ from ageray.metrics.paired_tests import LEVEL
 def compare(
     models: Sequence[str], experiments: Sequence[Experiment], out: str, trained_on: str | None = None
 ) -> dict[str, Any]:
-    """Evaluates each model in `out/<number>-<name>` and writes `report.json` and `report.html` of their comparison to `out`; returns the former.
+    """Evaluates each model in `out/<number>-<name>`, compares every pair; returns the comparison.
 
-    All test the same faces: raises UserError where data or protocol of the experiments differ, or two models cannot be told apart.
+    Writes report.json and report.html of the comparison to `out`. All models test the same faces:
+    raises UserError where data or protocol of the experiments differ, or two models are the same.
     """
-    _same_faces(models, experiments)
-    folders = [f"{number}-{short(model)}" for number, model in enumerate(models)]
-    reports = [
-        evaluate(model, experiment, storage.join(out, folder), trained_on)
-        for model, experiment, folder in zip(models, experiments, folders, strict=True)
-    ]
-    tables = [_predicted(storage.join(out, folder)) for folder in folders]
-    made = {
+    _check_same_faces(models, experiments)
+    files = EvaluationFiles.at(out)
+    reports, tables, rows = [], [], []
+    for number, (model, experiment) in enumerate(zip(models, experiments, strict=True)):
+        model_files = files.for_model(number, model)
+        report = evaluate(model, experiment, model_files.folder, trained_on)
+        reports.append(report)
+        tables.append(_read_predictions(model_files))
+        rows.append(_summary(model, report, model_files.link))
+    warnings = [warning for report in reports for warning in report["warnings"]]
+    comparison = {
         "data": reports[0]["data"],
         "protocol": reports[0]["protocol"],
         "images": reports[0]["images"],
-        "models": [
-            _summary(model, found, storage.join(folder, report.PAGE))
-            for model, found, folder in zip(models, reports, folders, strict=True)
-        ],
+        "models": rows,
         "pairs": _pairs(models, tables),
-        "warnings": list(dict.fromkeys(text for found in reports for text in found["warnings"])),
+        "warnings": list(dict.fromkeys(warnings)),
     }
-    comparison_report(out, made)
-    storage.write_text(storage.join(out, REPORT), json.dumps(made, indent=1) + "\n")
-    return made
+    comparison_report(files.folder, comparison)
+    storage.write_text(files.report, json.dumps(comparison, indent=1) + "\n")
+    return comparison
 
 
-def short(model: str) -> str:
-    """A model's name for a folder: `zoo:default` to `default`, a path to its last part."""
-    name = model.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-
-
-def _same_faces(models: Sequence[str], experiments: Sequence[Experiment]) -> None:
+def _check_same_faces(models: Sequence[str], experiments: Sequence[Experiment]) -> None:
     if len(set(models)) < len(models):
         raise UserError("the same model is named twice; name each once")
-    first = experiments[0]
-    for model, other in zip(models[1:], experiments[1:], strict=True):
+    for model, experiment in zip(models[1:], experiments[1:], strict=True):
         for section in ("data", "protocol"):
-            one, two = (getattr(each, section).model_dump() for each in (first, other))
-            for name in one:
-                if one[name] != two[name]:
+            first = getattr(experiments[0], section).model_dump()
+            other = getattr(experiment, section).model_dump()
+            for name, value in first.items():
+                if other[name] != value:
                     raise UserError(
-                        f"{section}.{name}: {models[0]} has {one[name]}, {model} has {two[name]}; "
+                        f"{section}.{name}: {models[0]} has {value}, {model} has {other[name]}; "
                         f"to test both on the same faces give {section}.{name}=... or a FILE.yaml"
                     )
 
 
-def _predicted(folder: str) -> pa.Table:
-    return pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(folder, PREDICTIONS))))
+def _read_predictions(files: EvaluationFiles) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(files.predictions)))
 
 
-def _summary(model: str, found: dict[str, Any], page: str) -> dict[str, Any]:
-    overall = found["estimates"]["overall"]
-    figures = {name: overall[name] for name in ("mae", "bias", "cs5", "coverage", "width", "cs")}
+def _summary(model: str, report: dict[str, Any], link: str) -> dict[str, Any]:
+    """A model's row of the comparison."""
+    overall = report["estimates"]["overall"]
     return {
         "name": model,
-        "identity": found["model"]["identity"],
-        **figures,
-        "by_age": found["estimates"]["by_age"],
-        "report": page,
+        "identity": report["model"]["identity"],
+        **{name: overall[name] for name in ("mae", "bias", "cs5", "coverage", "width", "cs")},
+        "by_age": report["estimates"]["by_age"],
+        "report": link,
     }
 
 
 def _pairs(models: Sequence[str], tables: Sequence[pa.Table]) -> list[dict[str, Any]]:
+    """The tests between each two models; `real` after Bonferroni's correction."""
     true, subjects = tables[0].column("age").to_numpy(), tables[0].column("subject").to_pylist()
-    known = subjects if any(subject is not None for subject in subjects) else None
-    pairs = list(combinations(range(len(models)), 2))
-    made = []
-    for first, second in pairs:
-        one, other = (tables[number].column("predicted").to_numpy() for number in (first, second))
-        found = metrics.compare(true, one, other, known)
-        made.append(
+    numbers = list(combinations(range(len(models)), 2))
+    pairs = []
+    for first, second in numbers:
+        first_ages = tables[first].column("predicted").to_numpy()
+        second_ages = tables[second].column("predicted").to_numpy()
+        tests = metrics.compare(true, first_ages, second_ages, subjects)
+        pairs.append(
             {
                 "first": models[first],
                 "second": models[second],
-                "difference": found["mae"]["difference"],
-                "permutation_p": found["permutation_p"],
-                "wilcoxon_p": found["wilcoxon_p"],
-                "real": found["permutation_p"] * len(pairs) < LEVEL,
+                "difference": tests["mae"]["difference"],
+                "permutation_p": tests["permutation_p"],
+                "wilcoxon_p": tests["wilcoxon_p"],
+                "real": tests["permutation_p"] * len(numbers) < LEVEL,
             }
         )
-    return made
+    return pairs

@@ -1,4 +1,7 @@
-"""Models against sets: every model evaluated on every set; nothing is trained."""
+"""Models against sets: every model evaluated on every set; nothing is trained.
+
+Takes models and the experiments of the sets, writes a folder for each pair and the matrix's page.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,48 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ageray import bundle, report, storage
-from ageray.evaluate.compare import short
-from ageray.evaluate.one_model import REPORT, evaluate
+from ageray import bundle, storage
+from ageray.evaluate.files import EvaluationFiles
+from ageray.evaluate.one_model import evaluate
 from ageray.evaluate.page.comparison import matrix_report
 from ageray.experiment import Experiment, Protocol
 
 
 def cross(models: Sequence[str], sets: Sequence[Experiment], out: str, fixed: bool = False) -> dict[str, Any]:
-    """Evaluates every model on every set (the `data`, `protocol` and `scale` of an experiment) in `out/<model>-on-<set>`; writes `report.json` and
-    `report.html` of the matrix to `out` and returns the former.
+    """Evaluates every model on every set in `out/<number>-<model>-on-<set>`; returns the matrix.
 
-    A set that the model was not trained on is tested whole, its own set on the test part of the model's own split, so that no cell holds a
-    training face; `fixed` keeps each set's protocol instead.
+    sets: the `data`, `protocol` and `scale` of an experiment. Writes report.json and report.html of
+    the matrix to `out`. A set that the model was not trained on is tested whole; its own set on the
+    test part of the model's own split, so that no cell tests a training face. With `fixed`, each
+    set uses its own protocol.
     """
-    cells = [[_cell(model, number, each, out, fixed) for each in sets] for number, model in enumerate(models)]
-    made = {"models": list(models), "sets": [each.data.name for each in sets], "cells": cells}
-    matrix_report(out, made)
-    storage.write_text(storage.join(out, REPORT), json.dumps(made, indent=1) + "\n")
-    return made
+    files = EvaluationFiles.at(out)
+    cells = []
+    for number, model in enumerate(models):
+        folders = [files.for_model(number, model, each.data.name) for each in sets]
+        cells.append([_cell(model, each, at, fixed) for each, at in zip(sets, folders, strict=True)])
+    matrix = {"models": list(models), "sets": [each.data.name for each in sets], "cells": cells}
+    matrix_report(files.folder, matrix)
+    storage.write_text(files.report, json.dumps(matrix, indent=1) + "\n")
+    return matrix
 
 
-def _cell(model: str, number: int, wanted: Experiment, out: str, fixed: bool) -> dict[str, Any]:
+def _cell(model: str, dataset: Experiment, files: EvaluationFiles, fixed: bool) -> dict[str, Any]:
+    """Evaluates a model on a set; the figures that the matrix shows."""
     loaded = bundle.load(model)
-    own = loaded.card.get("training", {}).get("data") == wanted.data.name
-    protocol = wanted.protocol if fixed else loaded.experiment.protocol if own else Protocol(name="all")
-    sections = {"data": wanted.data, "scale": wanted.scale, "protocol": protocol}
-    folder = f"{number}-{short(model)}-on-{wanted.data.name}"
-    found = evaluate(model, loaded.experiment.model_copy(update=sections), storage.join(out, folder))
-    overall = found["estimates"]["overall"]
-    figures = {name: overall[name] for name in ("mae", "cs5", "bias", "coverage")}
-    page = storage.join(folder, report.PAGE)
-    return {**figures, "images": found["images"], "warnings": found["warnings"], "report": page, "own": own}
+    own = loaded.card.get("training", {}).get("data") == dataset.data.name
+    protocol = Protocol(name="all")
+    if fixed:
+        protocol = dataset.protocol
+    elif own:
+        protocol = loaded.experiment.protocol
+    sections = {"data": dataset.data, "scale": dataset.scale, "protocol": protocol}
+    report = evaluate(model, loaded.experiment.model_copy(update=sections), files.folder)
+    overall = report["estimates"]["overall"]
+    return {
+        **{name: overall[name] for name in ("mae", "cs5", "bias", "coverage")},
+        "images": report["images"],
+        "warnings": report["warnings"],
+        "report": files.link,
+        "own": own,
+    }

@@ -1,4 +1,8 @@
-"""The folder of a run over folds: `config.yaml`, the settings, and `folds/0007.parquet`, what fold 7's model said, each written whole as it ends."""
+"""The finished folds of a run, on disk: each fold is written whole as it ends.
+
+config.yaml         the settings
+folds/0007.parquet  the predictions of fold 7
+"""
 
 from __future__ import annotations
 
@@ -12,70 +16,78 @@ import pyarrow.parquet as pq
 from ageray import config, storage
 from ageray.config.load import difference
 from ageray.errors import UserError
+from ageray.evaluate.files import CONFIG, EvaluationFiles
 from ageray.experiment import Experiment
 
-CONFIG, FOLDS = "config.yaml", "folds"
-_MARK = b"ageray"
+_METADATA_KEY = b"ageray"
 
 
 @dataclass(frozen=True)
-class FoldFiles:
-    """A folder whose files belong to one experiment on one set of faces; `identity` names both, and is in every file."""
+class FoldStore:
+    """The folds of one experiment on one set of faces; every file carries `identity`, which names
+    both."""
 
-    folder: str
+    files: EvaluationFiles
     identity: str
 
     @classmethod
-    def of(cls, out: str, experiment: Experiment, faces: str, fresh: bool = False) -> FoldFiles:
-        """Opens `out`, or makes it. faces: a digest of the faces; the machine (`scale`) does not count.
+    def open(cls, out: str, experiment: Experiment, faces: str, fresh: bool = False) -> FoldStore:
+        """Opens the folder `out`, or creates it.
 
-        `fresh` forgets the folds in it. Raises UserError, which names the first setting that differs, if they are another experiment's.
+        faces: a digest of the faces. The machine (`scale`) may change between runs. `fresh` deletes
+        finished folds. Raises UserError if the folder holds folds of another experiment; it names
+        the first setting that differs.
         """
-        folder = storage.absolute(out.rstrip("/"))
-        files = cls(folder, f"{config.digest(experiment)}-{faces}")
-        settings = storage.join(folder, CONFIG)
+        files = EvaluationFiles.at(out)
+        store = cls(files, f"{config.digest(experiment)}-{faces}")
         if fresh:
-            storage.remove_tree(storage.join(folder, FOLDS))
-        elif storage.exists(settings):
-            there = config.loads(storage.read_text(settings), settings)
-            if (differs := difference(there, experiment)) is not None:
-                raise UserError(
-                    f"--out {out}: holds folds of other settings ({differs}); give another folder, or --fresh to start anew"
-                )
-            return files
-        elif storage.exists(storage.join(folder, FOLDS)):
+            storage.remove_tree(files.folds)
+        elif storage.exists(files.config):
+            _check_same_settings(files, experiment, out)
+            return store
+        elif storage.exists(files.folds):
             raise UserError(
-                f"--out {out}: holds folds without their {CONFIG}; give another folder, or --fresh to start anew"
+                f"--out {out}: holds folds without their {CONFIG}; "
+                f"give another folder, or --fresh to start anew"
             )
-        storage.make_folder(folder)
-        storage.write_text(settings, config.dump(experiment))
-        return files
-
-    def place(self, number: int) -> str:
-        """Where a fold's file is."""
-        return storage.join(self.folder, FOLDS, f"{number:04d}.parquet")
+        storage.make_folder(files.folder)
+        storage.write_text(files.config, config.dump(experiment))
+        return store
 
     def read(self, number: int) -> pa.Table | None:
-        """What `write` wrote of the fold, None if it did not yet. Raises UserError if it was written of other faces."""
-        place = self.place(number)
-        if not storage.exists(place):
+        """The table that `write` stored for the fold, None if it is not finished.
+
+        Raises UserError if the file is broken or belongs to other faces.
+        """
+        uri = self.files.fold(number)
+        if not storage.exists(uri):
             return None
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(place)))
-            mark = json.loads((table.schema.metadata or {})[_MARK])
+            table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+            metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
         except (pa.ArrowException, OSError, KeyError, ValueError):
             raise UserError(
-                f"{place}: not the file of a fold; remove it, and this fold is trained again"
+                f"{uri}: not the file of a fold; remove it, and this fold is trained again"
             ) from None
-        if mark["identity"] != self.identity:
+        if metadata["identity"] != self.identity:
             raise UserError(
-                f"{place}: is a fold of other faces (the shards or model.weights have changed since); give another folder, or --fresh to start anew"
+                f"{uri}: is a fold of other faces (the shards or model.weights have changed since); "
+                f"give another folder, or --fresh to start anew"
             )
         return table
 
     def write(self, number: int, table: pa.Table, about: dict[str, Any]) -> None:
-        """Keeps a finished fold: the file is there whole or not at all. `about` goes into its metadata."""
-        mark = json.dumps({**about, "identity": self.identity})
+        """Stores a finished fold, whole or not at all. `about` goes into the file's metadata."""
+        metadata = json.dumps({**about, "identity": self.identity})
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({_MARK: mark}), sink)
-        storage.write_bytes(self.place(number), sink.getvalue().to_pybytes())
+        pq.write_table(table.replace_schema_metadata({_METADATA_KEY: metadata}), sink)
+        storage.write_bytes(self.files.fold(number), sink.getvalue().to_pybytes())
+
+
+def _check_same_settings(files: EvaluationFiles, experiment: Experiment, out: str) -> None:
+    stored = config.loads(storage.read_text(files.config), files.config)
+    if (setting := difference(stored, experiment)) is not None:
+        raise UserError(
+            f"--out {out}: holds folds of other settings ({setting}); "
+            f"give another folder, or --fresh to start anew"
+        )

@@ -1,4 +1,7 @@
-"""Folds as Ray tasks: the faces decoded once into the object store, a share of the machine for each fold, results as they come."""
+"""Folds as Ray tasks: faces are decoded once into the object store, each fold gets a share of it.
+
+Takes an experiment and the splits of its folds; yields the predictions of each fold as it ends.
+"""
 
 from __future__ import annotations
 
@@ -12,155 +15,176 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import torch
+from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
+from ageray.data.labels import gender_number
 from ageray.data.splits import Split
-from ageray.data.stream import gender_number
 from ageray.errors import UserError
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import FaceCache, hold, remember
-from ageray.train.in_memory.slots import on_device, share_out
+from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory.slots import on_device, plan_slots
 from ageray.train.in_memory.train import Fold, Result
 
 Record = dict[str, Any]
+Ended = tuple[int, pa.Table, Record]
+"""A fold's number, its predictions, and its figures (see `_figures`)."""
 
 
 def _train_fold(
     experiment: Experiment, faces: dict[str, Any], fold: Fold, levels: Sequence[float], threads: int
 ) -> tuple[Result, float]:
     """A task: the fold's result, and the seconds it took."""
-    started = time.perf_counter()
+    start = time.perf_counter()
     with on_device(threads) as device:
-        return train.run(experiment, faces, fold, device, levels), time.perf_counter() - started
+        return train.run(experiment, faces, fold, device, levels), time.perf_counter() - start
 
 
-class Work:
-    """The folds of one experiment that are still to be trained."""
+class FoldTasks:
+    """The folds of one experiment that are still to be trained.
+
+    faces: the labelled faces. splits, names: of every fold. levels: of the quantiles.
+    """
 
     def __init__(
         self,
         experiment: Experiment,
-        labelled: pa.Table,
+        faces: pa.Table,
         splits: list[Split],
         names: list[str],
         levels: Sequence[float],
     ) -> None:
-        self._experiment, self._labelled, self._splits, self._names, self._levels = (
-            experiment,
-            labelled,
-            splits,
-            names,
-            levels,
-        )
-        self._share, self._network = share_out(experiment.scale), build(experiment.model, pretrained=False)
+        self._experiment = experiment
+        self._labelled, self._splits, self._names = faces, splits, names
+        self._levels = tuple(levels)
+        self._slots = plan_slots(experiment.scale)
+        self._network = build(experiment.model, pretrained=False)
 
-    def results(
-        self, todo: list[int], show: Callable[[Record], None]
-    ) -> Generator[tuple[int, pa.Table, Record], None, None]:
-        """Number, table and figures of each fold as it ends. What still runs is stopped when the caller stops."""
-        todo, faces = list(todo), hold(self._experiment, self._labelled)
-        planned = {number: self._fold(number, faces) for number in todo}
-        remembered = remember(self._experiment, self._network, faces, self._share)
+    def results(self, todo: list[int], show: Callable[[Record], None]) -> Generator[Ended, None, None]:
+        """Trains the folds `todo`; yields each as it ends. Running tasks stop when the caller
+        stops."""
+        faces = cache_faces(self._experiment, self._labelled)
+        folds = {number: self._fold(number, faces) for number in todo}
+        precomputed = cache_features(self._experiment, self._network, faces, self._slots)
         total = len(self._splits)
-        show(
-            {
-                "kind": "start",
-                "done": total - len(todo),
-                "total": total,
-                "frozen_body": remembered,
-                **self._share._asdict(),
-            }
-        )
-        for number in [number for number in todo if not len(planned[number].test)]:  # nothing to ask a model
-            todo.remove(number)
-            table = self._table(number, planned[number], None, faces)
-            yield number, table, {**_figures(table, None), "seconds": 0.0, "left": None}
-        started = time.perf_counter()
-        for ended, (number, result, seconds) in enumerate(
-            self._trained([(number, planned[number]) for number in todo], faces.columns), 1
-        ):
-            table = self._table(number, planned[number], result, faces)
-            left = (time.perf_counter() - started) / ended * (len(todo) - ended)
-            yield number, table, {**_figures(table, result), "seconds": seconds, "left": left}
+        record = {"kind": "start", "done": total - len(todo), "total": total, "frozen_body": precomputed}
+        show(record | self._slots._asdict())
+        for number, fold in list(folds.items()):
+            if len(fold.test) == 0:  # no usable face to test, nothing to train
+                del folds[number]
+                table = self._table(number, fold, None, faces)
+                yield number, table, {**_figures(table, None), "seconds": 0.0, "left": None}
+        start = time.perf_counter()
+        for ended, (number, result, seconds) in enumerate(self._trained(folds, faces.columns), 1):
+            table = self._table(number, folds[number], result, faces)
+            seconds_left = (time.perf_counter() - start) / ended * (len(folds) - ended)
+            yield number, table, {**_figures(table, result), "seconds": seconds, "left": seconds_left}
 
-    def _trained(self, waiting: list[tuple[int, Fold]], columns: Any) -> Iterator[tuple[int, Result, float]]:
-        """Number, result and seconds of each fold as it ends; no more tasks at once than the machine is shared out to."""
-        levels, threads = tuple(self._levels), self._share.threads
-        calls = [(number, (self._experiment, columns, fold, levels, threads)) for number, fold in waiting]
-        with closing(self._share.map_unordered(_train_fold, calls)) as ended:
-            for number, ready in ended:
-                yield number, *self._outcome(ready, number)
+    def _trained(self, folds: dict[int, Fold], columns: Any) -> Iterator[tuple[int, Result, float]]:
+        """Number, result and seconds of each fold as it ends; as many at once as there are
+        slots."""
+        calls = []
+        for number, fold in folds.items():
+            calls.append((number, (self._experiment, columns, fold, self._levels, self._slots.threads)))
+        with closing(self._slots.map_unordered(_train_fold, calls)) as outcomes:
+            for number, reference in outcomes:
+                yield number, *self._outcome(reference, number)
 
     def _fold(self, number: int, faces: FaceCache) -> Fold:
         """The fold's rows among the usable faces, in the order of the shards."""
         rows = faces.rows(self._splits[number].parts)
-        size, found = self._experiment.train.batch_size, len(rows["train"])
-        if found < size:
+        batch_size, count = self._experiment.train.batch_size, len(rows["train"])
+        if count < batch_size:
             raise UserError(
-                f"train.batch_size={size}: fold {self._names[number]} has only {found} usable training faces; lower it or add faces"
+                f"train.batch_size={batch_size}: fold {self._names[number]} has only {count} usable "
+                f"training faces; lower it or add faces"
             )
         return Fold(self._names[number], **rows)
 
-    def _outcome(self, task: Any, number: int) -> tuple[Result, float]:
+    def _outcome(self, reference: Any, number: int) -> tuple[Result, float]:
         """What a task returned. Raises UserError for what the user can mend."""
         try:
-            outcome: tuple[Result, float] = ray.get(task)
+            outcome: tuple[Result, float] = ray.get(reference)
         except RayTaskError as error:
             name, cause = self._names[number], error.cause
             if isinstance(cause, FloatingPointError):
                 raise UserError(f"fold {name}: {cause}; finished folds are kept") from None
             if isinstance(cause, torch.cuda.OutOfMemoryError):
                 raise UserError(
-                    f"fold {name}: out of GPU memory with {self._share.gpus:.2g} of a GPU; lower scale.fold_workers or train.batch_size"
+                    f"fold {name}: out of GPU memory with {self._slots.gpus:.2g} of a GPU; "
+                    f"lower scale.fold_workers or train.batch_size"
                 ) from None
             raise
         return outcome
 
     def _table(self, number: int, fold: Fold, result: Result | None, faces: FaceCache) -> pa.Table:
-        """A row a test face, also of those that cannot be used: those of `predictions`, and `fold`."""
+        """A row per test face, also of those that cannot be used: see `predictions`, and `fold`."""
         keys = self._splits[number].parts["test"]
         labels = self._labelled.take(
             pc.index_in(pa.array(keys, pa.string()), value_set=self._labelled.column("key"))
         )
-        row_of = {row: place for place, row in enumerate(fold.test.tolist())}
-        places = [row_of[faces.row[key]] if key in faces.row else None for key in keys]
-        found = {} if result is None else {**vars(result), **result.besides}
-        found |= {
-            "key": keys,
-            "age": labels.column("age"),
-            "error": [faces.errors.get(key, "") for key in keys],
+        genders = [gender_number(name) for name in labels.column("gender").to_pylist()]
+        columns: dict[str, pa.Array] = {
+            "key": pa.array(keys, pa.string()),
+            "age": labels.column("age").combine_chunks(),
+            "error": pa.array([faces.errors.get(key, "") for key in keys], pa.string()),
+            "gender_number": pa.array(genders, pa.int8()),
         }
-        found["gender_number"] = [gender_number(name) for name in labels.column("gender").to_pylist()]
-        columns = [_column(found.get(field.name), field, places) for field in self._fields()]
-        return pa.table(columns, pa.schema(self._fields())).append_column(
-            "fold", pa.array([fold.name] * len(keys), pa.string())
-        )
+        answers: dict[str, Any] = {}
+        if result is not None:
+            answers = {**vars(result), **result.besides}
+        places = _places(keys, fold, faces)
+        for field in self._fields():
+            if field.name not in columns:
+                columns[field.name] = _scattered(answers.get(field.name), field, places)
+        columns["fold"] = pa.array([fold.name] * len(keys), pa.string())
+        schema = pa.schema([*self._fields(), ("fold", pa.string())])
+        return pa.table([columns[name].cast(schema.field(name).type) for name in schema.names], schema)
 
     def _fields(self) -> list[pa.Field]:
-        nearest = NEAREST if self._experiment.model.decode.method == "gallery" else []
-        return [*PREDICTED, *nearest, *([CLASSIFIERS] if self._network.classifier_names else [])]
+        fields = list(PREDICTED)
+        if self._experiment.model.decode.method == "gallery":
+            fields += NEAREST
+        if self._network.classifier_names:
+            fields.append(CLASSIFIERS)
+        return fields
 
 
-def _column(values: Any, field: pa.Field, places: list[int | None]) -> pa.Array:
-    """A column of the table. Arrays are by test face: picked at `places`, and NaN or null where there is none."""
-    if values is not None and not isinstance(values, np.ndarray):
-        return pa.array(values, field.type) if isinstance(values, list) else values.cast(field.type)
-    nothing = None if pa.types.is_list(field.type) else float("nan")
-    return pa.array(
-        [nothing if values is None or place is None else values[place] for place in places], field.type
-    )
+def _places(keys: list[str], fold: Fold, faces: FaceCache) -> NDArray[np.int64]:
+    """The place of each key among the fold's usable test faces, -1 for one that cannot be used."""
+    place_of = dict(zip(fold.test.tolist(), range(len(fold.test)), strict=True))
+    places = np.full(len(keys), -1)
+    for number, key in enumerate(keys):
+        if key in faces.row:
+            places[number] = place_of[faces.row[key]]
+    return places
+
+
+def _scattered(values: Any, field: pa.Field, places: NDArray[np.int64]) -> pa.Array:
+    """`values[place]` for each place; NaN, or null in a column of lists, where the place is -1.
+
+    values: an array with a row per usable test face; None where the model has no such answer.
+    """
+    column: list[Any] = [None if pa.types.is_list(field.type) else float("nan")] * len(places)
+    if values is not None:
+        for number in np.flatnonzero(places >= 0):
+            column[number] = values[places[number]]
+    return pa.array(column, field.type)
 
 
 def _figures(table: pa.Table, result: Result | None) -> Record:
-    """Of a fold: faces tested, their MAE, and which epoch was taken."""
+    """Of a fold: faces tested, their MAE, and the epoch that was chosen."""
     errors = np.abs(table.column("predicted").to_numpy() - table.column("age").to_numpy())
-    fine = np.isfinite(errors)
-    best = [record["epoch"] for record in result.log if record["best"]] if result else []
+    errors = errors[np.isfinite(errors)]
+    best_epoch = None
+    for record in result.log if result else []:
+        if record["best"]:
+            best_epoch = record["epoch"]
     return {
-        "images": int(fine.sum()),
-        "mae": float(errors[fine].mean()) if fine.any() else None,
-        "best_epoch": best[-1] if best else None,
+        "images": len(errors),
+        "mae": float(errors.mean()) if len(errors) else None,
+        "best_epoch": best_epoch,
     }

@@ -1,30 +1,34 @@
-"""Every fold of a protocol, trained and tested as parallel Ray tasks: all faces are decoded once, and each task trains on its share of the machine.
+"""Every fold of a protocol, trained and tested as parallel Ray tasks.
 
-    face shards -> canvases in the object store, once -> (a frozen body's features, once) -> a task a fold -> OUT/folds/0007.parquet as it ends
+    face shards -> canvases in the object store, once
+        -> (if no stage trains the backbone: its features, once)
+        -> one task per fold -> OUT/folds/0007.parquet as it ends
 
-What has a file is not trained again: a killed run goes on where it was, and ends as if nothing had happened.
+A finished fold is not trained again. A run that was killed continues where it was, and its results
+equal those of an uninterrupted run.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ageray import storage
 from ageray.data import protocols
 from ageray.data.labelled_faces import faces_digest, labelled_faces
+from ageray.data.labels import gender_number
 from ageray.data.splits import Split
-from ageray.data.stream import gender_number
 from ageray.errors import UserError
 from ageray.evaluate import results, split_audit
-from ageray.evaluate.fold_store import FoldFiles
-from ageray.evaluate.fold_tasks import Record, Work
+from ageray.evaluate.files import EvaluationFiles
+from ageray.evaluate.fold_store import FoldStore
+from ageray.evaluate.fold_tasks import FoldTasks, Record
 from ageray.evaluate.one_model import write
 from ageray.evaluate.predictions import LEVELS
 from ageray.evaluate.results import with_labels
@@ -33,49 +37,71 @@ from ageray.models.build import build
 from ageray.train.plan import check_model
 
 
+class FoldRun(NamedTuple):
+    """What a run over folds gives.
+
+    rows           a row per face and fold that tests it, sorted by key: the columns of
+                   `ageray.evaluate.predictions` (intervals and quantiles calibrated on the fold's
+                   own validation part), the labels, and `fold`: the person left out or the fold's
+                   number
+    faces          the labelled faces
+    splits         the split of each fold
+    notes          what the splits leak
+    train_median   mean over folds of the median age of the training faces
+    gallery        None, or as a bundle's card describes it, with the mean number of faces
+    """
+
+    rows: pa.Table
+    faces: pa.Table
+    splits: list[Split]
+    notes: list[str]
+    train_median: float
+    gallery: dict[str, Any] | None
+
+
+class _Plan(NamedTuple):
+    """The labelled faces, and name and split of every fold."""
+
+    faces: pa.Table
+    names: list[str]
+    splits: list[Split]
+
+
 def evaluate_folds(
     experiment: Experiment, out: str, show: Callable[[dict[str, Any]], None], fresh: bool = False
 ) -> dict[str, Any]:
-    """Trains and tests every fold of `experiment.protocol` (see `run_folds`) and writes report.html, report.json and predictions.parquet to `out`;
-    returns the report.
+    """Trains and tests every fold of `experiment.protocol` (see `run_folds`); returns the report.
 
-    The floors are those of always saying the mean of the folds' training medians. The audit counts, over all folds, test images that the
-    fold's own training part knows. Finished folds in `out` are not trained again, unless `fresh`. Needs a connected cluster.
+    Writes report.html, report.json and predictions.parquet to `out`. The floors are those of always
+    answering the mean of the folds' training medians. The audit counts, over all folds, the test
+    images that the fold's own training part shares a person or picture with. Finished folds in
+    `out` are not trained again, unless `fresh`. Needs a connected cluster.
     Raises UserError as `run_folds` does.
     """
-    rows = run_folds(experiment, out, show, fresh)
-    facts = json.loads(rows.schema.metadata[b"ageray"])
-    shards = str(experiment.data.shards)
-    faces = labelled_faces(shards)
-    splits = [protocols.split(faces, protocol) for protocol in protocols.folds(faces, experiment.protocol)]
-    network = build(experiment.model, pretrained=False)
-    decode = experiment.model.decode
-    nearest = (
-        results.nearest(rows, facts["gallery"], decode.gallery.exclude_subject)
-        if decode.method == "gallery"
-        else {}
+    run = run_folds(experiment, out, show, fresh)
+    model = results.Model(
+        name=f"{experiment.model.name}, trained for each fold",
+        network=experiment.model.name,
+        identity=None,
+        training_median=run.train_median,
+        classifiers=build(experiment.model, pretrained=False).classifier_names,
+        gallery=run.gallery,
+        exclude_subject=experiment.model.decode.gallery.exclude_subject,
+        card=None,
     )
-    made = {
-        "model": {
-            "name": f"{experiment.model.name}, trained for each fold",
-            "network": experiment.model.name,
-            "identity": None,
-        },
-        "data": {"name": experiment.data.name, "shards": shards, "landmarks": experiment.data.landmarks},
-        "protocol": {**experiment.protocol.model_dump(), "folds_run": facts["folds"]},
-        "notes": facts["notes"],
-        "warnings": [],
-        "levels": list(LEVELS),
-        **results.figures(rows, LEVELS, facts["train_median"]),
-        **results.classifiers(rows, list(network.classifier_names)),
-        **nearest,
-        "audit": split_audit.audit_folds(faces, [split.parts for split in splits], shards),
-        "unusable": results.unusable(rows),
-        "card": None,
-    }
-    storage.make_folder(out)
-    write(out, rows.replace_schema_metadata(None), made, None)
-    return made
+    report = results.build(
+        run.rows,
+        model=model,
+        data=experiment.data,
+        protocol={**experiment.protocol.model_dump(), "folds_run": len(run.splits)},
+        notes=run.notes,
+        warnings=[],
+        audit=split_audit.audit_folds(run.faces, run.splits, str(experiment.data.shards)),
+    )
+    files = EvaluationFiles.at(out)
+    storage.make_folder(files.folder)
+    write(files, run.rows, report, None)
+    return report
 
 
 def run_folds(
@@ -84,56 +110,62 @@ def run_folds(
     show: Callable[[Record], None],
     fresh: bool = False,
     levels: Sequence[float] = LEVELS,
-) -> pa.Table:
-    """Trains and tests every fold of `experiment.protocol` on `experiment.data` and returns what their models say of the faces they did not see.
+) -> FoldRun:
+    """Trains and tests every fold of `experiment.protocol` on `experiment.data`.
 
-    The table has a row a face and fold that tests it, sorted by key: the columns of `ageray.evaluate.predictions` (intervals and quantiles
-    calibrated on the fold's own validation part), the labels, and `fold`, the name of the person left out or the fold's number. Its metadata
-    `ageray` is JSON with `folds`, how many, `notes`, `train_median`, the mean over folds of the training faces' median age, and `gallery`: null, or
-    what a bundle's card says of one, with the mean number of faces.
-
-    Every fold starts from `train.seed`. How many run at once, and in which order they end, changes nothing; how many threads one has, the
-    rounding. show: receives a record when the folds start (`kind` "start") and one for each that ends ("fold").
-    `fresh` forgets finished folds in `out`. Needs a connected cluster.
-    Raises UserError if the faces, the settings or the folder do not allow it, or a fold's loss is not finite; finished folds are kept.
+    Every fold starts from `train.seed`. The results depend neither on how many folds run at once
+    nor on the order in which they end; the number of threads changes the rounding. show: receives a
+    record when the folds start (`kind` "start") and one for each that ends ("fold"). `fresh`
+    deletes finished folds in `out`. Needs a connected cluster.
+    Raises UserError if the faces, the settings or the folder do not allow it, or a fold's loss is
+    not finite; finished folds stay on disk.
     """
-    experiment = experiment.model_copy(
-        update={"protocol": experiment.protocol.model_copy(update={"fold": 0})}
-    )  # all of them
-    labelled, planned, splits = _planned(experiment)
-    files = FoldFiles.of(out, experiment, faces_digest(experiment, labelled, levels), fresh)
-    tables = {number: table for number in range(len(planned)) if (table := files.read(number)) is not None}
-    todo = [number for number in range(len(planned)) if number not in tables]
-    if todo:
-        with closing(Work(experiment, labelled, splits, planned, levels).results(todo, show)) as results:
-            for number, table, about in results:
-                files.write(number, table, about)
-                tables[number] = files.read(number)  # as a later run will find it
-                show(
-                    {
-                        "kind": "fold",
-                        "done": len(tables),
-                        "total": len(planned),
-                        "fold": planned[number],
-                        **about,
-                    }
-                )
-    whole = with_labels(
-        pa.concat_tables([tables[number].replace_schema_metadata(None) for number in sorted(tables)]),
-        labelled,
-    )
-    facts = {"folds": len(planned), "notes": _notes(splits), "train_median": _median(labelled, splits)}
-    facts["gallery"] = _gallery(experiment, labelled, splits)
-    return whole.sort_by([("key", "ascending"), ("fold", "ascending")]).replace_schema_metadata(
-        {"ageray": json.dumps(facts)}
+    all_folds = experiment.protocol.model_copy(update={"fold": 0})
+    experiment = experiment.model_copy(update={"protocol": all_folds})
+    plan = _plan(experiment)
+    store = FoldStore.open(out, experiment, faces_digest(experiment, plan.faces, levels), fresh)
+    tables = _all_tables(experiment, plan, store, levels, show)
+    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    return FoldRun(
+        rows=with_labels(whole, plan.faces).sort_by([("key", "ascending"), ("fold", "ascending")]),
+        faces=plan.faces,
+        splits=plan.splits,
+        notes=_notes(plan.splits),
+        train_median=_train_median(plan.faces, plan.splits),
+        gallery=_gallery(experiment, plan.faces, plan.splits),
     )
 
 
-# --- which folds ----------------------------------------------------------------------------------------------------
+def _all_tables(
+    experiment: Experiment,
+    plan: _Plan,
+    store: FoldStore,
+    levels: Sequence[float],
+    show: Callable[[Record], None],
+) -> list[pa.Table]:
+    """The table of every fold, in their order: from the store, or trained now and stored."""
+    total = len(plan.names)
+    tables = [store.read(number) for number in range(total)]
+    todo = [number for number, table in enumerate(tables) if table is None]
+    if not todo:
+        return tables
+    tasks = FoldTasks(experiment, plan.faces, plan.splits, plan.names, levels)
+    done = total - len(todo)
+    with closing(tasks.results(todo, show)) as ended:
+        for number, table, about in ended:
+            store.write(number, table, about)
+            tables[number] = store.read(number)  # exactly as a later run will read it
+            done += 1
+            show({"kind": "fold", "done": done, "total": total, "fold": plan.names[number], **about})
+    return tables
 
 
-def _planned(experiment: Experiment) -> tuple[pa.Table, list[str], list[Split]]:
-    """The labelled faces, and name and split of every fold. Raises UserError for what can be told before a cluster is needed."""
+# --- which folds ----------------------------------------------------------------------------------
+
+
+def _plan(experiment: Experiment) -> _Plan:
+    """Plans the folds. Raises UserError for mistakes that can be seen before a cluster is
+    needed."""
     shards = experiment.data.shards
     if shards is None:
         raise UserError(
@@ -142,61 +174,72 @@ def _planned(experiment: Experiment) -> tuple[pa.Table, list[str], list[Split]]:
     for number, stage in enumerate(experiment.train.stages):
         if stage.shards:
             raise UserError(
-                f"train.stages.{number}.shards={stage.shards}: a fold trains on data.shards alone; train this stage once with jobs.train and "
-                f"give its bundle/model.safetensors as model.weights"
+                f"train.stages.{number}.shards={stage.shards}: a fold trains on data.shards alone; "
+                f"train this stage once with jobs.train and give its bundle/model.safetensors as "
+                f"model.weights"
             )
     check_model(experiment)
-    labelled = labelled_faces(shards)
-    each = protocols.folds(labelled, experiment.protocol)
-    splits = [protocols.split(labelled, protocol) for protocol in each]
+    faces, name = labelled_faces(shards), experiment.protocol.name
+    numbers, splits = [], []
+    for protocol in protocols.folds(faces, experiment.protocol):
+        numbers.append(str(protocol.fold))
+        splits.append(protocols.split(faces, protocol))
     for split in splits:
         if not split.parts["train"] or not split.parts["test"]:
+            purpose = "test" if split.parts["train"] else "train on"
             raise UserError(
-                f"protocol.name={experiment.protocol.name}: leaves no face to {'test' if split.parts['train'] else 'train on'}; "
+                f"protocol.name={name}: leaves no face to {purpose}; "
                 f"set protocol.name=lopo, or subject_exclusive with protocol.folds=5, say"
             )
-    return (
-        labelled,
-        _names(
-            labelled, [str(protocol.fold) for protocol in each], splits, experiment.protocol.name == "lopo"
-        ),
-        splits,
-    )
+    return _Plan(faces, _people(faces, splits) if name == "lopo" else numbers, splits)
 
 
-def _names(labelled: pa.Table, numbers: list[str], splits: list[Split], people: bool) -> list[str]:
-    """Numbers, or the people left out: by subject, with the data set where two sets have the same."""
-    if not people:
-        return numbers
-    rows = zip(*(labelled.column(name).to_pylist() for name in ("key", "subject", "dataset")), strict=True)
-    who = {key: (subject, f"{dataset}/{subject}") for key, subject, dataset in rows}
-    found = [who[split.parts["test"][0]] for split in splits]
-    often = Counter(subject for subject, _ in found)
-    return [subject if often[subject] == 1 else full for subject, full in found]
+def _people(faces: pa.Table, splits: list[Split]) -> list[str]:
+    """The person that each fold leaves out: the subject, with its set where two sets have the
+    same."""
+    keys = pa.array([split.parts["test"][0] for split in splits], pa.string())
+    people = faces.take(pc.index_in(keys, value_set=faces.column("key")))
+    subjects, datasets = people.column("subject").to_pylist(), people.column("dataset").to_pylist()
+    counts, names = Counter(subjects), []
+    for subject, dataset in zip(subjects, datasets, strict=True):
+        names.append(subject if counts[subject] == 1 else f"{dataset}/{subject}")
+    return names
 
 
 def _notes(splits: list[Split]) -> list[str]:
-    """What the splits leak: what all say once, else the first that says something, as an example."""
-    said = Counter(
-        note for split in splits for note in split.notes if not note.startswith("lopo: tests subject")
-    )
-    common = [note for note, times in said.items() if times == len(splits)]
-    others = [note for note in said if note not in common]
-    return common + ([f"in one of {len(splits)} folds, others being alike: {others[0]}"] if others else [])
+    """The notes that all splits have, and one of the others as an example."""
+    counts: Counter[str] = Counter()
+    for split in splits:
+        counts.update(split.notes)
+    common, others = [], []
+    for note, times in counts.items():
+        if note.startswith("lopo: tests subject"):
+            continue  # the folds' names say it
+        if times == len(splits):
+            common.append(note)
+        else:
+            others.append(note)
+    if others:
+        common.append(f"in one of {len(splits)} folds, others being alike: {others[0]}")
+    return common
 
 
-def _median(labelled: pa.Table, splits: list[Split]) -> float:
-    ages = dict(zip(labelled.column("key").to_pylist(), labelled.column("age").to_pylist(), strict=True))
-    return float(np.mean([np.median([ages[key] for key in split.parts["train"]]) for split in splits]))
+def _train_median(faces: pa.Table, splits: list[Split]) -> float:
+    """Mean over folds of the median age of the training faces."""
+    ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
+    medians = []
+    for split in splits:
+        medians.append(np.median([ages[key] for key in split.parts["train"]]))
+    return float(np.mean(medians))
 
 
-def _gallery(experiment: Experiment, labelled: pa.Table, splits: list[Split]) -> dict[str, Any] | None:
-    """As `ageray.bundle.save` puts it into a card."""
+def _gallery(experiment: Experiment, faces: pa.Table, splits: list[Split]) -> dict[str, Any] | None:
+    """As `ageray.bundle.save` describes a gallery in a card; None for other models."""
     if experiment.model.decode.method != "gallery":
         return None
-    known = any(gender_number(name) >= 0 for name in labelled.column("gender").to_pylist())
-    by = "gender_embedding" if "gender_embedding" in check_model(experiment).outputs else "embedding"
-    return {
-        "faces": round(np.mean([len(split.parts["train"]) for split in splits])),
-        "gender_by": by if known else None,
-    }
+    gender_by = None
+    if max(map(gender_number, faces.column("gender").to_pylist())) >= 0:
+        outputs = check_model(experiment).outputs
+        gender_by = "gender_embedding" if "gender_embedding" in outputs else "embedding"
+    sizes = [len(split.parts["train"]) for split in splits]
+    return {"faces": round(np.mean(sizes)), "gender_by": gender_by}

@@ -1,4 +1,8 @@
-"""A bundle against a labelled set: predictions, audit, figures, page."""
+"""One model on a labelled set: predictions, audit, figures, page.
+
+Takes a model (zoo:NAME, a bundle or a run folder) and an experiment with data and protocol; writes
+an evaluation folder and gives the report.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,19 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.evaluate import results, split_audit
+from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.page.evaluation import evaluation_report
-from ageray.evaluate.predictions import LEVELS, predictions
+from ageray.evaluate.predictions import predictions
 from ageray.experiment import Experiment
-
-REPORT, PREDICTIONS, SPLIT = "report.json", "predictions.parquet", "split.parquet"
 
 
 def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | None = None) -> dict[str, Any]:
-    """Predicts the test part of `experiment.data` under `experiment.protocol` and writes report.html, report.json, predictions.parquet and
-    split.parquet to the folder `out`; returns the report.
+    """Predicts the test part of `experiment.data` under `experiment.protocol`; returns the report.
 
-    Alignment and decoding are the bundle's. `trained_on`: shards that the model was trained on, for the audit; by default those that its
-    settings name. Needs a connected cluster. Raises UserError if there are no shards or no test face.
+    Writes report.html, report.json, predictions.parquet and split.parquet to the folder `out`.
+    Alignment and decoding are the bundle's. `trained_on`: shards that the model was trained on, for
+    the audit; by default those that its settings name. Needs a connected cluster.
+    Raises UserError if there are no shards or no test face.
     """
     loaded = bundle.load(model)
     shards = experiment.data.shards
@@ -37,78 +41,89 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
             "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"
         )
     faces = labelled_faces(shards)
-    divided = protocols.split(faces, experiment.protocol)
-    parts = divided.parts
-    if not parts["test"]:
+    split = protocols.split(faces, experiment.protocol)
+    if not split.parts["test"]:
         raise UserError(
-            f"protocol.name={experiment.protocol.name}: leaves no face to test; raise protocol.test, or set protocol.name=all"
+            f"protocol.name={experiment.protocol.name}: leaves no face to test; "
+            f"raise protocol.test, or set protocol.name=all"
         )
-    training = split_audit.training_side(model, loaded, experiment, faces, parts, trained_on)
-    storage.make_folder(out)
-    split = storage.join(storage.absolute(out), SPLIT)
-    splits.save(split, parts)
-    found = predictions(model, loaded, experiment, split, parts["test"])
-    rows = results.with_labels(found.rows, faces)
-    unusable = results.unusable(rows)
-    if len(unusable) == rows.num_rows:
-        raise UserError(
-            f"data.shards={shards}: no test face can be used; the first of {rows.num_rows}: {next(iter(unusable.values()))}"
-        )
-    made = {
-        "model": {"name": model, "network": loaded.experiment.model.name, "identity": loaded.identity},
-        "data": {"name": experiment.data.name, "shards": shards, "landmarks": experiment.data.landmarks},
-        "protocol": experiment.protocol.model_dump(),
-        "notes": divided.notes,
-        "warnings": [*_unlabelled(shards, faces.num_rows), *_leak(loaded, experiment, parts)],
-        "levels": list(LEVELS),
-        **results.figures(rows, LEVELS, loaded.card.get("training", {}).get("train_ages", {}).get("median")),
-        **results.classifiers(rows, list(loaded.network().classifier_names)),
-        **_gallery(loaded, rows),
-        "audit": split_audit.audited(training, faces, parts["test"], shards),
-        "unusable": unusable,
-        "card": loaded.card,
-    }
-    write(out, rows, made, found.embedded)
-    return made
+    training = split_audit.training_side(model, loaded, experiment, faces, split.parts, trained_on)
+    files = EvaluationFiles.at(out)
+    storage.make_folder(files.folder)
+    splits.save(files.split, split.parts)
+    predicted = predictions(model, loaded, experiment, files.split, split.parts["test"])
+    rows = results.with_labels(predicted.rows, faces)
+    _check_usable(rows, shards)
+    report = results.build(
+        rows,
+        model=_model(model, loaded),
+        data=experiment.data,
+        protocol=experiment.protocol.model_dump(),
+        notes=split.notes,
+        warnings=[*_unlabelled(shards, faces.num_rows), *_leak(loaded, experiment, split.parts)],
+        audit=split_audit.audited(training, faces, split.parts["test"], shards),
+    )
+    write(files, rows, report, predicted.embedded)
+    return report
 
 
-def write(out: str, rows: pa.Table, made: dict[str, Any], embedded: pa.Table | None) -> None:
+def write(files: EvaluationFiles, rows: pa.Table, report: dict[str, Any], embedded: pa.Table | None) -> None:
     """Writes predictions, page and, last, report.json."""
     sink = io.BytesIO()
     pq.write_table(rows, sink)
-    storage.write_bytes(storage.join(out, PREDICTIONS), sink.getvalue())
-    evaluation_report(out, made, rows, embedded)
-    storage.write_text(storage.join(out, REPORT), json.dumps(made, indent=1) + "\n")
+    storage.write_bytes(files.predictions, sink.getvalue())
+    evaluation_report(files.folder, report, rows, embedded)
+    storage.write_text(files.report, json.dumps(report, indent=1) + "\n")
 
 
-def _gallery(loaded: Bundle, rows: pa.Table) -> dict[str, Any]:
-    decode = loaded.experiment.model.decode
-    return (
-        results.nearest(rows, loaded.card["gallery"], decode.gallery.exclude_subject)
-        if decode.method == "gallery"
-        else {}
+def _model(name: str, loaded: Bundle) -> results.Model:
+    decode, training = loaded.experiment.model.decode, loaded.card.get("training", {})
+    return results.Model(
+        name=name,
+        network=loaded.experiment.model.name,
+        identity=loaded.identity,
+        training_median=training.get("train_ages", {}).get("median"),
+        classifiers=loaded.network().classifier_names,
+        gallery=loaded.card["gallery"] if decode.method == "gallery" else None,
+        exclude_subject=decode.gallery.exclude_subject,
+        card=loaded.card,
     )
 
 
+def _check_usable(rows: pa.Table, shards: str) -> None:
+    """Raises UserError if no test face has a prediction."""
+    unusable = results.unusable(rows)
+    if len(unusable) == rows.num_rows:
+        raise UserError(
+            f"data.shards={shards}: no test face can be used; "
+            f"the first of {rows.num_rows}: {next(iter(unusable.values()))}"
+        )
+
+
 def _unlabelled(shards: str, labelled: int) -> list[str]:
+    """A warning if some rows of the shards have no age."""
     rows = 0
     for file in storage.list_files(shards, (".parquet",)):
         filesystem, path = storage.filesystem(file)
         rows += pq.read_metadata(path, filesystem=filesystem).num_rows
-    return [f"{rows - labelled} of {rows} faces have no age and are left out"] if rows > labelled else []
+    if rows == labelled:
+        return []
+    return [f"{rows - labelled} of {rows} faces have no age and are left out"]
 
 
 def _leak(loaded: Bundle, experiment: Experiment, parts: dict[str, list[str]]) -> list[str]:
+    """A warning if the model may have been trained on faces that are tested."""
     training = loaded.card.get("training", {})
-    if training.get("data") != experiment.data.name:
+    name = experiment.data.name
+    if training.get("data") != name:
         return []
     if experiment.protocol.name == "all":
         return [
-            f"the model was trained on '{experiment.data.name}': with protocol.name=all its training faces are tested too"
+            f"the model was trained on '{name}': with protocol.name=all its training faces are tested too"
         ]
     if training.get("train_digest") not in (None, train_digest(parts["train"])):
-        other = "other shards, protocol, shares, fold or seed"
         return [
-            f"this split is not the one the model was trained on ({other}): test faces may have been trained on"
+            "this split is not the one the model was trained on (other shards, protocol, shares, fold or "
+            "seed): test faces may have been trained on"
         ]
     return []

@@ -1,4 +1,8 @@
-"""What a bundle says of the test faces, through the predictor on Ray Data. Shape letters: B faces, Q quantiles, D size of an embedding."""
+"""A bundle's predictions of the test faces, with the predictor on Ray Data.
+
+Takes a model and a saved split; gives a table with a row per test face, and the embeddings of some.
+Shape letters: B faces, Q quantiles, D size of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy
 
-from ageray import bundle, storage
+from ageray import bundle
 from ageray.bundle import Bundle
-from ageray.cluster.actors import share_out
+from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
-from ageray.predictor import Predictor
+from ageray.predictor import Ages, Predictor
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-"""Of the quantiles that are kept of every posterior: the 5 %, 10 %, ..., 95 % ones."""
+"""Levels of the quantiles that are stored of every posterior: 5 %, 10 %, ..., 95 %."""
 
 MAPPED = 2000
-"""Faces whose embedding is kept for the map, chosen by a hash of their keys."""
+"""Number of faces whose embedding is stored for the map, chosen by a hash of their keys."""
 
 _NUMBERS = pa.list_(pa.float32())
 
@@ -35,30 +40,44 @@ PREDICTED = pa.schema(
         ("quantiles", _NUMBERS),
     ]
 )
-"""A row a test face: true age, why there is no prediction ('': there is one), the predicted age, its 90 % interval and the quantiles of the
-calibrated posterior at LEVELS."""
+"""Columns of every model, a row per test face.
 
-NEAREST = [pa.field("gender_number", pa.int8())] + [
-    pa.field(name, pa.float32()) for name in ("female", "neighbours", "own")
+age         true age
+error       why there is no prediction; '' where there is one
+predicted   predicted age
+low, high   ends of its 90 % interval
+quantiles   of the calibrated posterior at LEVELS
+"""
+
+NEAREST = [
+    pa.field("gender_number", pa.int8()),
+    pa.field("female", pa.float32()),
+    pa.field("neighbours", pa.float32()),
+    pa.field("own", pa.float32()),
 ]
-"""Of a model with a gallery besides: the true gender (-1 unknown), and what `Ages` says of the nearest faces."""
+"""Further columns of a model with a gallery: the true gender (-1 unknown), and from `Ages` the
+share of women among the nearest faces, their number, and how many show the face's own subject."""
 
 CLASSIFIERS = pa.field("classifiers", _NUMBERS)
-"""Of a model with several classifiers besides: the age that each of them says (`Predictor.classifiers`), before calibration."""
+"""Further column of a model with several classifiers: the age that each of them predicts, before
+calibration (`Predictor.classifiers`)."""
 
 _EMBEDDING = pa.field("embedding", pa.list_(pa.float16()))
 
 
 class Predictions(NamedTuple):
-    """`rows`: the columns above, sorted by key. `embedded`: `key`, `age`, `embedding` (D,) of at most MAPPED of them; None where the network has
-    no embedding."""
+    """`rows`: the columns above, sorted by key.
+
+    `embedded`: `key`, `age`, `embedding` (D,) of at most MAPPED of them; None where the network has
+    no embedding.
+    """
 
     rows: pa.Table
     embedded: pa.Table | None
 
 
 class _Predict:
-    """Actor: canvases and true ages in, predictions out; rows with an error keep it."""
+    """Actor: takes canvases and true ages, gives predictions; rows with an error keep it."""
 
     def __init__(self, model: str, threads: int, mapped: list[str]) -> None:
         self._predictor = Predictor(bundle.load(model), threads=threads)
@@ -69,79 +88,99 @@ class _Predict:
         fine = batch["error"] == ""
         faces = batch["canvas"][fine], batch["points"][fine], batch["box"][fine]
         ages = self._predictor.predict(*faces, batch["subject"][fine])
-        columns: dict[str, Any] = {name: batch[name] for name in ("key", "age", "error")}
+        columns = {name: batch[name] for name in ("key", "age", "error")}
         columns["gender_number"] = batch["gender"]
-        found: dict[str, Any] = {"predicted": ages.age, "low": ages.low, "high": ages.high}
-        found |= {"female": ages.female, "neighbours": ages.neighbours, "own": ages.own}
-        for name, values in found.items():
-            columns[name] = np.full(len(fine), np.nan, np.float32)
-            if values is not None:
-                columns[name][fine] = values
+        columns |= _numbers(ages, fine)
         columns["quantiles"] = _lists(self._predictor.quantiles(ages, LEVELS), fine)
         if "classifiers" in self._schema.names:
             columns["classifiers"] = _lists(self._predictor.classifiers(*faces), fine)
         if "embedding" in self._schema.names:
             columns["embedding"] = self._embeddings(batch, fine)
-        return pa.table(
-            {name: pa.array(columns[name], self._schema.field(name).type) for name in self._schema.names},
-            self._schema,
-        )
+        return pa.table(columns, self._schema)
 
-    def _embeddings(self, batch: dict[str, Any], fine: Any) -> list[Any]:
-        wanted = fine & np.array([key in self._mapped for key in batch["key"]], bool)
-        if not wanted.any():
-            return [None] * len(wanted)
-        return _lists(
-            self._predictor.embeddings(*(batch[name][wanted] for name in ("canvas", "points", "box"))).astype(
-                np.float16
-            ),
-            wanted,
-        )
+    def _embeddings(self, batch: dict[str, Any], fine: NDArray[np.bool_]) -> list[Any]:
+        """The embedding of each face that the map shows, None for the others."""
+        chosen = fine & np.array([key in self._mapped for key in batch["key"]], bool)
+        if not chosen.any():
+            return [None] * len(chosen)
+        canvas, points, box = (batch[name][chosen] for name in ("canvas", "points", "box"))
+        embeddings = self._predictor.embeddings(canvas, points, box)
+        return _lists(embeddings.astype(np.float16), chosen)
 
 
 def predictions(
     model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]
 ) -> Predictions:
-    """Predicts the faces `keys`, the part `test` of the saved `split` of `experiment.data.shards`. Alignment and decoding are the bundle's."""
-    team = share_out(experiment.scale)
-    place = model if model.startswith("zoo:") else storage.absolute(loaded.uri)
+    """Predicts the faces `keys`: the part `test` of the saved `split` of `experiment.data.shards`.
+
+    Alignment and decoding are the bundle's. Needs a connected cluster.
+    """
+    pool = plan_actors(experiment.scale)
     stream = face_stream(
         str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch, split, "test"
     )
     predicted = stream.map_batches(
         _Predict,
-        batch_size=experiment.scale.faces_a_batch(bool(team.gpus)),
+        batch_size=experiment.scale.faces_a_batch(bool(pool.gpus)),
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=team.actors),
-        fn_constructor_kwargs={"model": place, "threads": team.threads, "mapped": mapped(keys)},
-        **team.each(),
+        compute=ActorPoolStrategy(size=pool.actors),
+        fn_constructor_kwargs={
+            "model": bundle.model_for_workers(model),
+            "threads": pool.threads,
+            "mapped": mapped(keys),
+        },
+        **pool.options(),
     )
     tables: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
     rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("key")
     if "embedding" not in rows.column_names:
         return Predictions(rows, None)
-    embedded = rows.filter(pa.compute.is_valid(rows.column("embedding"))).select(["key", "age", "embedding"])
-    return Predictions(rows.drop_columns("embedding"), embedded)
+    embedded = rows.filter(pa.compute.is_valid(rows.column("embedding")))
+    return Predictions(rows.drop_columns("embedding"), embedded.select(["key", "age", "embedding"]))
 
 
 def mapped(keys: list[str]) -> list[str]:
     """At most MAPPED of the keys, the same for the same keys."""
-    return sorted(
-        keys, key=lambda key: hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-map").digest()
-    )[:MAPPED]
+
+    def digest(key: str) -> bytes:
+        return hashlib.blake2b(key.encode(), digest_size=8, person=b"ageray-map").digest()
+
+    return sorted(keys, key=digest)[:MAPPED]
 
 
 def _schema(predictor: Predictor) -> pa.Schema:
-    """What the model at hand yields."""
+    """The columns that a model gives."""
     fields = list(PREDICTED)
     if predictor.bundle.experiment.model.decode.method == "gallery":
         fields += NEAREST
     if predictor.classifier_names:
         fields.append(CLASSIFIERS)
-    return pa.schema([*fields, _EMBEDDING] if predictor.has_embedding else fields)
+    if predictor.has_embedding:
+        fields.append(_EMBEDDING)
+    return pa.schema(fields)
 
 
-def _lists(values: Any, chosen: Any) -> list[Any]:
-    """The rows of `values` where `chosen` holds, null elsewhere."""
-    rows = iter(values)
-    return [next(rows) if here else None for here in chosen]
+def _numbers(ages: Ages, fine: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+    """The columns of one number per face, NaN where a face has none."""
+    answers = {
+        "predicted": ages.age,
+        "low": ages.low,
+        "high": ages.high,
+        "female": ages.female,
+        "neighbours": ages.neighbours,
+        "own": ages.own,
+    }
+    columns = {}
+    for name, values in answers.items():
+        columns[name] = np.full(len(fine), np.nan, np.float32)
+        if values is not None:
+            columns[name][fine] = values
+    return columns
+
+
+def _lists(values: Any, chosen: NDArray[np.bool_]) -> list[Any]:
+    """The rows of `values` where `chosen` is true, None elsewhere."""
+    rows: list[Any] = [None] * len(chosen)
+    for place, value in zip(np.flatnonzero(chosen), values, strict=True):
+        rows[place] = value
+    return rows

@@ -1,103 +1,185 @@
-"""From predictions to the figures of a report: metrics with intervals, galleries, classifiers. Needs neither torch nor Ray."""
+"""From predictions to report.json: figures with intervals, galleries, classifiers.
+
+`build` takes predictions with labels (the table of `with_labels`) and what is known of model, data
+and protocol; it gives the report of one model. A new figure of the report is added here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from ageray import metrics
+from ageray.evaluate.predictions import LEVELS
+from ageray.experiment import Data
 
 LABELS = ("subject", "gender", "group", "age_std")
 """Columns of the faces table that join the predictions."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a report says of a model, and what its figures depend on.
+
+    name, network, identity   as in the report; `identity` is None where each fold has its own model
+    training_median           median age of the training faces, None if it is not known
+    classifiers               names of the network's classifiers, empty for a single one
+    gallery                   what the card says of the gallery, None without one
+    exclude_subject           whether the gallery leaves out the face's own subject
+    card                      the bundle's card, None where there is no bundle
+    """
+
+    name: str
+    network: str
+    identity: str | None
+    training_median: float | None
+    classifiers: Sequence[str]
+    gallery: dict[str, Any] | None
+    exclude_subject: bool
+    card: dict[str, Any] | None
+
+
+def build(
+    rows: pa.Table,
+    *,
+    model: Model,
+    data: Data,
+    protocol: dict[str, Any],
+    notes: list[str],
+    warnings: list[str],
+    audit: dict[str, Any],
+) -> dict[str, Any]:
+    """The report of one model: what goes into report.json.
+
+    rows: predictions with their labels. notes: what the split leaks. warnings: what a reader of the
+    figures must know. audit: see `ageray.evaluate.split_audit`.
+    Raises ValueError if no face has a prediction.
+    """
+    return {
+        "model": {"name": model.name, "network": model.network, "identity": model.identity},
+        "data": {"name": data.name, "shards": data.shards, "landmarks": data.landmarks},
+        "protocol": protocol,
+        "notes": notes,
+        "warnings": warnings,
+        "levels": list(LEVELS),
+        **figures(rows, LEVELS, model.training_median),
+        **classifiers(rows, model.classifiers),
+        **gallery(rows, model.gallery, model.exclude_subject),
+        "audit": audit,
+        "unusable": unusable(rows),
+        "card": model.card,
+    }
 
 
 def with_labels(predicted: pa.Table, faces: pa.Table) -> pa.Table:
     """`predicted` with the columns LABELS of its faces."""
     order = pc.index_in(predicted.column("key"), value_set=faces.column("key"))
     assert order.null_count == 0, "every predicted face is in the faces table"
-    known = faces.take(order)
+    labels = faces.take(order)
     for name in LABELS:
-        predicted = predicted.append_column(faces.schema.field(name), known.column(name))
+        predicted = predicted.append_column(faces.schema.field(name), labels.column(name))
     return predicted
 
 
-def figures(predicted: pa.Table, levels: tuple[float, ...], training_median: float | None) -> dict[str, Any]:
-    """`ageray.metrics.full_report` of predictions with their labels. Raises ValueError if no face has a prediction."""
-    numbers = {name: predicted.column(name).to_numpy() for name in ("predicted", "low", "high")}
-    labels = {name: predicted.column(name).to_pylist() for name in ("subject", "gender", "group")}
-    deviation = predicted.column("age_std").cast(pa.float64()).to_numpy(zero_copy_only=False)
-    columns: dict[str, Any] = {
-        name: values if any(value is not None for value in values) else None
-        for name, values in labels.items()
-    }
+def figures(rows: pa.Table, levels: Sequence[float], training_median: float | None) -> dict[str, Any]:
+    """`ageray.metrics.full_report` of predictions with their labels.
+
+    Raises ValueError if no face has a prediction.
+    """
+    deviations = rows.column("age_std").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if not np.isfinite(deviations).any():
+        deviations = None
     tested = metrics.Tested(
-        predicted.column("age").to_numpy(),
-        **numbers,
-        **columns,
-        age_std=deviation if np.isfinite(deviation).any() else None,
-        quantiles=_quantiles(predicted, len(levels)),
+        rows.column("age").to_numpy(),
+        rows.column("predicted").to_numpy(),
+        rows.column("low").to_numpy(),
+        rows.column("high").to_numpy(),
+        subject=_labels(rows, "subject"),
+        gender=_labels(rows, "gender"),
+        group=_labels(rows, "group"),
+        age_std=deviations,
+        quantiles=_quantiles(rows, len(levels)),
         levels=levels,
     )
     return metrics.full_report(tested, training_median)
 
 
-def _quantiles(predicted: pa.Table, count: int) -> Any:
-    """(N, Q), NaN where a face has none."""
-    column = predicted.column("quantiles").combine_chunks()
-    found = np.full((len(column), count), np.nan)
-    there = column.is_valid().to_numpy(zero_copy_only=False)
-    found[there] = pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(-1, count)
-    return found if there.any() else None
-
-
-def unusable(predicted: pa.Table) -> dict[str, str]:
+def unusable(rows: pa.Table) -> dict[str, str]:
     """Key and reason of every face without a prediction."""
-    bad = predicted.filter(pc.not_equal(predicted.column("error"), ""))
-    return dict(zip(bad.column("key").to_pylist(), bad.column("error").to_pylist(), strict=True))
+    failed = rows.filter(pc.not_equal(rows.column("error"), ""))
+    return dict(zip(failed.column("key").to_pylist(), failed.column("error").to_pylist(), strict=True))
 
 
-def classifiers(predicted: pa.Table, names: list[str]) -> dict[str, Any]:
-    """`classifiers`: each one's MAE with its bootstrap interval, before calibration (Figure 6 of DHAA); nothing for models with one classifier."""
+def classifiers(rows: pa.Table, names: Sequence[str]) -> dict[str, Any]:
+    """`classifiers`: the MAE of each one with its interval, before calibration (DHAA, Figure 6).
+
+    Empty for models with a single classifier.
+    """
     if not names:
         return {}
-    fine = predicted.filter(pc.equal(predicted.column("error"), ""))
-    true = fine.column("age").to_numpy()
-    said = (
-        pc.list_flatten(fine.column("classifiers").combine_chunks())
-        .to_numpy(zero_copy_only=False)
-        .reshape(-1, len(names))
+    fine = _usable(rows)
+    ages = pc.list_flatten(fine.column("classifiers").combine_chunks()).to_numpy(zero_copy_only=False)
+    means = metrics.mean_errors(
+        fine.column("age").to_numpy(), ages.reshape(-1, len(names)), _labels(fine, "subject")
     )
-    subjects = fine.column("subject").to_pylist()
-    means = metrics.mean_errors(true, said, subjects if any(name is not None for name in subjects) else None)
     return {"classifiers": [{"name": name, "mae": mae} for name, mae in zip(names, means, strict=True)]}
 
 
-def nearest(predicted: pa.Table, card: dict[str, Any], excluded: bool) -> dict[str, Any]:
-    """Of a model with a gallery: `gallery`, whose faces the ages came from, and `gender`, how often the nearest faces tell it, where both the
-    gallery and the set know genders. A share of exactly one half counts as half right."""
-    fine = predicted.filter(pc.equal(predicted.column("error"), ""))
-    gender, female, neighbours, own = (
-        fine.column(name).to_numpy() for name in ("gender_number", "female", "neighbours", "own")
-    )
-    used = float(neighbours.sum())
-    report: dict[str, Any] = {
-        "gallery": {
-            "faces": card["faces"],
-            "neighbours": used,
-            "same_subject_share": 0.0 if excluded or not used else float(own.sum()) / used,
-            "same_subject_excluded": float(own.sum()) if excluded else 0.0,
-            "without_neighbours": int((neighbours == 0).sum()),
-        }
+def gallery(rows: pa.Table, card: dict[str, Any] | None, exclude_subject: bool) -> dict[str, Any]:
+    """`gallery` and `gender` of a model that predicts from a gallery; empty for other models.
+
+    gallery   how many faces it has, how many neighbours the ages come from, and how many of these
+              show the face's own subject or were left out for that reason
+    gender    how often the majority of the nearest faces has the face's gender, over the faces
+              where both the gallery and the set know it; an equal vote counts as half right
+    """
+    if card is None:
+        return {}
+    fine = _usable(rows)
+    neighbours, own = fine.column("neighbours").to_numpy(), fine.column("own").to_numpy()
+    total, own_share, own_excluded = float(neighbours.sum()), 0.0, 0.0
+    if exclude_subject:
+        own_excluded = float(own.sum())
+    elif total:
+        own_share = float(own.sum()) / total
+    section: dict[str, Any] = {
+        "faces": card["faces"],
+        "neighbours": total,
+        "same_subject_share": own_share,
+        "same_subject_excluded": own_excluded,
+        "without_neighbours": int((neighbours == 0).sum()),
     }
-    known = (gender >= 0) & np.isfinite(female)
-    if known.any():
-        right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[known]
-        report["gender"] = {
-            "faces": int(known.sum()),
-            "accuracy": float(right.mean()),
-            "by": card["gender_by"],
-        }
-    return report
+    gender, female = fine.column("gender_number").to_numpy(), fine.column("female").to_numpy()
+    both_known = (gender >= 0) & np.isfinite(female)
+    if not both_known.any():
+        return {"gallery": section}
+    right = np.where(female == 0.5, 0.5, (female > 0.5) == (gender == 1))[both_known]
+    accuracy = {"faces": int(both_known.sum()), "accuracy": float(right.mean()), "by": card["gender_by"]}
+    return {"gallery": section, "gender": accuracy}
+
+
+def _usable(rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.equal(rows.column("error"), ""))
+
+
+def _labels(rows: pa.Table, name: str) -> list[str | None] | None:
+    """A column of labels; None if no face has one."""
+    labels: list[str | None] = rows.column(name).to_pylist()
+    return None if all(label is None for label in labels) else labels
+
+
+def _quantiles(rows: pa.Table, count: int) -> NDArray[np.float64] | None:
+    """(N, Q), NaN where a face has none; None if no face has any."""
+    column = rows.column("quantiles").combine_chunks()
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    if not valid.any():
+        return None
+    quantiles = np.full((len(column), count), np.nan)
+    quantiles[valid] = pc.list_flatten(column).to_numpy(zero_copy_only=False).reshape(-1, count)
+    return quantiles

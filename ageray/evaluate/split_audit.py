@@ -1,4 +1,8 @@
-"""The audit of an evaluation: the tested faces against those that the model was trained on, wherever these are."""
+"""The audit of an evaluation: the tested faces against those that the model was trained on.
+
+Finds the training faces (in the same shards, or in others that the settings name), adds
+fingerprints and gives the report's `audit`.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +21,18 @@ from ageray.audit.fingerprint_table import load_or_compute_fingerprints
 from ageray.bundle import Bundle
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
-from ageray.data.splits import train_digest
+from ageray.data.splits import Split, train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.train.plan import SPLIT
+from ageray.train.files import RunFiles
 
 
 class Training(NamedTuple):
-    """What trained the model: its faces (validation too, which chose the epoch), where their shards are, and how to call that."""
+    """What trained a model.
+
+    faces: training and validation faces (validation chose the epoch). shards: where they are.
+    name: how the report calls them.
+    """
 
     faces: pa.Table
     shards: str
@@ -37,111 +45,128 @@ def training_side(
     experiment: Experiment,
     faces: pa.Table,
     parts: dict[str, list[str]],
-    given: str | None,
+    trained_on: str | None,
 ) -> Training | str:
-    """The faces that trained the model, or why they cannot be known.
+    """The faces that trained the model, or a sentence on why they are not known.
 
-    Of the same set: the parts `train` and `val` of this split. Of another: those of the run's own split in `given`, else in the shards that
-    the model's settings name, if they are at hand; all faces there where the run's split is not known. Raises UserError if `given`
-    holds no shards.
+    If the model was trained on the set that is tested: the parts `train` and `val` of this split.
+    If on another set: the faces of the run's own split in the shards `trained_on`, or else in those
+    that the model's settings name, if they are there; all faces of these shards where the run's
+    split is not known. Raises UserError if there are no shards in `trained_on`.
     """
-    trained = loaded.card.get("training", {})
-    if trained.get("data") == experiment.data.name and given is None:
-        seen = _only(faces, parts["train"] + parts["val"])
-        if seen.num_rows:
-            return Training(
-                seen, str(experiment.data.shards), f"the {seen.num_rows:,} faces of this set that do not test"
-            )
-        return "no face of this set is left for training under this protocol: the audit has nothing to compare with"
-    shards = given or _at_hand(loaded.experiment.data.shards)
+    training = loaded.card.get("training", {})
+    if training.get("data") == experiment.data.name and trained_on is None:
+        same = _only(faces, parts["train"] + parts["val"])
+        if same.num_rows:
+            name = f"the {same.num_rows:,} faces of this set that do not test"
+            return Training(same, str(experiment.data.shards), name)
+        return (
+            "no face of this set is left for training under this protocol: the audit has nothing to "
+            "compare with"
+        )
+    shards = trained_on or _if_there(loaded.experiment.data.shards)
     if shards is None:
-        return f"the model was trained on '{trained.get('data')}', whose shards are not at hand; name them with --trained-on DIR"
+        return (
+            f"the model was trained on '{training.get('data')}', whose shards are not at hand; "
+            f"name them with --trained-on DIR"
+        )
     rows = labelled_faces(shards)
     keys = _trained_keys(model, loaded, rows)
     if keys is None:
-        return Training(
-            rows, shards, f"all {rows.num_rows:,} faces of {shards}, for the model's own split is not known"
-        )
-    seen = _only(rows, keys)
-    return Training(
-        seen,
-        shards,
-        f"the {seen.num_rows:,} faces of '{trained.get('data')}' that trained and chose the model",
-    )
+        name = f"all {rows.num_rows:,} faces of {shards}, for the model's own split is not known"
+        return Training(rows, shards, name)
+    trained = _only(rows, keys)
+    name = f"the {trained.num_rows:,} faces of '{training.get('data')}' that trained and chose the model"
+    return Training(trained, shards, name)
 
 
 def audited(training: Training | str, faces: pa.Table, tested: list[str], shards: str) -> dict[str, Any]:
-    """The report's `audit`. Needs a connected cluster."""
+    """The report's `audit` of the faces `tested` (keys) of `shards`. Needs a connected cluster."""
     if isinstance(training, str):
         return {"against": None, "lines": [training]}
-    seen = _with_prints(training.faces, training.shards)
-    found = audit(seen, _with_prints(_only(faces, tested), shards))
-    return {"against": training.name, "lines": found.lines(), **found.to_dict()}
+    trained = _with_fingerprints(training.faces, training.shards)
+    findings = audit(trained, _with_fingerprints(_only(faces, tested), shards))
+    return {"against": training.name, "lines": findings.lines(), **findings.to_dict()}
 
 
 def audit_split(folders: Sequence[str], split: str) -> dict[str, Any] | None:
-    """The audit of the saved `split` of a training run on these folders of shards, as in a report; None where nothing is held out for the
-    test."""
+    """The audit of the saved `split` of a training run on these folders of shards, as in a report;
+    None without a test part."""
     parts = splits.load(split)
     if not parts["test"] or not parts["train"]:
         return None
-    faces = pa.concat_tables([_with_prints(labelled_faces(shards), shards) for shards in folders])
-    found = audit(_only(faces, parts["train"] + parts["val"]), _only(faces, parts["test"]))
-    return {"against": "training and validation", "lines": found.lines(), **found.to_dict()}
+    faces = pa.concat_tables([_with_fingerprints(labelled_faces(shards), shards) for shards in folders])
+    findings = audit(_only(faces, parts["train"] + parts["val"]), _only(faces, parts["test"]))
+    return {"against": "training and validation", "lines": findings.lines(), **findings.to_dict()}
 
 
-def audit_folds(faces: pa.Table, folds: Sequence[dict[str, list[str]]], shards: str) -> dict[str, Any]:
-    """The report's `audit` of a model trained for each fold: the folds' counts summed, their floors averaged over the test images.
+def audit_folds(faces: pa.Table, folds: Sequence[Split], shards: str) -> dict[str, Any]:
+    """The report's `audit` of a model trained for each fold.
 
-    `train` and `test` of what is counted within a part are those of the whole set, as are conflicts and histograms. Needs a connected cluster.
+    folds: the split of each fold. Counts across the split are summed over the folds, floors
+    are averaged over the test images. Counts within one part (`train` and `test`), conflicts and
+    histograms are those of the whole set. Needs a connected cluster.
     """
-    printed = _with_prints(faces, shards)
-    found = [
-        audit(_only(printed, parts["train"] + parts["val"]), _only(printed, parts["test"])) for parts in folds
-    ]
-    weights = [each.images["test"] for each in found]
-    total, whole = sum(weights), audit(printed, printed)
-
-    def summed(part: str, name: str) -> dict[str, Any]:
-        counts = [getattr(each, part)[name] for each in found]
-        known = None not in counts
-        return {name: sum(counts) if known else None, "share": sum(counts) / total if known else None}
-
-    def averaged(part: str) -> dict[str, float | None]:
-        means = [getattr(each, part)["mae"] for each in found]
-        return {
-            "mae": float(np.average([mean for mean in means if mean is not None], weights=weights))
-            if None not in means
-            else None
-        }
-
-    people = {name: whole.subjects[name] for name in ("train", "test", "unknown_train", "unknown_test")}
-    medians = [median for each in found if (median := each.constant["median"]) is not None]
-    both = replace(
-        whole,
-        images={"train": round(np.mean([each.images["train"] for each in found])), "test": total},
-        subjects={**people, **summed("subjects", "shared")},
-        byte_identical={**whole.byte_identical, **summed("byte_identical", "across")},
-        near_identical={
-            **whole.near_identical,
-            **summed("near_identical", "across"),
-            "examples": _examples(found),
-        },
-        leaked=summed("leaked", "images"),
-        oracle=averaged("oracle"),
-        conflicts=found[0].conflicts,  # of its training and test part together
-        constant={"median": float(np.mean(medians)) if medians else None, **averaged("constant")},
+    faces = _with_fingerprints(faces, shards)
+    findings, train_images, test_images = [], [], []
+    for split in folds:
+        trained, tested = (
+            _only(faces, split.parts["train"] + split.parts["val"]),
+            _only(faces, split.parts["test"]),
+        )
+        findings.append(audit(trained, tested))
+        train_images.append(trained.num_rows)
+        test_images.append(tested.num_rows)
+    both = _merged(findings, audit(faces, faces), round(np.mean(train_images)), sum(test_images))
+    against = (
+        f"each fold's own training and validation faces, {both.images['train']:,} on average; "
+        f"counts are sums over {len(folds)} folds"
     )
-    against = f"each fold's own training and validation faces, {both.images['train']:,} on average; counts are sums over {len(folds)} folds"
     return {"against": against, "lines": both.lines(), **both.to_dict()}
 
 
-def _examples(found: Sequence[Audit]) -> list[Any]:
-    return [pair for each in found for pair in each.near_identical["examples"]][:EXAMPLES]
+def _merged(findings: Sequence[Audit], whole: Audit, train_images: int, test_images: int) -> Audit:
+    """One audit of all folds; whole: the audit of the whole set against itself."""
+    within_parts = ("train", "test", "unknown_train", "unknown_test")
+    medians, examples = [], []
+    for each in findings:
+        examples += each.near_identical["examples"]
+        if each.constant["median"] is not None:
+            medians.append(each.constant["median"])
+    return replace(
+        whole,
+        images={"train": train_images, "test": test_images},
+        subjects={name: whole.subjects[name] for name in within_parts}
+        | _summed(findings, "subjects", "shared", test_images),
+        byte_identical=whole.byte_identical | _summed(findings, "byte_identical", "across", test_images),
+        near_identical=whole.near_identical
+        | _summed(findings, "near_identical", "across", test_images)
+        | {"examples": examples[:EXAMPLES]},
+        leaked=_summed(findings, "leaked", "images", test_images),
+        oracle=_averaged(findings, "oracle"),
+        conflicts=findings[0].conflicts,  # those of its training and test part together
+        constant={"median": float(np.mean(medians)) if medians else None} | _averaged(findings, "constant"),
+    )
 
 
-def _at_hand(shards: str | None) -> str | None:
-    """The shards that the model's settings name, if they are there."""
+def _summed(findings: Sequence[Audit], section: str, name: str, test_images: int) -> dict[str, Any]:
+    """A count summed over the folds, and its share of the test images; null if a fold has none."""
+    counts = [getattr(each, section)[name] for each in findings]
+    if None in counts:
+        return {name: None, "share": None}
+    return {name: sum(counts), "share": sum(counts) / test_images}
+
+
+def _averaged(findings: Sequence[Audit], section: str) -> dict[str, float | None]:
+    """A floor averaged over the test images of all folds; null if a fold has none."""
+    means = [getattr(each, section)["mae"] for each in findings]
+    if None in means:
+        return {"mae": None}
+    return {"mae": float(np.average(means, weights=[each.images["test"] for each in findings]))}
+
+
+def _if_there(shards: str | None) -> str | None:
+    """The shards that the model's settings name, if they exist."""
     try:
         return shards if shards and storage.list_files(shards, (".parquet",)) else None
     except UserError:
@@ -149,10 +174,13 @@ def _at_hand(shards: str | None) -> str | None:
 
 
 def _trained_keys(model: str, loaded: Bundle, rows: pa.Table) -> list[str] | None:
-    """The keys of the model's training and validation parts: from its run folder, else dealt out again and checked by the card's digest."""
-    kept = storage.join(storage.absolute(model), SPLIT)
-    if not model.startswith("zoo:") and storage.exists(kept):
-        parts = splits.load(kept)
+    """The keys of the model's training and validation parts; None if they are not known.
+
+    From the run folder's split, or else from the settings' split, if the card's digest confirms it.
+    """
+    run_split = RunFiles(storage.absolute(model)).split
+    if not model.startswith("zoo:") and storage.exists(run_split):
+        parts = splits.load(run_split)
         return parts["train"] + parts["val"]
     try:
         parts = protocols.split(rows, loaded.experiment.protocol).parts
@@ -167,9 +195,10 @@ def _only(faces: pa.Table, keys: list[str]) -> pa.Table:
     return faces.filter(pc.is_in(faces.column("key"), value_set=pa.array(keys, pa.string())))
 
 
-def _with_prints(faces: pa.Table, shards: str) -> pa.Table:
-    prints = load_or_compute_fingerprints(shards)
-    rows = prints.take(pc.index_in(faces.column("key"), value_set=prints.column("key")))
-    for name in prints.column_names[1:]:
+def _with_fingerprints(faces: pa.Table, shards: str) -> pa.Table:
+    """`faces` with the fingerprint columns of their shards."""
+    table = load_or_compute_fingerprints(shards)
+    rows = table.take(pc.index_in(faces.column("key"), value_set=table.column("key")))
+    for name in table.column_names[1:]:
         faces = faces.append_column(name, rows.column(name))
     return faces

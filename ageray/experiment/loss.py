@@ -92,6 +92,15 @@ class DldlV2(Term):
     """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has one for all."""
 
 
+class Distillation(Term):
+    """Cross entropy to the posterior of `train.teacher` (Hinton et al. 2015)."""
+
+    below: Annotated[float, Field(gt=0)] | None = None
+    """Only for faces whose true age is below this, in years: softly, by a logistic function; null takes all faces."""
+    width: Positive = 2.0
+    """How softly, in years."""
+
+
 class MeanVariance(Term):
     """Mean-variance loss (Pan et al., CVPR 2018); used beside cross_entropy."""
 
@@ -139,6 +148,8 @@ class Loss(Strict):
     """Error of the expectation."""
     dldl_v2: DldlV2 | None = None
     """Label distribution and expectation."""
+    distillation: Distillation | None = None
+    """Cross entropy to a teacher."""
     mean_variance: MeanVariance | None = None
     """Mean and variance of the posterior."""
     sord: Sord | None = None

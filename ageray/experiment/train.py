@@ -125,6 +125,9 @@ class Train(Strict):
     """Epochs of the last stage without a better validation figure (`select`) after which training ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
+    teacher: str | None = None
+    """The teacher of `loss.distillation`: `start` is the network itself as it starts, so that published ages are not unlearnt; else a model
+    (`zoo:NAME`, a bundle or a run folder) with the same `model.ages`, which sees the same augmented faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which then is what is validated and kept; 0 is off."""
     wise_ft: tuple[Share, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -93,6 +94,20 @@ class YuNet:
             points = rows[:, 4:14].reshape(-1, 5, 2)
             inside &= (np.abs(points - centre[:, None]) <= rows[:, None, 2:4]).all((1, 2))
         return np.asarray(rows[inside], np.float32)
+
+
+_THREAD = threading.local()
+
+
+def detector(settings: Detect) -> YuNet:
+    """The detector of this thread for these settings.
+
+    One a thread, because a detector stores the size of its picture between two calls.
+    """
+    detectors: dict[Detect, YuNet] = _THREAD.__dict__.setdefault("detectors", {})
+    if settings not in detectors:
+        detectors[settings] = YuNet(settings)
+    return detectors[settings]
 
 
 def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], photo: Photo) -> Face:

@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ageray import storage
+from ageray.errors import UserError
+
 MAX_PIXELS = 100_000_000
 """Larger photos are refused: a few kilobytes of PNG can unpack to gigabytes."""
 
@@ -56,6 +59,24 @@ class Photo:
         """Points (..., 2) of `pixels` in full-size coordinates; the inverse of `shrink`."""
         shift = np.asarray(self.offset, np.float32) - (self.scale - 1) / 2
         return np.asarray(points * self.scale - shift, np.float32)
+
+
+def fetch(uri: str) -> bytes | UserError | ImageError:
+    """The encoded photo at `uri`.
+
+    Errors are returned, not raised, because threads fetch many photos at once: UserError if the file
+    cannot be read, ImageError if it is larger than MAX_FILE_BYTES (at most one byte more is read).
+    """
+    try:
+        content = storage.read_bytes(uri, MAX_FILE_BYTES + 1)
+    except UserError as error:
+        return error
+    return content if len(content) <= MAX_FILE_BYTES else too_large()
+
+
+def too_large() -> ImageError:
+    """The error for a file of more than MAX_FILE_BYTES."""
+    return ImageError(f"over {MAX_FILE_BYTES >> 20} MiB")
 
 
 def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
@@ -108,8 +129,8 @@ def _upright(image: Image.Image, wanted: int) -> Photo:
     return Photo(np.asarray(upright.convert("RGB")), scale, width, height, offset, shrinks)
 
 
-MOST_BYTES = 256 * 2**20
-"""Larger files are taken for something else than photos."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files are refused: they are no photos."""
 
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 """Endings (any case) of the files that are taken for photos."""

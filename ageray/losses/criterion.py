@@ -15,6 +15,7 @@ from ageray.experiment import Loss
 from ageray.losses.cluster_scatter import cluster_scatter
 from ageray.losses.contrastive import contrastive
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.gender_contrastive import gender_contrastive
 from ageray.losses.mean_variance import mean_variance
@@ -33,13 +34,14 @@ TERMS: dict[str, Callable[..., Tensor]] = {
     "cluster_scatter": cluster_scatter,
     "regression": regression,
     "dldl_v2": dldl_v2,
+    "distillation": distillation,
     "mean_variance": mean_variance,
     "sord": sord,
     "or_cnn": or_cnn,
 }
-FIELDS = frozenset({"age", "age_std", "bins", "gender"})
+FIELDS = frozenset({"age", "age_std", "bins", "gender", "teacher"})
 """What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown;
-and, where labels have one, `age_std` (B,) years, their standard deviation."""
+where labels have one, `age_std` (B,) years, their standard deviation; with `train.teacher`, `teacher` (B, K), the teacher's posterior."""
 PAIRED = frozenset({"triplet", "contrastive", "gender_contrastive"})
 """Terms on pairs and triplets of faces."""
 _JOINT = PAIRED | {"cluster_scatter"}  # no means over faces one by one

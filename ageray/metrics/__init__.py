@@ -1,4 +1,7 @@
-"""Measures of age estimation, with bootstrap intervals and tests between models. Ages in years. Needs neither torch nor Ray."""
+"""Measures of age estimation, with bootstrap intervals and tests between models.
+
+Takes arrays of ages in years, gives floats and dicts of them. Needs neither torch nor Ray.
+"""
 
 from ageray.metrics.accuracy import (
     bias,

@@ -1,4 +1,8 @@
-"""How far predicted ages are off. Ages in years, predictions not rounded. Shape letters: N faces, T limits in years."""
+"""Errors of predicted ages: MAE, CS(T), bias, epsilon-error, means over subjects.
+
+Takes arrays of ages in years, one entry per face; predictions are not rounded. Gives floats.
+Shape letters: N faces, T limits in years.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 
 Ages = NDArray[np.float64]
 Labels = Sequence[str | None]
-"""Subjects, genders or groups; None where it is not known."""
+"""Subjects, genders or groups, one per face; None where the label is not known."""
 
 CS_LIMITS = tuple(range(16))
 """The T of a CS(T) curve, in years."""
 
 
 def pair(true: ArrayLike, predicted: ArrayLike) -> tuple[Ages, Ages]:
-    """Both as float64 (N,). Raises ValueError unless they are equally long, one-dimensional and not empty."""
+    """Both as float64 (N,). Raises ValueError unless both are one-dimensional and equally long."""
     true_N, predicted_N = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
     if true_N.shape != predicted_N.shape or true_N.ndim != 1 or len(true_N) == 0:
         raise ValueError(
@@ -40,23 +44,25 @@ def cumulative_score(true: ArrayLike, predicted: ArrayLike, years: float) -> flo
 def cumulative_scores(
     true: ArrayLike, predicted: ArrayLike, limits: Sequence[float] = CS_LIMITS
 ) -> list[float]:
-    """The curve CS(T) at each of `limits`: (T,), from 0 to 1."""
+    """CS(T) at each of `limits`: T numbers from 0 to 1."""
     true_N, predicted_N = pair(true, predicted)
     errors_N = np.sort(np.abs(predicted_N - true_N))
-    return [float(share) for share in np.searchsorted(errors_N, limits, side="right") / len(errors_N)]
+    curve: list[float] = (np.searchsorted(errors_N, limits, side="right") / len(errors_N)).tolist()
+    return curve
 
 
 def bias(true: ArrayLike, predicted: ArrayLike) -> float:
-    """Mean of p - y in years; positive is too old."""
+    """Mean of p - y in years; positive means predicted too old."""
     true_N, predicted_N = pair(true, predicted)
     return float((predicted_N - true_N).mean())
 
 
 def epsilon_errors(mean: ArrayLike, deviation: ArrayLike, predicted: ArrayLike) -> Ages:
-    """1 - exp(-(p - mu)^2 / (2 sigma^2)) of each face (N,), mu and sigma being its annotators' mean and standard deviation
-    (ChaLearn LAP, Escalera et al. 2015).
+    """The epsilon-error of each face (N,): 1 - exp(-(p - mu)^2 / (2 sigma^2)).
 
-    A missing prediction (NaN) counts 1. Where sigma is 0 (all annotators agreed) the limit is taken: 0 if p equals mu, else 1.
+    mu and sigma are the mean and the standard deviation of the face's annotators (ChaLearn LAP,
+    Escalera et al. 2015). A missing prediction (NaN) counts 1. Where sigma is 0 (all annotators
+    agreed) the limit holds: 0 if p equals mu, else 1.
     Raises ValueError if a deviation is negative or NaN.
     """
     mean_N, predicted_N = pair(mean, predicted)
@@ -76,25 +82,31 @@ def epsilon_error(mean: ArrayLike, deviation: ArrayLike, predicted: ArrayLike) -
 
 
 def units(subjects: Labels, faces: int) -> NDArray[np.int64]:
-    """The number of each face's subject (N,), from 0 in order of appearance; a face whose subject is None is one of its own.
+    """The number of each face's subject (N,), counted from 0 in order of appearance.
 
-    Raises ValueError unless there is one subject a face."""
+    A face whose subject is None is a unit of its own. Raises ValueError unless there is one
+    subject entry per face.
+    """
     if len(subjects) != faces:
         raise ValueError(f"{len(subjects)} subjects for {faces} faces")
     numbers: dict[tuple[str, str | int], int] = {}
-    names = (
-        ("face", row) if subject is None else ("subject", subject) for row, subject in enumerate(subjects)
-    )
-    return np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), np.int64, faces)
+    unit_N = np.empty(faces, np.int64)
+    for row, subject in enumerate(subjects):
+        name = ("face", row) if subject is None else ("subject", subject)
+        unit_N[row] = numbers.setdefault(name, len(numbers))
+    return unit_N
 
 
 def subject_weights(subjects: Labels, faces: int) -> Ages:
-    """1 / (faces of the same subject), (N,): a mean with these weights is the mean over subjects of each one's mean."""
+    """1 / (number of faces of the same subject), (N,).
+
+    A mean with these weights is the mean over subjects of each subject's mean.
+    """
     unit_N = units(subjects, faces)
     return 1.0 / np.bincount(unit_N)[unit_N]
 
 
 def mean_over_subjects(errors: ArrayLike, subjects: Labels) -> float:
-    """Mean over the subjects of each one's mean of `errors` (N,), as leave-one-person-out is reported."""
+    """Mean over the subjects of each one's mean of `errors` (N,), as in leave-one-person-out."""
     errors_N, _ = pair(errors, errors)
     return float(np.average(errors_N, weights=subject_weights(subjects, len(errors_N))))

@@ -1,4 +1,7 @@
-"""The faces in parts: by age band, by gender or group. Shape letters: N faces."""
+"""Figures by part of the faces: by band of true age, by gender or group.
+
+Takes arrays with one entry per face; gives a list with one dict per part. Shape letters: N faces.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,20 @@ from ageray.metrics.accuracy import Ages, Labels, pair
 from ageray.metrics.mean import Mean, values
 
 UNKNOWN = "unknown"
-"""The part of the faces whose label is None."""
+"""Name of the part whose label is None."""
 
 Part = tuple[str, NDArray[np.bool_]]
+"""A part's name, and which faces are in it (N,)."""
 
 
 def decades(true: ArrayLike) -> tuple[float, ...]:
     """Edges of the decades from the youngest age to the oldest."""
-    lowest, highest = (math.floor(edge / 10) for edge in (np.min(true), np.max(true)))
-    return tuple(10.0 * decade for decade in range(lowest, highest + 2))
+    first, last = math.floor(np.min(true) / 10), math.floor(np.max(true) / 10)
+    return tuple(10.0 * decade for decade in range(first, last + 2))
 
 
 def bands(true_N: Ages, edges: Sequence[float]) -> Iterator[Part]:
-    """Name and faces (N,) of each band [edge, next edge) that occurs, youngest first; the last edge may be infinity.
+    """Each band [edge, next edge) that has a face, youngest first; the last edge may be infinity.
 
     Raises ValueError unless the edges ascend and every age lies between the first and the last.
     """
@@ -42,20 +46,22 @@ def bands(true_N: Ages, edges: Sequence[float]) -> Iterator[Part]:
 
 
 def band_name(start: float, end: float) -> str:
-    """As completed years where both are whole: 10-19 for [10, 20), 25+ for [25, infinity); else 17.5-18.2."""
+    """Completed years if both edges are whole: 10-19 for [10, 20). 25+ for [25, infinity).
+
+    Otherwise the edges themselves, as in 17.5-18.2.
+    """
     if math.isinf(end):
         return f"{start:g}+"
-    return (
-        f"{start:g}-{end - 1:g}"
-        if float(start).is_integer() and float(end).is_integer()
-        else f"{start:g}-{end:g}"
-    )
+    if float(start).is_integer() and float(end).is_integer():
+        return f"{start:g}-{end - 1:g}"
+    return f"{start:g}-{end:g}"
 
 
 def labelled(labels: Labels, faces: int) -> Iterator[Part]:
-    """Name and faces (N,) of each label that occurs, in order of their names, last those without one.
+    """Each label that occurs, sorted by name; the faces without a label come last.
 
-    Raises ValueError unless there is one label a face."""
+    Raises ValueError unless there is one label entry per face.
+    """
     if len(labels) != faces:
         raise ValueError(f"{len(labels)} labels for {faces} faces")
     label_N = np.array([UNKNOWN if label is None else label for label in labels])
@@ -64,27 +70,29 @@ def labelled(labels: Labels, faces: int) -> Iterator[Part]:
 
 
 def by_band(true: ArrayLike, predicted: ArrayLike, edges: Sequence[float]) -> list[dict[str, Any]]:
-    """Images, MAE and bias of each band of true age that occurs, youngest first; `edges` as in `bands`."""
+    """Images, MAE and bias of each band of true age that has a face, youngest first.
+
+    edges: as in `bands`.
+    """
     true_N, predicted_N = pair(true, predicted)
-    return [{"ages": name, **_errors(true_N, predicted_N, here_N)} for name, here_N in bands(true_N, edges)]
+    return _rows("ages", bands(true_N, edges), predicted_N - true_N)
 
 
 def by_decade(true: ArrayLike, predicted: ArrayLike) -> list[dict[str, Any]]:
-    """Images, MAE and bias of each decade of true age that occurs, youngest first."""
+    """Images, MAE and bias of each decade of true age that has a face, youngest first."""
     true_N, predicted_N = pair(true, predicted)
     return by_band(true_N, predicted_N, decades(true_N))
 
 
 def by_label(true: ArrayLike, predicted: ArrayLike, labels: Labels) -> list[dict[str, Any]]:
-    """Images, MAE and bias of each label (a gender, a group) that occurs; faces without one are `unknown`."""
+    """Images, MAE and bias of each label that occurs; faces without a label are `unknown`."""
     true_N, predicted_N = pair(true, predicted)
-    return [
-        {"label": name, **_errors(true_N, predicted_N, here_N)}
-        for name, here_N in labelled(labels, len(true_N))
-    ]
+    return _rows("label", labelled(labels, len(true_N)), predicted_N - true_N)
 
 
-def _errors(true_N: Ages, predicted_N: Ages, here_N: NDArray[np.bool_]) -> dict[str, Any]:
-    difference_N = predicted_N - true_N
-    means = {"mae": Mean.over(np.abs(difference_N), here_N), "bias": Mean.over(difference_N, here_N)}
-    return {"images": int(here_N.sum()), **values(means)}
+def _rows(heading: str, parts: Iterator[Part], difference_N: Ages) -> list[dict[str, Any]]:
+    rows = []
+    for name, part_N in parts:
+        means = {"mae": Mean.over(np.abs(difference_N), part_N), "bias": Mean.over(difference_N, part_N)}
+        rows.append({heading: name, "images": int(part_N.sum()), **values(means)})
+    return rows

@@ -1,6 +1,7 @@
-"""Age checks of the form 'whoever looks younger than T is asked for a document', as in NIST's FATE Age Estimation and Verification.
+"""Age checks: whoever is predicted younger than a threshold T is asked for a document.
 
-Shape letters: N faces.
+The rules of NIST's FATE Age Estimation and Verification. Takes true and predicted ages in years,
+one per face; gives a table with one dict per rule. Shape letters: N faces.
 """
 
 from __future__ import annotations
@@ -20,32 +21,28 @@ Rule = tuple[float, float]
 """Legal limit and threshold T, in years."""
 
 RULES: tuple[Rule, ...] = ((13, 13), (16, 16), (18, 18), (21, 21), (25, 25), (18, 21), (18, 25), (21, 25))
-"""Plain limits, then 'challenge 21' and 'challenge 25' for a limit of 18, 'challenge 25' for one of 21."""
+"""Plain limits, then 'challenge 21' and 'challenge 25' for a limit of 18, 'challenge 25' for 21."""
 
 
 def challenge_means(
     true_N: Ages, predicted_N: Ages, labels: dict[str, Labels], rules: Sequence[Rule] = RULES
 ) -> list[dict[str, Any]]:
-    """`challenge_table` with means in place of the shares."""
-    edges = (
-        min(0.0, math.floor(true_N.min())),
-        *sorted({float(edge) for rule in rules for edge in rule}),
-        math.inf,
-    )
+    """`challenge_table` with a `Mean` in place of each share."""
+    edges = _edges(true_N, rules)
+    everybody_N = np.ones(len(true_N), bool)
     table = []
     for limit, threshold in rules:
         if threshold < limit:
             raise ValueError(
-                f"a threshold below the legal limit lets everybody in between pass: limit {limit:g}, threshold {threshold:g}"
+                f"a threshold below the legal limit lets everybody in between pass: "
+                f"limit {limit:g}, threshold {threshold:g}"
             )
         row: dict[str, Any] = {"limit": float(limit), "threshold": float(threshold)}
-        everybody = np.ones(len(true_N), bool)
-        row |= _rates(true_N, predicted_N, everybody, limit, threshold, edges)
-        for name, of in labels.items():
-            parts = labelled(of, len(true_N))
+        row |= _rates(true_N, predicted_N, everybody_N, limit, threshold, edges)
+        for name, label_per_face in labels.items():
             row[f"by_{name}"] = [
-                {name: part, **_rates(true_N, predicted_N, here_N, limit, threshold, edges)}
-                for part, here_N in parts
+                {name: label, **_rates(true_N, predicted_N, part_N, limit, threshold, edges)}
+                for label, part_N in labelled(label_per_face, len(true_N))
             ]
         table.append(row)
     return table
@@ -57,28 +54,37 @@ def challenge_table(
     labels: dict[str, Labels] | None = None,
     rules: Sequence[Rule] = RULES,
 ) -> list[dict[str, Any]]:
-    """Of each rule (limit L, threshold T >= L) who is let in and who is not, by the predicted age p and the true age y:
+    """Error rates of each rule (limit L, threshold T >= L), by predicted age p and true age y.
 
-    false_accept   share of the faces with y < L that have p >= T: under age, and let in. NIST's false-positive rate of 'challenge T'.
+    false_accept   share of the faces with y < L that have p >= T: under age, and let in. NIST's
+                   false-positive rate of 'challenge T'.
     false_reject   share of the faces with y >= L that have p < T: of age, and asked for a document.
 
-    Both for all faces, by band of true age (the bands' edges are the rules' limits and thresholds, so that a band lies on one side of
-    each limit: one of the two rates is null there), and by each of `labels` (say `{"gender": [...], "group": [...]}`), there by band too.
-    A rate over no face is null. Raises ValueError if T < L.
+    Both are given for all faces (`under_age` and `of_age` count them), by band of true age, and by
+    each of `labels` (for example `{"gender": [...], "group": [...]}`), there by band too. The edges
+    of the bands are the rules' limits and thresholds: each band lies on one side of each limit, so
+    one of the two rates is null in it. A rate over no face is null. Raises ValueError if T < L.
     """
     true_N, predicted_N = pair(true, predicted)
     table: list[dict[str, Any]] = values(challenge_means(true_N, predicted_N, labels or {}, rules))
     return table
 
 
+def _edges(true_N: Ages, rules: Sequence[Rule]) -> tuple[float, ...]:
+    """Edges of the bands: the rules' limits and thresholds, from the youngest age to infinity."""
+    inner = sorted({float(edge) for rule in rules for edge in rule})
+    return (min(0.0, math.floor(true_N.min())), *inner, math.inf)
+
+
 def _rates(
     true_N: Ages,
     predicted_N: Ages,
-    here_N: NDArray[np.bool_],
+    part_N: NDArray[np.bool_],
     limit: float,
     threshold: float,
     edges: Sequence[float],
 ) -> dict[str, Any]:
+    """Counts and rates of the faces of a part, and the same by band of true age."""
     accepted_N, under_N = predicted_N >= threshold, true_N < limit
 
     def rates(chosen_N: NDArray[np.bool_]) -> dict[str, Any]:
@@ -89,9 +95,8 @@ def _rates(
             "false_reject": Mean.over(~accepted_N, chosen_N & ~under_N),
         }
 
-    by_age = [
-        {"ages": name, **rates(band_N & here_N)}
-        for name, band_N in bands(true_N, edges)
-        if (band_N & here_N).any()
-    ]
-    return {**rates(here_N), "by_age": by_age}
+    by_age = []
+    for name, band_N in bands(true_N, edges):
+        if (band_N & part_N).any():
+            by_age.append({"ages": name, **rates(band_N & part_N)})
+    return {**rates(part_N), "by_age": by_age}

@@ -1,4 +1,7 @@
-"""Whether intervals and quantiles hold what they promise. Shape letters: N faces, Q quantiles."""
+"""Coverage and width of intervals, and calibration of quantiles.
+
+Takes true ages and predicted intervals or quantiles in years. Shape letters: N faces, Q quantiles.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def mean_width(low: ArrayLike, high: ArrayLike) -> float:
 
 
 def calibration_means(true_N: Ages, quantiles: ArrayLike, levels: Sequence[float]) -> list[dict[str, Any]]:
-    """`calibration_curve` with means in place of the shares."""
+    """`calibration_curve` with a `Mean` in place of each share."""
     quantiles_NQ = np.asarray(quantiles, np.float64)
     if quantiles_NQ.shape != (len(true_N), len(levels)):
         raise ValueError(
@@ -46,10 +49,12 @@ def calibration_means(true_N: Ages, quantiles: ArrayLike, levels: Sequence[float
 
 
 def calibration_curve(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> list[dict[str, Any]]:
-    """Of each level the share of faces whose age is at or below their quantile of that level: equal to the level if calibrated.
+    """For each level, the share of faces whose age is at or below their quantile of that level.
 
-    quantiles: (N, Q) years; levels: (Q,). Ages in whole years are at or below their quantile a little too often: where a label means
-    completed years, add the half year before. Raises ValueError if the shapes do not fit or a level is not between 0 and 1.
+    The share equals the level if the quantiles are calibrated. quantiles: (N, Q) years; levels:
+    (Q,). Ages in whole years are at or below their quantile a little too often; where a label means
+    completed years, add half a year first.
+    Raises ValueError if the shapes do not fit or a level is not between 0 and 1.
     """
     true_N, _ = pair(true, true)
     curve: list[dict[str, Any]] = values(calibration_means(true_N, quantiles, levels))
@@ -57,7 +62,9 @@ def calibration_curve(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[fl
 
 
 def calibration_error(true: ArrayLike, quantiles: ArrayLike, levels: Sequence[float]) -> float:
-    """Mean over the levels of |observed - level| (Kuleshov et al. 2018, with absolute in place of squared differences)."""
-    return float(
-        np.mean([abs(row["observed"] - row["level"]) for row in calibration_curve(true, quantiles, levels)])
-    )
+    """Mean over the levels of |observed - level|.
+
+    Departs from Kuleshov et al. (2018), who square the differences.
+    """
+    curve = calibration_curve(true, quantiles, levels)
+    return float(np.mean([abs(row["observed"] - row["level"]) for row in curve]))

@@ -1,6 +1,7 @@
-"""A figure as a mean over some of the faces, and trees of them: what is measured and what is resampled is one definition.
+"""`Mean`: a figure as a mean over some of the faces; and trees of means.
 
-Shape letters: N faces, M faces that the mean is over.
+One definition serves both the figure and its bootstrap resamples. A tree is what a report holds:
+dicts, lists and plain values with `Mean`s as leaves. Shape letters: N faces, M faces of one mean.
 """
 
 from __future__ import annotations
@@ -34,39 +35,47 @@ class Mean:
         chosen_N: NDArray[np.bool_] | None = None,
         weights_N: NDArray[np.float64] | None = None,
     ) -> Mean:
-        """Of the faces that are chosen (all of them where that is None)."""
-        rows = np.arange(len(values_N)) if chosen_N is None else np.flatnonzero(chosen_N)
-        return cls(values_N[rows], rows, None if weights_N is None else weights_N[rows])
+        """The mean over the faces of `chosen_N`; over all faces if that is None."""
+        if chosen_N is None:
+            return cls(values_N, np.arange(len(values_N)), weights_N)
+        rows_M = np.flatnonzero(chosen_N)
+        return cls(values_N[rows_M], rows_M, None if weights_N is None else weights_N[rows_M])
 
     @property
     def share(self) -> bool:
-        """Whether it is the share of faces of which something is true."""
+        """Whether the values are booleans."""
         return self.values_M.dtype == np.bool_
 
     @property
     def value(self) -> float | None:
         """The figure; None over no face."""
-        return float(np.average(self.values_M, weights=self.weights_M)) if len(self.rows_M) else None
+        if len(self.rows_M) == 0:
+            return None
+        return float(np.average(self.values_M, weights=self.weights_M))
 
 
 def leaves(tree: Tree) -> Iterator[Mean]:
     """The means of a tree, in a fixed order."""
     if isinstance(tree, Mean):
         yield tree
-    elif isinstance(tree, dict | list):
-        for branch in tree.values() if isinstance(tree, dict) else tree:
+    elif isinstance(tree, dict):
+        yield from leaves(list(tree.values()))
+    elif isinstance(tree, list):
+        for branch in tree:
             yield from leaves(branch)
 
 
 def mapped(tree: Tree, change: Callable[[Mean], Any]) -> Tree:
-    """The same tree with every mean changed, in the order of `leaves`."""
+    """The same tree with `change(mean)` in place of each mean, in the order of `leaves`."""
     if isinstance(tree, Mean):
         return change(tree)
     if isinstance(tree, dict):
         return {name: mapped(branch, change) for name, branch in tree.items()}
-    return [mapped(branch, change) for branch in tree] if isinstance(tree, list) else tree
+    if isinstance(tree, list):
+        return [mapped(branch, change) for branch in tree]
+    return tree
 
 
 def values(tree: Tree) -> Tree:
-    """The same tree with every mean's value in its place."""
+    """The same tree with each mean's value in its place."""
     return mapped(tree, lambda mean: mean.value)

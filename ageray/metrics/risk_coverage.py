@@ -1,6 +1,9 @@
-"""What is gained by not answering where the interval is wide: risk against coverage (Geifman and El-Yaniv, NeurIPS 2017).
+"""Risk-coverage: the error of the faces that are answered if the least certain are not.
 
-Shape letters: N faces, G groups of faces with equally wide intervals, R resamples, A shares that are answered.
+The certainty of a face is the width of its interval: the narrowest are answered first (Geifman and
+El-Yaniv, NeurIPS 2017). Takes errors and widths in years, gives the curve and the area under it.
+Shape letters: N faces, G groups of faces with equally wide intervals, R resamples, A shares that
+are answered.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ ANSWERED = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Shares of the faces that are answered, at which a curve is read."""
 
 
-class ApiError:
+class RiskCoverage:
     """Faces in the order in which they are answered, narrowest interval first.
 
-    Faces with equally wide intervals come in any order: each counts the mean error of its group, which gives the expectation over these
-    orders exactly. `errors` (N,) years, `widths` (N,).
+    Faces with equally wide intervals may come in any order. Each of them counts the mean error of
+    its group, which gives the exact expectation over these orders.
+    errors: (N,) years; widths: (N,) years.
     """
 
     def __init__(self, errors: ArrayLike, widths: ArrayLike) -> None:
@@ -33,28 +37,29 @@ class ApiError:
     def figures(
         self, counts_RN: NDArray[np.float64], answered: Sequence[float] = ANSWERED
     ) -> NDArray[np.float64]:
-        """AURC and then, for each share a answered, the mean error of the narrowest ceil(a n) faces, where face i is there counts[:, i] times
-        and n is the sum of the counts: (R, 1 + A).
+        """AURC, then the mean error at each share of `answered`: (R, 1 + A).
 
-        AURC = 1/n sum_k (mean error of the k narrowest). A group of m faces with mean g after K faces with sum S gives
-        sum_(j=1..m) (S + j g) / (K + j) = m g + (S - K g) (H(K+m) - H(K)), H being the harmonic numbers.
+        Face i is there counts[:, i] times; n is the sum of the counts. At a share a, the narrowest
+        ceil(a n) faces are answered. AURC = 1/n sum_k (mean error of the k narrowest). A group of m
+        faces with mean g, after K faces with sum S, adds sum_(j=1..m) (S + j g) / (K + j)
+        = m g + (S - K g) (H(K+m) - H(K)), where H are the harmonic numbers.
         """
         counts_RN = counts_RN[:, self._order_N]
         size_RG, sum_RG = self._grouped(counts_RN), self._grouped(counts_RN * self._errors_N)
         end_RG, total_RG = np.cumsum(size_RG, 1), np.cumsum(sum_RG, 1)
         area_R = self._area(size_RG, sum_RG, end_RG, total_RG)
-        faces = end_RG[:, -1]
-        wanted_RA = np.maximum(np.ceil(np.multiply.outer(faces, answered) - 1e-9), 1)
-        last_RA = np.stack(
-            [np.searchsorted(ends, wanted) for ends, wanted in zip(end_RG, wanted_RA, strict=True)]
-        )
-        end_RA, total_RA, size_RA, sum_RA = (
-            np.take_along_axis(of, last_RA, 1) for of in (end_RG, total_RG, size_RG, sum_RG)
-        )
-        risk_RA = (total_RA - (end_RA - wanted_RA) * sum_RA / size_RA) / wanted_RA
+        faces_R = end_RG[:, -1]
+        answered_RA = np.maximum(np.ceil(np.multiply.outer(faces_R, answered) - 1e-9), 1)
+        last_RA = np.empty(answered_RA.shape, np.int64)
+        for row, ends_G in enumerate(end_RG):
+            last_RA[row] = np.searchsorted(ends_G, answered_RA[row])
+        end_RA, total_RA = np.take_along_axis(end_RG, last_RA, 1), np.take_along_axis(total_RG, last_RA, 1)
+        size_RA, sum_RA = np.take_along_axis(size_RG, last_RA, 1), np.take_along_axis(sum_RG, last_RA, 1)
+        risk_RA = (total_RA - (end_RA - answered_RA) * sum_RA / size_RA) / answered_RA
         return np.concatenate([area_R[:, None], risk_RA], 1)
 
     def _grouped(self, values_RN: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Sums over the groups (R, G)."""
         if len(self._starts_G) == values_RN.shape[1]:
             return values_RN
         return np.add.reduceat(values_RN, self._starts_G, axis=1)
@@ -70,31 +75,31 @@ class ApiError:
         rise_RG = harmonic[end_RG.astype(np.int64)]
         rise_RG[:, 1:] -= rise_RG[:, :-1].copy()
         mean_RG = sum_RG / np.maximum(size_RG, 1)
-        offset_RG = total_RG - end_RG * mean_RG  # S - K g: what the group adds to both cancels
+        offset_RG = total_RG - end_RG * mean_RG  # S - K g: the group's own share cancels out
         area_R: NDArray[np.float64] = total_RG[:, -1] + np.einsum("rg,rg->r", offset_RG, rise_RG)
         return area_R / end_RG[:, -1]
 
 
 def area_under_risk(errors: ArrayLike, widths: ArrayLike) -> float:
-    """AURC in years: the mean error that is kept, averaged over all shares of answered faces, the widest intervals refused first.
+    """AURC in years: the mean error of the answered faces, averaged over all shares answered.
 
-    Without any order it would be the mean error; the best order is that of the errors themselves (`risk_coverage` gives both).
+    Without any order it equals the mean error. The best order is that of the errors themselves;
+    `risk_coverage` gives both.
     """
     errors_N, widths_N = pair(errors, widths)
-    return float(ApiError(errors_N, widths_N).figures(np.ones((1, len(errors_N))), ())[0, 0])
+    return float(RiskCoverage(errors_N, widths_N).figures(np.ones((1, len(errors_N))), ())[0, 0])
 
 
 def risk_coverage(true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, Any]:
-    """MAE of the faces answered when those with the widest intervals are refused: the curve, AURC, and AURC of the best order and of none."""
+    """The curve of the answered faces' MAE, its AURC, and the AURC of the best and of no order."""
     true_N, predicted_N = pair(true, predicted)
     low_N, high_N = pair(low, high)
-    errors_N = np.abs(predicted_N - true_N)
-    return refusal_figures(errors_N, high_N - low_N)
+    return risk_coverage_of(np.abs(predicted_N - true_N), high_N - low_N)
 
 
-def refusal_figures(errors_N: Ages, widths_N: Ages) -> dict[str, Any]:
+def risk_coverage_of(errors_N: Ages, widths_N: Ages) -> dict[str, Any]:
     """`risk_coverage` of errors and widths."""
-    aurc, *risks = ApiError(errors_N, widths_N).figures(np.ones((1, len(errors_N))))[0].tolist()
+    aurc, *risks = RiskCoverage(errors_N, widths_N).figures(np.ones((1, len(errors_N))))[0].tolist()
     return {
         "curve": [{"answered": share, "mae": risk} for share, risk in zip(ANSWERED, risks, strict=True)],
         "aurc": aurc,

@@ -1,8 +1,12 @@
-"""All figures of a tested model: the few that everybody reads, and all of them with bootstrap intervals. Shape letters: N faces, Q quantiles."""
+"""The figures of a tested model: `summary`, the few that everybody reads, and `full_report`, all.
+
+Takes true and predicted ages with intervals and labels, one entry per face; gives a dict that JSON
+can hold. `full_report` adds bootstrap intervals. Shape letters: N faces, Q quantiles, r resamples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,27 +25,24 @@ from ageray.metrics.accuracy import (
     subject_weights,
 )
 from ageray.metrics.bootstrap import Bootstrap, estimate, with_intervals
-from ageray.metrics.breakdown import bands, by_decade, decades, labelled
+from ageray.metrics.breakdown import Part, bands, by_decade, decades, labelled
 from ageray.metrics.challenge import RULES, Rule, challenge_means
 from ageray.metrics.interval import calibration_means, coverage, covered, mean_width
-from ageray.metrics.mean import Mean, Tree
-from ageray.metrics.risk_coverage import ApiError, refusal_figures
+from ageray.metrics.mean import Mean, Tree, values
+from ageray.metrics.risk_coverage import RiskCoverage, risk_coverage_of
 
 
 def summary(
     true: ArrayLike, predicted: ArrayLike, low: ArrayLike, high: ArrayLike, training_median: float | None
 ) -> dict[str, Any]:
-    """The figures that everybody reads, beside the floors: the MAE of always saying one age, the training set's median (what a model that
-    looks at nothing would say; null where it is not known) and this set's own median (the best that any one age can do here)."""
+    """The figures that everybody reads, and two floors: the MAE of always answering one age.
+
+    `constant` holds the floors. `training_median` is what a model would answer that looks at no
+    face (null if it is not known). `own_median`, the median of the tested ages, is the best that
+    any one age can do here.
+    """
     true_N, predicted_N = pair(true, predicted)
-
-    def floor(age: float | None) -> dict[str, float] | None:
-        return (
-            None
-            if age is None
-            else {"age": age, "mae": mean_absolute_error(true_N, np.full_like(true_N, age))}
-        )
-
+    own_median = float(np.median(true_N))
     return {
         "images": len(true_N),
         "mae": mean_absolute_error(true_N, predicted_N),
@@ -49,8 +50,8 @@ def summary(
         "cs5": cumulative_score(true_N, predicted_N, 5),
         "bias": bias(true_N, predicted_N),
         "constant": {
-            "training_median": floor(training_median),
-            "own_median": floor(float(np.median(true_N))),
+            "training_median": values(_floor(true_N, training_median)),
+            "own_median": values(_floor(true_N, own_median)),
         },
         "interval": {
             "level": 0.9,
@@ -63,10 +64,11 @@ def summary(
 
 @dataclass(frozen=True, eq=False)
 class Tested:
-    """A model's answers beside the truth, one entry a face; ages in years.
+    """A model's answers beside the truth, one entry per face; ages in years.
 
-    `predicted` is NaN where the model gave none. `low` and `high` are the ends of its 90 % interval. `age_std` is the annotators' standard
-    deviation (NaN where unknown). `quantiles` (N, Q) are the posterior's at `levels` (Q,). Raises ValueError if the lengths differ.
+    `predicted` is NaN where the model gave no age. `low` and `high` are the ends of its 90 %
+    interval. `age_std` is the annotators' standard deviation (NaN where unknown). `quantiles`
+    (N, Q) are the posterior's at `levels` (Q,). Raises ValueError if the lengths differ.
     """
 
     true: ArrayLike
@@ -81,22 +83,26 @@ class Tested:
     levels: Sequence[float] = ()
 
     def __post_init__(self) -> None:
+        faces = len(self)
         for name in ("predicted", "low", "high", "age_std"):
             if (column := getattr(self, name)) is not None:
                 pair(self.true, column)
         for name in ("subject", "gender", "group", "quantiles"):
-            if (column := getattr(self, name)) is not None and len(column) != len(np.asarray(self.true)):
-                raise ValueError(f"{len(column)} entries of {name} for {len(np.asarray(self.true))} faces")
+            if (column := getattr(self, name)) is not None and len(column) != faces:
+                raise ValueError(f"{len(column)} entries of {name} for {faces} faces")
+
+    def __len__(self) -> int:
+        return len(np.asarray(self.true))
 
     def only(self, chosen_N: NDArray[np.bool_]) -> Tested:
         """The chosen faces alone."""
         columns: dict[str, Any] = {"levels": self.levels}
         for name in ("true", "predicted", "low", "high", "age_std", "quantiles"):
-            column = getattr(self, name)
-            columns[name] = None if column is None else np.asarray(column, np.float64)[chosen_N]
+            if (column := getattr(self, name)) is not None:
+                columns[name] = np.asarray(column, np.float64)[chosen_N]
         for name in ("subject", "gender", "group"):
-            column = getattr(self, name)
-            columns[name] = None if column is None else [column[row] for row in np.flatnonzero(chosen_N)]
+            if (column := getattr(self, name)) is not None:
+                columns[name] = [column[row] for row in np.flatnonzero(chosen_N)]
         return Tested(**columns)
 
 
@@ -109,119 +115,140 @@ def full_report(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """`summary`'s figures and, under `estimates`, all of them with bootstrap intervals as {"value", "low", "high"}; `bootstrap` says how.
+    """`summary`, and under `estimates` all figures with bootstrap intervals.
 
-    `estimates` holds `overall` (MAE, bias, CS curve, epsilon-error, interval coverage and width; the first and the epsilon-error over
-    subjects too), `constant` (the floors), `by_age` (decades), `by_gender`, `by_group`, `challenge` (see `challenge_table`), `calibration` (where
-    quantiles are given) and `risk_coverage`. What the faces do not tell (no subject, no deviations) is null. `missing` counts faces
-    without a prediction: only the epsilon-error counts them. Raises ValueError if no face has a prediction.
+    Each is {"value", "low", "high"}. `bootstrap` says how the intervals are computed.
+    `estimates` holds:
+
+    overall        MAE, bias, CS curve, epsilon-error, interval coverage and width; MAE and
+                   epsilon-error over subjects too
+    constant       the floors of `summary`
+    by_age         by decade of true age; by_gender and by_group where they are given
+    challenge      see `challenge_table`
+    calibration    see `calibration_curve`, where quantiles are given
+    risk_coverage  see `ageray.metrics.risk_coverage`
+
+    What the faces do not tell (no subject, no deviations) is null. `missing` counts the faces
+    without a prediction; only the epsilon-error includes them, each as 1.
+    Raises ValueError if no face has a prediction.
     """
-    given_N = np.isfinite(np.asarray(tested.predicted, np.float64))
-    if not given_N.any():
+    answered_N = np.isfinite(np.asarray(tested.predicted, np.float64))
+    if not answered_N.any():
         raise ValueError("no face has a prediction")
-    fine = tested.only(given_N)
+    fine = tested.only(answered_N)
 
-    def drawn(faces: Tested) -> Bootstrap:
-        return Bootstrap(len(np.asarray(faces.true)), faces.subject, resamples, level, seed)
+    def bootstrap_of(faces: Tested) -> Bootstrap:
+        return Bootstrap(len(faces), faces.subject, resamples, level, seed)
 
-    bootstrap = drawn(fine)
+    bootstrap = bootstrap_of(fine)
     estimates = with_intervals(_tree(fine, training_median, rules), bootstrap)
-    estimates["overall"] |= with_intervals(_epsilon(tested), drawn(tested))
-    estimates["risk_coverage"] = _refusal(fine, bootstrap)
+    estimates["overall"] |= with_intervals(_epsilon(tested), bootstrap_of(tested))
+    estimates["risk_coverage"] = _risk_coverage(fine, bootstrap)
     return {
         **summary(fine.true, fine.predicted, fine.low, fine.high, training_median),
-        "missing": int((~given_N).sum()),
+        "missing": int((~answered_N).sum()),
         "bootstrap": bootstrap.to_dict(),
         "estimates": estimates,
     }
 
 
 def _tree(fine: Tested, training_median: float | None, rules: Sequence[Rule]) -> dict[str, Tree]:
+    """`estimates` with a `Mean` in place of each figure."""
     true_N, predicted_N = pair(fine.true, fine.predicted)
-    labels = {name: of for name in ("gender", "group") if (of := getattr(fine, name)) is not None}
-    error_N, everybody_N = np.abs(predicted_N - true_N), np.ones(len(true_N), bool)
-    subjects = _subject_weights(fine)
-    overall = {
-        **_part(fine, everybody_N),
-        "mae_over_subjects": None if subjects is None else Mean.over(error_N, None, subjects),
-        "cs": [{"years": limit, "share": Mean.over(error_N <= limit)} for limit in CS_LIMITS],
-    }
-    return {
-        "overall": overall,
+    tree: dict[str, Tree] = {
+        "overall": _overall(fine),
         "constant": {
             "training_median": _floor(true_N, training_median),
             "own_median": _floor(true_N, float(np.median(true_N))),
         },
-        "by_age": [{"ages": name, **_part(fine, here_N)} for name, here_N in bands(true_N, decades(true_N))],
-        **{
-            f"by_{name}": [{name: part, **_part(fine, here_N)} for part, here_N in labelled(of, len(true_N))]
-            for name, of in labels.items()
-        },
-        "challenge": challenge_means(true_N, predicted_N, labels, rules),
-        "calibration": None
-        if fine.quantiles is None
-        else calibration_means(true_N, fine.quantiles, fine.levels),
+        "by_age": _breakdown(fine, "ages", bands(true_N, decades(true_N))),
+    }
+    labels: dict[str, Labels] = {}
+    for name in ("gender", "group"):
+        if (label_per_face := getattr(fine, name)) is not None:
+            labels[name] = label_per_face
+            tree[f"by_{name}"] = _breakdown(fine, name, labelled(label_per_face, len(fine)))
+    tree["challenge"] = challenge_means(true_N, predicted_N, labels, rules)
+    tree["calibration"] = None
+    if fine.quantiles is not None:
+        tree["calibration"] = calibration_means(true_N, fine.quantiles, fine.levels)
+    return tree
+
+
+def _overall(fine: Tested) -> dict[str, Tree]:
+    true_N, predicted_N = pair(fine.true, fine.predicted)
+    error_N, weights_N = np.abs(predicted_N - true_N), _subject_weights(fine)
+    return {
+        **_part(fine, np.ones(len(fine), bool)),
+        "mae_over_subjects": None if weights_N is None else Mean.over(error_N, None, weights_N),
+        "cs": [{"years": limit, "share": Mean.over(error_N <= limit)} for limit in CS_LIMITS],
     }
 
 
-def _part(fine: Tested, here_N: NDArray[np.bool_]) -> dict[str, Tree]:
+def _breakdown(fine: Tested, heading: str, parts: Iterable[Part]) -> list[dict[str, Tree]]:
+    return [{heading: name, **_part(fine, part_N)} for name, part_N in parts]
+
+
+def _part(fine: Tested, part_N: NDArray[np.bool_]) -> dict[str, Tree]:
+    """The figures of some of the faces."""
     true_N, predicted_N = pair(fine.true, fine.predicted)
     low_N, high_N = pair(fine.low, fine.high)
     difference_N = predicted_N - true_N
     return {
-        "images": int(here_N.sum()),
-        "mae": Mean.over(np.abs(difference_N), here_N),
-        "bias": Mean.over(difference_N, here_N),
-        "cs5": Mean.over(np.abs(difference_N) <= 5, here_N),
-        "coverage": Mean.over(covered(true_N, low_N, high_N), here_N),
-        "width": Mean.over(high_N - low_N, here_N),
+        "images": int(part_N.sum()),
+        "mae": Mean.over(np.abs(difference_N), part_N),
+        "bias": Mean.over(difference_N, part_N),
+        "cs5": Mean.over(np.abs(difference_N) <= 5, part_N),
+        "coverage": Mean.over(covered(true_N, low_N, high_N), part_N),
+        "width": Mean.over(high_N - low_N, part_N),
     }
 
 
 def _floor(true_N: Ages, age: float | None) -> dict[str, Tree] | None:
+    """The MAE of always answering `age`."""
     return None if age is None else {"age": age, "mae": Mean.over(np.abs(true_N - age))}
 
 
 def _subject_weights(tested: Tested) -> Ages | None:
+    """See `subject_weights`; None if no subject is known."""
     subjects = tested.subject
-    known = subjects is not None and any(subject is not None for subject in subjects)
-    return subject_weights(subjects, len(subjects)) if known and subjects is not None else None
+    if subjects is None or all(subject is None for subject in subjects):
+        return None
+    return subject_weights(subjects, len(subjects))
 
 
 def _epsilon(tested: Tested) -> dict[str, Tree]:
-    names = ("epsilon_error", "epsilon_error_over_subjects")
-    deviation_N = np.full(1, np.nan) if tested.age_std is None else np.asarray(tested.age_std, np.float64)
-    known_N = np.isfinite(deviation_N)
-    if not known_N.any():
-        return dict.fromkeys(names)
-    error_N = np.zeros(len(known_N))
+    """The epsilon-error over images and over subjects, of the faces whose deviation is known."""
+    tree: dict[str, Tree] = {"epsilon_error": None, "epsilon_error_over_subjects": None}
+    if tested.age_std is None:
+        return tree
     true_N, predicted_N = pair(tested.true, tested.predicted)
-    error_N[known_N] = epsilon_errors(true_N[known_N], deviation_N[known_N], predicted_N[known_N])
-    known = tested.only(known_N)
-    found: dict[str, Tree] = {names[0]: Mean.over(error_N, known_N), names[1]: None}
-    if (weights := _subject_weights(known)) is not None:
-        found[names[1]] = Mean(error_N[known_N], np.flatnonzero(known_N), weights)
-    return found
+    deviation_N = np.asarray(tested.age_std, np.float64)
+    rows_M = np.flatnonzero(np.isfinite(deviation_N))
+    if len(rows_M) == 0:
+        return tree
+    error_M = epsilon_errors(true_N[rows_M], deviation_N[rows_M], predicted_N[rows_M])
+    tree["epsilon_error"] = Mean(error_M, rows_M)
+    weights_M = _subject_weights(tested.only(np.isfinite(deviation_N)))
+    if weights_M is not None:
+        tree["epsilon_error_over_subjects"] = Mean(error_M, rows_M, weights_M)
+    return tree
 
 
-def _refusal(fine: Tested, bootstrap: Bootstrap) -> dict[str, Any]:
+def _risk_coverage(fine: Tested, bootstrap: Bootstrap) -> dict[str, Any]:
+    """`risk_coverage` with percentile intervals."""
     true_N, predicted_N = pair(fine.true, fine.predicted)
     low_N, high_N = pair(fine.low, fine.high)
-    error_N = np.abs(predicted_N - true_N)
-    refusal, best = ApiError(error_N, high_N - low_N), ApiError(error_N, error_N)
+    error_N, width_N = np.abs(predicted_N - true_N), high_N - low_N
+    by_width, by_error = RiskCoverage(error_N, width_N), RiskCoverage(error_N, error_N)
 
     def statistic(counts_rN: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([best.figures(counts_rN, ()), refusal.figures(counts_rN)], 1)
+        return np.concatenate([by_error.figures(counts_rN, ()), by_width.figures(counts_rN)], 1)
 
-    aurc_best, aurc, *risks = bootstrap.percentiles(statistic)
-    figures = refusal_figures(error_N, high_N - low_N)
-    curve = [
-        {"answered": row["answered"], "mae": estimate(row["mae"], ends)}
-        for row, ends in zip(figures["curve"], risks, strict=True)
-    ]
-    return {
-        **figures,
-        "curve": curve,
-        "aurc": estimate(figures["aurc"], aurc),
-        "aurc_best": estimate(figures["aurc_best"], aurc_best),
-    }
+    best_ends, aurc_ends, *curve_ends = bootstrap.percentiles(statistic)
+    figures = risk_coverage_of(error_N, width_N)
+    for row, ends in zip(figures["curve"], curve_ends, strict=True):
+        row["mae"] = estimate(row["mae"], ends)
+    figures["aurc"] = estimate(figures["aurc"], aurc_ends)
+    figures["aurc_best"] = estimate(figures["aurc_best"], best_ends)
+    return figures

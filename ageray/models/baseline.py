@@ -69,7 +69,7 @@ class Classifier(AgeNetwork):
             return self.head.parameters()
         return chain(self.hidden.parameters(), self.head.parameters())
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The backbone."""
         return self.backbone
 

@@ -91,5 +91,5 @@ def load_start(network: AgeNetwork, weights: str) -> None:
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"model.weights={weights}: not weights of {getattr(network.body(), 'name', 'this network')} ({reason}); {REMEDY}"
+            f"model.weights={weights}: not weights of {getattr(network.get_backbone(), 'name', 'this network')} ({reason}); {REMEDY}"
         ) from None

@@ -130,7 +130,7 @@ class ClusterCnn(AgeNetwork):
         """Those of the branches and the classifier."""
         return chain(self.branches.parameters(), self.head.parameters())
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The backbone."""
         return self.backbone
 
@@ -138,11 +138,11 @@ class ClusterCnn(AgeNetwork):
         """Published weights of the backbone."""
         self.backbone.load_backbone(state)
 
-    def cache(self, batch: Batch) -> Tensor:
+    def init_features(self, batch: Batch) -> Tensor:
         """The features, for k-means++: (B, D)."""
         features_BD: Tensor = self.backbone(batch["face"])
         return features_BD
 
-    def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
+    def init_from_features(self, features_ND: Tensor, generator: torch.Generator) -> None:
         """First centroids by k-means++; see `clusters.kmeans` for errors."""
-        self.clusters.start(cached_ND, generator)
+        self.clusters.start(features_ND, generator)

@@ -278,7 +278,7 @@ class Dhaa(AgeNetwork):
         for part in (self.tails, self.fusions, self.head, self.subnetwork_heads):
             yield from part.parameters()
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The residual blocks of trunk and sub-networks."""
         return self.backbone
 

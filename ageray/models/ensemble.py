@@ -65,7 +65,7 @@ class Ensemble(AgeNetwork):
             assert isinstance(network, AgeNetwork)
             yield from network.head_parameters()
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The members."""
         return self.members
 

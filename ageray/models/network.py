@@ -42,34 +42,38 @@ class AgeNetwork(nn.Module):
         return {}
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that start from nothing and take the full learning rate; the others are the body."""
+        """The parameters that start from nothing and take the full learning rate; the others are the backbone."""
         raise NotImplementedError
 
-    def body(self) -> nn.Module:
-        """The part that a body rate of 0 freezes, batch statistics included."""
+    def get_backbone(self) -> nn.Module:
+        """The part that `optimizer.body_lr: 0` freezes, batch statistics included."""
         raise NotImplementedError
+
+    def fixed_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that no stage trains, whatever its rates; none but in a network that keeps published parts."""
+        return iter(())
 
     @property
     def num_init_faces(self) -> int:
-        """How many training faces, of all workers, the network wants to see before its first step (see `start`); 0 for none."""
+        """How many training faces, of all workers, the network wants to see before its first step (see `init_from_features`); 0 for none."""
         return 0
 
     @property
     def least_side(self) -> int:
         """The smallest face it takes, in pixels: its backbone's, else 16, the least of `align.size`."""
-        body = self.body()
-        return body.least_side if isinstance(body, Backbone) else 16
+        backbone = self.get_backbone()
+        return backbone.least_side if isinstance(backbone, Backbone) else 16
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes published weights of the backbone. Raises KeyError or RuntimeError if they are another network's."""
         raise NotImplementedError
 
-    def cache(self, batch: Batch) -> Tensor:
-        """What `start` wants of these faces: (B, D)."""
+    def init_features(self, batch: Batch) -> Tensor:
+        """What `init_from_features` takes of these faces: (B, D)."""
         raise NotImplementedError
 
-    def start(self, cached_ND: Tensor, generator: torch.Generator) -> None:
-        """Called once before the first step with what `cache` gave for `num_init_faces` training faces (or fewer), of all workers."""
+    def init_from_features(self, features_ND: Tensor, generator: torch.Generator) -> None:
+        """Called once before the first step with what `init_features` gave for `num_init_faces` training faces (or fewer), of all workers."""
         raise NotImplementedError
 
 

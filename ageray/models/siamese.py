@@ -51,7 +51,7 @@ class Siamese(AgeNetwork):
         layers = (self.embedding, self.gender_embedding)
         return chain.from_iterable(layer.parameters() for layer in layers if layer is not None)
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The backbone."""
         return self.backbone
 

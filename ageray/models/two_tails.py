@@ -1,10 +1,13 @@
 """`two_tails`: a published age network that is trained without losing what it knew.
 
-Its first blocks stay as published and are shared. Its last blocks stand twice: the published copy with the published age layer, which stays as it
-is, and copies that are trained. The published tail has learnt from half a million dated photos and knows the young of any photo; the trained
-tails know the adults and the old better. In use, the posterior of a face is a mixture of both by the age that the published tail sees.
+Its first blocks stay as published and are shared. Its last blocks stand twice: the published
+copy with the published age layer, which stays as it is, and copies that are trained. The
+published tail has learnt from half a million dated photos and knows the young of any photo; the
+trained tails know the adults and the old better. In use, the posterior of a face is a mixture of
+both by the age that the published tail sees.
 
-Shape letters: B faces, S side of the face, C channels, H height, W width, D features, M hidden features, K age bins, A tails.
+Shape letters: B faces, S side of the face, C channels, H height, W width, D features, M hidden
+features, K age bins, A tails.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ _LEAST = 1e-12
 
 
 class Tail(nn.Module):
-    """The last blocks of MobileNetV1, a hidden layer and a classifier: maps (B, C, H, W) to logits (B, K) and hidden features (B, M)."""
+    """The last blocks of MobileNetV1, a hidden layer and a classifier: maps (B, C, H, W) to
+    logits (B, K) and hidden features (B, M)."""
 
     def __init__(self, backbone: MobileNetV1, first: int, hidden: int, ages: int, dropout: float) -> None:
         """first: the first separable block that the tail has."""
@@ -58,7 +62,8 @@ class Tail(nn.Module):
 
     @torch.no_grad()
     def load_head(self, published: PublishedHead, first_age: int) -> None:
-        """Takes the hidden layer and, for each bin that is there, the published row of that age. first_age: of the first bin, in years."""
+        """Takes the hidden layer and, for each bin that is there, the published row of that age.
+        first_age: of the first bin, in years."""
         self.hidden.weight.copy_(published.hidden_weight)
         self.hidden.bias.copy_(published.hidden_bias)
         self.age.weight.zero_()
@@ -71,8 +76,9 @@ class Tail(nn.Module):
 
 
 class TwoTails(AgeNetwork):
-    """See the module. In training it yields the `logits` (B, K) of the first trained tail, those of the others as `aux_logits` (B, A - 1, K),
-    and `embedding` (B, M), the published tail's hidden features. In eval mode `logits` are the logarithm of the mixture."""
+    """See the module. In training it yields the `logits` (B, K) of the first trained tail, those
+    of the others as `aux_logits` (B, A - 1, K), and `embedding` (B, M), the published tail's
+    hidden features. In eval mode `logits` are the logarithm of the mixture."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -90,7 +96,6 @@ class TwoTails(AgeNetwork):
         del backbone.dw[self.first :], backbone.pw[self.first :]
         self.trunk = backbone
         self.outputs = frozenset({"logits", "embedding"} | ({"aux_logits"} if config.tails > 1 else set()))
-        self.fixed = (self.trunk, self.published)
 
     def maps(self, face_B3SS: Tensor) -> Tensor:
         """What the tails read: (B, C, H, W)."""
@@ -113,8 +118,8 @@ class TwoTails(AgeNetwork):
         return outputs
 
     def _mixture(self, published_BK: Tensor, logits: list[Tensor]) -> Tensor:
-        """log of s p + (1 - s) q: p the published tail's posterior, q the mean of the trained tails', s = share / (1 + exp((m - age) / width))
-        with m the median of p in years."""
+        """log of s p + (1 - s) q: p the published tail's posterior, q the mean of the trained
+        tails', s = share / (1 + exp((m - age) / width)) with m the median of p in years."""
         young = self.config.young
         published_BK = torch.softmax(published_BK.float(), -1)
         trained_BK = torch.stack([torch.softmax(each.float(), -1) for each in logits]).mean(0)
@@ -123,11 +128,16 @@ class TwoTails(AgeNetwork):
         return (share_B1 * published_BK + (1 - share_B1) * trained_BK + _LEAST).log()
 
     def train(self, mode: bool = True) -> TwoTails:
-        """As of any module; the shared blocks and the published tail take no gradient in either mode."""
+        """As of any module; the shared blocks and the published tail take no gradient in either
+        mode."""
         super().train(mode)
-        for module in self.fixed:
-            module.requires_grad_(False)
+        for parameter in self.fixed_parameters():
+            parameter.requires_grad_(False)
         return self
+
+    def fixed_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the shared blocks and of the published tail."""
+        return chain(self.trunk.parameters(), self.published.parameters())
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The trained tails' hidden layers and classifiers."""
@@ -135,7 +145,7 @@ class TwoTails(AgeNetwork):
             assert isinstance(tail, Tail)
             yield from chain(tail.hidden.parameters(), tail.age.parameters())
 
-    def body(self) -> nn.Module:
+    def get_backbone(self) -> nn.Module:
         """The trained tails, whose blocks take the body's rate."""
         return self.tails
 
@@ -145,7 +155,8 @@ class TwoTails(AgeNetwork):
         return self.least
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes a published age network into the trunk and every tail. Raises KeyError or RuntimeError if it is another, or has no age layer."""
+        """Takes a published age network into the trunk and every tail. Raises KeyError or
+        RuntimeError if it is another, or has no age layer."""
         whole = MobileNetV1()
         whole.load_backbone(state)
         head = whole.published_head(state)

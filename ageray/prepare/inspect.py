@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import cv2
 import pyarrow as pa
 
-from ageray import schema, storage
+from ageray import schema
 from ageray.audit.fingerprint import fingerprints
 from ageray.errors import UserError
 from ageray.experiment import Detect
 from ageray.faces import images
-from ageray.faces.detect import YuNet, subject_of
-from ageray.faces.images import MOST_BYTES
+from ageray.faces.detect import detector, subject_of
+from ageray.faces.images import ImageError, fetch
 from ageray.storage import READERS
 
 INSPECTED_SCHEMA = pa.schema(
@@ -46,7 +45,7 @@ def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False)
     cv2.setNumThreads(1)  # one task a core already; more threads would only take turns
     keys, uris, points = (photos.column(name).to_pylist() for name in ("key", "uri", "landmarks"))
     with ThreadPoolExecutor(READERS) as pool:
-        contents = pool.map(_fetch, uris)
+        contents = pool.map(fetch, uris)
         rows = [
             {"key": key, **_print(content, prints), **_seen(content, own, landmarks, detect)}
             for key, content, own in zip(keys, contents, points, strict=True)
@@ -54,40 +53,33 @@ def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False)
     return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
 
 
-def _fetch(uri: str) -> bytes | UserError:
-    try:
-        return storage.read_bytes(uri, MOST_BYTES + 1)
-    except UserError as error:
-        return error
-
-
-def _print(content: bytes | UserError, wanted: bool) -> dict[str, Any]:
-    if not wanted or isinstance(content, UserError) or len(content) > MOST_BYTES:
+def _print(content: bytes | UserError | ImageError, wanted: bool) -> dict[str, Any]:
+    if not wanted or not isinstance(content, bytes):
         return {}
     try:
         found = fingerprints(content)
-    except images.ImageError:
+    except ImageError:
         return {}
     return {"phash": found.phash, "thumbnail": found.thumbnail}
 
 
 def _seen(
-    content: bytes | UserError, points: list[float] | None, landmarks: str, detect: Detect
+    content: bytes | UserError | ImageError, points: list[float] | None, landmarks: str, detect: Detect
 ) -> dict[str, Any]:
     if isinstance(content, UserError):
         return {"kind": "unreadable", "reason": str(content)}
-    if len(content) > MOST_BYTES:
-        return {"kind": "undecodable", "reason": f"over {MOST_BYTES >> 20} MiB"}
+    if isinstance(content, ImageError):
+        return {"kind": "undecodable", "reason": str(content)}
     search = landmarks == "detect" or (landmarks == "auto" and points is None)
     try:
         photo = images.decode(content, detect.max_side if search else None)
-    except images.ImageError as error:
+    except ImageError as error:
         return {"kind": "undecodable", "reason": str(error)}
     known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if not search:
         missing = {"kind": "no points", "reason": "the source gives none and data.landmarks=source"}
         return {**known, **({"landmarks": points} if points else missing)}
-    faces = _detector(detect).detect(photo)
+    faces = detector(detect).detect(photo)
     if not faces:
         return {
             **known,
@@ -97,8 +89,3 @@ def _seen(
         }
     face = subject_of(faces, photo.width, photo.height)
     return {**known, "faces": len(faces), "landmarks": face.points.ravel().tolist(), "box": face.box.tolist()}
-
-
-@cache
-def _detector(settings: Detect) -> YuNet:
-    return YuNet(settings)

@@ -73,7 +73,7 @@ def prepare(
             f"data.source={data.source}: no face is left of {source.photos} photos ({first.where}: {first.reason}); "
             "check that these are photos of faces and that they can be read"
         )
-    draft = target + ".unfinished"
+    draft = storage.unfinished(target)
     storage.remove_tree(draft)
     storage.make_folder(draft)
     report = {
@@ -104,7 +104,7 @@ def _target(data: Data, fresh: bool) -> str:
     if data.shards is None:
         raise UserError("data.shards is not set; give the folder to write: data.shards=PATH")
     target = storage.absolute(data.shards.rstrip("/"))
-    if not storage.exists(target) or storage.exists(storage.join(target, storage.UNFINISHED)):
+    if not storage.exists(target) or storage.half_written(target):
         return target
     if not storage.is_folder(target):
         raise UserError(f"data.shards={data.shards}: is a file; give a folder")

@@ -92,7 +92,7 @@ def near_copies(table: pa.Table, dropped: Collection[int]) -> Iterator[tuple[int
     while len(rows):  # what stays may have another twin
         pairs = {
             (min(one, other), max(one, other))
-            for one, other in enumerate(near_duplicates.within(prints))
+            for one, other in enumerate(near_duplicates.nearest_within(prints))
             if other >= 0
         }
         gone: dict[int, Problem] = {}

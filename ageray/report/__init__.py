@@ -1,4 +1,7 @@
-"""Pages that a reader opens in a browser: one file, nothing loaded from elsewhere, light or dark as the browser asks."""
+"""The page kit: templates, cells and tables, plots, small pictures. Each command owns its page.
+
+A page is one HTML file for a browser. It loads nothing, and is light or dark as the browser asks.
+"""
 
 from ageray.report.page import PAGE, describe_model, render
 from ageray.report.pictures import thumbnail

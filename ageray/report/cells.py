@@ -1,4 +1,7 @@
-"""Figures as text: values with their intervals, and tables of them for `parts.table`."""
+"""Figures as text: `Cell`, a value with its interval; `Table`, rows of cells for `parts.table`.
+
+Takes estimates ({"value", "low", "high"}), plain numbers or None.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 NONE = "–"
-"""Stands where there is no figure."""
+"""The text of a figure that is not known."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """`text` and below it, small, what it is known to: an interval. `tone` is a CSS class."""
+    """A value as `text`, its `interval` in small print below, and `tone`, a CSS class."""
 
     text: str
     interval: str = ""
@@ -22,55 +25,62 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """`head` and `rows` of plain texts and cells; the first of each row names it."""
+    """`head` and `rows` of plain texts and cells; the first cell of a row names the row."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str | Cell]]
     title: str = ""
 
 
-def years(found: Any, signed: bool = False, digits: int = 2, tone: str = "") -> Cell:
-    """A figure in years: an estimate, a plain number, or nothing."""
-    return _cell(found, f"{'+' if signed else ''}.{digits}f", tone)
+def years(figure: Any, signed: bool = False, digits: int = 2, tone: str = "") -> Cell:
+    """A figure in years."""
+    return _cell(figure, "+" * signed + f".{digits}f", tone)
 
 
-def percent(found: Any, digits: int = 1, tone: str = "") -> Cell:
-    """A share as percents: an estimate, a plain number, or nothing."""
-    return _cell(found, f".{digits}%", tone)
+def percent(figure: Any, digits: int = 1, tone: str = "") -> Cell:
+    """A share as a percentage."""
+    return _cell(figure, f".{digits}%", tone)
 
 
 def count(number: Any) -> str:
     """A whole number."""
-    return NONE if number is None else f"{number:,.0f}"
+    if number is None:
+        return NONE
+    return f"{number:,.0f}"
 
 
-def counted(found: dict[str, Any], name: str) -> str:
+def counted(counts: dict[str, Any], name: str) -> str:
     """A count of an audit and its share of the test images."""
-    if found[name] is None:
+    if counts[name] is None:
         return "not known"
-    return f"{found[name]:,} ({found['share']:.1%})"
+    return f"{counts[name]:,} ({counts['share']:.1%})"
 
 
 def probability(p: float) -> str:
-    """A p-value, no more exact than it matters."""
-    return "<\u00a00.001" if p < 0.001 else f"{p:.3f}"
+    """A p-value with three decimals."""
+    if p < 0.001:
+        return "<\u00a00.001"
+    return f"{p:.3f}"
 
 
 def minus(number: str) -> str:
-    """The sign, not a hyphen, at which a line could break."""
+    """The minus sign in place of the hyphen, at which a line could break."""
     return number.replace("-", "−")
 
 
-def _cell(found: Any, form: str, tone: str) -> Cell:
-    if not isinstance(found, dict):
-        found = {"value": found, "low": None, "high": None}
-    value, low, high = (_number(found[end], form) for end in ("value", "low", "high"))
-    if NONE in (low, high) or value == NONE:
+def _cell(figure: Any, form: str, tone: str) -> Cell:
+    if not isinstance(figure, dict):
+        return Cell(_number(figure, form), tone=tone)
+    value, low, high = (_number(figure[end], form) for end in ("value", "low", "high"))
+    if NONE in (value, low, high):
         return Cell(value, tone=tone)
-    # "-1.2–0.3" would be hard to read
-    between = " to " if form.startswith("+") or found["low"] < 0 else "–"
+    between = "–"
+    if form.startswith("+") or figure["low"] < 0:
+        between = " to "  # "−1.2–0.3" would be hard to read
     return Cell(value, f"{low.removesuffix('%')}{between}{high}", tone)
 
 
 def _number(value: Any, form: str) -> str:
-    return NONE if value is None or not math.isfinite(value) else minus(format(value, form))
+    if value is None or not math.isfinite(value):
+        return NONE
+    return minus(format(value, form))

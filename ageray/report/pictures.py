@@ -1,4 +1,7 @@
-"""Photos and faces as small JPEG data uris, and finding faces in shards by their keys."""
+"""Photos and faces as small JPEG data URIs, and the pictures of faces by their keys.
+
+Takes image bytes or a folder of shards, gives strings for an `img` element.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,19 @@ from ageray import storage
 from ageray.errors import UserError
 from ageray.faces.images import ImageError, Photo, decode
 
-_SIDE = 320  # pixels of a thumbnail's longer side: sharp on the sheet, some 15 kB
+_SIDE = 320  # pixels of a thumbnail's longer side: sharp on the sheet, about 15 kB
 _FACE_SIDE = 240
-_PHOTO_SIDE = 1200  # a photo is decoded no larger than about twice this before its face is cut out
-_AROUND_BOX, _AROUND_POINTS = (
-    1.4,
-    2.9,
-)  # side of what is shown, in sides of the box or of what the five points span
+_PHOTO_SIDE = 1200  # a photo is decoded at most about twice this large before its face is cut out
+_BOX_MARGIN = 1.4  # side of the cut-out, relative to the side of the box
+_POINTS_MARGIN = 2.9  # side of the cut-out, relative to the extent of the five points
+_COLUMNS = ("key", "image", "landmarks", "box")
 
 
 def thumbnail(content: bytes, side: int = _SIDE) -> tuple[str, int, int]:
-    """A photo as a small JPEG data uri, and its upright full width and height. Raises ImageError if there is none."""
+    """A photo as a small JPEG data URI, and its upright full width and height.
+
+    Raises ImageError if the bytes are not an image.
+    """
     photo = decode(content, max_side=side)
     return _data_uri(Image.fromarray(photo.pixels), side), photo.width, photo.height
 
@@ -35,34 +40,36 @@ def thumbnail(content: bytes, side: int = _SIDE) -> tuple[str, int, int]:
 def face_picture(
     content: bytes, points: list[float] | None, box: list[float] | None, side: int = _FACE_SIDE
 ) -> str:
-    """A face as a small JPEG data uri, cut out around its five points or else its box; the whole photo where neither is known.
+    """A face as a small JPEG data URI, cut out around its five points, or else its box.
 
-    points: x, y of each in pixels of the upright photo; box: x0, y0, x1, y1. Raises ImageError if the photo cannot be decoded.
+    Where neither is known, the whole photo. points: x, y of each in pixels of the upright photo;
+    box: x0, y0, x1, y1. Raises ImageError if the photo cannot be decoded.
     """
     photo = decode(content, max_side=_PHOTO_SIDE)
     image = Image.fromarray(photo.pixels)
     if points is not None:
-        image = _cut_out(image, photo, np.asarray(points, np.float32).reshape(-1, 2), _AROUND_POINTS)
+        image = _cut_out(image, photo, np.asarray(points, np.float32).reshape(-1, 2), _POINTS_MARGIN)
     elif box is not None:
-        image = _cut_out(image, photo, np.asarray(box, np.float32).reshape(-1, 2), _AROUND_BOX)
+        image = _cut_out(image, photo, np.asarray(box, np.float32).reshape(-1, 2), _BOX_MARGIN)
     return _data_uri(image, side)
 
 
-def _cut_out(image: Image.Image, photo: Photo, corners: Any, around: float) -> Image.Image:
-    """The square around `corners` (.., 2), full-size pixels, as far as it lies in the picture; all of it if nothing would be left."""
+def _cut_out(image: Image.Image, photo: Photo, corners: Any, margin: float) -> Image.Image:
+    """The square around `corners` (.., 2), full-size pixels, clipped to the picture.
+
+    The whole picture if less than 8x8 pixels would be left.
+    """
     corners = photo.shrink(corners)
     if not np.isfinite(corners).all():
         return image
     low, high = corners.min(0), corners.max(0)
-    half = around * float((high - low).max()) / 2
-    x, y = (low + high) / 2 + 0.5  # a pixel's centre is at 0, PIL counts from its edge
-    area = (
-        max(0, int(x - half)),
-        max(0, int(y - half)),
-        min(image.width, int(x + half) + 1),
-        min(image.height, int(y + half) + 1),
-    )
-    return image.crop(area) if area[2] - area[0] >= 8 and area[3] - area[1] >= 8 else image
+    half = margin * float((high - low).max()) / 2
+    x, y = (low + high) / 2 + 0.5  # a pixel's centre is at 0; PIL counts from its edge
+    left, top = max(0, int(x - half)), max(0, int(y - half))
+    right, bottom = min(image.width, int(x + half) + 1), min(image.height, int(y + half) + 1)
+    if right - left < 8 or bottom - top < 8:
+        return image
+    return image.crop((left, top, right, bottom))
 
 
 def _data_uri(image: Image.Image, side: int) -> str:
@@ -73,35 +80,41 @@ def _data_uri(image: Image.Image, side: int) -> str:
 
 
 def face_pictures(shards: str | None, keys: Collection[str]) -> dict[str, str]:
-    """`face_picture` of each of `keys` that is found in a folder of shards and can be decoded; none if there is no such folder."""
+    """`face_picture` of each of `keys` that a folder of shards has and that can be decoded.
+
+    Empty if there is no such folder.
+    """
     pictures: dict[str, str] = {}
-    for row in _rows(shards, keys) if shards else ():
+    if not shards:
+        return pictures
+    for row in _rows(shards, keys):
         try:
             pictures[row["key"]] = face_picture(row["image"], row.get("landmarks"), row.get("box"))
         except ImageError:
-            continue  # changed since it was predicted
+            continue  # the shards have changed since the prediction
     return pictures
 
 
 def _rows(shards: str, keys: Collection[str]) -> Iterator[dict[str, Any]]:
-    """The rows of `keys`. Every shard's keys are read, but pictures only of the row groups that hold one of them."""
-    wanted = pa.array(sorted(keys), pa.string())
+    """The rows of `keys`. Reads every shard's keys, but only the row groups that have one of
+    them."""
+    key_array = pa.array(sorted(keys), pa.string())
     try:
         files = storage.list_files(shards, (".parquet",))
     except UserError:
         return  # moved or deleted since
     for uri in files:
         try:
-            yield from _rows_of_shard(uri, wanted)
+            yield from _rows_of_shard(uri, key_array)
         except (OSError, pa.ArrowInvalid, KeyError):
-            continue  # replaced by something else since
+            continue  # replaced by another file since
 
 
-def _rows_of_shard(uri: str, wanted: pa.Array) -> Iterator[dict[str, Any]]:
+def _rows_of_shard(uri: str, keys: pa.Array) -> Iterator[dict[str, Any]]:
     filesystem, path = storage.filesystem(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        columns = [name for name in ("key", "image", "landmarks", "box") if name in file.schema_arrow.names]
+        columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
         for group in range(file.num_row_groups):
-            here = pc.is_in(file.read_row_group(group, ["key"]).column("key"), wanted)
-            if pc.any(here).as_py():
-                yield from file.read_row_group(group, columns).filter(here).to_pylist()
+            matches = pc.is_in(file.read_row_group(group, ["key"]).column("key"), keys)
+            if pc.any(matches).as_py():
+                yield from file.read_row_group(group, columns).filter(matches).to_pylist()

@@ -1,1 +1,3 @@
-"""TODO."""
+"""The command `score`: ages of all faces in a collection of photos, as a table. Start at
+`ageray.score.pipeline`.
+"""

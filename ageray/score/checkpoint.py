@@ -1,25 +1,24 @@
-"""What a scoring run has done so far, on disk: how a run that was killed goes on without losing or repeating a face.
+"""The work that a scoring run has done, on disk, so that a killed run resumes and scores no face
+twice.
 
-    OUT.unfinished/plan.json       what is scored with what; must be the same to go on
-                   pieces/*.parquet  rows of scores of whole lots (`ageray.score.chunks`), with their labels
-                   progress.json     how far the run is, for who watches it (`ageray.score.progress`)
-                   result/           what becomes OUT, once every lot is there
+A run writes the rows of whole chunks to `pieces/` in OUT.unfinished (`ageray.score.files`). A piece
+is written whole or not at all, and a chunk that is in a piece is not scored again. If two pieces
+hold the same chunk, because two runs worked at once, the result takes it once.
 
-Exactly once by construction: a piece appears whole or not at all and holds whole lots only; a lot in a piece is done and
-is not scored again; should two pieces hold the same lot (two runs at once), the result takes one. Pieces are written
-after 2 % of the time spent so far, so a kill costs about that and what was under way; they are small at first and are
-put together to parts of a sensible size at the end.
+A piece is written whenever 2 % of the run's time so far has passed since the last one. A kill costs
+about that much work, plus the chunks under way. The result is written from the pieces at the end,
+in files of a useful size.
 
-Ray Data's own job checkpoint was considered: it keeps ids of rows and filters them after the read. Here a photo has as
-many rows as faces, ids of rows are not known before, and rows of tables would be read again with all their bytes.
+Ray Data has a job checkpoint of its own, which stores the ids of rows and filters them after the
+read. It does not fit here: a photo has as many rows as faces, so ids are not known before; and rows
+of tables would be read again with all their bytes.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import uuid
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,117 +28,113 @@ import pyarrow.parquet as pq
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.score import chunks
+from ageray.score.chunks import Counts, split_chunk_id
+from ageray.score.files import ScoreFiles
 
-PLAN, PROGRESS, PIECES, RESULT = "plan.json", "progress.json", "pieces", "result"
-UNFINISHED = ".unfinished"
-
-_SHARE = 0.02  # of the time spent so far, between two pieces
-_SECONDS = (2.0, 300.0)  # but at least and at most
-_ROWS = 250_000  # of a piece, about
+_TIME_SHARE = 0.02  # of the time so far, between two pieces
+_MIN_SECONDS, _MAX_SECONDS = 2.0, 300.0  # between two pieces
+_MAX_ROWS = 250_000  # of a piece, about
 
 
 class ScoreCheckpoint:
-    """The unfinished folder beside `target`. `photos`, `faces`, `errors` and `weight` count what its pieces hold, `seconds` is the time
-    that earlier runs took."""
+    """The unfinished folder of `files`.
 
-    def __init__(self, target: str) -> None:
-        self.folder = target + UNFINISHED
-        self.photos = self.faces = self.weight = 0
-        self.errors: Counter[str] = Counter()
+    `counts` are the totals over its pieces. `seconds` is the time that earlier runs took.
+    """
+
+    def __init__(self, files: ScoreFiles) -> None:
+        self.files = files
+        self.counts = Counts()
         self.seconds = 0.0
         self._done: set[int] = set()
-        self._last: dict[int, int] = {}
+        self._last: dict[int, int] = {}  # position of a segment's last chunk, if it is done
         self._rows: list[pa.Table] = []
         self._written = 0.0
 
     @property
     def plan(self) -> dict[str, Any] | None:
-        """What the folder was begun for; None where there is none."""
-        return read_json(storage.join(self.folder, PLAN))
+        """What the unfinished run scores with which settings; None if there is no such run."""
+        return read_json(self.files.plan)
 
-    def begin(self, plan: dict[str, Any]) -> None:
-        """Makes the folder, or reads what it holds. Raises UserError if it cannot be written."""
-        before = read_json(storage.join(self.folder, PROGRESS)) or {}
-        self.seconds = float(before.get("seconds", 0))
-        storage.remove_tree(storage.join(self.folder, RESULT))
-        storage.make_folder(storage.join(self.folder, PIECES))
-        storage.write_text(
-            storage.join(self.folder, PLAN), json.dumps(plan, indent=1, ensure_ascii=False) + "\n"
-        )
+    def open(self, plan: dict[str, Any]) -> None:
+        """Makes the folder for this plan, or reads the pieces that it holds.
+
+        Raises UserError if the folder cannot be written.
+        """
+        progress = read_json(self.files.progress) or {}
+        self.seconds = float(progress.get("seconds", 0))
+        storage.remove_tree(self.files.draft.folder)
+        storage.make_folder(self.files.pieces)
+        storage.write_text(self.files.plan, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
         for piece in self.pieces():
             self._count(piece)
 
     @property
     def done(self) -> frozenset[int]:
-        """The lots that need not be scored again."""
+        """Ids of the chunks that are done."""
         return frozenset(self._done)
 
-    def done_of(self) -> dict[int, tuple[int, ...]]:
-        """The positions of done lots in their stretches."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for stretch, position in map(chunks.place, sorted(self._done)):
-            found[stretch].append(position)
-        return {stretch: tuple(positions) for stretch, positions in found.items()}
+    def done_positions(self) -> dict[int, tuple[int, ...]]:
+        """Positions of the chunks that are done, for each segment that has any."""
+        positions: dict[int, list[int]] = defaultdict(list)
+        for chunk in sorted(self._done):
+            segment, position = split_chunk_id(chunk)
+            positions[segment].append(position)
+        return {segment: tuple(done) for segment, done in positions.items()}
 
     def finished_segments(self) -> set[int]:
-        """Stretches of which every lot is done."""
-        return {
-            stretch for stretch, done in self.done_of().items() if self._last.get(stretch) == len(done) - 1
-        }
+        """Segments of which every chunk is done."""
+        done = self.done_positions()
+        return {segment for segment, last in self._last.items() if len(done[segment]) == last + 1}
 
-    def add(self, lot: pa.Table, seconds: float) -> None:
-        """Takes the rows of a lot; writes a piece if it is time, `seconds` after the start of this run."""
-        self._rows.append(lot)
-        least, most = _SECONDS
-        pause = min(most, max(least, _SHARE * (self.seconds + seconds)))
-        if seconds - self._written >= pause or sum(rows.num_rows for rows in self._rows) >= _ROWS:
+    def add(self, chunk: pa.Table, seconds: float) -> None:
+        """Takes the rows of a whole chunk, `seconds` after the start of this run; writes a piece if
+        it is time.
+        """
+        self._rows.append(chunk)
+        pause = max(_MIN_SECONDS, min(_MAX_SECONDS, _TIME_SHARE * (self.seconds + seconds)))
+        if seconds - self._written >= pause or sum(map(len, self._rows)) >= _MAX_ROWS:
             self.flush(seconds)
 
     def flush(self, seconds: float) -> None:
-        """Writes what is at hand as a piece."""
+        """Writes the rows that are not in a piece yet, `seconds` after the start of this run."""
         self._written = seconds
         if not self._rows:
             return
         rows = pa.concat_tables(self._rows)
         content = io.BytesIO()
         pq.write_table(rows, content, compression="zstd")
-        storage.write_bytes(
-            storage.join(self.folder, PIECES, f"{uuid.uuid4().hex}.parquet"), content.getvalue()
-        )
+        storage.write_bytes(self.files.new_piece(), content.getvalue())
         self._rows = []
         self._count(rows)
 
     def pieces(self) -> Iterator[pa.Table]:
-        """Every row of the pieces, each lot once."""
-        folder = storage.join(self.folder, PIECES)
+        """The rows of every piece, each chunk once."""
+        if not storage.is_folder(self.files.pieces):
+            return
         seen: set[int] = set()
-        for file in storage.list_files(folder, (".parquet",)) if storage.is_folder(folder) else []:
+        for file in storage.list_files(self.files.pieces, (".parquet",)):
             rows = pq.read_table(io.BytesIO(storage.read_bytes(file)))
-            here = set(pc.unique(rows.column("lot")).to_pylist())
-            if not seen.isdisjoint(here):
-                rows = rows.filter(pc.is_in(rows.column("lot"), pa.array(sorted(here - seen), pa.int64())))
-            seen |= here
+            chunks = set(pc.unique(rows.column("lot")).to_pylist())
+            if not seen.isdisjoint(chunks):
+                new = pa.array(sorted(chunks - seen), pa.int64())
+                rows = rows.filter(pc.is_in(rows.column("lot"), new))
+            seen |= chunks
             yield rows
 
-    def discard(self) -> None:
+    def delete(self) -> None:
         """Removes the folder."""
-        storage.remove_tree(self.folder)
+        storage.remove_tree(self.files.unfinished)
 
     def _count(self, rows: pa.Table) -> None:
-        first = chunks.first_rows(rows)
-        self.photos += first.num_rows
-        self.weight += pc.sum(first.column("weight")).as_py() or 0
-        self.faces += rows.column("age").drop_null().length() if rows.num_rows else 0
-        self.errors.update(reason.split(":")[0] for reason in first.column("error").drop_null().to_pylist())
+        self.counts.add(rows)
         self._done.update(pc.unique(rows.column("lot")).to_pylist())
-        ends = rows.filter(rows.column("last"))
-        for stretch, position in map(chunks.place, pc.unique(ends.column("lot")).to_pylist()):
-            self._last[stretch] = position
+        last_chunks = rows.filter(rows.column("last")).column("lot")
+        self._last.update(map(split_chunk_id, pc.unique(last_chunks).to_pylist()))
 
 
 def read_json(uri: str) -> dict[str, Any] | None:
-    """A file's JSON object; None where there is no such file, or it holds something else."""
+    """The JSON object in a file; None if there is no such file, or if it holds anything else."""
     if not storage.exists(uri):
         return None
     try:
@@ -150,12 +145,14 @@ def read_json(uri: str) -> dict[str, Any] | None:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What two plans differ in: `key: before, now after`."""
-    found = []
+    """The keys in which two plans differ, as `key: value before, now value`; inner keys are joined
+    by dots.
+    """
+    lines = []
     for key in sorted({*before, *now}):
-        one, other = before.get(key), now.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
-            found.append(f"{prefix}{key}: {json.dumps(one)}, now {json.dumps(other)}")
-    return found
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {json.dumps(old)}, now {json.dumps(new)}")
+    return lines

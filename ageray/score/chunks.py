@@ -1,29 +1,49 @@
-"""What a collection is cut into, so that a scoring run can go on where it stopped.
+"""The units in which a scoring run does its work, so that it can resume where it stopped.
 
-A *stretch* is what is read in one go: 8192 places of a list, a row group of a table, or a tar. A *lot* is 64 photos of
-a stretch, one after the other: all of its rows are kept at once, or none.
+A *segment* is what one read task opens: 8192 paths of a list, one row group of a table, or one tar.
+A *chunk* is 64 consecutive photos of a segment. Its rows are written together or not at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ageray.stages.labels import CHUNK_OF_PHOTO_SCHEMA
-
 SIZE = 64
-"""Photos of a lot; a stretch's last has what is left."""
+"""Photos of a chunk. The last chunk of a segment has the rest."""
 
-_LOTS = 1 << 24  # of a stretch, at most
+CHUNK_OF_PHOTO_SCHEMA = pa.schema(
+    [
+        pa.field("lot", pa.int64(), nullable=False),
+        pa.field("photo", pa.int32(), nullable=False),
+        pa.field("photos", pa.int32(), nullable=False),
+        pa.field("last", pa.bool_(), nullable=False),
+        pa.field("weight", pa.int64(), nullable=False),
+    ]
+)
+"""Columns that a photo carries through the stages: the id of its chunk (named `lot` on disk), its
+number in the chunk, the chunk's number of photos, whether the chunk is the last of its segment, and
+the photo's share of the work (1, or bytes in a tar)."""
+
+CHUNK_OF_ROW_SCHEMA = CHUNK_OF_PHOTO_SCHEMA.append(pa.field("siblings", pa.int32(), nullable=False))
+"""Columns that a row of scores carries: those of its photo, and how many rows the photo has."""
+
+_MAX_CHUNKS = 1 << 24  # of a segment
+_MAX_FACES = 1 << 16  # of a photo
 
 
 class Segment(NamedTuple):
-    """One stretch: its number, its file, in a table the row group and the number of its first row, and its lots that need not be read."""
+    """One segment: its number and its file, and the positions of its chunks that are done.
+
+    group, first: in a table, the row group and the number of the group's first row in the file.
+    """
 
     number: int
     uri: str
@@ -32,92 +52,125 @@ class Segment(NamedTuple):
     done: tuple[int, ...] = ()
 
 
-def number(stretch: int, position: int) -> int:
-    """The number of a stretch's lot."""
-    return stretch * _LOTS + position
+def chunk_id(segment: int, position: int) -> int:
+    """The id of the chunk at a position of a segment."""
+    return segment * _MAX_CHUNKS + position
 
 
-def place(lot: int) -> tuple[int, int]:
-    """Segment and position of a lot."""
-    return divmod(lot, _LOTS)
+def split_chunk_id(chunk: int) -> tuple[int, int]:
+    """Segment and position of a chunk."""
+    return divmod(chunk, _MAX_CHUNKS)
 
 
-def count(photos: int) -> int:
-    """How many lots so many photos of a stretch make."""
-    return -(-photos // SIZE)
-
-
-def labels(stretch: int, position: int, weights: Collection[int], last: bool) -> dict[str, Any]:
-    """The columns of CHUNK_OF_PHOTO_SCHEMA for the photos of one lot."""
-    photos = len(weights)
+def label(photos: pa.Table, segment: int, position: int, weights: Sequence[int], last: bool) -> pa.Table:
+    """The photos of one chunk with the columns of CHUNK_OF_PHOTO_SCHEMA; `weights` has one value a
+    photo.
+    """
+    count = photos.num_rows
     columns = {
-        "lot": np.full(photos, number(stretch, position)),
-        "photo": np.arange(photos),
-        "photos": np.full(photos, photos),
+        "lot": np.full(count, chunk_id(segment, position)),
+        "photo": np.arange(count),
+        "photos": np.full(count, count),
+        "last": np.full(count, last),
+        "weight": np.asarray(weights, np.int64),
     }
-    columns |= {"last": np.full(photos, last), "weight": np.fromiter(weights, np.int64, photos)}
-    return {field.name: pa.array(columns[field.name], field.type) for field in CHUNK_OF_PHOTO_SCHEMA}
+    for column in CHUNK_OF_PHOTO_SCHEMA:
+        photos = photos.append_column(column, pa.array(columns[column.name], column.type))
+    return photos
 
 
-def cut(table: pa.Table, stretch: int, done: Collection[int]) -> Iterator[pa.Table]:
-    """The photos of a stretch, all at hand, as its lots without those done; each with its labels."""
-    lots = count(table.num_rows)
-    for position in range(lots):
+def cut(photos: pa.Table, segment: int, done: Collection[int]) -> Iterator[pa.Table]:
+    """Cuts all photos of a segment into labelled chunks. Positions in `done` are left out."""
+    count = -(-photos.num_rows // SIZE)
+    for position in range(count):
         if position not in done:
-            lot = table.slice(position * SIZE, SIZE)
-            for name, column in labels(stretch, position, [1] * lot.num_rows, position == lots - 1).items():
-                lot = lot.append_column(CHUNK_OF_PHOTO_SCHEMA.field(name), column)
-            yield lot
-
-
-class ChunkAssembler:
-    """Takes rows with CHUNK_OF_ROW_SCHEMA in whatever order and pieces they come, even repeated, and gives them back lot by lot, each row once."""
-
-    def __init__(self, done: Collection[int] = ()) -> None:
-        """done: lots whose rows are to be dropped."""
-        self._done = set(done)
-        self._waiting: dict[int, pa.Table] = {}
-
-    def add(self, rows: pa.Table) -> list[pa.Table]:
-        """The lots that these rows complete."""
-        complete = []
-        for lot in pc.unique(rows.column("lot")).to_pylist():
-            if lot in self._done:
-                continue
-            own = rows.filter(pc.equal(rows.column("lot"), lot))
-            if lot in self._waiting:
-                own = pa.concat_tables([self._waiting.pop(lot), own])
-            own = _once(own)
-            if _is_complete(own):
-                self._done.add(lot)
-                complete.append(own)
-            else:
-                self._waiting[lot] = own
-        return complete
-
-    def __len__(self) -> int:
-        """Lots of which some rows are there and others not."""
-        return len(self._waiting)
+            chunk = photos.slice(position * SIZE, SIZE)
+            yield label(chunk, segment, position, [1] * chunk.num_rows, position == count - 1)
 
 
 def first_rows(rows: pa.Table) -> pa.Table:
-    """One row a photo: each has just one whose face is 0 or -1."""
+    """One row a photo. Each photo has exactly one row whose face is 0 (its leftmost) or -1 (no
+    face).
+    """
     return rows.filter(pc.less_equal(rows.column("face"), 0))
 
 
-def _once(rows: pa.Table) -> pa.Table:
-    places = _numbers(rows, "photo") * 2**16 + _numbers(rows, "face")
-    _, kept = np.unique(places, return_index=True)
-    return rows if len(kept) == len(places) else rows.take(np.sort(kept))
+@dataclass
+class Counts:
+    """Totals over rows of scores: photos, faces that have an age, `weight` of the photos, and
+    errors by kind.
+    """
+
+    photos: int = 0
+    faces: int = 0
+    weight: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def add(self, rows: pa.Table) -> None:
+        """Counts the rows of whole chunks, with the columns of CHUNK_OF_ROW_SCHEMA."""
+        first = first_rows(rows)
+        self.photos += first.num_rows
+        self.faces += len(rows.column("age").drop_null())
+        self.weight += pc.sum(first.column("weight")).as_py() or 0
+        for reason in first.column("error").drop_null().to_pylist():
+            self.errors[error_kind(reason)] += 1
+
+    def copy(self) -> Counts:
+        """Equal counts that can be added to on their own."""
+        return Counts(self.photos, self.faces, self.weight, Counter(self.errors))
+
+
+def error_kind(error: str) -> str:
+    """The kind of an error in the scores table: its text up to the first colon."""
+    return error.split(":")[0]
+
+
+class ChunkAssembler:
+    """Puts rows of scores together to whole chunks.
+
+    Rows have the columns of CHUNK_OF_ROW_SCHEMA. They may come in any order, in any blocks, and
+    twice (Ray repeats a task whose process died). Every row is given back once, with all others of
+    its chunk.
+    """
+
+    def __init__(self, done: Collection[int] = ()) -> None:
+        """done: ids of chunks whose rows are dropped."""
+        self._done = set(done)
+        self._incomplete: dict[int, pa.Table] = {}
+
+    def add(self, rows: pa.Table) -> list[pa.Table]:
+        """Takes rows; returns the chunks that are complete with them."""
+        complete = []
+        for chunk in pc.unique(rows.column("lot")).to_pylist():
+            if chunk in self._done:
+                continue
+            own = rows.filter(pc.equal(rows.column("lot"), chunk))
+            if chunk in self._incomplete:
+                own = pa.concat_tables([self._incomplete.pop(chunk), own])
+            own = _without_repeats(own)
+            if _is_complete(own):
+                self._done.add(chunk)
+                complete.append(own)
+            else:
+                self._incomplete[chunk] = own
+        return complete
+
+    def __len__(self) -> int:
+        """Chunks of which some rows have come and others have not."""
+        return len(self._incomplete)
+
+
+def _without_repeats(rows: pa.Table) -> pa.Table:
+    numbers = _integers(rows, "photo") * _MAX_FACES + _integers(rows, "face")
+    _, first = np.unique(numbers, return_index=True)
+    return rows if len(first) == len(numbers) else rows.take(np.sort(first))
 
 
 def _is_complete(rows: pa.Table) -> bool:
     first = first_rows(rows)
-    return bool(
-        first.num_rows == rows.column("photos")[0].as_py()
-        and _numbers(first, "siblings").sum() == rows.num_rows
-    )
+    all_photos = first.num_rows == rows.column("photos")[0].as_py()
+    return bool(all_photos and _integers(first, "siblings").sum() == rows.num_rows)
 
 
-def _numbers(rows: pa.Table, name: str) -> NDArray[np.int64]:
+def _integers(rows: pa.Table, name: str) -> NDArray[np.int64]:
     return np.asarray(rows.column(name).to_numpy(), np.int64)

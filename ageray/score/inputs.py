@@ -1,4 +1,4 @@
-"""What a user points `jobs.score` at: where its photos are, without their bytes."""
+"""What a user gives `jobs.score` as INPUT: which files it has, without reading the photos."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from ageray.score import tables
 
 TABLES = (".parquet",)
 TARS = (".tar",)
-LIST = 8192
-"""Photos of a list that are one stretch (see `ageray.score.chunks`)."""
+SEGMENT_PATHS = 8192
+"""Photos of a list that make one segment (see `ageray.score.chunks`)."""
 
 _HEADER_BYTES = 2**16
+_ARCHIVES = (".tgz", ".gz", ".zip")
 _NAMES = {
     "photos": "photos",
     "manifest": "photos in a list",
@@ -32,10 +33,11 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Collection:
-    """Photos to score. `files` are the photos themselves, the manifests, the tables or the tars; all uris are absolute.
+class Inputs:
+    """Photos to score.
 
-    columns: of a Parquet table (the first file's).
+    files: absolute uris of the photos, or of the manifests, tables or tars that hold or name them.
+    columns: of a Parquet table; those of the first file.
     """
 
     kind: Literal["photos", "tars", "manifest", "photo table", "face shards"]
@@ -44,112 +46,122 @@ class Collection:
     columns: tables.Columns | None = None
 
     @classmethod
-    def of(cls, inputs: str) -> Collection:
-        """Finds out what `inputs` is: a folder (with any sub-folders) of photos, of tars or of Parquet tables, or one of these, or a CSV manifest.
+    def open(cls, location: str) -> Inputs:
+        """Finds out what INPUT is: a photo, a CSV manifest, a table or a tar; or a folder of
+        photos, tables or tars.
 
-        Raises UserError if there is nothing, or nothing of these.
+        Folders are searched with their sub-folders. Raises UserError if there is nothing to score.
         """
-        uri = storage.absolute(inputs).rstrip("/") or "/"
+        uri = storage.absolute(location).rstrip("/") or "/"
         if not storage.exists(uri):
-            raise UserError(f"{inputs}: not found; check the path or url")
+            raise UserError(f"{location}: not found; check the path or url")
         if not storage.is_folder(uri):
-            return cls._of_file(uri, inputs)
-        if storage.exists(storage.join(uri, storage.UNFINISHED)):
-            raise UserError(f"{inputs}: is being written or was left half written; wait, or write it again")
+            return cls._open_file(uri, location)
+        if storage.half_written(uri):
+            raise UserError(f"{location}: is being written or was left half written; wait, or write it again")
         files = storage.list_files(uri, (*PHOTOS, *TARS, *TABLES))
-        photos, tars, parquet = (
-            [file for file in files if file.lower().endswith(ends)] for ends in (PHOTOS, TARS, TABLES)
-        )
+        photos, tars, parquet = _ending_in(PHOTOS, files), _ending_in(TARS, files), _ending_in(TABLES, files)
         if photos and tars:
-            raise UserError(
-                f"{inputs}: holds both photos ({len(photos)}) and tars ({len(tars)}); give the folder of one kind"
-            )
-        if photos or tars:
-            return cls("photos" if photos else "tars", uri, photos or tars)
+            counts = f"photos ({len(photos)}) and tars ({len(tars)})"
+            raise UserError(f"{location}: holds both {counts}; give the folder of one kind")
+        if photos:
+            return cls("photos", uri, photos)
+        if tars:
+            return cls("tars", uri, tars)
         if parquet:
-            return cls._of_tables(uri, parquet)
-        raise UserError(
-            f"{inputs}: holds neither photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet); check the path"
-        )
+            return cls._open_tables(uri, parquet)
+        kinds = f"photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet)"
+        raise UserError(f"{location}: holds neither {kinds}; check the path")
 
     @classmethod
-    def _of_file(cls, uri: str, inputs: str) -> Collection:
+    def _open_file(cls, uri: str, location: str) -> Inputs:
         name = uri.lower()
         if name.endswith(PHOTOS):
             return cls("photos", uri, [uri])
         if name.endswith(TARS):
             return cls("tars", uri, [uri])
         if name.endswith(TABLES):
-            return cls._of_tables(uri, [uri])
+            return cls._open_tables(uri, [uri])
         if name.endswith(".csv"):
             return cls("manifest", uri, [uri])
-        hint = (
-            "unpack it and give the folder" if name.endswith((".tgz", ".gz", ".zip")) else "give one of these"
-        )
-        raise UserError(
-            f"{inputs}: neither a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar); {hint}"
-        )
+        remedy = "give one of these"
+        if name.endswith(_ARCHIVES):
+            remedy = "unpack it and give the folder"
+        kinds = "a folder, a photo, a manifest (.csv), a table (.parquet) nor a tar (.tar)"
+        raise UserError(f"{location}: neither {kinds}; {remedy}")
 
     @classmethod
-    def _of_tables(cls, uri: str, files: list[str]) -> Collection:
-        known = tables.columns(files[0], tables.footer(files[0]).schema.to_arrow_schema())
-        return cls(known.kind, uri, files, known)
+    def _open_tables(cls, uri: str, files: list[str]) -> Inputs:
+        columns = tables.columns(files[0], tables.footer(files[0]).schema.to_arrow_schema())
+        return cls(columns.kind, uri, files, columns)
 
     @property
     def lists_files(self) -> bool:
-        """Whether its photos are files of their own."""
+        """Whether each photo is a file of its own."""
         return self.kind in ("photos", "manifest")
 
     def describe(self, photos: int | None) -> str:
-        """Itself for a reader."""
-        if self.kind == "tars":
+        """The inputs in words. photos: how many; None for tars, where that is not known before they
+        are read.
+        """
+        if photos is None:
             return f"photos in {len(self.files):,} tar{'s' * (len(self.files) != 1)}"
         return f"{photos:,} {_NAMES[self.kind]}"
 
-    def places(self) -> Iterator[pa.Table]:
-        """Uris of photos in tables of LIST rows, column `image`. A manifest's relative paths start at its folder.
+    def uris(self) -> Iterator[pa.Table]:
+        """Uris of the photos, in tables of SEGMENT_PATHS rows with the column `image`.
 
-        Raises UserError if a manifest cannot be read or lacks the column.
+        Relative paths of a manifest start at its folder. Raises UserError if a manifest cannot be
+        read or lacks the column.
         """
         assert self.lists_files
         if self.kind == "photos":
-            for start in range(0, len(self.files), LIST):
-                yield _places(map(_text, self.files[start : start + LIST]))
+            for start in range(0, len(self.files), SEGMENT_PATHS):
+                yield _uri_table(map(_utf8, self.files[start : start + SEGMENT_PATHS]))
             return
         waiting: list[str] = []
         for file in self.files:
             folder = posixpath.dirname(file) or "/"
-            for column in _columns(file):
-                # An empty place stays a row: reading it fails and says so in the scores.
-                waiting += [storage.join(folder, place) if place else "" for place in column.to_pylist()]
-                while len(waiting) >= LIST:
-                    yield _places(waiting[:LIST])
-                    del waiting[:LIST]
+            for column in _path_columns(file):
+                for path in column.to_pylist():
+                    # An empty path stays a row, so that the scores table says that it cannot be
+                    # read.
+                    waiting.append(storage.join(folder, path) if path else "")
+                while len(waiting) >= SEGMENT_PATHS:
+                    yield _uri_table(waiting[:SEGMENT_PATHS])
+                    del waiting[:SEGMENT_PATHS]
         if waiting:
-            yield _places(waiting)
+            yield _uri_table(waiting)
 
 
-def _text(uri: str) -> str:
-    """A file name that is not UTF-8 cannot stand in a table; what can be said of it will be reported as not found."""
+def _ending_in(endings: tuple[str, ...], files: list[str]) -> list[str]:
+    return [file for file in files if file.lower().endswith(endings)]
+
+
+def _utf8(uri: str) -> str:
+    """A file name as a table can hold it. A name that is not UTF-8 is changed, and later reported
+    as not found.
+    """
     return uri.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _places(uris: Iterable[str]) -> pa.Table:
+def _uri_table(uris: Iterable[str]) -> pa.Table:
     return pa.table({"image": pa.array(list(uris), pa.string())})
 
 
-def _columns(uri: str) -> Iterator[pa.Array]:
+def _path_columns(uri: str) -> Iterator[pa.Array]:
     try:
-        yield from _csv_column(uri) if uri.lower().endswith(".csv") else _parquet_column(uri)
+        read = _csv_column if uri.lower().endswith(".csv") else _parquet_column
+        yield from read(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"{uri}: cannot be read ({errors.one_line(error)}); write it again as comma-separated UTF-8 or Parquet"
-        ) from None
+        remedy = "write it again as comma-separated UTF-8 or Parquet"
+        raise UserError(f"{uri}: cannot be read ({errors.one_line(error)}); {remedy}") from None
 
 
 def _csv_column(uri: str) -> Iterator[pa.Array]:
     text = storage.read_bytes(uri, _HEADER_BYTES).decode("utf-8-sig", errors="replace")
-    column = tables.place_column(uri, tuple(next(csv.reader(text.splitlines()[:1]), [])))
+    header = next(csv.reader(text.splitlines()[:1]), [])
+    column = tables.uri_column(uri, tuple(header))
     filesystem, path = storage.filesystem(uri)
     options = pyarrow.csv.ConvertOptions(
         include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
@@ -165,6 +177,6 @@ def _csv_column(uri: str) -> Iterator[pa.Array]:
 def _parquet_column(uri: str) -> Iterator[pa.Array]:
     filesystem, path = storage.filesystem(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
-        column = tables.place_column(uri, tuple(file.schema_arrow.names))
-        for batch in file.iter_batches(LIST, columns=[column]):
+        column = tables.uri_column(uri, tuple(file.schema_arrow.names))
+        for batch in file.iter_batches(SEGMENT_PATHS, columns=[column]):
             yield batch.column(0).cast(pa.string())

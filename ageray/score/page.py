@@ -1,4 +1,6 @@
-"""The page of a scoring run."""
+"""The page of a scoring run: figures, a histogram of the ages, photos with their ages, errors, the
+model's card.
+"""
 
 from __future__ import annotations
 
@@ -9,42 +11,47 @@ import numpy as np
 
 from ageray import schema, storage
 from ageray.faces.images import ImageError
-from ageray.report.page import PAGE, describe_model, flat, render
+from ageray.report.page import describe_model, flat, render
 from ageray.report.pictures import thumbnail
 from ageray.report.plot import histogram_svg
 from ageray.score import results
+from ageray.score.files import ScoreFiles
 from ageray.score.results import Digest, Photo
 
-_RUN = ("input", "seconds", "detector", "actors", "finished")  # of the summary; the rest stands further up
+_RUN = ("input", "seconds", "detector", "actors", "finished")
+"""Keys of the summary in the section "Run". The others are shown further up."""
 
 
-def score_report(folder: str, digest: Digest, summary: dict[str, Any], card: dict[str, Any]) -> None:
-    """Writes `report.html` into a folder of scores.
+def score_report(files: ScoreFiles, digest: Digest, summary: dict[str, Any], card: dict[str, Any]) -> None:
+    """Writes the page into a scores folder.
 
-    digest: what `scores.read_scores` made of the folder. summary: what goes into summary.json. card: the bundle's.
+    digest: of the folder, by `results.read_scores`. summary: the content of summary.json. card: the
+    bundle's.
     """
-    photos = list(_sheet(folder, digest.drawn, summary["input"]))
-    histogram = (
-        histogram_svg(digest.ages.tolist(), "estimated age (years)", "faces") if digest.faces else None
-    )
+    photos = list(_photos(files.folder, digest.drawn, summary["input"]))
+    histogram, spread = None, ""
+    if digest.faces:
+        histogram = histogram_svg(digest.ages.tolist(), "estimated age (years)", "faces")
+        spread = _spread(digest)
+    failures = []
+    for photo, error in digest.failures:
+        failures.append({"name": _short_name(photo, summary["input"]), "error": error})
     html = render(
         "score.html",
         title=f"Ages of the faces in {summary['input']}",
         summary=summary,
         figures=_figures(digest, summary),
         photos=photos,
-        drawn=_drawn(len(photos), digest),
+        drawn=_drawn_text(len(photos), digest),
         histogram=histogram,
-        spread=_spread(digest) if digest.faces else "",
+        spread=spread,
         errors=[(kind, f"{count:,}") for kind, count in digest.errors.most_common()],
-        listed=_listed(digest),
-        failures=[
-            {"name": _short(photo, summary["input"]), "error": error} for photo, error in digest.failures
-        ],
+        listed=_failures_text(digest),
+        failures=failures,
         model=describe_model(card),
         run=list(flat({key: value for key, value in summary.items() if key in _RUN})),
     )
-    storage.write_text(storage.join(folder, PAGE), html)
+    storage.write_text(files.page, html)
 
 
 def _figures(digest: Digest, summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -52,53 +59,55 @@ def _figures(digest: Digest, summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Photos", f"{digest.images:,}"),
         ("Faces", f"{digest.faces:,}"),
         ("Photos without ages", f"{digest.errors.total():,}"),
-        ("Photos a second", f"{summary['images_per_second']:,.1f}"),
     ]
-    return (
-        [*figures[:3], ("Median age", f"{_quantile(digest, 0.5)}"), figures[3]] if digest.faces else figures
-    )
+    if digest.faces:
+        figures.append(("Median age", f"{_quantile(digest, 0.5)}"))
+    figures.append(("Photos a second", f"{summary['images_per_second']:,.1f}"))
+    return figures
 
 
 def _quantile(digest: Digest, share: float) -> int:
+    """The lowest age, in whole years, that at least this share of the faces does not exceed."""
     return int(np.searchsorted(np.cumsum(digest.ages), share * digest.faces))
 
 
 def _spread(digest: Digest) -> str:
-    low, middle, high = (_quantile(digest, share) for share in (0.05, 0.5, 0.95))
-    return f"{digest.faces:,} faces; half are estimated at {middle} years or younger, 90 % at between {low} and {high}."
+    low, middle, high = _quantile(digest, 0.05), _quantile(digest, 0.5), _quantile(digest, 0.95)
+    half = f"half are estimated at {middle} years or younger"
+    return f"{digest.faces:,} faces; {half}, 90 % at between {low} and {high}."
 
 
-def _drawn(shown: int, digest: Digest) -> str:
-    decoded = digest.images - sum(count for kind, count in digest.errors.items() if kind != schema.NO_FACE)
-    what = (
-        f"{shown} of {decoded:,} photos, drawn at random"
-        if shown < decoded
-        else "All photos that could be decoded"
-    )
-    return f"{what}: the age of each face in years, from left to right, and its 90 % interval."
+def _drawn_text(count: int, digest: Digest) -> str:
+    undecoded = digest.errors.total() - digest.errors[schema.NO_FACE]
+    decoded = digest.images - undecoded
+    which = "All photos that could be decoded"
+    if count < decoded:
+        which = f"{count} of {decoded:,} photos, drawn at random"
+    return f"{which}: the age of each face in years, from left to right, and its 90 % interval."
 
 
-def _listed(digest: Digest) -> str:
-    total, shown = digest.errors.total(), len(digest.failures)
-    which = f"the first {shown:,} by name" if shown < total else "all of them"
+def _failures_text(digest: Digest) -> str:
+    total, count = digest.errors.total(), len(digest.failures)
+    which = "all of them"
+    if count < total:
+        which = f"the first {count:,} by name"
     return f"Photos that gave no face, {total:,} in all: how many of each kind, and {which}."
 
 
-def _sheet(folder: str, photos: list[Photo], root: str) -> Iterator[dict[str, Any]]:
-    """What `parts.sheet` shows of each photo."""
-    found, images = results.rows_of(folder, photos), results.contents(photos)
+def _photos(folder: str, photos: list[Photo], location: str) -> Iterator[dict[str, Any]]:
+    """What the macro `parts.sheet` shows of each photo."""
+    rows, images = results.rows_of(folder, photos), results.contents(photos)
     for photo in photos:
-        rows, name = found[photo], _short(photo, root)
         try:
             source, width, height = thumbnail(images[photo])
         except (KeyError, ImageError):
-            source, width, height = "", 1, 1  # gone or changed since it was scored
-        faces = [_face(row, width, height) for row in rows if row["face"] >= 0]
+            source, width, height = "", 1, 1  # deleted or changed since it was scored
+        faces = [_face(row, width, height) for row in rows[photo] if row["face"] >= 0]
         yield {
-            "name": name,
+            "name": _short_name(photo, location),
             "source": source,
             "faces": faces,
-            "note": rows[0]["error"] if not faces else None,
+            "note": None if faces else rows[photo][0]["error"],
         }
 
 
@@ -108,20 +117,26 @@ def _face(row: dict[str, Any], width: int, height: int) -> dict[str, Any]:
 
 
 def _place(box: list[float] | None, width: int, height: int) -> dict[str, float] | None:
-    """A box as percentages of the photo, cut to it; its coordinates count from the centre of the first pixel."""
+    """A box in percent of the photo, cut to the photo. Box coordinates count from the centre of the
+    first pixel.
+    """
     if box is None:
         return None
-    x0, x1 = (min(max((x + 0.5) / width, 0), 1) * 100 for x in box[0::2])
-    y0, y1 = (min(max((y + 0.5) / height, 0), 1) * 100 for y in box[1::2])
+    left, right = _percent(box[0], width), _percent(box[2], width)
+    top, bottom = _percent(box[1], height), _percent(box[3], height)
     return {
-        "left": round(x0, 2),
-        "top": round(y0, 2),
-        "width": round(x1 - x0, 2),
-        "height": round(y1 - y0, 2),
+        "left": round(left, 2),
+        "top": round(top, 2),
+        "width": round(right - left, 2),
+        "height": round(bottom - top, 2),
     }
 
 
-def _short(photo: Photo, root: str) -> str:
-    """The photo's name, without the folder that was scored."""
-    folder = storage.absolute(root).rstrip("/") + "/"
+def _percent(coordinate: float, size: int) -> float:
+    return min(max((coordinate + 0.5) / size, 0), 1) * 100
+
+
+def _short_name(photo: Photo, location: str) -> str:
+    """The photo's name without the folder that was scored."""
+    folder = storage.absolute(location).rstrip("/") + "/"
     return photo.name.removeprefix(folder)

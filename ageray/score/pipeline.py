@@ -1,4 +1,26 @@
-"""TODO."""
+"""The Ray Data pipeline that turns photos into rows of the scores table.
+
+Where a photo travels, from the command to the table; each line is a file to open:
+
+     1 jobs/score.py               reads the command line and the settings
+     2 ageray/score/run.py         checks the folder, runs the pipeline, finishes the result
+     3 ageray/score/inputs.py      INPUT becomes uris of photos
+     4 ageray/score/pipeline.py    this file: `read_photos` -> `detect_faces` -> `predict_ages`
+     5 ageray/stages/detect.py     a task on a CPU: from photos to rows, with a canvas for each face
+     6 ageray/faces/images.py        bytes are fetched and decoded to pixels
+     7 ageray/faces/detect.py        faces are found, with five points each
+     8 ageray/faces/canvases.py      a canvas is cut around each face
+     9 ageray/stages/predict.py    an actor that holds the model: from canvases to rows with ages
+    10 ageray/predictor.py           the batch goes to the device; ages are calibrated
+    11 ageray/models/inference.py    the network runs; its outputs become a posterior over ages
+    12 ageray/faces/align.py         one resampling, from the canvas to the network's input
+    13 ageray/score/checkpoint.py  rows of whole chunks are written to pieces
+    14 ageray/score/write.py       the pieces become the files of the scores table
+
+Tars and tables pass through `ageray/score/read.py` between 3 and 5. Beside the way stand `chunks`
+(which 64 photos are done as a whole), `progress`, `files` (names), `results` and `page`. The object
+store holds uris, then encoded photos, then uint8 canvases.
+"""
 
 from __future__ import annotations
 
@@ -16,85 +38,111 @@ from ageray.cluster.actors import ActorPool
 from ageray.cluster.backpressure import limit_read_ahead
 from ageray.experiment import Align, Detect
 from ageray.score import chunks
-from ageray.score import read as score_read
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
-from ageray.score.read import InputSummary, read_segments
+from ageray.score.inputs import Inputs
+from ageray.score.read import InputSummary, read_segments, segment_table
 from ageray.stages.detect import Search, find_faces
 from ageray.stages.predict import AgeFaces
 
-_TASKS_PER_PROCESS = 1000
+_MAX_TASKS_PER_PROCESS = 1000
 
 
-def _tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    # Ray Data's own bars count blocks, and know nothing of an earlier run.
-    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    limit_read_ahead(dataset)
-    tables: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-    yield from (table for table in tables if table.num_rows)
-
-
-def read(
-    collection: Collection, survey: InputSummary, batch: int, book: ScoreCheckpoint
+def read_photos(
+    inputs: Inputs, summary: InputSummary, batch: int, checkpoint: ScoreCheckpoint
 ) -> ray.data.Dataset | None:
-    """The photos that are not done as `find_faces` takes them, in blocks of `batch` rows; None if all are."""
-    finished, done = book.finished_segments(), book.done_of()
-    if collection.lists_files:
-        # In the object store from the start: a long list must not weigh on the driver.
-        blocks: list[Any] = []
-        for number, places in enumerate(collection.places()):
-            left = list(chunks.cut(places, number, done.get(number, ())))
-            if left:
-                blocks.append(ray.put(pa.concat_tables(left)))
+    """The photos that are not done, as `find_faces` takes them, in blocks of `batch` rows; None if
+    all are done.
+    """
+    if inputs.lists_files:
+        blocks = _blocks_of_lists(inputs, checkpoint)
         if not blocks:
             return None
         dataset: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
     else:
-        left = [
-            stretch._replace(done=done.get(stretch.number, ()))
-            for stretch in survey.stretches
-            if stretch.number not in finished
-        ]
-        if not left:
+        tables = _tables_of_segments(inputs, summary, checkpoint)
+        if not tables:
             return None
-        dataset = ray.data.from_arrow([score_read.segment_table([stretch]) for stretch in left]).map_batches(
-            read_segments,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_kwargs={"columns": collection.columns},
-            num_cpus=1,
-        )
+        dataset = _read(tables, inputs)
     return dataset.repartition(target_num_rows_per_block=batch)
 
 
-def find(
+def _blocks_of_lists(inputs: Inputs, checkpoint: ScoreCheckpoint) -> list[Any]:
+    """References to tables of uris with their chunks. They lie in the object store, because a list
+    may be long.
+    """
+    done = checkpoint.done_positions()
+    blocks = []
+    for number, uris in enumerate(inputs.uris()):
+        to_do = list(chunks.cut(uris, number, done.get(number, ())))
+        if to_do:
+            blocks.append(ray.put(pa.concat_tables(to_do)))
+    return blocks
+
+
+def _tables_of_segments(inputs: Inputs, summary: InputSummary, checkpoint: ScoreCheckpoint) -> list[pa.Table]:
+    """A table for each segment that has chunks to do, as `read_segments` takes it."""
+    finished, done = checkpoint.finished_segments(), checkpoint.done_positions()
+    tables = []
+    for segment in summary.segments:
+        if segment.number not in finished:
+            tables.append(segment_table(segment._replace(done=done.get(segment.number, ()))))
+    return tables
+
+
+def _read(segments: list[pa.Table], inputs: Inputs) -> ray.data.Dataset:
+    """The photos of tables or tars, read by a task for each segment."""
+    return ray.data.from_arrow(segments).map_batches(
+        read_segments,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
+        batch_size=1,
+        batch_format="pyarrow",
+        fn_kwargs={"columns": inputs.columns},
+        num_cpus=1,
+    )
+
+
+def detect_faces(
     photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search
 ) -> ray.data.Dataset:
-    """Second stage: rows of `finding.DETECTED_SCHEMA`, in any order."""
+    """Rows of `ageray.stages.detect.DETECTED_SCHEMA` with their chunks, in any order."""
     return photos.map_batches(
-        find_faces,  # type: ignore[arg-type]  # Ray's type knows no keyword arguments
+        find_faces,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
         batch_size=batch,
         batch_format="pyarrow",
         fn_kwargs={"align": align, "detect": detect, "search": search, "run": uuid.uuid4().hex[:12]},
         num_cpus=1,
-        # Processes are renewed, as decoders leak; and operators with unequal arguments stay apart: Ray would otherwise
-        # run this one inside the few actors of the next.
-        max_calls=_TASKS_PER_PROCESS,
+        # Decoders leak memory, so processes are replaced. Arguments that differ from the next
+        # stage's also keep Ray from running this stage inside that stage's few actors.
+        max_calls=_MAX_TASKS_PER_PROCESS,
     )
 
 
-def age(
-    found: ray.data.Dataset, model: str, team: ActorPool, batch: int, posterior: bool
+def predict_ages(
+    faces: ray.data.Dataset, model: str, pool: ActorPool, batch: int, posterior: bool
 ) -> ray.data.Dataset:
-    """Third stage: rows of the scores table, in any order."""
-    return found.map_batches(
+    """Rows of the scores table with their chunks, in any order.
+
+    model: a name that workers can load (`ageray.bundle.model_for_workers`). An actor that restarts
+    loads it again.
+    """
+    # On a GPU the next batch is prepared during a batch. On CPUs the two would compete for cores.
+    concurrent = 2 if pool.gpus else 1
+    return faces.map_batches(
         AgeFaces,
         batch_size=batch,
         batch_format="pyarrow",
-        # On a GPU the next batch is put together while one is computed; on CPUs the two would only take each other's cores.
-        compute=ActorPoolStrategy(size=team.actors, max_concurrent_calls_per_actor=2 if team.gpus else 1),
-        # The model's name, not the model: an actor that restarts loads it again.
-        fn_constructor_kwargs={"model": model, "threads": team.threads, "posterior": posterior},
-        **team.each(),
+        compute=ActorPoolStrategy(size=pool.actors, max_concurrent_calls_per_actor=concurrent),
+        fn_constructor_kwargs={"model": model, "threads": pool.threads, "posterior": posterior},
+        **pool.options(),
     )
+
+
+def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """Runs the pipeline and yields its blocks that have rows."""
+    # Ray Data's own bars count blocks and leave out what earlier runs did.
+    dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    limit_read_ahead(dataset)
+    blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    for block in blocks:
+        if block.num_rows:
+            yield block

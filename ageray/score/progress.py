@@ -1,4 +1,6 @@
-"""How far a scoring run is: figures for a terminal and, as `progress.json`, for whoever watches from elsewhere."""
+"""How far a scoring run is: figures for the terminal, and `progress.json` for programs that watch
+the run.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,54 +17,60 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.score import chunks
-from ageray.score.checkpoint import PROGRESS, ScoreCheckpoint, read_json
+from ageray.score.checkpoint import ScoreCheckpoint, read_json
+from ageray.score.files import ScoreFiles
 
-_BEAT = 1.0  # seconds between two reports
-_WINDOW = 60  # beats over which the pace is taken
-_PATIENCE = 6.0  # seconds without a sign of life after which a run elsewhere counts as dead
+_HEARTBEAT_SECONDS = 1.0  # between two reports
+_WINDOW = 60  # heartbeats over which speed is measured
+_TIMEOUT_SECONDS = 6.0  # without a heartbeat, after which a run on another machine counts as dead
 _ALIVE = ("starting", "running", "finishing")
 
-Report = dict[str, Any]
-"""state (starting, running, finishing, interrupted, failed), done and total photos (null: not known yet; of tars an estimate until all is
-done), faces, errors (photos without a face, whatever the reason), error_kinds, images_per_second (of the last minute), seconds (of all runs),
-seconds_left (null: not known yet); process, host, beat and updated tell that the run is alive; message, if it failed."""
+Progress = dict[str, Any]
+"""A report.
+
+state: starting, running, finishing, interrupted or failed; message: why it failed.
+done, total: photos. total is null until it is known; for tars it is an estimate until all are read.
+faces; errors: photos without a face, for whatever reason; error_kinds: those by kind.
+images_per_second: over the last minute. seconds: of all runs. seconds_left: null until it is known.
+process, host, beat, updated: show that the run is alive.
+"""
 
 
 class ProgressReporter:
-    """Counts rows as they come, and reports every second from a thread of its own until it is left."""
+    """Counts chunks as they are done and reports once a second, from its own thread, inside a
+    `with` block.
+    """
 
     def __init__(
         self,
-        ledger: ScoreCheckpoint,
+        checkpoint: ScoreCheckpoint,
         total: int | None,
         weight: int,
-        watch: Callable[[Report], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """total, weight: of all photos, as `opening.InputSummary` has them. watch: gets every report."""
-        self._ledger, self._total, self._all, self._watch = ledger, total, weight, watch
-        self._done, self._faces, self._weight = ledger.photos, ledger.faces, ledger.weight
-        self._errors = Counter(ledger.errors)
+        """total, weight: of all photos, as `ageray.score.read.InputSummary` has them."""
+        self._checkpoint, self._total, self._total_weight = checkpoint, total, weight
+        self._on_progress = on_progress
+        self._counts = checkpoint.counts.copy()
         self._started = time.monotonic()
-        self._pace = deque([(self._started, self._done, self._weight)], maxlen=_WINDOW)
+        self._history = deque([self._sample()], maxlen=_WINDOW)
         self._beat = 0
         self._state, self._message = "starting", ""
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._heartbeat, daemon=True)
 
     def __enter__(self) -> Self:
-        self._write()  # raises UserError where nothing can be written
+        self._write()  # raises UserError if nothing can be written
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end.set()
+        self._stop.set()
         self._thread.join()
         if error is not None:
             self._state = "failed" if isinstance(error, Exception) else "interrupted"
@@ -72,90 +80,96 @@ class ProgressReporter:
 
     @property
     def seconds(self) -> float:
-        """Of this run so far."""
+        """Time since the start of this run."""
         return time.monotonic() - self._started
 
-    def turn(self, state: str) -> None:
-        """The run goes over to another state."""
+    def set_state(self, state: str) -> None:
+        """Sets the `state` of later reports."""
         self._state = state
 
-    def add(self, lot: pa.Table) -> None:
-        """Counts the rows of a lot."""
-        first = chunks.first_rows(lot)
-        self._done += first.num_rows
-        self._weight += pc.sum(first.column("weight")).as_py()
-        self._faces += lot.column("age").drop_null().length() if lot.num_rows else 0
-        self._errors.update(reason.split(":")[0] for reason in first.column("error").drop_null().to_pylist())
+    def add(self, chunk: pa.Table) -> None:
+        """Counts the rows of a whole chunk."""
+        self._counts.add(chunk)
 
-    def report(self) -> Report:
+    def report(self) -> Progress:
         """The figures now."""
-        now = time.monotonic()
-        then, done, weight = self._pace[0]
-        span = max(1e-6, now - then)
-        pace = (self._weight - weight) / span
-        return {
+        counts = self._counts
+        then, photos, weight = self._history[0]
+        span = max(1e-6, time.monotonic() - then)
+        weight_per_second = (counts.weight - weight) / span
+        seconds_left = None
+        if weight_per_second > 0:
+            seconds_left = round((self._total_weight - counts.weight) / weight_per_second, 1)
+        progress = {
             "state": self._state,
-            "done": self._done,
-            "total": self._expected(),
-            "faces": self._faces,
-            "errors": self._errors.total(),
-            "error_kinds": dict(self._errors.most_common()),
-            "images_per_second": round((self._done - done) / span, 2),
-            "seconds": round(self._ledger.seconds + self.seconds, 1),
-            "seconds_left": round((self._all - self._weight) / pace, 1) if pace > 0 else None,
+            "done": counts.photos,
+            "total": self._estimated_total(),
+            "faces": counts.faces,
+            "errors": counts.errors.total(),
+            "error_kinds": dict(counts.errors.most_common()),
+            "images_per_second": round((counts.photos - photos) / span, 2),
+            "seconds": round(self._checkpoint.seconds + self.seconds, 1),
+            "seconds_left": seconds_left,
             "process": os.getpid(),
             "host": socket.gethostname(),
             "beat": self._beat,
             "updated": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            **({"message": self._message} if self._message else {}),
         }
+        if self._message:
+            progress["message"] = self._message
+        return progress
 
-    def _expected(self) -> int | None:
-        if self._total is not None or not self._weight:
+    def _estimated_total(self) -> int | None:
+        counts = self._counts
+        if self._total is not None or not counts.weight:
             return self._total
-        return (
-            self._done
-            if self._state == "finishing"
-            else max(self._done, round(self._done * self._all / self._weight))
-        )
+        if self._state == "finishing":
+            return counts.photos
+        return max(counts.photos, round(counts.photos * self._total_weight / counts.weight))
 
-    def _run(self) -> None:
-        while not self._end.wait(_BEAT):
-            self._pace.append((time.monotonic(), self._done, self._weight))
+    def _sample(self) -> tuple[float, int, int]:
+        return time.monotonic(), self._counts.photos, self._counts.weight
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(_HEARTBEAT_SECONDS):
+            self._history.append(self._sample())
             self._beat += 1
-            # Where a piece of the result cannot be written, the run ends; a report that cannot is no reason to.
+            # A report that cannot be written is no reason to end the run.
             with suppress(UserError):
                 self._write()
-            if self._watch is not None:
-                self._watch(self.report())
+            if self._on_progress is not None:
+                self._on_progress(self.report())
 
     def _write(self) -> None:
-        storage.write_text(
-            storage.join(self._ledger.folder, PROGRESS), json.dumps(self.report(), ensure_ascii=False) + "\n"
-        )
+        text = json.dumps(self.report(), ensure_ascii=False) + "\n"
+        storage.write_text(self._checkpoint.files.progress, text)
 
 
-def check_single_writer(ledger: ScoreCheckpoint) -> None:
-    """Raises UserError if another run writes to the same folder: one that says so and goes on saying so."""
-    place = storage.join(ledger.folder, PROGRESS)
-    found = read_json(place)
-    if found is None or found.get("state") not in _ALIVE:
+def check_single_writer(files: ScoreFiles) -> None:
+    """Raises UserError if another run is writing to the unfinished folder.
+
+    If `progress.json` says that a run is alive, waits up to 6 s for its next heartbeat.
+    """
+    before = read_json(files.progress)
+    if before is None or before.get("state") not in _ALIVE:
         return
-    if found.get("host") == socket.gethostname() and not _lives(found.get("process")):
+    if before.get("host") == socket.gethostname() and not _is_running(before.get("process")):
         return
     waited = 0.0
-    while waited < _PATIENCE:
-        time.sleep(_BEAT / 2)
-        waited += _BEAT / 2
-        later = read_json(place) or {}
-        if later.get("beat") != found.get("beat") and later.get("state") in _ALIVE:
-            where = f"process {found.get('process')} on {found.get('host')}"
+    while waited < _TIMEOUT_SECONDS:
+        time.sleep(_HEARTBEAT_SECONDS / 2)
+        waited += _HEARTBEAT_SECONDS / 2
+        now = read_json(files.progress) or {}
+        if now.get("beat") != before.get("beat") and now.get("state") in _ALIVE:
+            writer = f"process {before.get('process')} on {before.get('host')}"
             raise UserError(
-                f"{ledger.folder}: another run is writing there ({where}); wait until it is done, or stop it"
+                f"{files.unfinished}: another run is writing there ({writer}); "
+                "wait until it is done, or stop it"
             )
 
 
-def _lives(process: Any) -> bool:
+def _is_running(process: Any) -> bool:
+    """Whether another process of this machine has this id."""
     if not isinstance(process, int) or process == os.getpid():
         return False
     try:
@@ -163,5 +177,5 @@ def _lives(process: Any) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        return True  # it runs, as another user
     return True

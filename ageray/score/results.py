@@ -1,4 +1,6 @@
-"""Reading a folder of scores again, in batches of the columns needed, so that memory does not grow with the table."""
+"""Reading a scores folder again, in batches of the columns needed, so that memory does not grow
+with the table.
+"""
 
 from __future__ import annotations
 
@@ -20,50 +22,55 @@ from numpy.typing import NDArray
 from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.score import tables, tars
+from ageray.score.chunks import error_kind, first_rows
 
 OLDEST = 120
-"""Last year of `Digest.ages`; it counts the older ones too."""
+"""Last year of `Digest.ages`, which counts all older faces too."""
 
 _ROWS = 65_536
-_DRAWN = 60
-_LISTED = 200
+_MAX_DRAWN = 60
+_MAX_FAILURES = 200
 _READERS = 8
-_HOLDERS = (".tar/", ".parquet/")
+_CONTAINERS = (".tar/", ".parquet/")
 
 
 class Photo(NamedTuple):
-    """Names a photo as its rows do: `image` and, for a row of a face shard, its key."""
+    """A photo as its rows name it: `image` and, for a row of a face shard, its key."""
 
     image: str
     key: str = ""
 
     @classmethod
-    def of(cls, key: str, image: str) -> Photo:
+    def of_row(cls, key: str, image: str) -> Photo:
         """The photo of a row of scores."""
         return cls(image, key if image.endswith(".parquet") else "")
 
     @property
     def name(self) -> str:
-        """For a reader."""
+        """The name to show."""
         return self.key or self.image
 
     @property
     def file(self) -> str:
-        """The file that holds the photo, if it is none itself: the image of a row of a table or tar is that file's uri with a name added."""
+        """The file with the photo's bytes: a shard, the tar or table in front of the photo's name,
+        or the photo itself.
+        """
         if self.key:
             return self.image
-        return next(
-            (self.image[: at + len(end) - 1] for end in _HOLDERS if (at := self.image.rfind(end)) > 0),
-            self.image,
-        )
+        for ending in _CONTAINERS:
+            start = self.image.rfind(ending)
+            if start > 0:
+                return self.image[: start + len(ending) - 1]
+        return self.image
 
 
 @dataclass(frozen=True)
 class Digest:
-    """What a table of scores amounts to.
+    """A scores table in short.
 
-    errors: how often each kind occurs. ages: faces of each age, rounded, 0 to OLDEST. failures: the first 200 photos
-    by name that gave no face, and why. drawn: up to 60 photos of those that could be decoded, picked by hashed name.
+    errors: how often each kind occurs. ages: number of faces of each age, rounded, 0 to OLDEST.
+    failures: the first 200 photos by name that gave no face, and why. drawn: up to 60 photos of
+    those that could be decoded, picked by a hash of their names.
     """
 
     images: int
@@ -75,7 +82,7 @@ class Digest:
 
 
 def read_scores(folder: str) -> Digest:
-    """Digest of the .parquet files of a folder."""
+    """The digest of the .parquet files of a folder."""
     images, faces, errors = 0, 0, Counter[str]()
     ages = np.zeros(OLDEST + 1, np.int64)
     failures: list[tuple[Photo, str]] = []
@@ -84,45 +91,48 @@ def read_scores(folder: str) -> Digest:
         years = batch.column("age").drop_null().to_numpy()
         faces += len(years)
         ages += np.bincount(np.clip(np.rint(years), 0, OLDEST).astype(int), minlength=OLDEST + 1)
-        # Every photo has just one row that is its face 0, or -1.
-        first = batch.filter(pc.less_equal(batch.column("face"), 0))
+        first = first_rows(batch)
         images += first.num_rows
-        photos = list(map(Photo.of, first.column("key").to_pylist(), first.column("image").to_pylist()))
-        reasons = first.column("error").to_pylist()
-        wrong = [(photo, reason) for photo, reason in zip(photos, reasons, strict=True) if reason is not None]
-        errors.update(reason.split(":")[0] for _, reason in wrong)
-        failures = heapq.nsmallest(_LISTED, failures + wrong)
-        # By file first: faces of shards are then drawn from one shard, and only that is read for their pictures.
-        fair = (photo for photo, why in zip(photos, reasons, strict=True) if why in (None, schema.NO_FACE))
-        ranked = ((_hash(photo.file), _hash(photo.name), photo) for photo in fair)
-        drawn = heapq.nsmallest(_DRAWN, {*drawn, *ranked})
+        photos = list(map(Photo.of_row, first.column("key").to_pylist(), first.column("image").to_pylist()))
+        candidates = set(drawn)
+        for photo, error in zip(photos, first.column("error").to_pylist(), strict=True):
+            if error is not None:
+                errors[error_kind(error)] += 1
+                failures.append((photo, error))
+            if error in (None, schema.NO_FACE):
+                # The file's hash comes first, so that photos of shards are drawn from few shards.
+                candidates.add((_hash(photo.file), _hash(photo.name), photo))
+        failures = heapq.nsmallest(_MAX_FAILURES, failures)
+        drawn = heapq.nsmallest(_MAX_DRAWN, candidates)
     return Digest(images, faces, errors, ages, failures, [photo for _, _, photo in drawn])
 
 
 def rows_of(folder: str, photos: Collection[Photo]) -> dict[Photo, list[dict[str, Any]]]:
-    """The rows of scores of these photos, each photo's by the number of the face."""
+    """The rows of scores of these photos, each photo's in the order of its faces."""
     images = pa.array(sorted({photo.image for photo in photos}), pa.string())
     rows: dict[Photo, dict[int, dict[str, Any]]] = defaultdict(dict)
     for batch in _batches(folder, schema.SCORES.names):
         for row in batch.filter(pc.is_in(batch.column("image"), images)).to_pylist():
-            rows[Photo.of(row["key"], row["image"])][row["face"]] = row
-    return {photo: [rows[photo][number] for number in sorted(rows[photo])] for photo in photos}
+            rows[Photo.of_row(row["key"], row["image"])][row["face"]] = row
+    return {photo: [row for _, row in sorted(rows[photo].items())] for photo in photos}
 
 
 def contents(photos: Collection[Photo]) -> dict[Photo, bytes]:
-    """The encoded photos; one that can no longer be read is left out."""
+    """The encoded photos. One that can no longer be read is left out."""
+    encoded: dict[Photo, bytes] = {}
     files = [photo for photo in photos if not photo.key]
     with ThreadPoolExecutor(_READERS) as pool:
-        read = zip(files, pool.map(_read, files), strict=True)
-        found = {photo: content for photo, content in read if content is not None}
-    held: dict[str, set[Photo]] = defaultdict(set)
+        for photo, content in zip(files, pool.map(_read, files), strict=True):
+            if content is not None:
+                encoded[photo] = content
+    inside: dict[str, set[Photo]] = defaultdict(set)
     for photo in photos:
-        if photo not in found and (photo.key or photo.file != photo.image):
-            held[photo.file].add(photo)
-    for holder, inside in held.items():
+        if photo not in encoded and (photo.key or photo.file != photo.image):
+            inside[photo.file].add(photo)
+    for container, members in inside.items():
         with suppress(UserError):
-            found |= _held(holder, inside)
-    return found
+            encoded |= _read_members(container, members)
+    return encoded
 
 
 def _read(photo: Photo) -> bytes | None:
@@ -132,12 +142,12 @@ def _read(photo: Photo) -> bytes | None:
         return None
 
 
-def _held(file: str, photos: set[Photo]) -> dict[Photo, bytes]:
-    """Photos out of a tar or table."""
-    if file.endswith(".tar"):
-        inside = {photo.image[len(file) + 1 :]: photo for photo in photos}
-        return {inside[name]: content for name, content in tars.read(file, set(inside))}
-    return {Photo(*pair): content for pair, content in tables.pick(file, set(photos))}
+def _read_members(container: str, photos: set[Photo]) -> dict[Photo, bytes]:
+    """Photos out of one tar or table."""
+    if container.endswith(".tar"):
+        by_name = {photo.image[len(container) + 1 :]: photo for photo in photos}
+        return {by_name[name]: content for name, content in tars.pick(container, set(by_name))}
+    return {Photo(*pair): content for pair, content in tables.pick(container, set(photos))}
 
 
 def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:

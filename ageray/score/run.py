@@ -1,14 +1,8 @@
-"""Ages for a collection of photos: their places first, bytes later, uint8 canvases between the stages, then a table.
+"""A scoring run, from INPUT to a complete scores folder.
 
-    uris of photos, or stretches of tables and tars
-      -> read_segments  tasks that fetch the encoded photos of tables and tars (`ageray.score.read`)
-      -> find_faces      tasks on CPUs: read, decode, detect, cut out canvases (`ageray.stages.detect`)
-      -> AgeFaces        actors that hold the model, on GPUs where there are any; canvases in, ages out (`ageray.stages.predict`)
-      -> here            rows of whole lots, kept in OUT.unfinished as they come (`ageray.score.checkpoint`)
-      -> OUT/*.parquet, OUT/report.html and, as the last, OUT/summary.json
-
-What is written to OUT.unfinished is what a run that was killed goes on from; it takes the place of OUT when complete, and
-an earlier result in OUT stays as it was until then.
+`ageray.score.pipeline` opens with the way of a photo, `ageray.score.files` with the files that a
+run writes. All work goes to OUT.unfinished, from which a killed run resumes. When it is complete it
+takes the place of OUT; an earlier result in OUT stays until then.
 """
 
 from __future__ import annotations
@@ -19,48 +13,43 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ageray import bundle, cluster, report, storage
+from ageray import bundle, cluster, storage
 from ageray.bundle import Bundle
-from ageray.cluster.actors import ActorPool, describe, share_out
+from ageray.cluster.actors import ActorPool, describe, plan_actors
 from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
-from ageray.score import checkpoint, chunks, progress, results, write
-from ageray.score import read as score_read
-from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
+from ageray.score import chunks, pipeline, read, results, write
+from ageray.score.checkpoint import ScoreCheckpoint, differences, read_json
+from ageray.score.files import SUMMARY, ScoreFiles
+from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
-from ageray.score.pipeline import _tables, age, find, read
-from ageray.score.progress import ProgressReporter, Report
+from ageray.score.progress import Progress, ProgressReporter, check_single_writer
 from ageray.score.read import InputSummary
 from ageray.stages.detect import Search
 from ageray.stages.predict import scores_schema
 
-SUMMARY = "summary.json"
-"""ParsedConfig last: a folder of scores that has it is complete."""
 
+class Task(NamedTuple):
+    """What is scored with what."""
 
-class Order(NamedTuple):
-    """What is to be scored with what."""
-
-    collection: Collection
-    survey: InputSummary
+    inputs: Inputs
+    summary: InputSummary
     model: str
-    loaded: Bundle
+    bundle: Bundle
     detect: Detect
     search: Search
     posterior: bool
 
     def plan(self) -> dict[str, Any]:
-        """All that a result depends on. Two runs with equal plans give the same rows."""
-        found = {
-            "uri": self.collection.uri,
-            "kind": self.collection.kind,
-            "photos": self.survey.photos,
-            "names": self.survey.names,
-        }
+        """Everything that a result depends on. Two runs with equal plans give the same rows."""
         return {
-            "input": found,
-            "model": self.loaded.identity,
+            "input": {
+                "uri": self.inputs.uri,
+                "kind": self.inputs.kind,
+                "photos": self.summary.photos,
+                "names": self.summary.names,
+            },
+            "model": self.bundle.identity,
             "detect": self.search,
             "detector": self.detect.model_dump(mode="json"),
             "posterior": self.posterior,
@@ -69,7 +58,7 @@ class Order(NamedTuple):
 
 
 def score(
-    inputs: str,
+    location: str,
     out: str,
     model: str,
     scale: Scale,
@@ -77,184 +66,174 @@ def score(
     search: Search = "auto",
     posterior: bool = False,
     fresh: bool = False,
-    watch: Callable[[Report], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> dict[str, Any]:
-    """Scores every face of every photo of `inputs`, writes the folder `out` and returns what is in its summary.json.
+    """Scores every face of every photo, writes the folder `out` and returns what is in its
+    summary.json.
 
-    inputs: photos, tars, tables or a manifest (see `Collection`).
-    detect: null takes the bundle's detector settings, those of training.
+    location: INPUT, see `Inputs.open`.
+    detect: settings of the detector; None takes the bundle's, which are those of training.
     posterior: adds the column of that name.
-    fresh: begins anew, and replaces the result of an earlier run. Without it a run that was interrupted goes on, and one that is complete
-    is returned as it is; both only if nothing has changed that the result depends on.
-    watch: gets a report every second.
+    fresh: starts from the beginning and replaces the result of an earlier run. Without it an
+    interrupted run resumes, and a complete result is returned as it is; both only if the plan is
+    the same.
+    on_progress: gets a report every second.
 
-    A photo's faces are numbered from its left to its right, with keys `uri#number`; a row of a face shard keeps its key
-    and is one face. A photo that gives no face has one row with face -1 and `error`; one that a manifest names twice is
-    scored twice. Starts Ray where none runs. Raises UserError for what the user can mend.
+    A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
+    keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
+    A photo that a manifest names twice is scored twice. Starts Ray if none runs. Raises UserError
+    for the user's mistakes.
     """
-    order = _order(inputs, model, detect, search, posterior)
-    target = check_target(out)
-    book = ScoreCheckpoint(target)
-    earlier = check_plan(book, target, out, order.plan(), fresh)
-    print(f"{inputs}: {order.collection.describe(order.survey.photos)}")
-    if earlier is not None:
-        print(f"{out} is complete already (finished {earlier['finished']}); --fresh scores again", flush=True)
-        book.discard()
-        return earlier
-    try:
-        _begin(book, order.plan(), out)
-        cluster.connect(scale)
-        team = share_out(scale)
+    task = _prepare(location, model, detect, search, posterior)
+    files = check_target(out)
+    checkpoint = ScoreCheckpoint(files)
+    complete = check_plan(checkpoint, out, task.plan(), fresh)
+    print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+    if complete is not None:
         print(
-            f"{model} ({order.loaded.identity}): {describe(team, scale.faces_a_batch(bool(team.gpus)), scale.decode_batch)}",
-            flush=True,
+            f"{out} is complete already (finished {complete['finished']}); --fresh scores again", flush=True
         )
-        with ProgressReporter(book, order.survey.photos, order.survey.weight, watch) as count:
-            _score(order, team, scale, book, count)
-            count.turn("finishing")
-            book.flush(count.seconds)
-            summary = _finish(order, team, book, count, target, inputs)
+        checkpoint.delete()
+        return complete
+    try:
+        _open(checkpoint, task.plan(), out)
+        cluster.connect(scale)
+        pool = plan_actors(scale)
+        batch = scale.faces_a_batch(bool(pool.gpus))
+        print(f"{model} ({task.bundle.identity}): {describe(pool, batch, scale.decode_batch)}", flush=True)
+        with ProgressReporter(checkpoint, task.summary.photos, task.summary.weight, on_progress) as progress:
+            _score(task, pool, scale, checkpoint, progress)
+            progress.set_state("finishing")
+            checkpoint.flush(progress.seconds)
+            summary = _finish(task, pool, checkpoint, progress.seconds, location)
     except BaseException:
-        if not book.photos:
+        if not checkpoint.counts.photos:
             with suppress(UserError):
-                book.discard()  # nothing is lost with it
+                checkpoint.delete()  # it holds no work
         raise
-    book.discard()
+    checkpoint.delete()
     return summary
 
 
-def _order(inputs: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Order:
-    collection = Collection.of(inputs)
+def _prepare(location: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Task:
+    inputs = Inputs.open(location)
     loaded = bundle.load(model)
-    align = loaded.experiment.align
-    if search == "never" and collection.kind != "face shards" and align.mode != "none":
-        raise UserError(
-            f"--detect never: {inputs} has no landmarks of its own, and {model} needs them; use auto"
-        )
-    return Order(
-        collection,
-        score_read.survey(collection),
-        model,
-        loaded,
-        detect or loaded.experiment.data.detect,
-        search,
-        posterior,
-    )
+    needs_landmarks = loaded.experiment.align.mode != "none"
+    if search == "never" and inputs.kind != "face shards" and needs_landmarks:
+        reason = f"{location} has no landmarks of its own, and {model} needs them"
+        raise UserError(f"--detect never: {reason}; use auto")
+    detect = detect or loaded.experiment.data.detect
+    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior)
 
 
-def _begin(book: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
+def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
     try:
-        book.begin(plan)
+        checkpoint.open(plan)
     except UserError as error:
         raise UserError(f"--out {out}: cannot be written ({error})") from None
-    if book.photos:
-        print(f"goes on after {book.photos:,} photos that are done", flush=True)
+    if checkpoint.counts.photos:
+        print(f"goes on after {checkpoint.counts.photos:,} photos that are done", flush=True)
 
 
 def _score(
-    order: Order, team: ActorPool, scale: Scale, book: ScoreCheckpoint, count: ProgressReporter
+    task: Task, pool: ActorPool, scale: Scale, checkpoint: ScoreCheckpoint, progress: ProgressReporter
 ) -> None:
-    """Keeps the rows of all lots that are not done. Rows come in any order; a lot is kept once its last row is there."""
-    photos = read(order.collection, order.survey, scale.decode_batch, book)
+    """Scores the chunks that are not done. Rows come in any order; a chunk is saved when its last
+    row has come.
+    """
+    photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
     if photos is None:
         return
-    # A bundle by its absolute place (workers run elsewhere), a model of the zoo by name (in each installation).
-    place = order.model if order.model.startswith("zoo:") else storage.absolute(order.loaded.uri)
-    found = find(photos, scale.decode_batch, order.loaded.experiment.align, order.detect, order.search)
-    rows = age(found, place, team, scale.faces_a_batch(bool(team.gpus)), order.posterior)
-    gathering = chunks.ChunkAssembler(book.done)
-    for table in _tables(rows):
-        count.turn("running")
-        for lot in gathering.add(table):
-            count.add(lot)
-            book.add(lot, count.seconds)
-    if len(gathering):
-        raise RuntimeError(f"{len(gathering)} lots of photos came back without all of their rows")
+    align = task.bundle.experiment.align
+    faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
+    batch = scale.faces_a_batch(bool(pool.gpus))
+    model = bundle.model_for_workers(task.model)
+    rows = pipeline.predict_ages(faces, model, pool, batch, task.posterior)
+    assembler = chunks.ChunkAssembler(checkpoint.done)
+    for table in pipeline.tables(rows):
+        progress.set_state("running")
+        for chunk in assembler.add(table):
+            progress.add(chunk)
+            checkpoint.add(chunk, progress.seconds)
+    if len(assembler):
+        raise RuntimeError(f"{len(assembler)} chunks of photos came back without all of their rows")
 
 
 def _finish(
-    order: Order, team: ActorPool, book: ScoreCheckpoint, count: ProgressReporter, target: str, inputs: str
+    task: Task, pool: ActorPool, checkpoint: ScoreCheckpoint, seconds: float, location: str
 ) -> dict[str, Any]:
-    """Makes the result of the pieces and puts it in its place."""
-    if not book.photos:
-        raise UserError(f"{inputs}: holds no photo; check that its tars do")
-    draft = storage.join(book.folder, checkpoint.RESULT)
-    storage.make_folder(draft)
-    about = {"identity": order.loaded.identity, "network": order.loaded.experiment.model.name}
-    write.write(
-        draft, book.pieces(), scores_schema(order.posterior).with_metadata({"ageray": json.dumps(about)})
-    )
-    digest = results.read_scores(draft)
-    seconds = book.seconds + count.seconds
+    """Writes the result from the pieces and puts it in its place. seconds: of this run."""
+    if not checkpoint.counts.photos:
+        raise UserError(f"{location}: holds no photo; check that its tars do")
+    draft = checkpoint.files.draft
+    storage.make_folder(draft.folder)
+    network = task.bundle.experiment.model.name
+    metadata = json.dumps({"identity": task.bundle.identity, "network": network})
+    schema = scores_schema(task.posterior).with_metadata({"ageray": metadata})
+    write.write(draft, checkpoint.pieces(), schema)
+    digest = results.read_scores(draft.folder)
+    seconds += checkpoint.seconds
     summary = {
-        "input": inputs,
+        "input": location,
         "images": digest.images,
         "faces": digest.faces,
         "errors": dict(digest.errors.most_common()),
         "seconds": round(seconds, 2),
         "images_per_second": round(digest.images / seconds, 2),
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "model": {
-            "name": order.model,
-            "network": order.loaded.experiment.model.name,
-            "identity": order.loaded.identity,
-        },
-        "detector": {"search": order.search, **order.detect.model_dump()},
-        "actors": team._asdict(),
-        "plan": order.plan(),
+        "model": {"name": task.model, "network": network, "identity": task.bundle.identity},
+        "detector": {"search": task.search, **task.detect.model_dump()},
+        "actors": pool._asdict(),
+        "plan": task.plan(),
     }
-    score_report(draft, digest, summary, order.loaded.card)
-    storage.write_text(storage.join(draft, SUMMARY), json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    storage.replace_folder(draft, target, last=SUMMARY)
+    score_report(draft, digest, summary, task.bundle.card)
+    storage.write_text(draft.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    storage.replace_folder(draft.folder, checkpoint.files.folder, last=SUMMARY)
     return summary
 
 
-def check_target(out: str) -> str:
-    """`out` as an absolute uri. Raises UserError if anything is there that is no result of ours."""
-    target = storage.absolute(out.rstrip("/"))
-    if not storage.exists(target) or storage.exists(storage.join(target, storage.UNFINISHED)):
-        return target
-    names = (
-        [file[len(target) + 1 :] for file in storage.list_files(target)]
-        if storage.is_folder(target)
-        else [out]
-    )
-    strange = [name for name in names if name not in (SUMMARY, report.PAGE) and not name.endswith(".parquet")]
-    if names and (strange or SUMMARY not in names):
-        name = (strange or names)[0]
-        raise UserError(
-            f"--out {out}: holds {name}, which jobs.score did not write; give a new or empty folder"
-        )
-    return target
+def check_target(out: str) -> ScoreFiles:
+    """The files of `out`. Raises UserError if anything is there that no scoring run wrote."""
+    files = ScoreFiles(storage.absolute(out.rstrip("/")))
+    if not storage.exists(files.folder) or storage.half_written(files.folder):
+        return files
+    names = [out]
+    if storage.is_folder(files.folder):
+        start = len(files.folder) + 1
+        names = [file[start:] for file in storage.list_files(files.folder)]
+    strange = [name for name in names if not files.is_ours(name)]
+    if names and SUMMARY not in names:
+        strange.append(names[0])
+    if strange:
+        remedy = "give a new or empty folder"
+        raise UserError(f"--out {out}: holds {strange[0]}, which jobs.score did not write; {remedy}")
+    return files
 
 
 def check_plan(
-    book: ScoreCheckpoint, target: str, out: str, plan: dict[str, Any], fresh: bool
+    checkpoint: ScoreCheckpoint, out: str, plan: dict[str, Any], fresh: bool
 ) -> dict[str, Any] | None:
-    """The summary of a result that is complete already, or None if there is something to do.
+    """The summary of a result that is complete with this plan; None if there is work to do.
 
-    Raises UserError if what is there, finished or not, is of another plan, or another run is at it.
+    Raises UserError if there is a result or an unfinished run of another plan, or if a run is at
+    work.
     """
-    progress.check_single_writer(book)
-    begun = book.plan
-    if fresh or begun is None:
-        book.discard()
-    elif begun != plan:
-        changes = "; ".join(checkpoint.differences(begun, plan))
-        raise UserError(
-            f"--out {out}: {book.folder} was begun otherwise ({changes}); give another folder, or begin anew with --fresh"
-        )
-    summary = None if fresh else checkpoint.read_json(storage.join(target, SUMMARY))
-    if summary is None or storage.exists(storage.join(target, storage.UNFINISHED)):
+    files = checkpoint.files
+    check_single_writer(files)
+    unfinished = checkpoint.plan
+    if fresh or unfinished is None:
+        checkpoint.delete()
+    elif unfinished != plan:
+        changes = "; ".join(differences(unfinished, plan))
+        remedy = "give another folder, or begin anew with --fresh"
+        raise UserError(f"--out {out}: {files.unfinished} was begun otherwise ({changes}); {remedy}")
+    summary = None if fresh else read_json(files.summary)
+    if summary is None or storage.half_written(files.folder):
         return None
     if summary.get("plan") == plan:
         return summary
-    if begun is not None:
-        return None  # the unfinished one was begun with --fresh, to replace this
-    changes = "; ".join(checkpoint.differences(summary.get("plan") or {}, plan))
-    raise UserError(
-        f"--out {out}: holds a result of other settings ({changes}); give another folder, or replace it with --fresh"
-    )
-
-
-# --- the pipeline ---------------------------------------------------------------------------------------------------
+    if unfinished is not None:
+        return None  # the unfinished run was started with --fresh, to replace this result
+    changes = "; ".join(differences(summary.get("plan") or {}, plan))
+    remedy = "give another folder, or replace it with --fresh"
+    raise UserError(f"--out {out}: holds a result of other settings ({changes}); {remedy}")

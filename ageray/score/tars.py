@@ -1,4 +1,6 @@
-"""Photos in tar archives (WebDataset shards), read from front to back, as an object store gives them best."""
+"""Photos in tar archives (WebDataset shards), read from front to back, the way object stores are
+fastest.
+"""
 
 from __future__ import annotations
 
@@ -7,39 +9,46 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from ageray import storage
-from ageray.errors import UserError
-from ageray.faces.images import MOST_BYTES, PHOTOS
+from ageray.errors import UserError, one_line
+from ageray.faces import images
+from ageray.faces.images import PHOTOS, ImageError
 
 _END_MARK = 1024
-"""An archive ends in at least so many zero bytes; one that was cut short, while it was written or copied, does not."""
+"""A whole archive ends in at least this many zero bytes. One that was cut short while it was copied
+does not.
+"""
 
 
 class Member(NamedTuple):
-    """A photo in an archive: its path there, its bytes or why there are none, and where in the archive it ends."""
+    """A photo in an archive: its path there, its bytes or why there are none, and the offset of its
+    end.
+    """
 
     name: str
-    content: bytes | UserError
+    content: bytes | UserError | ImageError
     end: int
 
 
 def check(uri: str) -> int:
-    """The archive's size in bytes. Raises UserError if it is none, or cut short."""
+    """The archive's size in bytes. Raises UserError if it is no archive, or cut short."""
     size = storage.size(uri)
-    head, tail = (storage.read_part(uri, start, _END_MARK) for start in (0, max(0, size - _END_MARK)))
+    head = storage.read_part(uri, 0, _END_MARK)
+    tail = storage.read_part(uri, max(0, size - _END_MARK), _END_MARK)
     try:
         if any(head):
             tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], tarfile.ENCODING, "surrogateescape")
     except tarfile.HeaderError:
-        raise UserError(
-            f"{uri}: not a tar archive (or a compressed one); give an uncompressed .tar"
-        ) from None
+        reason = "not a tar archive (or a compressed one)"
+        raise UserError(f"{uri}: {reason}; give an uncompressed .tar") from None
     if len(tail) < _END_MARK or any(tail):
         raise UserError(f"{uri}: cut short: the archive has no end mark; copy or write it again")
     return size
 
 
 def photos(uri: str) -> Iterator[Member]:
-    """The photos of an archive in their order. If it breaks off, the last one has no name and says so."""
+    """The photos of an archive in their order. If the archive breaks off, the last member has no
+    name and says so.
+    """
     end = count = 0
     try:
         with (
@@ -47,31 +56,28 @@ def photos(uri: str) -> Iterator[Member]:
             tarfile.open(fileobj=file, mode="r|", errors="surrogateescape") as archive,
         ):
             for info in archive:
-                archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
+                archive.members.clear()  # type: ignore[attr-defined]  # the list would grow with the archive
                 if not _is_photo(info):
                     continue
                 end, count = info.offset_data + info.size, count + 1
-                yield Member(_text(info.name), _content(archive, info), end)
+                yield Member(_utf8(info.name), _content(archive, info), end)
             stopped = archive.offset
-        # At a header that is none, tarfile stops without a word, as at the end mark.
+        # At a broken header tarfile stops without an error, just as at the end mark.
         if any(storage.read_part(uri, stopped, tarfile.BLOCKSIZE)):
             raise tarfile.ReadError("bad header")
     except tarfile.TarError as error:
-        yield Member(
-            "",
-            UserError(f"the archive breaks off after {count} photos ({' '.join(str(error).split())})"),
-            end,
-        )
+        problem = f"the archive breaks off after {count} photos ({one_line(error)})"
+        yield Member("", UserError(problem), end)
 
 
-def read(uri: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of some of an archive's photos; nothing of those that cannot be read."""
-    left = set(names)
+def pick(uri: str, names: set[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and bytes of some photos of an archive. Those that cannot be read are left out."""
+    missing = set(names)
     for member in photos(uri):
-        if member.name in left and isinstance(member.content, bytes):
+        if member.name in missing and isinstance(member.content, bytes):
             yield member.name, member.content
-        left.discard(member.name)
-        if not left:
+        missing.discard(member.name)
+        if not missing:
             return
 
 
@@ -80,13 +86,13 @@ def _is_photo(info: tarfile.TarInfo) -> bool:
     return info.isreg() and name.lower().endswith(PHOTOS) and not name.startswith(".")
 
 
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | UserError:
-    if info.size > MOST_BYTES:
-        return UserError(f"over {MOST_BYTES >> 20} MiB")
+def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | ImageError:
+    if info.size > images.MAX_FILE_BYTES:
+        return images.too_large()
     file = archive.extractfile(info)
     assert file is not None  # a regular file
     return file.read()
 
 
-def _text(name: str) -> str:
+def _utf8(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,6 @@
-"""A finished table of scores on disk: parts of a sensible size, failures apart."""
+"""Writing the scores table: Parquet files of 250 000 rows, rows that have an error in a file of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,12 @@ import pyarrow.parquet as pq
 
 from ageray import storage
 from ageray.errors import UserError, one_line
-
-ERRORS = "errors.parquet"
-"""Holds the rows that have an `error`, the parts all others: the .parquet files of a folder are the whole table."""
+from ageray.score.files import ScoreFiles
 
 ROWS = 250_000
-"""Rows of a part; the last one has what is left."""
+"""Rows of a part. The last part has the rest."""
 
-_GROUP = 65_536
+_ROW_GROUP = 65_536
 
 
 class _Part:
@@ -33,26 +33,27 @@ class _Part:
 
     def write(self, rows: pa.Table) -> None:
         if rows.num_rows:
-            self._writer.write_table(rows, row_group_size=_GROUP)
+            self._writer.write_table(rows, row_group_size=_ROW_GROUP)
             self.rows += rows.num_rows
 
 
-def write(folder: str, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Writes the rows to `part-NNNNN.parquet` and ERRORS in a new folder; both are there even where they have no rows.
+def write(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    """Writes the rows of `tables` to the parts and to `files.errors`. There is at least one part,
+    even without rows.
 
-    schema: of all the files, with their metadata. Raises UserError if the folder cannot be written.
+    schema: of every file, with its metadata. Further columns of the tables are dropped. Raises
+    UserError if the folder cannot be written.
     """
     try:
-        with closing(_Part(storage.join(folder, ERRORS), schema)) as errors:
-            _write_parts(folder, tables, schema, errors)
+        with closing(_Part(files.errors, schema)) as errors:
+            _write_parts(files, tables, schema, errors)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({one_line(error)}); check the space and the permissions there"
-        ) from None
+        remedy = "check the space and the permissions there"
+        raise UserError(f"{files.folder}: cannot be written ({one_line(error)}); {remedy}") from None
 
 
-def _write_parts(folder: str, tables: Iterable[pa.Table], schema: pa.Schema, errors: _Part) -> None:
-    number, part = 0, _Part(_name(folder, 0), schema)
+def _write_parts(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schema, errors: _Part) -> None:
+    number, part = 0, _Part(files.part(0), schema)
     try:
         for table in tables:
             rows = table.select(schema.names).cast(schema)
@@ -62,11 +63,8 @@ def _write_parts(folder: str, tables: Iterable[pa.Table], schema: pa.Schema, err
                 room = ROWS - part.rows
                 part.write(faces.slice(0, room))
                 part.close()
-                number, part, faces = number + 1, _Part(_name(folder, number + 1), schema), faces.slice(room)
+                number, faces = number + 1, faces.slice(room)
+                part = _Part(files.part(number), schema)
             part.write(faces)
     finally:
         part.close()
-
-
-def _name(folder: str, number: int) -> str:
-    return storage.join(folder, f"part-{number:05d}.parquet")

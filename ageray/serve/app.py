@@ -8,7 +8,7 @@ import ray
 from ray import serve
 from ray.serve import Application
 
-from ageray import bundle, cluster, storage
+from ageray import bundle, cluster
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.serve import auth
@@ -23,7 +23,7 @@ _BESIDES = 32  # requests of a door besides those that score: pages, health, bat
 
 def app(settings: Service) -> Application:
     """The application; API keys are taken from the environment of the process that builds it. Raises UserError if there is no such model."""
-    settings = settings.model_copy(update={"model": _place(settings.model)})
+    settings = settings.model_copy(update={"model": bundle.model_for_workers(settings.model)})
     limits, batch = settings.limits, settings.faces_a_batch
     ages = AgeModel.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": settings.models.cpus, "num_gpus": int(_on_gpu(settings))},
@@ -52,7 +52,7 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
     Raises UserError for a host that others reach without keys, a model that is none, a port that is taken.
     """
     auth.check_host(host)
-    _place(settings.model)
+    bundle.resolve(settings.model)
     cluster.connect(scale or Scale(progress=False))
     http: dict[str, Any] = {
         "host": host,
@@ -63,12 +63,6 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
     serve.start(http_options=http, logging_config={"log_level": "WARNING", "enable_access_log": False})
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.run(app(settings), name=NAME, route_prefix="/", logging_config=quiet)
-
-
-def _place(model: str) -> str:
-    """A bundle by its absolute place (copies run elsewhere), a model of the zoo by name (in each installation)."""
-    folder = bundle.resolve(model)
-    return model if model.startswith("zoo:") else storage.absolute(folder)
 
 
 def _on_gpu(settings: Service) -> bool:

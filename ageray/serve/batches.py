@@ -170,7 +170,7 @@ def _progress(out: str, ended: bool = False) -> Progress | None:
             "images_per_second": done.get("images_per_second"),
         }
         return Progress(done=done["images"], total=done["images"], **figures) if "images" in done else None
-    for folder in (out + ".unfinished", out):
+    for folder in (storage.unfinished(out), out):
         found = _json(storage.join(folder, "progress.json"))
         if "done" in found:
             return Progress(**{name: found[name] for name in Progress.model_fields if name in found})

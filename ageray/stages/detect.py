@@ -1,7 +1,9 @@
-"""First stage of scoring, on CPUs: photos are read and decoded, their faces found, and a canvas cut out around each.
+"""First stage, on CPUs: reads and decodes photos, finds their faces, and cuts a canvas around each
+face.
 
-No photo is lost: one that gives no face is one row with face -1 and `error`. The text up to a colon is the kind of
-failure: `cannot read`, `cannot decode`, `cannot crop`, `no landmarks`, `no face found`.
+No photo is lost. One that gives no face becomes one row with face -1 and an `error`, whose text up
+to the first colon is the kind: `cannot read`, `cannot decode`, `cannot crop`, `no landmarks`, `no
+face found`.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import starmap
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,197 +24,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ageray import schema, storage
+from ageray import schema
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
-from ageray.faces.detect import Face, YuNet, subject_of
-from ageray.faces.images import MOST_BYTES, ImageError, Photo, decode
-from ageray.stages.labels import CHUNK_OF_PHOTO_SCHEMA, CHUNK_OF_ROW_SCHEMA
+from ageray.faces.detect import Face, detector, subject_of
+from ageray.faces.images import ImageError, Photo, decode, fetch
 from ageray.storage import READERS
 
 Search = Literal["auto", "always", "never"]
-"""Where the detector runs: where the input has no landmarks of its own, everywhere, nowhere."""
+"""Where the detector runs: on photos whose input brings no landmarks, on all, or on none."""
 
-DETECTED_SCHEMA = pa.schema(
-    [
-        *(field for field in schema.SCORES if not field.name.startswith("age")),
-        pa.field("canvas", pa.binary()),
-        pa.field("canvas_points", schema.POINTS),
-        pa.field("canvas_box", schema.BOX),
-    ]
-)
-"""A row of scores without its ages, and the face's canvas (uint8, C x C x 3) with points and box in it; null where
-`error` is set."""
-
-
-_DEATHS = 2
-_FATAL = "cannot decode: the process died on it twice"
-
-
-class Item(NamedTuple):
-    """A photo's bytes, or why there are none. A face shard's row also has its key, maybe landmarks (10) and box (4)."""
-
-    uri: str
-    content: bytes | UserError
-    key: str | None = None
-    landmarks: list[float] | None = None
-    box: list[float] | None = None
-
-
-def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str) -> pa.Table:
-    """The faces of a batch of photos: rows of DETECTED_SCHEMA.
-
-    photos: column `image` (uri), or rows of `tables.PHOTO`. With the columns of `lots.CHUNK_OF_PHOTO_SCHEMA` the rows have those of
-    `lots.CHUNK_OF_ROW_SCHEMA` too.
-    run: names the run; a photo on which the process died twice in this run (a fault of a decoder, or too little memory)
-    is not tried again. Ray repeats a task whose process died, without end.
-    """
-    cv2.setNumThreads(1)  # as many of these run at once as there are CPUs
-    items = list(_items(photos))
-    digest = hashlib.sha256("\n".join(f"{item.uri}#{item.key}" for item in items).encode()).hexdigest()
-    diary = Path(tempfile.gettempdir(), f"ageray-{run}-{digest[:16]}")
-    # A line for each attempt at this batch, with the numbers of the photos it came to.
-    lines = diary.read_text().splitlines() if diary.exists() else []
-    died = Counter(line.split()[-1] for line in lines if line)
-    rows: list[dict[str, Any]] = []
-    siblings = []
-    with diary.open("a") as attempt:
-        attempt.write("\n")
-        for number, item in enumerate(items):
-            attempt.write(f" {number}")
-            attempt.flush()
-            fatal = died[str(number)] >= _DEATHS
-            own = [_failed(item, _FATAL)] if fatal else rows_of(item, align, detect, search)
-            rows += own
-            siblings.append(len(own))
-    diary.unlink(missing_ok=True)
-    return _labelled(pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA), photos, np.array(siblings, np.int32))
-
-
-def _labelled(found: pa.Table, photos: pa.Table, siblings: NDArray[np.int32]) -> pa.Table:
-    """With the labels of their photos, if those have any."""
-    if "lot" not in photos.column_names:
-        return found
-    origin = np.repeat(np.arange(photos.num_rows), siblings)
-    labels = photos.select(CHUNK_OF_PHOTO_SCHEMA.names).take(origin)
-    for field in CHUNK_OF_PHOTO_SCHEMA:
-        found = found.append_column(field, labels.column(field.name))
-    return found.append_column(CHUNK_OF_ROW_SCHEMA.field("siblings"), pa.array(siblings[origin]))
-
-
-def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
-    """Rows of DETECTED_SCHEMA for one photo: its faces numbered from left to right, or the one that says why there is none.
-
-    A face shard's row is a photo of one subject: of several faces found, the one that `jobs.prepare` would take.
-    """
-    if isinstance(item.content, UserError):
-        return [_failed(item, f"cannot read: {item.content}")]
-    known = _known(item, align)
-    looking = align.mode != "none" and (search == "always" or (search == "auto" and known is None))
-    try:
-        photo = decode(item.content, detect.max_side if looking else canvas_side(align))
-    except ImageError as error:
-        return [_failed(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
-    if not looking and known is None:
-        return [_failed(item, "no landmarks")]
-    faces = _look(item, photo, detect) if looking else [known] if known else []
-    if not faces:
-        return [_failed(item, schema.NO_FACE)]
-    try:
-        return _cropped(item, photo, align, list(enumerate(faces)))
-    except ImageError as error:
-        if len(faces) == 1:
-            return [_failed(item, f"cannot crop: {error}")]
-    return [_cropped_alone(item, photo, align, number, face) for number, face in enumerate(faces)]
-
-
-def _cropped(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Face]]) -> list[dict[str, Any]]:
-    """Rows of DETECTED_SCHEMA for numbered faces. Raises ImageError if one of them cannot be aligned."""
-    assert isinstance(item.content, bytes)
-    points, boxes = np.stack([face.points for _, face in faces]), np.stack([face.box for _, face in faces])
-    canvases = face_canvases(item.content, points, boxes, align, photo)
-    return [
-        {
-            "key": item.key or f"{item.uri}#{number}",
-            "image": item.uri,
-            "face": number,
-            "box": _values(face.box),
-            "landmarks": _values(face.points),
-            "detection": None if math.isnan(face.score) else face.score,
-            "canvas": canvases.pixels[row].tobytes(),
-            "canvas_points": canvases.points[row].ravel().tolist(),
-            "canvas_box": canvases.box[row].tolist(),
-        }
-        for row, (number, face) in enumerate(faces)
-    ]
-
-
-def _cropped_alone(item: Item, photo: Photo, align: Align, number: int, face: Face) -> dict[str, Any]:
-    """One face of several: that another cannot be aligned does not cost it its row."""
-    try:
-        return _cropped(item, photo, align, [(number, face)])[0]
-    except ImageError as error:
-        return _failed(item, f"cannot crop: {error}", number)
-
-
-def _failed(item: Item, error: str, face: int = -1) -> dict[str, Any]:
-    return {"key": item.key or f"{item.uri}#{face}", "image": item.uri, "face": face, "error": error}
-
-
-def _items(photos: pa.Table) -> Iterator[Item]:
-    if "content" in photos.column_names:
-        for row in photos.select(PHOTO.names).to_pylist():
-            content = UserError(row["problem"]) if row["problem"] is not None else row["content"]
-            yield Item(row["image"], content, row["key"], row["landmarks"], row["box"])
-        return
-    uris = photos.column("image").to_pylist()
-    with ThreadPoolExecutor(READERS) as pool:
-        yield from map(Item, uris, pool.map(_fetch, uris))
-
-
-def _fetch(uri: str) -> bytes | UserError:
-    try:
-        if not uri:
-            return UserError("no path is given")
-        content = storage.read_bytes(uri, MOST_BYTES + 1)
-    except UserError as error:
-        return UserError(str(error).removeprefix(f"{uri}: "))
-    return content if len(content) <= MOST_BYTES else UserError(f"over {MOST_BYTES >> 20} MiB")
-
-
-def _known(item: Item, align: Align) -> Face | None:
-    """The face that the input itself describes well enough for this alignment."""
-    needed = {"none": (), "box": item.box}.get(align.mode, item.landmarks)
-    if needed is None:
-        return None
-    points = np.array(item.landmarks or [math.nan] * 10, np.float32).reshape(5, 2)
-    return Face(np.array(item.box or [math.nan] * 4, np.float32), points, math.nan)
-
-
-def _look(item: Item, photo: Photo, detect: Detect) -> list[Face]:
-    faces = _detector(detect).detect(photo)
-    if item.key is not None and faces:
-        return [subject_of(faces, photo.width, photo.height)]
-    return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
-
-
-_HELD = threading.local()
-
-
-def _detector(settings: Detect) -> YuNet:
-    """One a thread: a detector remembers the size of its picture between two calls."""
-    held: dict[Detect, YuNet] = _HELD.__dict__.setdefault("detectors", {})
-    if settings not in held:
-        held[settings] = YuNet(settings)
-    return held[settings]
-
-
-def _values(array: NDArray[np.float32]) -> list[float] | None:
-    return None if np.isnan(array).any() else [float(value) for value in array.ravel()]
-
-
-PHOTO = pa.schema(
+PHOTO_SCHEMA = pa.schema(
     [
         pa.field("image", pa.string(), nullable=False),
         pa.field("content", pa.binary()),
@@ -221,4 +45,211 @@ PHOTO = pa.schema(
         pa.field("box", schema.BOX),
     ]
 )
-"""A photo with its bytes, or the problem that there are none. `key`, `landmarks` and `box` are a face shard's."""
+"""A photo with its bytes, or the problem why there are none. Only faces of a face shard have `key`,
+`landmarks` and `box`."""
+
+CANVAS_SCHEMA = pa.schema(
+    [
+        pa.field("canvas", pa.binary()),
+        pa.field("canvas_points", schema.POINTS),
+        pa.field("canvas_box", schema.BOX),
+    ]
+)
+"""A face's canvas (uint8, C x C x 3) with its landmarks and box in canvas pixels; null where
+`error` is set.
+"""
+
+DETECTED_SCHEMA = pa.schema(
+    [*(field for field in schema.SCORES if not field.name.startswith("age")), *CANVAS_SCHEMA]
+)
+"""A row of scores without its ages, with the face's canvas."""
+
+SIBLINGS = pa.field("siblings", pa.int32(), nullable=False)
+"""How many rows the photo of a row has."""
+
+_MAX_DEATHS = 2
+_FATAL = "cannot decode: the process died on it twice"
+
+
+class Item(NamedTuple):
+    """A photo's bytes, or the error why there are none. Only a face of a face shard has a key, and
+    may have landmarks (10 values) and a box (4)."""
+
+    uri: str
+    content: bytes | UserError | ImageError
+    key: str | None = None
+    landmarks: list[float] | None = None
+    box: list[float] | None = None
+
+
+def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str) -> pa.Table:
+    """The faces of a batch of photos: rows of DETECTED_SCHEMA.
+
+    photos: the column `image` (uris to read), or rows of PHOTO_SCHEMA. If they have further
+    columns, each row gets those of its photo, and SIBLINGS.
+    run: name of the run. Ray repeats a task whose process died, without end. A photo on which the
+    process died twice in this run (by a fault in a decoder, or for lack of memory) is not tried
+    again.
+    """
+    cv2.setNumThreads(1)  # a task runs on each CPU
+    items = list(_items(photos))
+    log = _log_of_attempts(items, run)
+    deaths = _deaths(log)
+    rows: list[dict[str, Any]] = []
+    siblings = []
+    with log.open("a") as attempt:
+        attempt.write("\n")
+        for number, item in enumerate(items):
+            attempt.write(f" {number}")
+            attempt.flush()
+            if deaths[str(number)] >= _MAX_DEATHS:
+                own = [_error_row(item, _FATAL)]
+            else:
+                own = rows_of(item, align, detect, search)
+            rows += own
+            siblings.append(len(own))
+    log.unlink(missing_ok=True)
+    return _carry(photos, pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA), np.array(siblings, np.int32))
+
+
+def _log_of_attempts(items: list[Item], run: str) -> Path:
+    """The file with a line for each attempt at this batch: the numbers of the photos that it
+    reached.
+    """
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.uri}#{item.key}\n".encode())
+    return Path(tempfile.gettempdir(), f"ageray-{run}-{digest.hexdigest()[:16]}")
+
+
+def _deaths(log: Path) -> Counter[str]:
+    """How often the process died on each photo: the last one that an attempt reached."""
+    deaths = Counter[str]()
+    if log.exists():
+        for line in log.read_text().splitlines():
+            deaths.update(line.split()[-1:])
+    return deaths
+
+
+def _carry(photos: pa.Table, rows: pa.Table, siblings: NDArray[np.int32]) -> pa.Table:
+    """The rows with the further columns of their photos. siblings (photos,): rows of each photo."""
+    further = [field for field in photos.schema if field.name not in PHOTO_SCHEMA.names]
+    if not further:
+        return rows
+    origin = np.repeat(np.arange(photos.num_rows), siblings)
+    for field in further:
+        rows = rows.append_column(field, photos.column(field.name).take(origin))
+    return rows.append_column(SIBLINGS, pa.array(siblings[origin]))
+
+
+def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
+    """Rows of DETECTED_SCHEMA for one photo: its faces, numbered from the left, or one row with the
+    error.
+
+    A photo of a face shard shows one subject. If several faces are found there, `jobs.prepare`'s
+    choice is taken.
+    """
+    if not isinstance(item.content, bytes):
+        return [_error_row(item, f"cannot read: {str(item.content).removeprefix(f'{item.uri}: ')}")]
+    input_face = _face_of_input(item, align)
+    detecting = align.mode != "none" and (search == "always" or (search == "auto" and input_face is None))
+    try:
+        side = detect.max_side if detecting else canvas_side(align)
+        photo = decode(item.content, side)
+    except ImageError as error:
+        return [_error_row(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
+    if detecting:
+        faces = _detect(item, photo, detect)
+    elif input_face is None:
+        return [_error_row(item, "no landmarks")]
+    else:
+        faces = [input_face]
+    if not faces:
+        return [_error_row(item, schema.NO_FACE)]
+    try:
+        return _face_rows(item, photo, align, list(enumerate(faces)))
+    except ImageError as error:
+        if len(faces) == 1:
+            return [_error_row(item, f"cannot crop: {error}")]
+    return list(starmap(partial(_face_row, item, photo, align), enumerate(faces)))
+
+
+def _face_rows(item: Item, photo: Photo, align: Align, faces: list[tuple[int, Face]]) -> list[dict[str, Any]]:
+    """Rows of DETECTED_SCHEMA for numbered faces. Raises ImageError if one of them cannot be
+    aligned.
+    """
+    assert isinstance(item.content, bytes)
+    points = np.stack([face.points for _, face in faces])
+    boxes = np.stack([face.box for _, face in faces])
+    canvases = face_canvases(item.content, points, boxes, align, photo)
+    rows = []
+    for row, (number, face) in enumerate(faces):
+        rows.append(
+            {
+                "key": item.key or f"{item.uri}#{number}",
+                "image": item.uri,
+                "face": number,
+                "box": _values(face.box),
+                "landmarks": _values(face.points),
+                "detection": face.score,
+                "canvas": canvases.pixels[row].tobytes(),
+                "canvas_points": canvases.points[row].ravel().tolist(),
+                "canvas_box": canvases.box[row].tolist(),
+            }
+        )
+        if math.isnan(face.score):  # the input brought the face
+            rows[-1]["detection"] = None
+    return rows
+
+
+def _face_row(item: Item, photo: Photo, align: Align, number: int, face: Face) -> dict[str, Any]:
+    """The row of one face among several, of which another may have failed."""
+    try:
+        return _face_rows(item, photo, align, [(number, face)])[0]
+    except ImageError as error:
+        return _error_row(item, f"cannot crop: {error}", number)
+
+
+def _error_row(item: Item, error: str, face: int = -1) -> dict[str, Any]:
+    return {"key": item.key or f"{item.uri}#{face}", "image": item.uri, "face": face, "error": error}
+
+
+def _items(photos: pa.Table) -> Iterator[Item]:
+    if "content" in photos.column_names:
+        for row in photos.select(PHOTO_SCHEMA.names).to_pylist():
+            content = row["content"]
+            if row["problem"] is not None:
+                content = UserError(row["problem"])
+            yield Item(row["image"], content, row["key"], row["landmarks"], row["box"])
+        return
+    uris = photos.column("image").to_pylist()
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from map(Item, uris, pool.map(_fetch, uris))
+
+
+def _fetch(uri: str) -> bytes | UserError | ImageError:
+    return fetch(uri) if uri else UserError("no path is given")
+
+
+def _face_of_input(item: Item, align: Align) -> Face | None:
+    """The face that the input describes, if it says as much as this alignment needs."""
+    needs = {"none": (), "box": item.box}.get(align.mode, item.landmarks)
+    if needs is None:
+        return None
+    points = np.array(item.landmarks or [math.nan] * 10, np.float32).reshape(5, 2)
+    return Face(np.array(item.box or [math.nan] * 4, np.float32), points, math.nan)
+
+
+def _detect(item: Item, photo: Photo, detect: Detect) -> list[Face]:
+    """The faces in the photo, from the left; of a face shard's photo, the one of its subject."""
+    faces = detector(detect).detect(photo)
+    if item.key is not None and faces:
+        return [subject_of(faces, photo.width, photo.height)]
+    return sorted(faces, key=lambda face: float(face.box[0] + face.box[2]))
+
+
+def _values(array: NDArray[np.float32]) -> list[float] | None:
+    if np.isnan(array).any():
+        return None
+    values: list[float] = array.ravel().tolist()
+    return values

@@ -1,4 +1,4 @@
-"""Second stage of scoring, where the model is: canvases in, rows of the scores table out."""
+"""Second stage, where the model is: canvases in, rows of the scores table out."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from ageray import bundle, schema
 from ageray.errors import UserError
 from ageray.faces.canvases import canvas_side
 from ageray.predictor import Predictor
-from ageray.stages import labels
+from ageray.stages.detect import CANVAS_SCHEMA
 
 
 def scores_schema(posterior: bool) -> pa.Schema:
     """Schema of the scores table, with or without the posterior."""
-    return schema.SCORES.append(schema.POSTERIOR) if posterior else schema.SCORES
+    if posterior:
+        return schema.SCORES.append(schema.POSTERIOR)
+    return schema.SCORES
 
 
 class AgeFaces:
-    """Gives the faces of a batch of `finding.DETECTED_SCHEMA` their ages: rows of the scores table, with the labels of their lots if those are there.
-    Holds the model."""
+    """Gives the faces of a batch their ages. Holds the model."""
 
     def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
         loaded = bundle.load(model)
@@ -32,9 +33,14 @@ class AgeFaces:
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 
-    def __call__(self, found: pa.Table) -> pa.Table:
-        valid = pc.is_valid(found.column("canvas"))
-        faces, rows = found.filter(valid), np.flatnonzero(valid.to_numpy())
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Rows of `ageray.stages.detect.DETECTED_SCHEMA` to rows of the scores table. Further
+        columns are carried.
+
+        Raises UserError if the model's ages are not finite.
+        """
+        has_face = pc.is_valid(rows.column("canvas"))
+        faces, places = rows.filter(has_face), np.flatnonzero(has_face.to_numpy())
         pixels = np.frombuffer(b"".join(faces.column("canvas").to_pylist()), np.uint8)
         ages = self._predictor.predict(
             pixels.reshape(-1, self._side, self._side, 3),
@@ -43,20 +49,17 @@ class AgeFaces:
         )
         if not np.isfinite(ages.age).all():
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
+        table = rows.drop_columns(CANVAS_SCHEMA.names)
+        further = [field for field in table.schema if field.name not in self._schema.names]
         columns = {"age": ages.age, "age_low": ages.low, "age_high": ages.high, "posterior": ages.posterior}
-        whole = (
-            self._schema
-            if "lot" not in found.column_names
-            else pa.schema([*self._schema, *labels.CHUNK_OF_ROW_SCHEMA])
-        )
-        table = found.select([name for name in found.column_names if name in whole.names])
         for field in self._schema:
             if field.name in columns:
-                values: list[Any] = [None] * found.num_rows
-                for row, value in zip(rows, columns[field.name], strict=True):
-                    values[row] = value
+                values: list[Any] = [None] * rows.num_rows
+                for place, value in zip(places, columns[field.name], strict=True):
+                    values[place] = value
                 table = table.append_column(field, pa.array(values, field.type))
-        return table.select(whole.names).cast(whole)
+        complete = pa.schema([*self._schema, *further])
+        return table.select(complete.names).cast(complete)
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:

@@ -1,1 +1,1 @@
-"""Training: the plain loop (no Ray), optimisers and schedules, and the Ray Train worker around them."""
+"""Training: the loop in plain torch, and the Ray Train workers that run it."""

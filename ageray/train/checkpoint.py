@@ -1,6 +1,6 @@
-"""The checkpoint of a run: one file, replaced whole, so that a run always finds its last good one and none is left behind.
+"""The checkpoint of a run: one file, replaced whole, so that the last good one is always there.
 
-It is written by a thread of its own from a copy in memory, while training goes on.
+A thread writes it from a copy in memory while training goes on.
 """
 
 from __future__ import annotations
@@ -18,27 +18,33 @@ from ageray.errors import UserError
 
 
 class AsyncCheckpointer:
-    """Writes states to a file, one after the other."""
+    """Writes states to one file, one after the other."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
-    def keep(self, state: dict[str, Any]) -> None:
-        """Takes a copy and writes it while the caller goes on; waits for the one before. Raises as `check` does."""
+    def save(self, state: dict[str, Any]) -> None:
+        """Copies `state` and writes the copy in the background, after the one before is written.
+
+        Raises as `check` does.
+        """
         self.wait()
         self._thread = Thread(target=self._write, args=(_copy(state),), daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """Raises UserError where the last state could not be written: the disk is full, the storage out of reach. The file is the one before."""
+        """Raises UserError, once, if the last state could not be written (disk full, storage gone).
+
+        The file then holds the state before.
+        """
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Until the last state is written. Raises as `check` does."""
+        """Waits until the last state is written. Raises as `check` does."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -54,13 +60,15 @@ class AsyncCheckpointer:
 
 
 def load(uri: str) -> dict[str, Any] | None:
-    """The last state kept, its tensors on the CPU; None where there is none. Raises UserError if the file is not one."""
+    """The last saved state, its tensors on the CPU; None if there is no file.
+
+    Raises UserError if the file is no checkpoint.
+    """
     if not storage.exists(uri):
         return None
+    content = io.BytesIO(storage.read_bytes(uri))
     try:
-        state: dict[str, Any] = torch.load(
-            io.BytesIO(storage.read_bytes(uri)), map_location="cpu", weights_only=True
-        )
+        state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
@@ -75,5 +83,5 @@ def _copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _copy(member) for name, member in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_copy(member) for member in value)
+        return type(value)(map(_copy, value))
     return value

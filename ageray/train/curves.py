@@ -1,4 +1,7 @@
-"""A run's log for the eye: learning curves as a picture, and TensorBoard's events."""
+"""A run's log as pictures: learning curves (PNG) and TensorBoard's event file.
+
+A record has the numbers of one epoch, see `ageray.train.epochs.close`.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,16 @@ Record = dict[str, Any]
 
 
 def learning_curves(log: Sequence[Record]) -> bytes:
-    """Training loss and validation MAE over the epochs, the best one marked, as PNG. log: a record an epoch, one at least."""
+    """Training loss and validation MAE by epoch as PNG, the best epoch marked.
+
+    log: one record per epoch, at least one.
+    """
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     loss, error = figure.subplots(1, 2)
-    epochs = [record["epoch"] for record in log]
-    loss.plot(epochs, [record["loss"] for record in log], color=INK, marker=".")
-    error.plot(epochs, [record["val_mae"] for record in log], color=INK, marker=".")
+    rows = [(record["epoch"], record["loss"], record["val_mae"]) for record in log]
+    epochs, losses, maes = zip(*rows, strict=True)
+    loss.plot(epochs, losses, color=INK, marker=".")
+    error.plot(epochs, maes, color=INK, marker=".")
     best = [record for record in log if record["best"]][-1]
     error.plot(
         best["epoch"],
@@ -48,7 +55,10 @@ def learning_curves(log: Sequence[Record]) -> bytes:
 
 
 def events(log: Sequence[Record]) -> bytes:
-    """A TensorBoard event file with every number of the log's records by epoch. That of a longer log starts with that of a shorter."""
+    """A TensorBoard event file with every finite number of the log by epoch.
+
+    The file of a longer log starts with the bytes of the file of a shorter one.
+    """
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "events"
         writer = RecordWriter(str(file))
@@ -62,15 +72,8 @@ def _events(log: Sequence[Record]) -> Iterator[Event]:
     if log:
         yield Event(wall_time=log[0]["time"], file_version="brain.Event:2")
     for record in log:
-        numbers = {
-            name: value
-            for name, value in record.items()
-            if isinstance(value, float) and math.isfinite(value) and name != "time"
-        }
-        summary = Summary(
-            value=[
-                Summary.Value(tag=name.replace("loss.", "loss/"), simple_value=value)
-                for name, value in numbers.items()
-            ]
-        )
-        yield Event(wall_time=record["time"], step=record["epoch"], summary=summary)
+        values = []
+        for name, value in record.items():
+            if isinstance(value, float) and math.isfinite(value) and name != "time":
+                values.append(Summary.Value(tag=name.replace("loss.", "loss/"), simple_value=value))
+        yield Event(wall_time=record["time"], step=record["epoch"], summary=Summary(value=values))

@@ -1,4 +1,4 @@
-"""Optimiser and schedule of a stage."""
+"""Optimiser and learning-rate schedule of a stage."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from ageray.models.network import AgeNetwork, Backbone
 def make_optimizer(
     network: nn.Module, head: Iterable[nn.Parameter], config: experiment.Optimizer
 ) -> Optimizer:
-    """Four groups: head and body, each with and without weight decay (biases and norms are
-    exempt).
+    """An optimiser with up to four groups: head and backbone, each with and without weight decay.
 
-    A body rate of 0 freezes the body: its parameters take no gradient; `config.frozen_blocks`
-    freezes its first blocks.
+    Biases and norms have no weight decay. With `body_lr: 0` the parameters of the backbone are
+    frozen: they take no gradient; `config.frozen_blocks` freezes its first blocks. What a network
+    never trains (`fixed_parameters`) is frozen always.
     """
     frozen_ids = frozen_parameters(network, config.frozen_blocks)
-    head_ids = {id(parameter) for parameter in head}
-    body_lr = config.lr if config.body_lr is None else config.body_lr
+    head_ids = set(map(id, head))
+    backbone_lr = config.lr if config.body_lr is None else config.body_lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
-        lr = config.lr if id(parameter) in head_ids else body_lr
+        lr = backbone_lr
+        if id(parameter) in head_ids:
+            lr = config.lr
         if id(parameter) in frozen_ids:
             lr = 0.0
         parameter.requires_grad_(lr > 0)
         if lr > 0:
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
-    parameters = [
-        {"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()
-    ]
+    parameters = []
+    for (lr, decay), members in groups.items():
+        parameters.append({"params": members, "lr": lr, "weight_decay": decay})
     if config.name == "sgd":
         return SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0)
     if config.name == "adadelta":
@@ -49,13 +51,14 @@ def make_optimizer(
 
 def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
     """The identities of the parameters of the backbone's first `blocks` blocks
-    (`optimizer.frozen_blocks`).
+    (`optimizer.frozen_blocks`), and of those that the network never trains.
 
     Raises UserError if the backbone has fewer blocks, or none that can be frozen.
     """
+    fixed = set(map(id, network.fixed_parameters())) if isinstance(network, AgeNetwork) else set()
     if blocks == 0:
-        return set()
-    backbone = network.body() if isinstance(network, AgeNetwork) else network
+        return fixed
+    backbone = network.get_backbone() if isinstance(network, AgeNetwork) else network
     parts = backbone.blocks() if isinstance(backbone, Backbone) else []
     if blocks > len(parts):
         name = getattr(backbone, "name", "this network")
@@ -63,12 +66,16 @@ def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
             f"train.stages: optimizer.frozen_blocks={blocks}, but {name} has {len(parts)} blocks that can "
             f"be frozen; set {len(parts)} or less"
         )
-    return {id(parameter) for part in parts[:blocks] for parameter in part.parameters()}
+    for part in parts[:blocks]:
+        fixed |= set(map(id, part.parameters()))
+    return fixed
 
 
 def factor(config: experiment.Schedule, step: int, steps: int) -> float:
-    """The learning rate at `step` of `steps` as a factor of the peak: linear warm-up, then
-    constant, half a cosine down to 0, or steps of 10."""
+    """The learning rate at `step` of `steps`, divided by its peak.
+
+    A linear warm-up, then constant, half a cosine down to 0, or a tenth at each milestone.
+    """
     warmup = round(config.warmup * steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -1,4 +1,4 @@
-"""What is decided before training starts: which faces, how many steps, where the run lives. No Ray."""
+"""What is decided before training starts: the faces, the steps, the run folder. No Ray."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ageray import bundle, config, storage
+from ageray import config, storage
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
-from ageray.experiment import Experiment, FaceSet, Stage
+from ageray.experiment import Experiment, FaceSet, Scale, Stage
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 from ageray.train import wise_ft
-
-CONFIG, SPLIT, LOG, BEST, STATE = "config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "state.pt"
-CURVES, EVENTS, TRACE = "curves.png", "tensorboard/events.out.tfevents.0", "trace.json"
+from ageray.train.files import RunFiles
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that can start: its folder, how many faces each part has, the steps of an epoch of each stage, facts for the card, and the faces by
-    stream: `stage-0` and so on, `train`, `val`. `sets` are the sets that the run trains on, `data.shards` alone being one."""
+    """A run that can start.
+
+    parts: faces of each part. steps: of one epoch of each stage. facts: for the bundle's card.
+    faces: by stream, `train`, `val`, `stage-0` and so on. sets: those that the run trains on;
+    `data.shards` alone is one.
+    """
 
     folder: str
     parts: dict[str, int]
@@ -41,52 +43,62 @@ class Plan:
     sets: tuple[FaceSet, ...]
 
     def folders(self, stage: Stage | None = None) -> list[str]:
-        """Where the shards of each set are that a stage trains on, or that validate."""
-        return [stage.shards] if stage is not None and stage.shards else [each.shards for each in self.sets]
+        """The shards of each set that a stage trains on; without a stage, of each set of the run."""
+        if stage is not None and stage.shards:
+            return [stage.shards]
+        return [each.shards for each in self.sets]
+
+    @property
+    def files(self) -> RunFiles:
+        """The files of the run folder."""
+        return RunFiles(self.folder)
 
 
 def run_folder(experiment: Experiment) -> str:
-    """`<runs>/<model>-<data>-<hash of everything but the machine>`: the same experiment has the same folder and continues there."""
+    """`<runs>/<model>-<data>-<digest of the settings without scale>`.
+
+    The same experiment has the same folder and continues there.
+    """
     name = f"{experiment.model.name}-{experiment.data.name}-{config.digest(experiment)}"
     return storage.join(storage.absolute(experiment.scale.runs), name)
 
 
 def make(experiment: Experiment, fresh: bool = False) -> Plan:
-    """Checks everything that can be checked before a cluster is touched, then writes config.yaml and split.parquet into the run folder.
+    """Checks all that can be checked without a cluster, then writes config.yaml and split.parquet.
 
-    Raises UserError for a loss that the model cannot feed, missing shards or weights, too few faces, or a run that is finished already
-    (`fresh` starts it anew).
+    fresh: start a finished or interrupted run anew. Raises UserError for a loss that the model
+    cannot feed, missing shards or weights, too few faces, or a run that is finished.
     """
     sets = face_sets(experiment)
     check_train(experiment)
     check_model(experiment)
-    tables, splits_of_sets = _dealt(sets)
+    tables = [_labels(each) for each in sets]
+    _check_keys(sets, tables)
+    splits_of_sets = [_split(each, table, len(sets)) for each, table in zip(sets, tables, strict=True)]
     faces, split = pa.concat_tables(tables), _joined(sets, splits_of_sets)
     parts = split.parts
-    listed = _listed(experiment, sets, tables, parts)
-    steps = _steps(experiment, listed)
-    folder = run_folder(experiment)
+    streams = _streams(experiment, sets, tables, parts)
+    steps = _steps(experiment, streams)
+    files = RunFiles(run_folder(experiment))
     if fresh:
-        storage.remove_tree(folder)
-    elif storage.exists(storage.join(folder, bundle.IN_RUN, bundle.CARD)):
+        storage.remove_tree(files.folder)
+    elif storage.exists(files.card):
         raise UserError(
-            f"{folder}: this run is finished; evaluate it with jobs.evaluate, or train it anew with --fresh"
+            f"{files.folder}: this run is finished; evaluate it with jobs.evaluate, "
+            "or train it anew with --fresh"
         )
-    storage.make_folder(folder)
-    storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
-    splits.save(storage.join(folder, SPLIT), parts)
-    return Plan(
-        folder,
-        {name: len(keys) for name, keys in parts.items()},
-        steps,
-        facts(experiment, faces, split) | _facts_of_sets(sets, splits_of_sets),
-        listed,
-        sets,
-    )
+    storage.make_folder(files.folder)
+    storage.write_text(files.config, config.dump(experiment))
+    splits.save(files.split, parts)
+    card = facts(experiment, faces, split) | _facts_of_sets(sets, splits_of_sets)
+    return Plan(files.folder, card["faces"], steps, card, streams, sets)
 
 
 def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:
-    """The sets that a run trains on: `data.sets`, or `data.shards` under `protocol`. Raises UserError if there is neither."""
+    """The sets that a run trains on: `data.sets`, or `data.shards` under `protocol`.
+
+    Raises UserError if there is neither.
+    """
     data = experiment.data
     if data.sets:
         return data.sets
@@ -97,158 +109,177 @@ def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:
     return (FaceSet(name=data.name, shards=data.shards, protocol=experiment.protocol),)
 
 
-def _dealt(sets: Sequence[FaceSet]) -> tuple[list[pa.Table], list[splits.Split]]:
-    """The labelled faces of each set and their split. A label without a deviation of its own has that of its set.
+def _labels(face_set: FaceSet) -> pa.Table:
+    """The labelled faces of a set; a label without a deviation of its own takes that of the set."""
+    faces = labelled_faces(face_set.shards)
+    deviations = pc.fill_null(faces.column("age_std"), face_set.age_std)
+    place = faces.column_names.index("age_std")
+    return faces.set_column(place, faces.field("age_std"), deviations)
 
-    Raises UserError if a set leaves no training face, or a key stands in two sets.
-    """
-    tables, found = [], []
-    for each in sets:
-        faces = labelled_faces(each.shards)
-        split = protocols.split(faces, each.protocol)
-        if not split.parts["train"]:
-            where = "" if len(sets) == 1 else f"data.sets, '{each.name}': "
-            raise UserError(
-                f"{where}protocol.name={each.protocol.name}: leaves no face to train on; set protocol.name=subject_exclusive, say"
-            )
-        place = faces.column_names.index("age_std")
-        stds = pc.fill_null(faces.column("age_std"), each.age_std)
-        tables.append(faces.set_column(place, faces.field("age_std"), stds))
-        found.append(split)
-    owner: dict[str, str] = {}
+
+def _check_keys(sets: Sequence[FaceSet], tables: Sequence[pa.Table]) -> None:
+    """Raises UserError if a key stands in two sets."""
+    owners: dict[str, str] = {}
     for each, table in zip(sets, tables, strict=True):
         for key in table.column("key").to_pylist():
-            if owner.setdefault(key, each.name) != each.name:
+            owner = owners.setdefault(key, each.name)
+            if owner != each.name:
                 raise UserError(
-                    f"data.sets: key '{key}' is in '{owner[key]}' and in '{each.name}'; prepare them with a data.name of their own"
+                    f"data.sets: key '{key}' is in '{owner}' and in '{each.name}'; "
+                    "prepare them with a data.name of their own"
                 )
-    return tables, found
 
 
-def _joined(sets: Sequence[FaceSet], found: Sequence[splits.Split]) -> splits.Split:
+def _split(face_set: FaceSet, faces: pa.Table, count: int) -> splits.Split:
+    """The split of one of `count` sets. Raises UserError if it leaves no training face."""
+    split = protocols.split(faces, face_set.protocol)
+    if not split.parts["train"]:
+        where = "" if count == 1 else f"data.sets, '{face_set.name}': "
+        raise UserError(
+            f"{where}protocol.name={face_set.protocol.name}: leaves no face to train on; "
+            "set protocol.name=subject_exclusive, say"
+        )
+    return split
+
+
+def _joined(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> splits.Split:
     """The split of all sets together; a note says of which set it is."""
     if len(sets) == 1:
-        return found[0]
+        return splits_of_sets[0]
     parts: dict[str, list[str]] = {name: [] for name in splits.PARTS}
     notes = []
-    for each, split in zip(sets, found, strict=True):
+    for each, split in zip(sets, splits_of_sets, strict=True):
         for name in splits.PARTS:
             parts[name] += split.parts[name]
         notes += [f"{each.name}: {note}" for note in split.notes]
     return splits.Split({name: sorted(keys) for name, keys in parts.items()}, notes)
 
 
-def _facts_of_sets(sets: Sequence[FaceSet], found: Sequence[splits.Split]) -> dict[str, Any]:
+def _facts_of_sets(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> dict[str, Any]:
     """For the card of a run on several sets: each set's weight, protocol and faces; else nothing."""
     if len(sets) == 1:
         return {}
-    rows = [
-        {
-            "name": each.name,
-            "weight": each.weight,
-            "protocol": each.protocol.model_dump(),
-            "faces": {name: len(keys) for name, keys in split.parts.items()},
-        }
-        for each, split in zip(sets, found, strict=True)
-    ]
+    rows = []
+    for each, split in zip(sets, splits_of_sets, strict=True):
+        counts = {name: len(keys) for name, keys in split.parts.items()}
+        rows.append(
+            {
+                "name": each.name,
+                "weight": each.weight,
+                "protocol": each.protocol.model_dump(),
+                "faces": counts,
+            }
+        )
     return {"sets": rows}
 
 
+def worker_range(scale: Scale) -> tuple[int, int]:
+    """The least and the greatest number of workers that `scale.workers` allows."""
+    return scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
+
+
 def check_train(experiment: Experiment) -> None:
-    """Raises UserError where a batch cannot be cut into equal parts for the workers, or these into equal pieces, or a term cannot be weighed."""
-    train, workers = experiment.train, experiment.scale.workers
-    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    """Raises UserError if a batch cannot be cut into equal parts and pieces.
+
+    A part goes to each worker (`scale.workers`), a piece is a part cut further
+    (`train.accumulate`). A term that sums over a batch cannot be cut into pieces.
+    """
+    train = experiment.train
+    least, most = worker_range(experiment.scale)
     if least > most:
         raise UserError(f"scale.workers=[{least}, {most}]: give the least number first")
+    multiple = math.lcm(*(number * train.accumulate for number in range(least, most + 1)))
     for count in range(least, most + 1):
         if train.batch_size % (count * train.accumulate):
             pieces = f" in {train.accumulate} pieces each (train.accumulate)" if train.accumulate > 1 else ""
             raise UserError(
-                f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} workers{pieces}; choose a multiple of "
-                f"{math.lcm(*(number * train.accumulate for number in range(least, most + 1)))}, or other scale.workers"
+                f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} "
+                f"workers{pieces}; choose a multiple of {multiple}, or other scale.workers"
             )
     if experiment.data.sets and experiment.align.placement == "actors":
         raise UserError(
             "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
         )
-    sums = [name for name, term in experiment.loss if getattr(term, "reduction", "mean") == "sum"]
-    if train.accumulate > 1 and sums:
-        raise UserError(
-            f"train.accumulate={train.accumulate}: loss.{sums[0]}.reduction=sum adds up a whole batch; set it to mean, or accumulate 1"
-        )
+    for name, term in experiment.loss:
+        if train.accumulate > 1 and getattr(term, "reduction", "mean") == "sum":
+            raise UserError(
+                f"train.accumulate={train.accumulate}: loss.{name}.reduction=sum adds up a whole batch; "
+                "set it to mean, or accumulate 1"
+            )
 
 
 def check_model(experiment: Experiment) -> AgeNetwork:
-    """The network at its start. Raises UserError for missing weights, a loss that it cannot feed, or faces that are too small for it."""
+    """The network at its start.
+
+    Raises UserError for missing weights, a loss that it cannot feed, or faces too small for it.
+    """
     wise_ft.check(experiment)
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
-    for view in experiment.model.decode.views:
-        size, key = (
-            view.size or experiment.align.size,
-            "model.decode.views.size" if view.size else "align.size",
-        )
+    sizes = {"align.size": experiment.align.size}
+    for place, view in enumerate(experiment.model.decode.views):
+        if view.size:
+            sizes[f"model.decode.views.{place}.size"] = view.size
+    for key, size in sizes.items():
         if size < network.least_side:
             raise UserError(
-                f"{key}={size}: model '{experiment.model.name}' needs faces of at least {network.least_side} "
-                "pixels; raise it, or choose another backbone"
+                f"{key}={size}: model '{experiment.model.name}' needs faces of at least "
+                f"{network.least_side} pixels; raise it, or choose another backbone"
             )
     return network
 
 
-def _listed(
+def _streams(
     experiment: Experiment, sets: Sequence[FaceSet], tables: Sequence[pa.Table], parts: dict[str, list[str]]
 ) -> dict[str, RowIndex]:
     """The faces of every stream in the order of the sets and of their shards."""
-    listed = {}
+    streams = {}
+    shards = ", ".join(each.shards for each in sets)
     for name in ("train", "val"):
         keys = pa.array(parts[name], pa.string())
         chosen = [table.filter(pc.is_in(table.column("key"), keys)) for table in tables]
-        listed[name] = _listing(chosen, ", ".join(each.shards for each in sets))
+        streams[name] = _row_index(chosen, shards)
     for index, stage in enumerate(experiment.train.stages):
-        listed[f"stage-{index}"] = (
-            listed["train"]
-            if stage.shards is None
-            else _listing([labelled_faces(stage.shards)], stage.shards)
-        )
-    return listed
+        if stage.shards is None:
+            streams[f"stage-{index}"] = streams["train"]
+        else:
+            streams[f"stage-{index}"] = _row_index([labelled_faces(stage.shards)], stage.shards)
+    return streams
 
 
-def _listing(tables: Sequence[pa.Table], shards: str) -> RowIndex:
+def _row_index(tables: Sequence[pa.Table], shards: str) -> RowIndex:
     """The faces of one table a set."""
     faces = pa.concat_tables(tables)
-    ends = np.cumsum([0, *(table.num_rows for table in tables)])
+    ages = cast(list[float], faces.column("age").to_pylist())
     age_std = pc.fill_null(faces.column("age_std"), 0.0).to_numpy().astype(np.float32)
-    listed = RowIndex.of(
-        faces.column("key").to_pylist(),
-        cast(list[float], faces.column("age").to_pylist()),
-        age_std if age_std.any() else None,
-        tuple(int(end) for end in ends[:-1]),
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
+    index = RowIndex.of(
+        faces.column("key").to_pylist(), ages, age_std if age_std.any() else None, tuple(starts.tolist())
     )
-    if len(np.unique(listed.mark)) < len(listed):
+    if len(np.unique(index.key_hash)) < len(index):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
-    return listed
+    return index
 
 
-def _steps(experiment: Experiment, listed: dict[str, RowIndex]) -> list[int]:
+def _steps(experiment: Experiment, streams: dict[str, RowIndex]) -> list[int]:
     steps = []
     for index, stage in enumerate(experiment.train.stages):
-        faces = len(listed[f"stage-{index}"])
+        faces = len(streams[f"stage-{index}"])
         if stage.shards is None and experiment.data.sets:
-            ends = [*listed["train"].starts, faces]
-            sizes = np.diff(ends) * [each.weight for each in experiment.data.sets]
-            faces = int(np.rint(sizes.sum()))
+            sizes = np.diff([*streams["train"].starts, faces])
+            faces = int(np.rint(sizes @ [each.weight for each in experiment.data.sets]))
         if faces < experiment.train.batch_size:
-            where = stage.shards or experiment.data.shards or "data.sets"
+            shards = stage.shards or experiment.data.shards or "data.sets"
             raise UserError(
-                f"train.batch_size={experiment.train.batch_size}: {where} has only {faces} training faces; lower it or add faces"
+                f"train.batch_size={experiment.train.batch_size}: {shards} has only {faces} training faces; "
+                "lower it or add faces"
             )
         steps.append(faces // experiment.train.batch_size)
     return steps
 
 
 def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[str, Any]:
-    """What a bundle's card says of the faces that it was trained on."""
+    """What a bundle's card reports on the faces that the model was trained on."""
     parts = split.parts
     ages = dict(zip(faces.column("key").to_pylist(), faces.column("age").to_pylist(), strict=True))
     training = np.array([ages[key] for key in parts["train"]])
@@ -269,11 +300,12 @@ def facts(experiment: Experiment, faces: pa.Table, split: splits.Split) -> dict[
 
 
 def to_lines(records: list[dict[str, Any]]) -> str:
-    """JSON lines; what is not a number is null."""
-    return "".join(
-        json.dumps({name: _finite(value) for name, value in record.items()}) + "\n" for record in records
-    )
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """JSON lines; a number that is not finite becomes null."""
+    lines = []
+    for record in records:
+        finite = dict(record)
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                finite[name] = None
+        lines.append(json.dumps(finite) + "\n")
+    return "".join(lines)

@@ -1,4 +1,7 @@
-"""Batches made ready while the network works: a thread reads on, and on a GPU puts them where the copy to the device need not wait."""
+"""Batches read in the background: a thread reads on while the network computes.
+
+On a GPU the thread puts arrays into pinned memory, so that the copy to the device does not block.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,20 @@ import numpy as np
 import torch
 
 _END = object()
-_PATIENCE = 0.2  # seconds between looks whether anybody still wants a batch
+_POLL_SECONDS = 0.2  # between two checks whether the reader is still there
 
 
 class Prefetcher:
-    """Iterates once over `batches`, `depth` of them read ahead; `waited` counts the seconds in which none was ready.
+    """Iterates once over `batches`, up to `depth` of them read in advance.
 
-    What the reading raises is raised here. When iteration stops early, the thread ends too.
+    `waited` counts the seconds in which no batch was ready. An error in the thread is raised here.
+    The thread ends when iteration stops early.
     """
 
     def __init__(self, batches: Iterable[Any], depth: int, device: torch.device) -> None:
         self._batches, self._pin = batches, device.type == "cuda"
         self._queue: Queue[Any] = Queue(depth)
-        self._unwanted = Event()
+        self._closed = Event()
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:
@@ -34,37 +38,38 @@ class Prefetcher:
             while True:
                 started = time.perf_counter()
                 with torch.profiler.record_function("waiting for data"):
-                    found = self._queue.get()
+                    item = self._queue.get()
                 self.waited += time.perf_counter() - started
-                if found is _END:
+                if item is _END:
                     return
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
         finally:
-            self._unwanted.set()
-            self._empty()
+            self._closed.set()
+            self._drain()
             thread.join()
 
     def _read(self) -> None:
         try:
             for batch in self._batches:
-                if not self._offer(_pinned(batch) if self._pin else batch):
+                if not self._put(_pinned(batch) if self._pin else batch):
                     return
-            self._offer(_END)
+            self._put(_END)
         except BaseException as error:
-            self._offer(error)
+            self._put(error)
 
-    def _offer(self, item: Any) -> bool:
-        while not self._unwanted.is_set():
+    def _put(self, item: Any) -> bool:
+        """Whether the item was queued; False if the reader has stopped."""
+        while not self._closed.is_set():
             try:
-                self._queue.put(item, timeout=_PATIENCE)
+                self._queue.put(item, timeout=_POLL_SECONDS)
             except Full:
                 continue
             return True
         return False
 
-    def _empty(self) -> None:
+    def _drain(self) -> None:
         try:
             while True:
                 self._queue.get_nowait()
@@ -73,12 +78,13 @@ class Prefetcher:
 
 
 def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
-    def pin(values: Any) -> Any:
-        plain = isinstance(values, np.ndarray) and values.dtype != object
-        return (
-            torch.from_numpy(np.array(values) if not values.flags.writeable else values).pin_memory()
-            if plain
-            else values
-        )
-
-    return {name: pin(values) for name, values in batch.items()}
+    """The arrays of numbers as pinned tensors, the other values as they are."""
+    pinned = {}
+    for name, values in batch.items():
+        if isinstance(values, np.ndarray) and values.dtype != object:
+            if not values.flags.writeable:
+                values = np.array(values)
+            pinned[name] = torch.from_numpy(values).pin_memory()
+        else:
+            pinned[name] = values
+    return pinned

@@ -1,4 +1,4 @@
-"""A trace of a few training steps, with the waiting for data, for Perfetto or chrome://tracing."""
+"""A trace of ten training steps, waiting for data included, for Perfetto or chrome://tracing."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ Step = Callable[[], object]
 
 
 @contextmanager
-def trace(uri: str, wanted: bool) -> Iterator[Step]:
-    """Gives what is to be called after every step; writes the trace of steps 6 to 15 to `uri`, once a run. Not wanted: does nothing."""
-    if not wanted or storage.exists(uri):
+def trace(uri: str, enabled: bool) -> Iterator[Step]:
+    """Yields a function to call after every step; steps 6 to 15 are traced into `uri`, once a run.
+
+    If not `enabled`, or the file exists, nothing is traced.
+    """
+    if not enabled or storage.exists(uri):
         yield lambda: None
         return
 
-    def write(found: profile) -> None:
+    def write(profiler: profile) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            found.export_chrome_trace(str(Path(folder) / "trace.json"))
-            storage.write_bytes(uri, (Path(folder) / "trace.json").read_bytes())
+            file = Path(folder) / "trace.json"
+            profiler.export_chrome_trace(str(file))
+            storage.write_bytes(uri, file.read_bytes())
 
-    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    kinds = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        kinds.append(ProfilerActivity.CUDA)
     with profile(
         activities=kinds,
         schedule=schedule(wait=_FIRST - 1, warmup=1, active=_STEPS, repeat=1),
         on_trace_ready=write,
-    ) as running:
-        yield running.step
+    ) as profiler:
+        yield profiler.step

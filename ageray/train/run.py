@@ -1,4 +1,7 @@
-"""Training on Ray: workers that stream their faces and run the plain loop as one; after a loss they go on from the last checkpoint."""
+"""Training on Ray, the driver's side: starts the workers of a plan and restarts them after a loss.
+
+Plan -> TorchTrainer of `ageray.train.worker` -> the run folder with its bundle
+"""
 
 from __future__ import annotations
 
@@ -17,56 +20,51 @@ from ageray import cluster, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.train import loader, worker
-from ageray.train.plan import Plan
+from ageray.train.files import RAY
+from ageray.train.plan import Plan, worker_range
 
-_RAYS = "ray"
-"""What Ray Train itself keeps of a run, in its folder."""
 Record = dict[str, Any]
 Show = Callable[[Record], None]
 
 
 def train(experiment: Experiment, plan: Plan, show: Show) -> None:
-    """Trains on the connected cluster until the run folder has a bundle; continues a run that was interrupted.
+    """Trains on the connected cluster until the run folder has a bundle; continues an interrupted
+    run.
 
-    `show` receives progress (`kind` "step") and epoch records (`kind` "epoch") as they come. A run whose worker or node is lost goes on by
-    itself, `scale.max_failures` times. Raises UserError if the cluster can never hold the workers, or storage fails: the last checkpoint is
-    whole then.
+    show: receives progress (`kind` "step"), epoch records (`kind` "epoch") and notes as they come.
+    If a worker or node is lost, training continues from the last checkpoint, at most
+    `scale.max_failures` times. Raises UserError if the cluster can never fit the workers, or
+    storage fails; the last checkpoint is whole then.
     """
     scaling = _scaling(experiment)
     rows = loader.sources(experiment, plan)
-    for attempt in range(experiment.scale.max_failures + 1):
+    settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows}
+    failures = experiment.scale.max_failures
+    for attempt in range(failures + 1):
         try:
-            _fit(
-                {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows},
-                scaling,
-                plan.folder,
-                show,
-            )
+            _fit(settings, scaling, plan, show)
         except TrainingFailedError:
-            if attempt == experiment.scale.max_failures:
+            if attempt == failures:
                 raise
-            show(
-                {
-                    "kind": "note",
-                    "text": f"a worker was lost; going on from the last checkpoint ({attempt + 1} of {experiment.scale.max_failures})",
-                }
-            )
+            text = f"a worker was lost; going on from the last checkpoint ({attempt + 1} of {failures})"
+            show({"kind": "note", "text": text})
             continue
         return
 
 
-class _WouldComeAgain(Exception):
-    """An attempt that failed for a reason that the next would meet too."""
+class _PermanentError(Exception):
+    """An attempt failed for a reason that the next attempt would meet too."""
 
 
-def _fit(settings: dict[str, Any], scaling: ScalingConfig, folder: str, show: Show) -> None:
+def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Show) -> None:
     """One attempt."""
-    # where the driver is, so that it outlives every node that may be lost
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue, final = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here}), list[str | None]()
-    filesystem, path = storage.filesystem(folder)
+    # the queue's actor runs on the driver's node, so that it outlives every node that may be lost
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
+    final = list[str | None]()
+    filesystem, path = storage.filesystem(plan.folder)
     run = RunConfig(  # type: ignore[call-arg]  # its type is that of the Ray Train before this one
-        name=_RAYS,
+        name=RAY,
         storage_path=path,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=0),
@@ -82,21 +80,22 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, folder: str, show: Sh
     except TrainingFailedError as error:
         queue.put(None)
         listener.join()
-        mistakes = [mistake for mistake in final if mistake is not None]
-        if mistakes:
-            raise UserError(mistakes[0]) from None
+        for mistake in final:
+            if mistake is not None:
+                raise UserError(mistake) from None
         if final:
-            raise _WouldComeAgain(str(error)) from error
+            raise _PermanentError(str(error)) from error
         raise
     finally:
         queue.put(None)
         listener.join()
         queue.shutdown()
-        with suppress(UserError):  # the storage that a run stopped for
-            storage.remove_tree(storage.join(folder, _RAYS))
+        with suppress(UserError):  # storage that failed is why the run stopped
+            storage.remove_tree(plan.files.ray)
 
 
 def _listen(queue: Queue, show: Show, final: list[str | None]) -> None:
+    """Passes records on until None; collects in `final` the mistakes that end the run."""
     while (record := queue.get()) is not None:
         if record["kind"] == "final":
             final.append(record["mistake"])
@@ -105,30 +104,38 @@ def _listen(queue: Queue, show: Show, final: list[str | None]) -> None:
 
 
 def _scaling(experiment: Experiment) -> ScalingConfig:
-    """How many workers with what. Raises UserError if the cluster can never hold them beside one CPU that decodes."""
+    """How many workers with what resources.
+
+    Raises UserError if the cluster can never fit them beside one CPU that decodes.
+    """
     scale = experiment.scale
-    least, most = scale.workers if isinstance(scale.workers, tuple) else (scale.workers, scale.workers)
+    least, most = worker_range(scale)
     gpus = sum(node.get("GPU", 0) for node in cluster.nodes())
     if scale.gpu is True and gpus < least:
         raise UserError(
-            f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; set scale.gpu=false or add GPUs"
+            f"scale.gpu=true: the cluster has {gpus:g} GPUs for {least} workers; "
+            "set scale.gpu=false or add GPUs"
         )
     use_gpu = gpus >= least if scale.gpu == "auto" else scale.gpu
-    needed = cluster.pin_to_on_demand({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
-    room = _room(needed, loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0)
+    resources = cluster.pin_to_on_demand({"CPU": scale.cpus_per_worker, "GPU": int(use_gpu)})
+    aligner_cpus = loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0
+    room = _room(resources, aligner_cpus)
     if room < least:
         raise UserError(
-            f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; lower it, or add nodes"
+            f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} "
+            f"CPUs{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; "
+            "lower it, or add nodes"
         )
-    number: Any = (
-        least if least == most else (least, min(most, room))
-    )  # Ray's type does not know its own pair
-    return ScalingConfig(num_workers=number, use_gpu=use_gpu, resources_per_worker=needed)
+    # Ray accepts a pair (least, most), which its type does not say
+    number: Any = least
+    if least < most:
+        number = (least, min(most, room))
+    return ScalingConfig(num_workers=number, use_gpu=use_gpu, resources_per_worker=resources)
 
 
-def _room(needed: dict[str, float], beside: float) -> int:
-    """How many workers fit on the nodes, with `beside` CPUs more each, if one CPU is left to decode."""
+def _room(resources: dict[str, float], further_cpus: float) -> int:
+    """How many workers fit, with `further_cpus` more each, if one CPU is left to decode."""
     nodes = cluster.nodes()
     spare = sum(node.get("CPU", 0) for node in nodes) - 1
-    return min(cluster.holds(nodes, needed), int(spare / (needed["CPU"] + beside) + 1e-6))
+    by_cpu = int(spare / (resources["CPU"] + further_cpus) + 1e-6)
+    return min(cluster.capacity(nodes, resources), by_cpu)

@@ -1,6 +1,9 @@
-"""Which face stands where in an epoch: drawn from numbers alone, so that it is the same for any number of workers and after any interruption.
+"""The sampler: which face stands where in an epoch, and batches in that order out of a stream.
 
-A row number counts the faces of a part in the order of the shards. Shape letters: N faces, S steps, B faces of a worker in a step.
+The order follows from the seed and the epoch alone, so it is the same for any number of workers and
+after any interruption. A row number counts the faces of a part in the order of the shards.
+
+Shape letters: N faces, S steps, B faces of a worker in a step.
 """
 
 from __future__ import annotations
@@ -15,32 +18,40 @@ from numpy.typing import NDArray
 from ageray.data.row_index import RowIndex, Rows
 
 Columns = dict[str, Any]
-_MOST = 10.0
-"""How much more than the mean a face may count or come: the only faces of an age would otherwise fill whole batches."""
+Face = tuple[Columns, int]
+"""A block of the stream, and the index of the face in it."""
+_MAX_WEIGHT = 10.0
+"""Upper bound on a face's weight or repeat count, relative to the mean, so that rare ages cannot
+fill whole batches.
+"""
 
 
 def weights(age_N: NDArray[np.float32], power: float = 1.0) -> NDArray[np.float64]:
-    """What each face must count for every year of age to count alike: (N,), mean 1, at most 10.
+    """Weights (N,) with which every year of age counts alike: mean 1, at most 10.
 
-    power: a face counts by the number of faces of its year to the power of minus this; 1 evens the years out, 0 changes nothing.
+    power: a face counts by the number of faces of its year to the power of minus this; 1 evens the
+    years out, 0 changes nothing.
     """
     _, year_N, count = np.unique(np.floor(age_N + 0.5), return_inverse=True, return_counts=True)
     rarity = count**-power
-    low, high = 0.0, float(len(age_N)) * _MOST
-    for _ in range(100):  # the level of a year, such that the mean is 1
+    # bisection: the factor, the same for all years, with which the mean is 1
+    low, high = 0.0, float(len(age_N)) * _MAX_WEIGHT
+    for _ in range(100):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if np.minimum(middle * rarity, _MOST) @ count < len(age_N) else (low, middle)
-        )
-    each = np.minimum(high * rarity, _MOST)
-    found: NDArray[np.float64] = each[year_N]
-    return found
+        if np.minimum(middle * rarity, _MAX_WEIGHT) @ count < len(age_N):
+            low = middle
+        else:
+            high = middle
+    weight_of_year: NDArray[np.float64] = np.minimum(high * rarity, _MAX_WEIGHT)
+    return weight_of_year[year_N]
 
 
 def resampled(weight_N: NDArray[np.float64], start: float) -> Rows:
-    """Row numbers, ascending, each as often as its weight says, rounded up or down; `start` in [0, 1) says for which.
+    """Row numbers, ascending, each as often as its weight, rounded down or up; as many as the
+    weights add up to, rounded.
 
-    Returns as many rows as the weights add up to, rounded.
+    start: in [0, 1); which of them are rounded up (systematic sampling). Over all starts a face
+    comes as often as its weight says.
     """
     ends = np.cumsum(weight_N)
     ends[-1] = np.rint(ends[-1])
@@ -58,10 +69,10 @@ def shuffled(
 ) -> Rows:
     """The row numbers of an epoch in training order.
 
-    A face moves by at most `window` places among those of its set, so that a stream in the order of the shards needs no larger buffer. Faces
-    of several sets alternate, each set spread evenly over the epoch.
-    resample: faces come by the weights of their ages, see `weights`; `power` is its exponent. shares: how often a face of each set comes,
-    before the ages are evened out; of a fraction the epoch's number decides who comes.
+    A face moves by at most `window` places among those of its set, so that a stream in the order of
+    the shards needs no larger buffer. Faces of several sets alternate, each set spread evenly over
+    the epoch. resample: show faces by the weights of their ages (`weights`), power: its exponent.
+    shares: how often a face of each set comes in an epoch, on average.
     """
     generator = np.random.default_rng(seed)
     rows = np.arange(len(faces))
@@ -72,31 +83,35 @@ def shuffled(
     if (share_N != 1).any():
         rows = resampled(share_N, generator.random())
         set_N = set_N[rows]
-    place_N = np.arange(len(rows)) + generator.uniform(0, window, len(rows))
-    rows = rows[np.lexsort((place_N, set_N))]
+    positions = np.arange(len(rows)) + generator.uniform(0, window, len(rows))
+    rows = rows[np.lexsort((positions, set_N))]
     if len(faces.starts) == 1:
         return rows
-    place_N = np.concatenate(
-        [(np.arange(count) + generator.random(count)) / count for count in np.bincount(set_N) if count]
-    )
-    return rows[np.argsort(place_N, kind="stable")]
+    parts = []
+    for count in np.bincount(set_N):
+        parts.append((np.arange(count) + generator.random(count)) / max(1, count))
+    return rows[np.argsort(np.concatenate(parts), kind="stable")]
 
 
 def share(rows: Rows, batch: int, rank: int = 0, world: int = 1, first: int = 0) -> Rows:
-    """One worker's rows of every whole batch from step `first` on: (S, B). Batches are cut into `world` equal runs; a last, smaller batch is
-    left out."""
+    """One worker's rows of every full batch from step `first` on: (S, B).
+
+    A batch is cut into `world` equal parts. A last, smaller batch is left out.
+    """
     steps = len(rows) // batch
     return rows[: steps * batch].reshape(steps, world, batch // world)[first:, rank]
 
 
 class OrderedBatches:
-    """Batches in a given order out of a stream in another. `skipped` lists keys and reasons of faces that could not be used.
+    """Batches in a given order out of a stream in another order.
 
-    So that every batch is whole, on every worker, the place of such a face is taken by another of the batch (a neighbour, so that cutting the
-    batch into parts changes nothing), or by the last one before.
+    A face that cannot be used is listed in `skipped` (key, reason). So that every batch of every
+    worker is full, another face of the batch takes its place: a neighbour, so that cutting the
+    batch into parts changes nothing, or the last face of an earlier batch.
 
-    The column `slot` says which face of the batch stands at each place: its own number, but for such a neighbour. The neighbour comes with its
-    own random map, so that faces aligned ahead (`align.placement: actors`) are those that the worker would align.
+    The column `slot` of a batch says for each place whose random map it takes: its own, or that of
+    the neighbour that stands there. Faces aligned by actors (`align.placement: actors`) are
+    therefore the same as those that the worker aligns.
     """
 
     def __init__(
@@ -106,63 +121,81 @@ class OrderedBatches:
         more: Mapping[str, NDArray[Any]] | None = None,
         starts: Sequence[int] = (0,),
     ) -> None:
-        """blocks: of each set of faces a stream of columns with `row`, `key` and `error` ('' where all is well), each wanted row once.
-        more: further columns, (N,) by row number. starts: the first row number of each set."""
+        """blocks: of each set of faces a stream of columns with `row`, `key` and `error` ('' if the
+        face can be used), each row once. more: further columns, (N,) by row number. starts: the
+        first row number of each set.
+        """
         self._blocks = [iter(stream) for stream in blocks]
-        self._starts, self._wanted, self._more = starts, rows_SB, dict(more or {})
+        self._starts, self._rows_SB, self._more = starts, rows_SB, dict(more or {})
         numbers, counts = np.unique(rows_SB, return_counts=True)
-        self._again = Counter(
-            dict(zip(numbers[counts > 1].tolist(), (counts[counts > 1] - 1).tolist(), strict=True))
+        repeated = counts > 1
+        self._further_uses = Counter(
+            dict(zip(numbers[repeated].tolist(), (counts[repeated] - 1).tolist(), strict=True))
         )
-        self._pool: dict[int, tuple[Columns, int] | None] = {}
-        self._last: tuple[Columns, int] | None = None
+        self._pool: dict[int, Face | None] = {}
+        self._last: Face | None = None
         self.skipped: list[tuple[str, str]] = []
 
     def __iter__(self) -> Iterator[Columns]:
-        for rows_B in self._wanted:
+        for rows_B in self._rows_SB:
             faces = [self._face(row) for row in rows_B.tolist()]
             while self._last is None:
                 if not any(self._read(number) for number in range(len(self._blocks))):
                     return
-            found = [self._instead(faces, slot) for slot in range(len(faces))]
-            yield self._batch([face for face, _ in found]) | {"slot": np.array([slot for _, slot in found])}
+            full, slots = list[Face](), list[int]()
+            for place in range(len(faces)):
+                face, slot = self._usable(faces, place)
+                full.append(face)
+                slots.append(slot)
+            yield self._batch(full) | {"slot": np.array(slots)}
 
-    def _face(self, row: int) -> tuple[Columns, int] | None:
+    def _face(self, row: int) -> Face | None:
+        """The face with a row number; None if it cannot be used."""
+        number = int(np.searchsorted(self._starts, row, "right")) - 1
         while row not in self._pool:
-            if not self._read(int(np.searchsorted(self._starts, row, "right")) - 1):
+            if not self._read(number):
                 self.skipped.append((f"row {row}", "the shards no longer hold it"))
                 return None
-        if self._again[row]:
-            self._again[row] -= 1
+        if self._further_uses[row]:
+            self._further_uses[row] -= 1
             return self._pool[row]
         return self._pool.pop(row)
 
     def _read(self, number: int) -> bool:
-        """Takes the next block of a set into the pool; False where there is none."""
+        """Puts the next block of a set into the pool; False if there is none."""
         block = next(self._blocks[number], None)
         if block is None:
             return False
-        for place, row in enumerate(block["row"].tolist()):
-            error = block["error"][place]
-            self._pool[row] = (block, place) if error == "" else None
+        for index, row in enumerate(block["row"].tolist()):
+            error = block["error"][index]
             if error != "":
-                self.skipped.append((str(block["key"][place]), str(error)))
-            elif self._last is None:
-                self._last = (block, place)
+                self._pool[row] = None
+                self.skipped.append((str(block["key"][index]), str(error)))
+                continue
+            self._pool[row] = (block, index)
+            self._last = self._last or (block, index)
         return True
 
-    def _instead(self, faces: list[tuple[Columns, int] | None], slot: int) -> tuple[tuple[Columns, int], int]:
-        """The face for a place, and the place that it was meant for; its own where it comes from an earlier batch."""
-        near = (slot ^ step for step in range(1 << len(faces).bit_length()) if slot ^ step < len(faces))
-        for place in near:
-            found = faces[place]
-            if found is not None:
-                self._last = found
-                return found, place
-        assert self._last is not None
-        return self._last, slot
+    def _usable(self, faces: list[Face | None], place: int) -> tuple[Face, int]:
+        """The face for a place and the place whose map it takes.
 
-    def _batch(self, faces: list[tuple[Columns, int]]) -> Columns:
-        names = [name for name, values in faces[0][0].items() if values.dtype != object]
-        columns = {name: np.stack([block[name][place] for block, place in faces]) for name in names}
-        return columns | {name: values[columns["row"]] for name, values in self._more.items()}
+        Tried in turn: the face itself, the other of its pair, those of the pair beside, and so on;
+        then the last face of an earlier batch, with the map of this place.
+        """
+        for step in range(1 << len(faces).bit_length()):
+            slot = place ^ step
+            face = faces[slot] if slot < len(faces) else None
+            if face is not None:
+                self._last = face
+                return face, slot
+        assert self._last is not None
+        return self._last, place
+
+    def _batch(self, faces: list[Face]) -> Columns:
+        columns: Columns = {}
+        for name, values in faces[0][0].items():
+            if values.dtype != object:
+                columns[name] = np.stack([block[name][index] for block, index in faces])
+        for name, values in self._more.items():
+            columns[name] = values[columns["row"]]
+        return columns

@@ -1,18 +1,23 @@
-"""TODO."""
+"""The state of a run: network, loss, moving average, optimiser, random generators, counters, log.
+
+`State.state_dict` is what a checkpoint holds; `load_state_dict` continues from it, equal in every
+bit on one worker.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ageray import distributed
+from ageray import bundle, distributed
+from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.losses.criterion import Criterion
+from ageray.losses.criterion import FIELDS, Criterion
 from ageray.models.build import build
 from ageray.models.decode import bins
 from ageray.models.network import AgeNetwork
@@ -22,9 +27,60 @@ Columns = dict[str, Any]
 """A batch as numpy columns, see `ageray.faces.canvases`."""
 
 
+class BatchLoss(nn.Module):
+    """Network and criterion as one module, so that DistributedDataParallel sees exactly the
+    parameters that the loss reaches.
+
+    forward: a batch of this worker's faces to the loss of the whole batch and its unweighted
+    terms (detached).
+    """
+
+    def __init__(self, config: Experiment, network: AgeNetwork, criterion: Criterion, bins_K: Tensor) -> None:
+        super().__init__()
+        self._config, self._criterion, self._bins_K = config, criterion, bins_K
+        self._ungathered = network.whole_batch | {"bins"}
+        self.network = torch.compile(network) if config.train.compile else network
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """batch: `face` and what else the network takes; `age` (B,), and `age_std`, `gender`,
+        `weight` (B,) and `teacher` (B, K) where there are any.
+        """
+        with autocast(self._config, self._bins_K.device):
+            outputs = self.network(batch)
+        own = {**outputs, "bins": self._bins_K}
+        for name in (*FIELDS, "weight"):
+            if name in batch:
+                own[name] = batch[name]
+        if distributed.rank_and_world()[1] == 1:
+            loss, terms = self._criterion(own)
+        elif self._config.train.mining == "local":
+            loss, terms = self._criterion(self._gathered(own), own)
+        else:
+            loss, terms = self._criterion(self._gathered(own))
+        return loss, terms
+
+    def _gathered(self, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Every tensor for the faces of all workers."""
+        whole = {}
+        # sorted: all workers must gather in the same order, and the order of a set differs between
+        # processes
+        for name in sorted(own):
+            tensor = own[name]
+            whole[name] = tensor if name in self._ungathered else distributed.all_gather(tensor)
+        return whole
+
+
+def autocast(config: Experiment, device: torch.device) -> torch.autocast:
+    """The number format of a training step's forward pass, by `train.precision`."""
+    kind = torch.float16 if config.train.precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=config.train.precision != "float32")
+
+
 @dataclass
-class Partial:
-    """An epoch under way: finished `steps`, `images` seen by all workers, seconds, and the sums of the losses over the steps."""
+class EpochProgress:
+    """The epoch under way: finished `steps`, `images` of all workers, `seconds`, and `sums`, each
+    loss over the steps.
+    """
 
     steps: int = 0
     images: int = 0
@@ -34,45 +90,71 @@ class Partial:
 
 @dataclass
 class State:
-    """All that a run carries from step to step. `state_dict` and `load_state_dict` make a resumed run equal an uninterrupted one."""
+    """Everything that a run carries from step to step.
+
+    batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
+    on where there are several workers. ema_network: the moving average of the weights, None without
+    `train.ema`. teacher: see `make_teacher`. epoch, step: finished ones over all stages. best: least validation MAE in years.
+    """
 
     config: Experiment
     device: torch.device
     network: AgeNetwork
-    criterion: Criterion
+    batch_loss: nn.Module
     bins: Tensor
     generator: torch.Generator
     scaler: torch.amp.GradScaler
-    forward: Callable[[dict[str, Tensor]], dict[str, Tensor]]
-    average: AgeNetwork | None = None
+    ema_network: AgeNetwork | None = None
+    teacher: AgeNetwork | None = None
     optimizer: torch.optim.Optimizer | None = None
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     stage: int = -1
-    epoch: int = 0  # finished epochs over all stages
-    step: int = 0  # finished steps over all stages
+    epoch: int = 0
+    step: int = 0
     best: float = float("inf")
     log: list[dict[str, Any]] = field(default_factory=list)
-    partial: Partial = field(default_factory=Partial)
+    epoch_progress: EpochProgress = field(default_factory=EpochProgress)
 
     @property
-    def judged(self) -> AgeNetwork:
-        """The network that is validated and kept: the moving average where there is one."""
-        return self.average or self.network
+    def eval_network(self) -> AgeNetwork:
+        """The network that is validated and saved: the moving average if there is one."""
+        return self.ema_network or self.network
+
+    @property
+    def total_epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.config.train.stages)
 
     def start_stage(self, index: int, steps: int) -> None:
-        """A new optimiser and schedule for stage `index`, which will take `steps` steps, on the weights so far."""
+        """Makes a new optimiser and schedule for stage `index`, which takes `steps` steps; the
+        weights stay.
+        """
         stage = self.config.train.stages[index]
         self.optimizer = make_optimizer(self.network, self.network.head_parameters(), stage.optimizer)
         self.schedule = make_schedule(self.optimizer, stage.schedule, steps)
+        # the optimiser has frozen or released parameters
+        self.batch_loss = distributed.data_parallel(distributed.unwrap(self.batch_loss))
         self.stage = index
 
+    def backward(self, batch: dict[str, Tensor], pieces: int, last: bool) -> dict[str, Tensor]:
+        """Adds the gradient of one of `pieces` pieces of a batch; returns the loss and its terms.
+
+        The last piece averages the sum over the workers.
+        """
+        with nullcontext() if last else distributed.gradients_stay_local(self.batch_loss):
+            loss, terms = self.batch_loss(batch)
+            self.scaler.scale(loss / pieces).backward()
+        return {"loss": loss.detach(), **terms}
+
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, fit for `torch.load(weights_only=True)`."""
+        """Tensors and plain values that `torch.load(weights_only=True)` reads. The keys are those
+        of files on disk.
+        """
         assert self.optimizer is not None
         assert self.schedule is not None
         return {
             "network": self.network.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
+            "average": self.ema_network.state_dict() if self.ema_network else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -80,16 +162,16 @@ class State:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "progress": {"stage": self.stage, "epoch": self.epoch, "step": self.step, "best": self.best},
-            "partial": vars(self.partial) | {"sums": dict(self.partial.sums)},
+            "partial": vars(self.epoch_progress) | {"sums": dict(self.epoch_progress.sums)},
             "log": list(self.log),
         }
 
     def load_state_dict(self, saved: dict[str, Any], steps: int) -> None:
-        """Continues from `saved`; `steps` is the length of the stage it was in."""
+        """Continues from `saved`; `steps` is the length of the stage that it was in."""
         progress = saved["progress"]
         self.network.load_state_dict(saved["network"])
-        if self.average is not None:
-            self.average.load_state_dict(saved["average"])
+        if self.ema_network is not None:
+            self.ema_network.load_state_dict(saved["average"])
         self.start_stage(progress["stage"], steps)
         assert self.optimizer is not None
         assert self.schedule is not None
@@ -101,28 +183,63 @@ class State:
         if saved["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda"].cpu(), self.device)
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
-        self.log, self.partial = saved["log"], Partial(**saved["partial"])
+        self.log, self.epoch_progress = saved["log"], EpochProgress(**saved["partial"])
 
 
 def new_state(config: Experiment, device: torch.device) -> State:
-    """A run at its start: the network on the device, the criterion bound to it. Raises UserError for combinations that cannot work."""
-    torch.manual_seed(config.train.seed)  # of dropout
+    """A run at its start, the network on `device`.
+
+    Raises UserError for weights that do not fit, or a loss that the network cannot feed.
+    """
+    torch.manual_seed(config.train.seed)  # dropout draws from the global generator
     network = build(config.model, seed=config.train.seed)
     criterion = Criterion(config.loss, network.outputs, config.model.name)
     for stage in config.train.stages:
-        frozen_parameters(network, stage.optimizer.frozen_blocks)  # a later stage's mistake is told now
+        frozen_parameters(network, stage.optimizer.frozen_blocks)  # a later stage's mistake is found now
     network = network.to(device)
-    average = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
-    distributed.spread(network, config.train.sync_batchnorm)
-    generator = torch.Generator().manual_seed(config.train.seed)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
-    forward = torch.compile(network) if config.train.compile else network
+    ema_network = copy.deepcopy(network).requires_grad_(False) if config.train.ema else None
+    distributed.prepare_for_distributed(network, config.train.sync_batchnorm)
+    bins_K = bins(config.model).to(device)
     return State(
-        config, device, network, criterion, bins(config.model).to(device), generator, scaler, forward, average
+        config,
+        device,
+        network,
+        BatchLoss(config, network, criterion, bins_K),
+        bins_K,
+        torch.Generator().manual_seed(config.train.seed),
+        torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
+        ema_network,
+        make_teacher(config, device),
     )
 
 
-def autocast(config: Experiment, device: torch.device) -> torch.autocast:
-    """The number format of a training step's forward pass."""
-    kind = torch.float16 if config.train.precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, kind, enabled=config.train.precision != "float32")
+def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
+    """The network that `train.teacher` names, in eval mode and without gradients; None without one.
+
+    Raises UserError if the loss has no use for it or misses it, or if it has other age bins or
+    another alignment.
+    """
+    name, term = config.train.teacher, config.loss.distillation
+    if name is None and term is None:
+        return None
+    if name is None:
+        raise UserError("loss.distillation: has no teacher; set train.teacher, to start or to a model")
+    if term is None:
+        raise UserError(
+            f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away"
+        )
+    if name == "start":
+        teacher = build(config.model, seed=config.train.seed)
+    else:
+        loaded = bundle.load(name)
+        own, other = list(config.model.ages), list(loaded.experiment.model.ages)
+        if other != own:
+            raise UserError(
+                f"train.teacher={name}: has model.ages={other}, this model {own}; they must be the same"
+            )
+        if loaded.experiment.align != config.align:
+            raise UserError(
+                f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
+            )
+        teacher = loaded.network()
+    return teacher.to(device).eval().requires_grad_(False)

@@ -43,7 +43,7 @@ def choose(state: State, start: Weights, validation: Callable[[], Validated]) ->
     `figures`, each share's validation figure in years, for the card. Without validation faces
     the trained weights stay.
     """
-    network, select = state.judged, state.config.train.select
+    network, select = state.eval_network, state.config.train.select
     end = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
     first = {name: tensor.to(end[name].device) for name, tensor in start.items()}
     figures: dict[float, float] = {}

@@ -1,4 +1,6 @@
-"""Search over the settings of an experiment on Ray Tune: a checked space, proposals, trials, finalists with several seeds, the winner's bundle."""
+"""Search over the settings of an experiment: a checked space in, compared finalists and a bundle
+out.
+"""
 
 from ageray.tune.run import Plan, make, search
 

@@ -1,9 +1,13 @@
-"""The best trials and the recipe as it stands, each trained with several seeds; a run is kept as one file as it ends.
+"""The finalists: the best trials and the recipe as it stands, each trained with several seeds.
 
-Shape letters: V validation faces, T test faces."""
+A run is saved as one file when it ends, so that a killed search does not repeat it.
+
+Shape letters: V validation faces, T test faces.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,33 +28,31 @@ from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.train.in_memory import train
-from ageray.train.in_memory.slots import Share, on_device
+from ageray.train.in_memory.slots import TaskSlots, on_device
 from ageray.train.in_memory.train import Fold
 from ageray.tune.searcher import Show
 from ageray.tune.space import Space
 from ageray.tune.trials import Trial, TrialFile
 
 RECIPE = "recipe"
-_FOLDER = "finalists"
 AGES = ("predicted", "low", "high")
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Values that are trained again: `name` is `recipe` or, say, `trial 17`."""
+    """Settings that are trained again: `name` is `recipe` or, say, `trial 17`."""
 
     name: str
     values: dict[str, Any]
 
-    def place(self, folder: str, seed: int) -> str:
-        """Where its run with a seed is kept."""
-        return storage.join(folder, _FOLDER, f"{self.name.replace(' ', '-')}-seed-{seed}.safetensors")
-
 
 @dataclass(frozen=True)
 class Run:
-    """A contender's training with one seed: `ages` are `predicted`, `low`, `high` (V + T,) in years, calibrated, of the validation faces and, after
-    them, of the test faces; `tensors` the weights (`network.`) and, where there is one, the gallery (`gallery.`)."""
+    """A contender's training with one seed.
+
+    ages: `predicted`, `low`, `high` (V + T,) in years, calibrated, of the validation faces and then
+    the test faces. tensors: the weights (`network.`) and the gallery (`gallery.`) if there is one.
+    """
 
     seed: int
     log: list[dict[str, Any]]
@@ -59,16 +61,21 @@ class Run:
     tensors: dict[str, Tensor]
 
     def best(self, metric: str) -> float:
-        """The metric of the epoch that was kept or, of another metric than validation MAE, its least."""
+        """The least value of the metric over the epochs."""
         return float(min(record[metric] for record in self.log))
 
 
-def contenders(space: Space, tried: Sequence[Trial]) -> list[Contender]:
-    """The recipe, and the best trials that differ from it: those that finished, then those that were stopped."""
-    good = [trial for trial in tried if trial.score is not None and trial.values != space.defaults]
-    good.sort(key=lambda trial: (trial.state != "finished", trial.score, trial.number))
-    best = [Contender(f"trial {trial.number}", trial.values) for trial in good[: space.tune.finalists.count]]
-    return [Contender(RECIPE, space.defaults), *best]
+def contenders(space: Space, trials: Sequence[Trial]) -> list[Contender]:
+    """The recipe, then the best trials with other settings: finished ones before stopped ones."""
+    candidates = []
+    for trial in trials:
+        if trial.score is not None and trial.values != space.defaults:
+            candidates.append(trial)
+    candidates.sort(key=lambda trial: (trial.state != "finished", trial.score, trial.number))
+    chosen = [Contender(RECIPE, space.defaults)]
+    for trial in candidates[: space.tune.finalists.count]:
+        chosen.append(Contender(f"trial {trial.number}", trial.values))
+    return chosen
 
 
 def retrain(
@@ -76,97 +83,107 @@ def retrain(
     chosen: Sequence[Contender],
     faces: Any,
     fold: Fold,
-    share: Share,
+    slots: TaskSlots,
     file: TrialFile,
     show: Show,
 ) -> dict[str, list[Run]]:
-    """All runs of each contender, by its name, in the order of the seeds; those in `file.folder` are not trained again.
+    """All runs of each contender, by its name, in the order of the seeds.
 
-    Raises UserError where a loss is not finite.
+    Runs that `file.files` has already are not trained again. faces: a reference to columns in the
+    object store. show: receives records of `kind` "finalists" and "finalist". Raises UserError if a
+    loss is not finite.
     """
     first = space.written.experiment.train.seed + 1
-    wanted = [(one, seed) for seed in range(first, first + space.tune.finalists.seeds) for one in chosen]
+    seeds = range(first, first + space.tune.finalists.seeds)
     whole = replace(fold, test=np.concatenate([fold.val, fold.test]))
-    todo = [
-        number
-        for number, (one, seed) in enumerate(wanted)
-        if not storage.exists(one.place(file.folder, seed))
-    ]
-    done = len(wanted) - len(todo)
-    show({"kind": "finalists", "done": done, "total": len(wanted), "names": [one.name for one in chosen]})
-    calls = [(number, (_seeded(space, *wanted[number]), faces, whole, share.threads)) for number in todo]
-    with closing(share.map_unordered(_train, calls)) as ended:
-        for number, ready in ended:
-            one, seed = wanted[number]
-            run = _outcome(ready, one, seed)
-            storage.write_bytes(one.place(file.folder, seed), _packed(run, one, file.identity))
+    runs = list(itertools.product(seeds, chosen))
+    calls = []
+    for number, (seed, contender) in enumerate(runs):
+        if not storage.exists(file.files.finalist(contender.name, seed)):
+            arguments = (_with_seed(space, contender, seed), faces, whole, slots.threads)
+            calls.append((number, arguments))
+    done = len(runs) - len(calls)
+    names = [contender.name for contender in chosen]
+    show({"kind": "finalists", "done": done, "total": len(runs), "names": names})
+    with closing(slots.map_unordered(_train, calls)) as results:
+        for number, ready in results:
+            seed, contender = runs[number]
+            run = _result(ready, contender, seed)
+            content = _to_bytes(run, contender, file.identity)
+            storage.write_bytes(file.files.finalist(contender.name, seed), content)
             done += 1
-            told = {"name": one.name, "seed": seed, "score": run.best(space.tune.metric)}
-            show({"kind": "finalist", "done": done, "total": len(wanted), **told})
-    return {one.name: [_read(other, seed, file) for other, seed in wanted if other is one] for one in chosen}
+            record = {"name": contender.name, "seed": seed, "score": run.best(space.tune.metric)}
+            show({"kind": "finalist", "done": done, "total": len(runs), **record})
+    by_name = dict[str, list[Run]]()
+    for seed, contender in runs:
+        by_name.setdefault(contender.name, []).append(_read(contender, seed, file))
+    return by_name
 
 
-def _seeded(space: Space, one: Contender, seed: int) -> Experiment:
-    made = space.experiment(one.values)
-    return made.model_copy(update={"train": made.train.model_copy(update={"seed": seed})})
+def _with_seed(space: Space, contender: Contender, seed: int) -> Experiment:
+    experiment = space.experiment(contender.values)
+    return experiment.model_copy(update={"train": experiment.train.model_copy(update={"seed": seed})})
 
 
 def _train(experiment: Experiment, faces: dict[str, Any], fold: Fold, threads: int) -> Run:
-    """A task."""
+    """A Ray task: one run."""
     with on_device(threads) as device:
         state = train.begin(experiment, faces, device)
         for _ in train.epochs_of(state, faces, fold):
             pass
-        said = train.answers(state, faces, fold, ())
+        result = train.predict_fold(state, faces, fold, ())
         gallery = train.full_gallery(state, faces, fold)
-        tensors = {
-            f"network.{name}": tensor.cpu().contiguous() for name, tensor in state.judged.state_dict().items()
-        }
+        tensors = {}
+        for name, tensor in state.eval_network.state_dict().items():
+            tensors[f"network.{name}"] = tensor.cpu().contiguous()
         if gallery is not None:
-            tensors |= {
-                f"gallery.{name}": tensor.cpu().contiguous() for name, tensor in gallery.tensors().items()
-            }
-        return Run(
-            experiment.train.seed,
-            said.log,
-            said.calibration,
-            {name: getattr(said, name) for name in AGES},
-            tensors,
-        )
+            for name, tensor in gallery.tensors().items():
+                tensors[f"gallery.{name}"] = tensor.cpu().contiguous()
+        ages = {name: getattr(result, name) for name in AGES}
+        return Run(experiment.train.seed, result.log, result.calibration, ages, tensors)
 
 
-def _outcome(ready: Any, one: Contender, seed: int) -> Run:
+def _result(ready: Any, contender: Contender, seed: int) -> Run:
+    """The run behind a reference. Raises UserError for a training that its settings made
+    impossible.
+    """
     try:
         run: Run = ray.get(ready)
     except RayTaskError as error:
         if isinstance(error.cause, FloatingPointError | torch.cuda.OutOfMemoryError):
             raise UserError(
-                f"{one.name} with train.seed={seed}: {error.cause}; finished runs are kept"
+                f"{contender.name} with train.seed={seed}: {error.cause}; finished runs are kept"
             ) from None
         raise
     return run
 
 
-def _packed(run: Run, one: Contender, identity: str) -> bytes:
+def _to_bytes(run: Run, contender: Contender, identity: str) -> bytes:
+    """A safetensors file whose metadata has what is no tensor."""
     about = {
         "identity": identity,
-        "values": one.values,
+        "values": contender.values,
         "log": run.log,
         "calibration": run.calibration.to_card(),
     }
-    ages = {name: torch.tensor(run.ages[name]) for name in AGES}
-    return save_safetensors({**run.tensors, **ages}, {"ageray": json.dumps(about)})
+    tensors = dict(run.tensors)
+    for name in AGES:
+        tensors[name] = torch.tensor(run.ages[name])
+    return save_safetensors(tensors, {"ageray": json.dumps(about)})
 
 
-def _read(one: Contender, seed: int, file: TrialFile) -> Run:
-    place = one.place(file.folder, seed)
-    content = storage.read_bytes(place)
+def _read(contender: Contender, seed: int, file: TrialFile) -> Run:
+    """What `_to_bytes` wrote. Raises UserError for a file of another kind, or of other settings or
+    faces.
+    """
+    uri = file.files.finalist(contender.name, seed)
+    content = storage.read_bytes(uri)
     try:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         about, tensors = json.loads(header["__metadata__"]["ageray"]), load_safetensors(content)
         ages = {name: tensors.pop(name).numpy() for name in AGES}
-    except Exception:  # the library raises what its parser met
-        raise UserError(f"{place}: not the run of a finalist; remove it, and it is trained again") from None
-    if about["identity"] != file.identity or about["values"] != one.values:
-        raise UserError(f"{place}: a run of other settings or faces; remove it, and it is trained again")
+    except Exception:  # safetensors raises whatever its parser met
+        raise UserError(f"{uri}: not the run of a finalist; remove it, and it is trained again") from None
+    if about["identity"] != file.identity or about["values"] != contender.values:
+        raise UserError(f"{uri}: a run of other settings or faces; remove it, and it is trained again")
     return Run(seed, about["log"], Calibration.from_card(about["calibration"]), ages, tensors)

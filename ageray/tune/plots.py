@@ -1,4 +1,6 @@
-"""The figures of a search. A trial is a record of the report: `values`, `score`, `curve`, `state`, `epochs`."""
+"""The figures of a search. A trial is a record of the report: `values`, `score`, `curve`, `state`,
+`epochs`.
+"""
 
 from __future__ import annotations
 
@@ -10,69 +12,44 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from ageray.report.plot import (
-    ACCENT,
-    INK,
-    SERIES,
-    SOFT,
-    error_bars,
-    legend,
-    new_figure,
-)
+from ageray.report.plot import ACCENT, INK, SERIES, SOFT, error_bars, legend, new_figure
 
 _WIDE, _HIGH = 5.4, 3.3
-_SHADES = matplotlib.colormaps["plasma"](np.linspace(0.2, 0.9, 256))  # both ends seen on both grounds
+_SHADES = matplotlib.colormaps["plasma"](np.linspace(0.2, 0.9, 256))  # visible on light and dark pages
 _BEST, _RECIPE = SERIES[1], SERIES[2]
 
 Record = dict[str, Any]
 
 
 def short(path: str) -> str:
-    """A setting's path without what goes without saying."""
+    """A setting's path without its most common prefixes."""
     for prefix in ("loss.", "train.stages.0.", "train."):
         path = path.removeprefix(prefix)
     return path
 
 
 def parallel(report: Record) -> Figure:
-    """A line a trial through its values, to its score; the better, the darker. Winner and recipe stand out."""
+    """One line per trial through its values to its score, the better the darker; winner and recipe
+    are marked.
+    """
     paths, trials = list(report["space"]), _scored(report)
+    scores = _scores(trials)
+    low, high = min(scores), max(scores)
     figure, axes = new_figure(11, 3.9)
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    scores = [trial["score"] for trial in trials]
-    low, high = min(scores), max(scores)
-    order = np.argsort(np.argsort(scores))
-    for trial, rank in sorted(zip(trials, order, strict=True), key=lambda pair: -pair[1]):
-        heights = [
-            *(place(report["space"][path], trial["values"][path]) for path in paths),
-            _share(trial["score"], low, high),
-        ]
-        shade = _SHADES[int(255 * rank / max(1, len(trials) - 1))]
-        done = trial["state"] == "finished"
-        axes.plot(
-            range(len(heights)),
-            heights,
-            color=shade,
-            linewidth=1.4 if done else 0.9,
-            alpha=0.95 if done else 0.5,
-        )
-    _marked(axes, report, paths, low, high)
-    for column, path in enumerate(paths):
-        for height, text in ticks(report["space"][path]):
-            axes.text(column - 0.03, height, text, ha="right", va="center", fontsize=8, color=INK)
-    for height in (0.0, 0.5, 1.0):
-        axes.text(
-            len(paths) + 0.03,
-            height,
-            f"{low + height * (high - low):.2f}",
-            ha="left",
-            va="center",
-            fontsize=8,
-            color=INK,
-        )
-    for column in range(len(paths) + 1):
-        axes.axvline(column, color=INK, linewidth=0.8)
+    worst_first = np.argsort(scores, kind="stable")[::-1]
+    for position, index in enumerate(worst_first):
+        trial = trials[index]
+        order = len(trials) - 1 - position  # 0 for the best
+        shade = _SHADES[int(255 * order / max(1, len(trials) - 1))]
+        style = {"linewidth": 0.9, "alpha": 0.5}
+        if trial["state"] == "finished":
+            style = {"linewidth": 1.4, "alpha": 0.95}
+        heights = [*_heights(report, trial["values"]), _share(trial["score"], low, high)]
+        axes.plot(range(len(heights)), heights, color=shade, **style)
+    _mark_winner_and_recipe(axes, report, low, high)
+    _label_axes_of_parallel(axes, report, low, high)
     axes.set(xlim=(-0.35, len(paths) + 0.3), ylim=(-0.06, 1.06), yticks=[])
     axes.set_xticks(range(len(paths) + 1), [*map(short, paths), report["tune"]["metric"]])
     axes.tick_params(length=0)
@@ -80,64 +57,76 @@ def parallel(report: Record) -> Figure:
     return figure
 
 
-def _marked(axes: Any, report: Record, paths: Sequence[str], low: float, high: float) -> None:
-    known = {repr(trial["values"]): trial["score"] for trial in _scored(report)}
-    for name, values, style in (
-        ("recipe", report["recipe"], {"color": _RECIPE, "linestyle": "--"}),
-        (f"winner: {report['winner']['name']}", report["winner"]["values"], {"color": _BEST}),
-    ):
-        if report["winner"]["name"] == "recipe" and name != "recipe":
-            continue
-        heights = [place(report["space"][path], values[path]) for path in paths]
-        if repr(values) in known:
-            heights.append(_share(known[repr(values)], low, high))
+def _label_axes_of_parallel(axes: Any, report: Record, low: float, high: float) -> None:
+    """A vertical line per setting with its ends and middle, and one for the score."""
+    paths = list(report["space"])
+    text = {"va": "center", "fontsize": 8, "color": INK}
+    for column, path in enumerate(paths):
+        for height, label in ticks(report["space"][path]):
+            axes.text(column - 0.03, height, label, ha="right", **text)
+    for height in (0.0, 0.5, 1.0):
+        axes.text(len(paths) + 0.03, height, f"{low + height * (high - low):.2f}", ha="left", **text)
+    for column in range(len(paths) + 1):
+        axes.axvline(column, color=INK, linewidth=0.8)
+
+
+def _mark_winner_and_recipe(axes: Any, report: Record, low: float, high: float) -> None:
+    score_of = {}
+    for trial in _scored(report):
+        score_of[repr(trial["values"])] = trial["score"]
+    winner = report["winner"]
+    marked = [("recipe", report["recipe"], {"color": _RECIPE, "linestyle": "--"})]
+    if winner["name"] != "recipe":
+        marked.append((f"winner: {winner['name']}", winner["values"], {"color": _BEST}))
+    for name, values, style in marked:
+        heights = _heights(report, values)
+        if repr(values) in score_of:
+            heights.append(_share(score_of[repr(values)], low, high))
         axes.plot(range(len(heights)), heights, linewidth=2.6, label=name, **style)
+
+
+def _heights(report: Record, values: Record) -> list[float]:
+    """The place of each value in its range."""
+    return [place(dimension, values[path]) for path, dimension in report["space"].items()]
 
 
 def scatter(report: Record, path: str) -> Figure:
     """The score of every trial by its value of one setting."""
     figure, axes = new_figure(_WIDE, _HIGH)
     dimension, trials = report["space"][path], _scored(report)
-    names = [_text(value) for value in dimension["values"]] if dimension["kind"] == "choice" else None
-    for states, label, style in (
-        (("stopped",), "stopped early", {"color": SOFT, "fillstyle": "none", "alpha": 0.8}),
-        (("finished",), "all epochs", {"color": ACCENT, "alpha": 0.9}),
-    ):
-        chosen = [trial for trial in trials if trial["state"] in states]
-        axes.plot(
-            [_x(dimension, trial["values"][path]) for trial in chosen],
-            [trial["score"] for trial in chosen],
-            "o",
-            label=label,
-            **style,
-        )
-    axes.axvline(
-        _x(dimension, report["recipe"][path]), color=_RECIPE, linestyle="--", linewidth=1.4, label="recipe"
-    )
+    stopped, finished = _in_state(trials, "stopped"), _in_state(trials, "finished")
+    soft = {"color": SOFT, "fillstyle": "none", "alpha": 0.8}
+    _points(axes, path, dimension, stopped, "stopped early", soft)
+    _points(axes, path, dimension, finished, "all epochs", {"color": ACCENT, "alpha": 0.9})
+    recipe = _x(dimension, report["recipe"][path])
+    axes.axvline(recipe, color=_RECIPE, linestyle="--", linewidth=1.4, label="recipe")
     if report["winner"]["name"] != "recipe":
-        axes.axvline(
-            _x(dimension, report["winner"]["values"][path]), color=_BEST, linewidth=1.4, label="winner"
-        )
-    if names:
+        winner = _x(dimension, report["winner"]["values"][path])
+        axes.axvline(winner, color=_BEST, linewidth=1.4, label="winner")
+    if dimension["kind"] == "choice":
+        names = list(map(_text, dimension["values"]))
         axes.set_xticks(range(len(names)), names)
     elif logarithmic(dimension):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    finished = [trial["score"] for trial in trials if trial["state"] == "finished"] or [
-        trial["score"] for trial in trials
-    ]
-    _zoom(axes, finished, [trial["score"] for trial in trials])
+    _zoom(axes, _scores(finished or trials), _scores(trials))
     axes.set(xlabel=short(path), ylabel=label_of(report))
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8)
     return figure
 
 
+def _points(axes: Any, path: str, dimension: Record, trials: list[Record], label: str, style: Record) -> None:
+    values = [_x(dimension, trial["values"][path]) for trial in trials]
+    axes.plot(values, _scores(trials), "o", label=label, **style)
+
+
 def curves(report: Record) -> Figure:
-    """The best so far of every trial, epoch by epoch."""
+    """The best score so far of every trial, epoch by epoch."""
     figure, axes = new_figure(_WIDE, _HIGH)
     trials = _scored(report)
     best = min(trials, key=lambda trial: (trial["state"] != "finished", trial["score"]))
+    every = list[float]()
     for trial in trials:
         style = {"color": SOFT, "alpha": 0.6, "linewidth": 0.9}
         if trial is best:
@@ -148,8 +137,8 @@ def curves(report: Record) -> Figure:
         axes.plot(epochs, trial["curve"], marker="." if len(epochs) == 1 else "", **style)
         if trial["state"] == "stopped":
             axes.plot(epochs[-1:], trial["curve"][-1:], "x", color=SOFT, markersize=4)
-    every = [value for trial in trials for value in trial["curve"]]
-    _zoom(axes, [trial["score"] for trial in trials if trial["state"] == "finished"] or every, every, 2.5)
+        every += trial["curve"]
+    _zoom(axes, _scores(_in_state(trials, "finished")) or every, every, 2.5)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel=label_of(report))
     legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
@@ -157,7 +146,7 @@ def curves(report: Record) -> Figure:
 
 
 def importance(report: Record) -> Figure:
-    """How much of the scores' variance each setting explains."""
+    """The share of the scores' variance that each setting explains."""
     paths, stages = list(report["space"]), report["importance"]
     figure, axes = new_figure(_WIDE, max(1.8, 0.55 * len(paths) + 0.9))
     axes.grid(visible=False)
@@ -165,45 +154,39 @@ def importance(report: Record) -> Figure:
     thick = 0.8 / len(stages)
     order = sorted(paths, key=lambda path: stages[-1]["shares"][path])
     for number, (stage, colour) in enumerate(zip(stages, (SOFT, ACCENT)[-len(stages) :], strict=True)):
-        places = np.arange(len(paths)) + thick * ((len(stages) - 1) / 2 - number)
+        positions = np.arange(len(paths)) + thick * ((len(stages) - 1) / 2 - number)
         label = f"{stage['when']}, {stage['trials']} trials"
-        axes.barh(places, [100 * stage["shares"][path] for path in order], thick, color=colour, label=label)
-    axes.set_yticks(range(len(order)), [short(path) for path in order])
+        percent = [100 * stage["shares"][path] for path in order]
+        axes.barh(positions, percent, thick, color=colour, label=label)
+    axes.set_yticks(range(len(order)), list(map(short, order)))
     axes.set(xlabel="share of the variance explained (%)", xlim=(0, 100))
     legend(axes, loc="lower right")
     return figure
 
 
-def _in_rows(count: int) -> tuple[Figure, Any]:
-    """Axes as high as so many named rows, to be read across."""
-    figure, axes = new_figure(_WIDE, 0.42 * count + 1.0)
+def _in_rows(rows: list[Record], key: str) -> tuple[Figure, Any]:
+    """Axes with one line per row, named by `key`."""
+    figure, axes = new_figure(_WIDE, 0.42 * len(rows) + 1.0)
     axes.grid(visible=False)
     axes.grid(axis="x", color=INK, alpha=0.12)
+    axes.set_yticks(range(len(rows)), [row[key] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
     return figure, axes
 
 
 def finalists(report: Record) -> Figure:
-    """MAE on the test faces: a point a seed, a line at the mean."""
+    """MAE on the test faces: a point for each seed, a line at the mean."""
     rows = report["finalists"][::-1]
-    figure, axes = _in_rows(len(rows))
+    figure, axes = _in_rows(rows, "name")
     for number, row in enumerate(rows):
-        colour = (
-            _RECIPE
-            if row["name"] == "recipe"
-            else _BEST
-            if row["name"] == report["winner"]["name"]
-            else ACCENT
-        )
-        axes.plot(
-            [run["test_mae"] for run in row["runs"]],
-            [number] * len(row["runs"]),
-            "o",
-            color=colour,
-            alpha=0.75,
-        )
+        colour = ACCENT
+        if row["name"] == "recipe":
+            colour = _RECIPE
+        elif row["name"] == report["winner"]["name"]:
+            colour = _BEST
+        maes = [run["test_mae"] for run in row["runs"]]
+        axes.plot(maes, [number] * len(maes), "o", color=colour, alpha=0.75)
         axes.plot([row["test_mae"]] * 2, [number - 0.28, number + 0.28], color=INK, linewidth=2)
-    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("MAE on the test faces (years); a point a seed")
     return figure
 
@@ -211,50 +194,42 @@ def finalists(report: Record) -> Figure:
 def differences(report: Record) -> Figure:
     """Each finalist minus the recipe, with its interval."""
     rows = report["comparisons"][::-1]
-    figure, axes = _in_rows(len(rows))
+    figure, axes = _in_rows(rows, "first")
     axes.axvline(0, color=INK, linewidth=1)
     for number, row in enumerate(rows):
         error_bars(axes, [number], [row["difference"]], upright=False, color=ACCENT if row["real"] else SOFT)
-    axes.set_yticks(range(len(rows)), [row["first"] for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel("MAE minus the recipe's (years)")
     return figure
 
 
 def label_of(report: Record) -> str:
-    """What a score is, for an axis."""
-    return (
-        "MAE on the validation faces (years)"
-        if report["tune"]["metric"] == "val_mae"
-        else report["tune"]["metric"]
-    )
+    """The label of an axis of scores."""
+    metric = str(report["tune"]["metric"])
+    return "MAE on the validation faces (years)" if metric == "val_mae" else metric
 
 
 def logarithmic(dimension: Record) -> bool:
-    """Whether a range's logarithm is evenly spread."""
+    """Whether a range is searched on a logarithmic scale."""
     return dimension["kind"] == "loguniform" or bool(dimension.get("log"))
 
 
 def place(dimension: Record, value: Any) -> float:
-    """Where a value lies in its range, 0 to 1."""
+    """The place of a value in its range, 0 to 1; NaN if it has none."""
     if dimension["kind"] == "choice":
-        return (
-            dimension["values"].index(value) / (len(dimension["values"]) - 1)
-            if value in dimension["values"]
-            else math.nan
-        )
+        if value not in dimension["values"]:
+            return math.nan
+        return float(dimension["values"].index(value) / (len(dimension["values"]) - 1))
     if not isinstance(value, int | float):
-        return math.nan  # the recipe has none
-    scale = math.log if logarithmic(dimension) else float
-    return (
-        _share(scale(value), scale(dimension["low"]), scale(dimension["high"]))
-        if not logarithmic(dimension) or value > 0
-        else math.nan
-    )
+        return math.nan  # the recipe does not set it
+    if not logarithmic(dimension):
+        return _share(value, dimension["low"], dimension["high"])
+    if value <= 0:
+        return math.nan
+    return _share(math.log(value), math.log(dimension["low"]), math.log(dimension["high"]))
 
 
 def ticks(dimension: Record) -> list[tuple[float, str]]:
-    """Heights and texts along a range."""
+    """Heights and labels along a range."""
     if dimension["kind"] == "choice":
         return [(place(dimension, value), _text(value)) for value in dimension["values"]]
     low, high = dimension["low"], dimension["high"]
@@ -263,9 +238,13 @@ def ticks(dimension: Record) -> list[tuple[float, str]]:
 
 
 def _x(dimension: Record, value: Any) -> float:
-    if dimension["kind"] != "choice":
-        return float(value) if isinstance(value, int | float) else math.nan
-    return float(dimension["values"].index(value)) if value in dimension["values"] else math.nan
+    """The coordinate of a value; of a choice its number; NaN if the recipe does not set it."""
+    if dimension["kind"] == "choice":
+        choices = dimension["values"]
+        return float(choices.index(value)) if value in choices else math.nan
+    if isinstance(value, int | float):
+        return float(value)
+    return math.nan
 
 
 def _text(value: Any) -> str:
@@ -277,7 +256,7 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _zoom(axes: Any, shown: Sequence[float], every: Sequence[float], reach: float = 1.2) -> None:
-    """Leaves out how very bad the worst are where that would flatten all others."""
+    """Cuts the axis above the worst of `shown`, if far worse scores would flatten all others."""
     low, high = min(every), max(every)
     spread = max(max(shown) - min(shown), 0.05 * low)
     top = min(high, max(shown) + reach * spread)
@@ -286,3 +265,11 @@ def _zoom(axes: Any, shown: Sequence[float], every: Sequence[float], reach: floa
 
 def _scored(report: Record) -> list[Record]:
     return [trial for trial in report["trials"] if trial["score"] is not None]
+
+
+def _in_state(trials: list[Record], state: str) -> list[Record]:
+    return [trial for trial in trials if trial["state"] == state]
+
+
+def _scores(trials: list[Record]) -> list[float]:
+    return [trial["score"] for trial in trials]

@@ -1,4 +1,7 @@
-"""Which values to try next: Optuna's Parzen estimator (TPE) as a pure function of what has been tried. No Ray."""
+"""Which settings to try next: Optuna's tree-structured Parzen estimator (TPE). No Ray.
+
+A proposal is a pure function of the space and of the trials so far.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,23 @@ from ageray.experiment.tune import Choice, Dimension, Int, LogUniform
 from ageray.tune.space import Space, rounded
 from ageray.tune.trials import Trial
 
-_FEWEST = 8  # trials from which an importance says something
+_MIN_TRIALS = 8  # fewer say nothing about importance
+_STATES = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 def propose(
-    space: Space, number: int, tried: Iterable[Trial], running: Iterable[Mapping[str, Any]] = ()
+    space: Space, number: int, trials: Iterable[Trial], running: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The values of trial `number`: the recipe's own for trial 0 where the ranges hold them, else what TPE says.
+    """The values of trial `number`: the recipe's own for trial 0 if the ranges allow them, else
+    TPE's.
 
-    They follow from the space, `tune.seed`, the number, what was tried and what runs alone: a search that goes on after a kill proposes
-    what it would have proposed.
+    They follow from the space, `tune.seed`, the number, the trials that ended and the values of
+    those that run. A search that continues after a kill therefore proposes what it would have
+    proposed.
     """
     if number == 0 and space.holds(space.defaults):
         return dict(space.defaults)
-    distributions = {path: _distribution(dimension) for path, dimension in space.ranges.items()}
+    distributions = _distributions(space)
     tune, running = space.tune, list(running)
     seed = int(np.random.SeedSequence([tune.seed, number]).generate_state(1)[0])
     with warnings.catch_warnings():
@@ -40,50 +46,55 @@ def propose(
             seed=seed, n_startup_trials=tune.startup, multivariate=True, constant_liar=bool(running)
         )
     study = _study(sampler)
-    study.add_trials([_told(trial, distributions) for trial in sorted(tried, key=lambda trial: trial.number)])
-    study.add_trials(
-        [
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        study.add_trial(_optuna_trial(trial, distributions))
+    for values in running:
+        study.add_trial(
             create_trial(state=TrialState.RUNNING, params=dict(values), distributions=distributions)
-            for values in running
-        ]
-    )
-    found = study.ask(distributions).params
-    return {path: rounded(dimension, found[path]) for path, dimension in space.ranges.items()}
+        )
+    proposal = study.ask(distributions).params
+    return {path: rounded(dimension, proposal[path]) for path, dimension in space.ranges.items()}
 
 
 def importance(space: Space, scores: Iterable[tuple[Mapping[str, Any], float]]) -> dict[str, float]:
-    """The share of the scores' variance over the space that each setting explains (fANOVA; Hutter, Hoos and Leyton-Brown, ICML 2014), from
-    values and score of each trial; nothing where there are fewer than 8."""
-    distributions = {path: _distribution(dimension) for path, dimension in space.ranges.items()}
+    """The share of the scores' variance that each setting explains; empty for fewer than 8 trials.
+
+    fANOVA (Hutter, Hoos and Leyton-Brown, ICML 2014). scores: values and score of each trial.
+    """
+    distributions = _distributions(space)
     study = _study()
     for values, score in scores:
         if math.isfinite(score):
             study.add_trial(create_trial(value=score, params=dict(values), distributions=distributions))
-    if len(study.trials) < _FEWEST or len({trial.value for trial in study.trials}) < 2:
+    if len(study.trials) < _MIN_TRIALS or len({trial.value for trial in study.trials}) < 2:
         return {}
     return dict(get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=space.tune.seed)))
 
 
 def _study(sampler: TPESampler | None = None) -> optuna.Study:
-    """An empty one, which says nothing of itself."""
+    """An empty study that logs nothing."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(sampler=sampler)
 
 
-def _told(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
-    """A trial as Optuna knows it: pruned with its curve where it was stopped early, failed where it has no score."""
-    state = {"finished": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}[
-        trial.state
-    ]
-    curve = dict(enumerate(trial.curve, 1)) if trial.state == "stopped" else {}
-    value = trial.score if trial.state == "finished" else None
+def _optuna_trial(trial: Trial, distributions: dict[str, BaseDistribution]) -> FrozenTrial:
+    """A trial in Optuna's form: with its curve if stopped early, failed if it has no score."""
+    curve, value = dict[int, float](), None
+    if trial.state == "stopped":
+        curve = dict(enumerate(trial.curve, 1))
+    if trial.state == "finished":
+        value = trial.score
     return create_trial(
-        state=state,
+        state=_STATES[trial.state],
         value=value,
         params=dict(trial.values),
         distributions=distributions,
         intermediate_values=curve,
     )
+
+
+def _distributions(space: Space) -> dict[str, BaseDistribution]:
+    return dict(zip(space.ranges, map(_distribution, space.ranges.values()), strict=True))
 
 
 def _distribution(dimension: Dimension) -> BaseDistribution:

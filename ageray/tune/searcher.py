@@ -1,4 +1,4 @@
-"""Between Ray Tune and the proposals: hands out values, hears of every epoch, keeps each trial that ends."""
+"""Ray Tune's searcher: proposes values, receives every epoch, saves each trial that ends."""
 
 from __future__ import annotations
 
@@ -26,92 +26,102 @@ class _Running:
     values: dict[str, Any]
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
+    def state(self, reason: str) -> Literal["finished", "stopped", "failed"]:
+        """How the trial ended; `reason` is '' if it did not fail."""
+        if reason:
+            return "failed"
+        if self.epochs and self.epochs[-1]["epoch"] == self.epochs[-1]["epochs"]:
+            return "finished"
+        return "stopped"
+
 
 class Proposer(Searcher):
-    """Ray Tune's searcher. `tried` are the trials that had ended before; `ended` is called with each that ends, `clock` tells the search's seconds.
+    """Proposes by `ageray.tune.proposals`.
 
-    Tune's own OptunaSearch resumes from a pickle and starts its random numbers anew; this one is a function of the finished trials."""
+    Tune's own OptunaSearch resumes from a pickle and draws new random numbers then. This searcher
+    is a function of the trials that have ended.
+    """
 
     def __init__(
         self,
         space: Space,
-        tried: list[Trial],
+        trials: list[Trial],
         ended: Callable[[Trial], None],
         clock: Callable[[], float],
         show: Show,
     ) -> None:
+        """trials: those that ended before; each that ends is appended. ended: called with each that
+        ends. clock: the seconds that the search has run."""
         super().__init__(metric=SCORE, mode="min")
-        self._space, self._tried, self._ended, self._clock, self._show = space, tried, ended, clock, show
+        self._space, self._trials, self._ended, self._clock, self._show = space, trials, ended, clock, show
         self._running: dict[str, _Running] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next number that has no trial, its values and the experiment with them."""
-        taken = {trial.number for trial in self._tried} | {
-            running.number for running in self._running.values()
-        }
-        number = next(number for number in range(len(taken) + 1) if number not in taken)
-        values = propose(
-            self._space, number, self._tried, [running.values for running in self._running.values()]
-        )
+        """The lowest number that has no trial, and the experiment with the proposed values."""
+        running = list(self._running.values())
+        numbers = {trial.number for trial in self._trials} | {trial.number for trial in running}
+        number = 0
+        while number in numbers:
+            number += 1
+        values = propose(self._space, number, self._trials, [trial.values for trial in running])
         self._running[trial_id] = _Running(number, values)
         return {"number": number, "experiment": self._space.experiment(values).model_dump_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An epoch after which the trial goes on."""
-        self._hear(self._running[trial_id], result)
+        """Receives an epoch after which the trial continues."""
+        self._add_epoch(self._running[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """The end: by itself, by successive halving, or because its process died."""
+        """Receives the end: the last epoch, early stopping, a failure, or a dead process."""
         running = self._running.pop(trial_id)
         reason = "its process died; see Ray's logs" if error else (result or {}).get(FAILED, "")
         if not reason and result is not None:
-            self._hear(running, result)
-        whole = bool(running.epochs) and running.epochs[-1]["epoch"] == running.epochs[-1]["epochs"]
-        state: Literal["finished", "stopped", "failed"] = (
-            "failed" if reason else "finished" if whole else "stopped"
-        )
+            self._add_epoch(running, result)
         trial = Trial(
             running.number,
             running.values,
-            state,
+            running.state(reason),
             running.epochs,
             self._space.tune.metric,
             self._clock(),
             reason,
         )
-        self._tried.append(trial)
+        self._trials.append(trial)
         self._ended(trial)
 
-    def _hear(self, running: _Running, result: dict[str, Any]) -> None:
+    def _add_epoch(self, running: _Running, result: dict[str, Any]) -> None:
         record = json.loads(result[RECORD])
         if not running.epochs or record["epoch"] > running.epochs[-1]["epoch"]:
             running.epochs.append(record)
             self._show({**record, "kind": "epoch", "number": running.number, "score": result[SCORE]})
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the file of trials is what a search goes on from, and nothing here is ever unpickled."""
+        """Saves nothing: a search continues from the file of trials; nothing is unpickled."""
         Path(checkpoint_path).touch()
 
     def __reduce__(self) -> tuple[type[object], tuple[()]]:
-        """Nothing; Tune pickles its settings, this searcher among them, and here nobody reads that."""
+        """Pickles nothing: Tune pickles its settings, this searcher among them, and nobody reads
+        that.
+        """
         return object, ()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing; see `save`."""
+        """Restores nothing; see `save`."""
 
 
-def replay(scheduler: TrialScheduler, tried: list[Trial]) -> None:
-    """Shows successive halving the finished trials, in the order of their ends, as if they had just run: its rungs are then what they were."""
-    for trial in tried:
+def replay(scheduler: TrialScheduler, trials: list[Trial]) -> None:
+    """Shows successive halving the trials that ended, in that order, so that its rungs are filled
+    again.
+    """
+    for trial in trials:
         stand_in: Any = SimpleNamespace(trial_id=f"before-{trial.number}")
-        nobody: Any = None
-        scheduler.on_trial_add(nobody, stand_in)
-        results = [
-            {"epoch": record["epoch"], SCORE: score}
-            for record, score in zip(trial.epochs, trial.curve, strict=True)
-        ]
+        no_controller: Any = None
+        scheduler.on_trial_add(no_controller, stand_in)
+        results = []
+        for record, score in zip(trial.epochs, trial.curve, strict=True):
+            results.append({"epoch": record["epoch"], SCORE: score})
         for result in results[:-1]:
-            scheduler.on_trial_result(nobody, stand_in, result)
-        scheduler.on_trial_complete(nobody, stand_in, results[-1] if results else {})
+            scheduler.on_trial_result(no_controller, stand_in, result)
+        scheduler.on_trial_complete(no_controller, stand_in, results[-1] if results else {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,15 +21,18 @@ from ageray.train.plan import check_model
 _FIXED = re.compile(
     r"(align|data|protocol|scale|tune)(\..*)?|train\.(seed|calibrate|stages\.\d+\.(epochs|shards|name))"
 )
-_MOST_CORNERS = 1024
-_DIGITS = 4  # significant ones of a number that is proposed
+_MAX_CORNERS = 1024
+_DIGITS = 4  # significant digits of a proposed number
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Space:
-    """The searched settings of an experiment: path to range, and what the recipe itself has there. `notes` say what was left out."""
+    """The searched settings of an experiment, by path: their ranges and the recipe's own values.
+
+    notes: which settings are not searched, and why.
+    """
 
     written: ParsedConfig
     ranges: dict[str, Dimension]
@@ -41,12 +45,20 @@ class Space:
         assert self.written.experiment.tune is not None
         return self.written.experiment.tune
 
+    @property
+    def epochs(self) -> int:
+        """Of a trial that is not stopped early."""
+        return sum(stage.epochs for stage in self.written.experiment.train.stages)
+
     def experiment(self, values: Values) -> Experiment:
-        """The experiment with these values. Raises UserError, placed at the range, for values that it cannot have."""
+        """The experiment with these values.
+
+        Raises UserError, with file and line of the range, for a value that is not allowed.
+        """
         return self.written.changed((path, value, self.place(path)) for path, value in values.items())
 
     def place(self, path: str) -> Place:
-        """Where a range was written."""
+        """File and line of a range."""
         return self.written.root.nearest(("tune", "space", path)).place
 
     def holds(self, values: Values) -> bool:
@@ -55,132 +67,152 @@ class Space:
 
 
 def check(written: ParsedConfig) -> Space:
-    """The space that `tune` asks for. Raises UserError, with file and line, for a path that does not exist (with the nearest), is held fixed or
-    is not used, a range whose end the experiment cannot have, and a metric that no epoch reports."""
+    """The space that `tune` asks for.
+
+    Raises UserError, with file and line, for a path that does not exist (with the nearest one), is
+    fixed in a search or is not used; for a range whose end the experiment cannot have; and for a
+    metric that no epoch reports.
+    """
     tune = written.experiment.tune
     if tune is None:
         raise UserError("no search space is given; add a file with tune, e.g. configs/tune/loss.yaml")
     leaves = flat(written.experiment.model_dump(mode="json"))
-    problems, notes, kept = list[str](), list[str](), dict[str, Dimension]()
+    problems, notes = list[str](), list[str]()
+    ranges, defaults = dict[str, Dimension](), dict[str, Any]()
     for path, dimension in tune.space.items():
-        wrong, unused = _trouble(path, leaves)
+        problem, unused = _problem(path, leaves)
         if unused and dimension.optional:
-            notes.append(f"{path} is not searched: {wrong}")
-        elif wrong:
+            notes.append(f"{path} is not searched: {problem}")
+        elif problem:
             place = written.root.nearest(("tune", "space", path)).place
-            problems.append(
-                str(Problem(place, (), f"{path}: {wrong}{'; or mark it optional: true' if unused else ''}"))
-            )
+            remedy = "; or mark it optional: true" if unused else ""
+            problems.append(str(Problem(place, (), f"{path}: {problem}{remedy}")))
         else:
-            kept[path] = dimension
+            ranges[path], defaults[path] = dimension, leaves[path]
+    if len(problems) == 1:
+        raise UserError(problems[0])
     if problems:
-        raise UserError(
-            problems[0] if len(problems) == 1 else "\n  ".join([f"{len(problems)} problems:", *problems])
-        )
-    if not kept:
+        raise UserError("\n  ".join([f"{len(problems)} problems:", *problems]))
+    if not ranges:
         raise UserError(f"tune.space: nothing is left to search; {'; '.join(notes)}")
-    space = Space(written, kept, {path: leaves[path] for path in kept}, notes)
+    space = Space(written, ranges, defaults, notes)
     _check_metric(space, tune.metric)
     _check_corners(space)
     return space
 
 
 def nearest(path: str, used: list[str], others: list[str]) -> str | None:
-    """The path that was probably meant: the nearest with the same last key, of those in use if there is one, else the nearest of all."""
-    last, known = path.rpartition(".")[2], [*used, *others]
-    same = [other for other in used if other.rpartition(".")[2] == last] or [
-        other for other in others if other.rpartition(".")[2] == last
-    ]
-    near = get_close_matches(path, same or known, n=1, cutoff=0.0 if same else 0.6)
-    return near[0] if near else None
+    """The path that was probably meant, or None.
+
+    It is the nearest one with the same last key, among those in use if one has it; else the nearest
+    of all.
+    """
+    last = path.rpartition(".")[2]
+    for candidates in (used, others):
+        same = [other for other in candidates if other.rpartition(".")[2] == last]
+        if same:
+            return get_close_matches(path, same, n=1, cutoff=0.0)[0]
+    return next(iter(get_close_matches(path, [*used, *others], n=1, cutoff=0.6)), None)
 
 
-def _trouble(path: str, leaves: Values) -> tuple[str, bool]:
-    """What is wrong with a path, '' if nothing is; and whether it is only not used by this experiment."""
+def _problem(path: str, leaves: Values) -> tuple[str, bool]:
+    """Why a path cannot be searched, '' if it can; and whether it is only unused by this
+    experiment.
+    """
     keys = parts(path)
     if _FIXED.fullmatch(path):
-        return "is held fixed in a search; set it for all trials instead", False
+        return "is fixed in a search; set it for all trials instead", False
     schemas = messages.at(keys)
     if path in leaves and not any(branch.get("type") == "object" for branch in messages.branches(schemas)):
         return "", False
-    if inside := [leaf for leaf in leaves if leaf.startswith(path + ".")]:
+    if inside := _below(path, leaves):
         return f"is a group of settings; name one, e.g. {inside[0]}", False
-    if (schemas and keys[0] in leaves) or (
-        schemas and any(leaf.startswith(f"{keys[0]}.") for leaf in leaves)
-    ):
-        return _unused(path, leaves)
-    near = nearest(path, [leaf for leaf in leaves if not _FIXED.fullmatch(leaf)], list(_loss_paths()))
-    return f"no such setting{f'; did you mean {near!r}?' if near else ''}", False
+    section = str(keys[0])
+    if schemas and (section in leaves or _below(section, leaves)):
+        return _unused(path, leaves), True
+    used = [leaf for leaf in leaves if not _FIXED.fullmatch(leaf)]
+    near = nearest(path, used, list(_loss_paths()))
+    hint = f"; did you mean {near!r}?" if near else ""
+    return f"no such setting{hint}", False
 
 
-def _unused(path: str, leaves: Values) -> tuple[str, bool]:
+def _below(path: str, leaves: Values) -> list[str]:
+    """The settings in a group."""
+    return [leaf for leaf in leaves if leaf.startswith(f"{path}.")]
+
+
+def _unused(path: str, leaves: Values) -> str:
     section, name = path.split(".")[:2]
     if section == "loss":
-        return f"loss.{name} is off in this experiment; turn it on (loss.{name}={{}})", True
-    return (
-        f"model '{leaves['model.name']}' has no such setting"
-        if section == "model"
-        else "this experiment has no such setting",
-        True,
-    )
+        return f"loss.{name} is off in this experiment; turn it on (loss.{name}={{}})"
+    if section == "model":
+        return f"model '{leaves['model.name']}' has no such setting"
+    return "this experiment has no such setting"
 
 
 def _loss_paths() -> Iterator[str]:
     for term in messages.names(messages.at(("loss",))):
-        yield from (f"loss.{term}.{option}" for option in messages.names(messages.at(("loss", term))))
+        for option in messages.names(messages.at(("loss", term))):
+            yield f"loss.{term}.{option}"
 
 
 def _check_metric(space: Space, metric: str) -> None:
-    experiment = space.written.experiment
-    terms = [f"loss.{name}" for name, term in experiment.loss if name != "auxiliary" and term is not None]
-    known = ["val_mae", "loss", *terms]
+    """Raises UserError for a metric that no epoch reports, or that trials cannot be compared by."""
+    reported = ["val_mae", "loss"]
+    for name, term in space.written.experiment.loss:
+        if name != "auxiliary" and term is not None:
+            reported.append(f"loss.{name}")
     place = space.written.root.nearest(("tune", "metric")).place
-    if metric not in known:
-        near = get_close_matches(metric, known, n=1)
+    if metric not in reported:
+        near = get_close_matches(metric, reported, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(
-            str(
-                Problem(
-                    place,
-                    ("tune", "metric"),
-                    f"{metric!r} is never reported{hint} (reported: {', '.join(known)})",
-                )
-            )
-        )
-    searched = next((path for path in space.ranges if path.startswith("loss.")), None)
-    if metric != "val_mae" and searched:
-        wrong = f"{metric} is another quantity in each trial where {searched} is searched; use val_mae"
-        raise UserError(str(Problem(place, ("tune", "metric"), wrong)))
+        text = f"{metric!r} is never reported{hint} (reported: {', '.join(reported)})"
+        raise UserError(str(Problem(place, ("tune", "metric"), text)))
+    for path in space.ranges:
+        if metric != "val_mae" and path.startswith("loss."):
+            text = f"{metric} is another quantity in each trial where {path} is searched; use val_mae"
+            raise UserError(str(Problem(place, ("tune", "metric"), text)))
 
 
 def _check_corners(space: Space) -> None:
-    """Makes the experiment of every corner of the space, and binds each different combination of model and loss terms."""
-    bound = set[str]()
+    """Makes the experiment of every corner of the space; builds each combination of model and loss
+    terms.
+
+    Raises UserError for a corner that cannot be.
+    """
+    combinations = set[str]()
     for corner in _corners(space):
-        made = space.experiment(corner)
-        terms = [name for name, term in made.loss if term is not None]
-        combination = f"{made.model.model_dump_json()} {terms}"
-        if combination not in bound:
-            bound.add(combination)
-            check_model(made)
+        experiment = space.experiment(corner)
+        terms = [name for name, term in experiment.loss if term is not None]
+        combination = f"{experiment.model.model_dump_json()} {terms}"
+        if combination not in combinations:
+            combinations.add(combination)
+            check_model(experiment)
 
 
 def _corners(space: Space) -> Iterator[dict[str, Any]]:
-    """Every combination of ends and choices; of a space with too many, each end beside the recipe's own values, and all lows and all highs."""
-    ends = {path: list(_ends(dimension)) for path, dimension in space.ranges.items()}
-    count = 1
-    for values in ends.values():
-        count *= len(values)
-    if count <= _MOST_CORNERS:
-        yield from (dict(zip(ends, corner, strict=True)) for corner in itertools.product(*ends.values()))
+    """Every combination of ends and choices.
+
+    Of a space with more than 1,024: each end alone, then all lows, then all highs.
+    """
+    ends = dict(zip(space.ranges, map(_ends, space.ranges.values()), strict=True))
+    if math.prod(map(len, ends.values())) <= _MAX_CORNERS:
+        for corner in itertools.product(*ends.values()):
+            yield dict(zip(ends, corner, strict=True))
         return
-    yield from ({path: value} for path, values in ends.items() for value in values)
-    yield {path: values[0] for path, values in ends.items()}
-    yield {path: values[-1] for path, values in ends.items()}
+    lows, highs = dict[str, Any](), dict[str, Any]()
+    for path, values in ends.items():
+        lows[path], highs[path] = values[0], values[-1]
+        for value in values:
+            yield {path: value}
+    yield lows
+    yield highs
 
 
 def _ends(dimension: Dimension) -> tuple[Any, ...]:
-    return dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+    if isinstance(dimension, Choice):
+        return dimension.values
+    return dimension.low, dimension.high
 
 
 def _inside(dimension: Dimension, value: Any) -> bool:
@@ -190,7 +222,9 @@ def _inside(dimension: Dimension, value: Any) -> bool:
 
 
 def rounded(dimension: Dimension, value: Any) -> Any:
-    """A proposed number to four significant digits, within its range; others as they are."""
+    """A proposed number with four significant digits, within its range; integers and choices
+    unchanged.
+    """
     if isinstance(dimension, Int | Choice):
         return value
     return min(max(float(f"{value:.{_DIGITS}g}"), dimension.low), dimension.high)

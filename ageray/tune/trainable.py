@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: an actor with its share of the machine, an epoch a step."""
+"""A trial as Ray Tune runs it: an actor that takes one slot and trains one epoch a step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ SCORE, RECORD, FAILED, EPOCH = "score", "record", "failed", "epoch"
 
 
 class Trainable(tune.Trainable):
-    """Trains on faces in memory and reports after each epoch: `epoch`, `score`, the best of the metric so far, and `record`, the epoch as JSON; or
-    `failed`, why it cannot go on. One actor serves one trial after the other."""
+    """Trains on faces in memory; one actor runs one trial after the other.
+
+    Reports after each epoch: `epoch`; `score`, the least value of the metric so far; `record`, the
+    epoch as JSON. A trial that cannot continue reports `failed`, the reason.
+    """
 
     def setup(  # type: ignore[override]  # tune.with_parameters gives the others
         self, config: dict[str, Any], faces: list[Any], fold: Fold, metric: str, threads: int
     ) -> None:
-        """config: `experiment`, as JSON. faces: a reference, in a list so that Ray does not fetch it."""
+        """config: `experiment`, as JSON. faces: a reference, in a list so that Ray does not fetch
+        it.
+        """
         self._faces, self._fold, self._metric = ray.get(faces[0]), fold, metric
         torch.set_num_threads(threads or os.cpu_count() or 1)
         self.reset_config(config)
@@ -38,7 +43,7 @@ class Trainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch. What a setting can do to a training is the trial's failure, not the search's."""
+        """One epoch. An error that settings can cause fails the trial, not the search."""
         try:
             if self._epochs is None:
                 device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
@@ -58,5 +63,5 @@ class Trainable(tune.Trainable):
         }
 
     def _failed(self, reason: str) -> dict[str, Any]:
-        # a score that is no number is compared with none
+        # successive halving compares no trial with NaN
         return {EPOCH: 0, SCORE: float("nan"), FAILED: reason, "done": True}

@@ -12,14 +12,15 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from ageray.train.in_memory.slots import Share
+from ageray.train.in_memory.slots import TaskSlots
 from ageray.train.in_memory.train import Fold
 from ageray.tune.searcher import Proposer, Show, replay
 from ageray.tune.space import Space
 from ageray.tune.trainable import SCORE, Trainable
 from ageray.tune.trials import Trial, TrialFile
 
-# Tune draws a table and writes a log of every trial; both are ours, and results of failed trials have no score
+# Tune's table and its log of every trial are off: the command prints its own, and a failed trial
+# has no score
 _QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -31,68 +32,61 @@ _QUIET = {
 
 
 def run(
-    space: Space, faces: Any, fold: Fold, share: Share, file: TrialFile, tried: list[Trial], show: Show
+    space: Space, faces: Any, fold: Fold, slots: TaskSlots, file: TrialFile, trials: list[Trial], show: Show
 ) -> None:
-    """Tries until `tune.trials` have ended or the time is used up; each that ends is in `file` and in `tried` before the next is proposed.
+    """Runs trials until `tune.trials` have ended or the time is used up.
 
-    faces: reference to columns in the object store.
+    Each trial that ends is in `file` and in `trials` before the next is proposed. faces: a
+    reference to columns in the object store.
     """
-    settings, before, started = (
-        space.tune,
-        max((trial.clock for trial in tried), default=0.0),
-        time.monotonic(),
-    )
-    left = settings.trials - len(tried)
+    settings = space.tune
+    before, started = max((trial.clock for trial in trials), default=0.0), time.monotonic()
+    remaining = settings.trials - len(trials)
     seconds = 60 * settings.minutes - before if settings.minutes else None
-    if left <= 0 or (seconds is not None and seconds <= 0):
+    if remaining <= 0 or (seconds is not None and seconds <= 0):
         return
 
     def clock() -> float:
         return before + time.monotonic() - started
 
     def ended(trial: Trial) -> None:
-        file.write(tried)
-        show(
-            {"kind": "trial", "trial": trial, "done": len(tried), "total": settings.trials, "clock": clock()}
-        )
+        file.write(trials)
+        record = {"trial": trial, "done": len(trials), "total": settings.trials, "clock": clock()}
+        show({"kind": "trial", **record})
 
-    _fit(
-        space,
-        faces,
-        fold,
-        share,
-        Proposer(space, tried, ended, clock, show),
-        _scheduler(space, tried),
-        left,
-        seconds,
-    )
+    proposer = Proposer(space, trials, ended, clock, show)
+    _fit(space, faces, fold, slots, proposer, _scheduler(space, trials), remaining, seconds)
 
 
 def _fit(
     space: Space,
     faces: Any,
     fold: Fold,
-    share: Share,
+    slots: TaskSlots,
     proposer: Proposer,
     scheduler: TrialScheduler,
-    trials: int,
+    count: int,
     seconds: float | None,
 ) -> None:
-    os.environ |= {name: value for name, value in _QUIET.items() if name not in os.environ}
+    """`count` further trials on Ray Tune."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable: Callable[..., Any] | type = tune.with_parameters(
-        Trainable, faces=[faces], fold=fold, metric=space.tune.metric, threads=share.threads
+        Trainable, faces=[faces], fold=fold, metric=space.tune.metric, threads=slots.threads
     )
-    resources: dict[str, float] = {"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}
-    # what Tune keeps of itself is not needed again: it goes where it does not matter
+    resources: dict[str, float] = {"CPU": slots.cpus}
+    if slots.gpus:
+        resources["GPU"] = slots.gpus
+    # Tune's own files are not needed afterwards
     with tempfile.TemporaryDirectory(prefix="ageray-tune-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
                 scheduler=scheduler,
-                num_samples=trials,
-                max_concurrent_trials=share.folds,
+                num_samples=count,
+                max_concurrent_trials=slots.folds,
                 time_budget_s=seconds,
                 reuse_actors=True,
             ),
@@ -106,12 +100,13 @@ def _fit(
         tuner.fit()
 
 
-def _scheduler(space: Space, tried: list[Trial]) -> TrialScheduler:
-    asha, epochs = space.tune.asha, sum(stage.epochs for stage in space.written.experiment.train.stages)
+def _scheduler(space: Space, trials: list[Trial]) -> TrialScheduler:
+    """Successive halving with its rungs filled by the trials that have ended; none if it is off."""
+    asha, epochs = space.tune.asha, space.epochs
     if not asha.enabled or asha.grace_epochs >= epochs:
         return FIFOScheduler()  # type: ignore[no-untyped-call]
-    made = ASHAScheduler(
+    scheduler = ASHAScheduler(
         "epoch", SCORE, "min", max_t=epochs, grace_period=asha.grace_epochs, reduction_factor=asha.reduction
     )
-    replay(made, tried)
-    return made
+    replay(scheduler, trials)
+    return scheduler

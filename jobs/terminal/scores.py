@@ -1,60 +1,38 @@
-"""The state of a scoring run on the terminal: a bar that moves or, in the log of a job, a line a minute."""
+"""A scoring run on the terminal: a bar that moves or, in the log of a job, a line a minute."""
 
 from __future__ import annotations
 
-import time
-from typing import Self
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, TextColumn
 
-from ageray.score.progress import Report
-from jobs.terminal.epochs import clock
+from jobs.terminal.progress import TerminalProgress, clock
 
-_LINE_SECONDS = 60.0
+Record = dict[str, Any]
+"""A report of `ageray.score.progress`."""
 
 
-class ScoreProgress:
+class ScoreProgress(TerminalProgress):
     """Shows what `ageray.score.run.score` reports."""
 
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._live = live
-        self._bar = Progress(
-            BarColumn(),
-            TextColumn("{task.description}"),
-            console=self._console,
-            transient=True,
-            disable=not (live and self._console.is_terminal),
-        )
-        self._task: TaskID | None = None
-        self._printed = time.monotonic()
+        super().__init__([BarColumn(), TextColumn("{task.description}")], console, live)
 
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.stop()
-
-    def show(self, report: Report) -> None:
+    def show(self, record: Record) -> None:
         """A report of the run."""
-        now = time.monotonic()
-        if not self._bar.disable:
-            if self._task is None:
-                self._task = self._bar.add_task("")
-            self._bar.update(
-                self._task, description=line(report), completed=report["done"], total=report["total"]
-            )
-        elif self._live and now - self._printed >= _LINE_SECONDS:
-            self._printed = now
-            self._console.print(line(report), markup=False)
+        self.print_line(line(record))
+        self.move(description=line(record), completed=record["done"], total=record["total"])
 
 
-def line(report: Report) -> str:
+def line(record: Record) -> str:
     """A report on one line."""
-    if report["state"] == "finishing":
-        return f"{report['done']:,} photos done; writing the result"
-    total = f"/{report['total']:,}" if report["total"] is not None else ""
-    left = f"{clock(report['seconds_left'])} left" if report["seconds_left"] is not None else "starting"
-    return f"{report['done']:,}{total} photos  {report['images_per_second']:,.1f} images/s  {left}  {report['errors']:,} without a face"
+    if record["state"] == "finishing":
+        return f"{record['done']:,} photos done; writing the result"
+    photos, left = f"{record['done']:,}", "starting"
+    if record["total"] is not None:
+        photos += f"/{record['total']:,}"
+    if record["seconds_left"] is not None:
+        left = f"{clock(record['seconds_left'])} left"
+    rate = f"{record['images_per_second']:,.1f} images/s"
+    return f"{photos} photos  {rate}  {left}  {record['errors']:,} without a face"

@@ -7,71 +7,64 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ageray import evaluate
+from ageray.evaluate import REPORT
+from jobs.terminal.progress import log_console
+
+_WIDTH = 140
+_FLOORS = {"training_median": "always the training median", "own_median": "always this set's median"}
+
+Record = dict[str, Any]
 
 
-def show(report: dict[str, Any]) -> None:
+def show(report: Record) -> None:
     """One model's figures."""
-    console = _console()
-    _show_audit(console, report)
+    console = log_console(_WIDTH)
+    _show_audit(console, report["audit"])
     for note in report["notes"]:
         console.print(f"note: {note}", markup=False)
-    for warning in report["warnings"]:
-        console.print(f"warning: {warning}", markup=False)
+    _show_warnings(console, report["warnings"])
     if report["unusable"]:
-        console.print(
-            f"warning: {len(report['unusable'])} faces cannot be used; {evaluate.REPORT} lists them",
-            markup=False,
-        )
-    console.print(
-        f"{report['model']['name']} on {report['data']['name']}, {report['images']:,} test faces",
-        markup=False,
-    )
+        text = f"{len(report['unusable'])} faces cannot be used; {REPORT} lists them"
+        _show_warnings(console, [text])
+    data = f"{report['data']['name']}, {report['images']:,} test faces"
+    console.print(f"{report['model']['name']} on {data}", markup=False)
     _show_overall(console, report)
-    _show_gallery(console, report)
+    if "gallery" in report:
+        _show_gallery(console, report["gallery"])
+    if "gender" in report:
+        gender = report["gender"]
+        share = f"{gender['accuracy']:.3f} of {gender['faces']:,} right"
+        console.print(f"gender by the nearest faces ({gender['by']}): {share}", markup=False)
     decades = Table("age", "faces", "MAE", "95 % interval", "bias")
     for row in report["estimates"]["by_age"]:
-        decades.add_row(
-            row["ages"],
-            str(row["images"]),
-            _number(row["mae"], ".2f"),
-            _ends(row["mae"], ".2f"),
-            _number(row["bias"], "+.2f"),
-        )
+        mae, bias = _number(row["mae"], ".2f"), _number(row["bias"], "+.2f")
+        decades.add_row(row["ages"], str(row["images"]), mae, _interval(row["mae"], ".2f"), bias)
     console.print(decades)
 
 
-def show_comparison(comparison: dict[str, Any]) -> None:
+def show_comparison(comparison: Record) -> None:
     """Several models on the same faces."""
-    console = _console()
-    for warning in comparison["warnings"]:
-        console.print(f"warning: {warning}", markup=False)
+    console = log_console(_WIDTH)
+    _show_warnings(console, comparison["warnings"])
     console.print(f"{comparison['data']['name']}, {comparison['images']:,} test faces", markup=False)
     models = Table("model", "MAE", "95 % interval", "CS(5)", "bias", "90 % interval covers", "width")
     for row in comparison["models"]:
-        figures = [
-            _number(row[name], form)
-            for name, form in (("cs5", ".3f"), ("bias", "+.3f"), ("coverage", ".3f"), ("width", ".1f"))
-        ]
-        models.add_row(row["name"], _number(row["mae"], ".3f"), _ends(row["mae"], ".3f"), *figures)
+        cells = [row["name"], _number(row["mae"], ".3f"), _interval(row["mae"], ".3f")]
+        cells += [_number(row["cs5"], ".3f"), _number(row["bias"], "+.3f")]
+        cells += [_number(row["coverage"], ".3f"), _number(row["width"], ".1f")]
+        models.add_row(*cells)
     console.print(models)
     pairs = Table("first", "second", "difference of MAE", "95 % interval", "p", "more than chance")
     for row in comparison["pairs"]:
-        difference, p = row["difference"], f"{row['permutation_p']:.4f}"
-        pairs.add_row(
-            row["first"],
-            row["second"],
-            _number(difference, "+.3f"),
-            _ends(difference, "+.3f"),
-            p,
-            "yes" if row["real"] else "no",
-        )
+        difference = row["difference"]
+        cells = [row["first"], row["second"], _number(difference, "+.3f"), _interval(difference, "+.3f")]
+        pairs.add_row(*cells, f"{row['permutation_p']:.4f}", "yes" if row["real"] else "no")
     console.print(pairs)
 
 
-def show_matrix(matrix: dict[str, Any]) -> None:
-    """MAE of every model on every set; * marks a model's own set, of which its test part alone counts."""
-    console = _console()
+def show_matrix(matrix: Record) -> None:
+    """MAE of every model on every set. A star marks the set that a model was trained on."""
+    console = log_console(_WIDTH)
     table = Table("MAE", *matrix["sets"])
     for name, row in zip(matrix["models"], matrix["cells"], strict=True):
         table.add_row(name, *(f"{_number(cell['mae'], '.3f')}{'*' * cell['own']}" for cell in row))
@@ -79,70 +72,49 @@ def show_matrix(matrix: dict[str, Any]) -> None:
     console.print("* trained on this set: the test part of the model's own split", markup=False)
 
 
-def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 140  # a log has no edge to fold at
-    return console
+def _show_warnings(console: Console, warnings: list[str]) -> None:
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False)
 
 
-def _show_audit(console: Console, report: dict[str, Any]) -> None:
-    found = report["audit"]
-    console.print("audit" if found["against"] is None else f"audit, against {found['against']}", markup=False)
-    for line in found["lines"]:
+def _show_audit(console: Console, audit: Record) -> None:
+    title = "audit"
+    if audit["against"] is not None:
+        title += f", against {audit['against']}"
+    console.print(title, markup=False)
+    for line in audit["lines"]:
         console.print(f"  {line}", markup=False)
 
 
-def _show_overall(console: Console, report: dict[str, Any]) -> None:
-    overall = Table("", "MAE", "95 % interval", "CS(3)", "CS(5)", "bias", "90 % interval covers", "width")
-    interval, mae = report["interval"], report["estimates"]["overall"]["mae"]
-    figures = [
-        f"{report['mae']:.3f}",
-        _ends(mae, ".3f"),
-        f"{report['cs3']:.3f}",
-        f"{report['cs5']:.3f}",
-        f"{report['bias']:+.3f}",
-    ]
-    overall.add_row("model", *figures, f"{interval['coverage']:.3f}", f"{interval['mean_width']:.1f}")
-    people = report["estimates"]["overall"]["mae_over_subjects"]
+def _show_overall(console: Console, report: Record) -> None:
+    table = Table("", "MAE", "95 % interval", "CS(3)", "CS(5)", "bias", "90 % interval covers", "width")
+    overall, interval = report["estimates"]["overall"], report["interval"]
+    cells = ["model", f"{report['mae']:.3f}", _interval(overall["mae"], ".3f")]
+    cells += [f"{report['cs3']:.3f}", f"{report['cs5']:.3f}", f"{report['bias']:+.3f}"]
+    table.add_row(*cells, f"{interval['coverage']:.3f}", f"{interval['mean_width']:.1f}")
+    people = overall["mae_over_subjects"]
     if people is not None:
-        overall.add_row(
-            "mean over subjects", _number(people, ".3f"), _ends(people, ".3f"), "", "", "", "", ""
-        )
-    for name, label in (
-        ("training_median", "always the training median"),
-        ("own_median", "always this set's median"),
-    ):
+        table.add_row("mean over subjects", _number(people, ".3f"), _interval(people, ".3f"))
+    for name, label in _FLOORS.items():
         floor = report["constant"][name]
         if floor is not None:
-            overall.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}", "", "", "", "", "", "")
-    console.print(overall)
+            table.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}")
+    console.print(table)
 
 
-def _show_gallery(console: Console, report: dict[str, Any]) -> None:
-    if "gallery" in report:
-        found = report["gallery"]
-        own = f"{found['same_subject_share']:.1%} of them of the face's own subject, {found['same_subject_excluded']:,.0f} left out as such"
-        console.print(
-            f"{found['neighbours']:,.0f} neighbours in a gallery of {found['faces']:,} faces; {own}",
-            markup=False,
-        )
-        if found["without_neighbours"]:
-            console.print(
-                f"warning: {found['without_neighbours']} faces have no neighbour; their age is a guess",
-                markup=False,
-            )
-    if "gender" in report:
-        found = report["gender"]
-        console.print(
-            f"gender by the nearest faces ({found['by']}): {found['accuracy']:.3f} of {found['faces']:,} right",
-            markup=False,
-        )
+def _show_gallery(console: Console, gallery: Record) -> None:
+    size = f"{gallery['neighbours']:,.0f} neighbours in a gallery of {gallery['faces']:,} faces"
+    same = f"{gallery['same_subject_share']:.1%} of them of the face's own subject"
+    excluded = f"{gallery['same_subject_excluded']:,.0f} left out as such"
+    console.print(f"{size}; {same}, {excluded}", markup=False)
+    if gallery["without_neighbours"]:
+        text = f"{gallery['without_neighbours']} faces have no neighbour; their age is a guess"
+        _show_warnings(console, [text])
 
 
-def _number(estimate: dict[str, Any], form: str) -> str:
+def _number(estimate: Record, form: str) -> str:
     return "" if estimate["value"] is None else format(estimate["value"], form)
 
 
-def _ends(estimate: dict[str, Any], form: str) -> str:
+def _interval(estimate: Record, form: str) -> str:
     return "" if estimate["low"] is None else f"{estimate['low']:{form}} to {estimate['high']:{form}}"

@@ -1,145 +1,138 @@
-"""A search on the terminal: a row a trial as it ends, and below them what runs, a bar and the time left."""
+"""A search on the terminal: a row a trial as it ends, and below them the running trials, a bar and
+the time left.
+"""
 
 from __future__ import annotations
 
-import time
-from typing import Any, Self
+import math
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.table import Table
 
-from jobs.terminal.epochs import clock
+from ageray.tune.page import value_text, verdict
+from jobs.terminal.progress import TerminalProgress, TimeLeft, clock, describe_start, log_console
 
 Record = dict[str, Any]
 
 
-class TuneProgress:
-    """Shows what `ageray.tune.search` reports. Without a terminal (the log of a job), or where `live` is off, there is no bar."""
+class TuneProgress(TerminalProgress):
+    """Shows what `ageray.tune.search` reports.
+
+    paths: of the settings that are searched; the rows have a column for each. minutes: the budget,
+    0 for none.
+    """
 
     def __init__(
         self, paths: list[str], minutes: float, console: Console | None = None, live: bool = True
     ) -> None:
-        self._console = console or Console(highlight=False, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[running]}{task.fields[left]} left"),
-            console=self._console,
-            transient=True,
-            disable=not (live and self._console.is_terminal),
-        )
-        self._task = self._progress.add_task("trials", total=None, left="", running="")
-        self._paths, self._minutes = paths, minutes
-        self._names = [
-            path.rpartition(".")[2] if path.count(".") < 2 else ".".join(path.split(".")[-2:])
-            for path in paths
-        ]
-        self._best, self._running = (float("inf"), ""), dict[int, str]()
-        self._started, self._before = time.monotonic(), 0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
+        figures = TextColumn("{task.fields[running]}{task.fields[left]} left")
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), figures]
+        super().__init__(columns, console, live, running="", left="")
+        self._minutes = minutes
+        self._names = list(map(_short_name, paths))
+        self._best, self._best_trial = math.inf, ""
+        self._running: dict[int, str] = {}
+        self._time_left = TimeLeft()
 
     def show(self, record: Record) -> None:
-        """A record of any kind."""
-        {
+        """A record of kind `start`, `epoch`, `trial`, `finalists` or `finalist`."""
+        methods = {
             "start": self._start,
             "epoch": self._epoch,
             "trial": self._trial,
             "finalists": self._finalists,
             "finalist": self._finalist,
-        }[record["kind"]](record)
+        }
+        methods[record["kind"]](record)
 
     def _start(self, record: Record) -> None:
         for note in record["notes"]:
-            self._console.print(f"note: {note}", markup=False)
-        place = (
-            f"{record['gpus']:.2g} of a GPU"
-            if record["gpus"]
-            else f"{record['threads'] or 'all'} core{'s' * (record['threads'] != 1)}"
-        )
-        text = f"{record['total']} trials, {record['folds']} at once, {place} each"
-        if record["done"]:
-            text += f"; {record['done']} were finished before"
-        if record["frozen_body"]:
-            text += "; the body is frozen: its features were computed once for all trials"
-        self._console.print(text, markup=False)
-        self._console.print(
-            self._row("trial", self._names, "epochs", "score", "best so far", "left", ""), markup=False
-        )
-        self._before, self._started = record["done"], time.monotonic()
-        self._progress.update(self._task, completed=record["done"], total=record["total"])
+            self.print(f"note: {note}")
+        self.print(describe_start(record, "trials"))
+        self.print(self._row("trial", self._names, "epochs", "score", "best so far", "left", ""))
+        self._time_left = TimeLeft(record["done"])
+        self.move(description="trials", completed=record["done"], total=record["total"])
 
     def _epoch(self, record: Record) -> None:
-        self._running[record["number"]] = (
-            f"trial {record['number']}: {record['epoch']}/{record['epochs']} {record['score']:.3f}"
-        )
-        self._progress.update(
-            self._task, running="; ".join(self._running.values()) + "; " if self._running else ""
-        )
+        number, epoch = record["number"], f"{record['epoch']}/{record['epochs']}"
+        self._running[number] = f"trial {number}: {epoch} {record['score']:.3f}; "
+        self.move(running="".join(self._running.values()))
 
     def _trial(self, record: Record) -> None:
         trial = record["trial"]
         self._running.pop(trial.number, None)
-        if trial.score is not None and trial.score < self._best[0]:
-            self._best = trial.score, f" (trial {trial.number})"
-        left = self._left(record)
-        values = [
-            "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-            for value in trial.values.values()
-        ]
-        score = "failed" if trial.score is None else f"{trial.score:.3f}"
-        best = "" if self._best[0] == float("inf") else f"{self._best[0]:.3f}{self._best[1]}"
-        why = trial.reason or {"stopped": "stopped early"}.get(trial.state, "")
-        self._console.print(
-            self._row(str(trial.number), values, str(len(trial.epochs)), score, best, left, why), markup=False
-        )
-        self._progress.update(self._task, completed=record["done"], total=record["total"], left=left)
-
-    def _left(self, record: Record) -> str:
-        """By the pace of this run, no more than the budget leaves."""
-        ended = max(1, record["done"] - self._before)
-        seconds = (time.monotonic() - self._started) / ended * (record["total"] - record["done"])
-        return clock(
-            max(0.0, min(seconds, 60 * self._minutes - record["clock"]) if self._minutes else seconds)
-        )
+        score = best = ""
+        if trial.score is None:
+            score = "failed"
+        else:
+            score = f"{trial.score:.3f}"
+            if trial.score < self._best:
+                self._best, self._best_trial = trial.score, f" (trial {trial.number})"
+        if self._best < math.inf:
+            best = f"{self._best:.3f}{self._best_trial}"
+        seconds = self._time_left.seconds(record["done"], record["total"])
+        if self._minutes:
+            seconds = min(seconds, 60 * self._minutes - record["clock"])
+        left = clock(max(0.0, seconds))
+        why = trial.reason
+        if not why and trial.state == "stopped":
+            why = "stopped early"
+        values = list(map(_value_text, trial.values.values()))
+        self.print(self._row(str(trial.number), values, str(len(trial.epochs)), score, best, left, why))
+        self.move(completed=record["done"], total=record["total"], left=left)
 
     def _row(
         self, number: str, values: list[str], epochs: str, score: str, best: str, left: str, why: str
     ) -> str:
-        widths = [max(8, len(name)) for name in self._names]
-        cells = [f"{value:>{width}}" for value, width in zip(values, widths, strict=True)]
-        return "  ".join(
-            [f"{number:>5}", *cells, f"{epochs:>6}", f"{score:>8}", f"{best:>18}", f"{left:>8}", why]
-        ).rstrip()
+        cells = [f"{number:>5}"]
+        for name, value in zip(self._names, values, strict=True):
+            cells.append(f"{value:>{max(8, len(name))}}")
+        cells += [f"{epochs:>6}", f"{score:>8}", f"{best:>18}", f"{left:>8}", why]
+        return "  ".join(cells).rstrip()
 
     def _finalists(self, record: Record) -> None:
-        self._console.print(
-            f"finalists: {', '.join(record['names'])}; {record['total']} trainings", markup=False
-        )
-        self._started, self._before = time.monotonic(), record["done"]
-        self._progress.update(
-            self._task,
-            description="finalists",
-            completed=record["done"],
-            total=record["total"],
-            running="",
-            left="",
-        )
+        self.print(f"finalists: {', '.join(record['names'])}; {record['total']} trainings")
+        self._time_left = TimeLeft(record["done"])
+        counts = {"completed": record["done"], "total": record["total"]}
+        self.move(description="finalists", running="", left="", **counts)
 
     def _finalist(self, record: Record) -> None:
-        seconds = (
-            (time.monotonic() - self._started)
-            / max(1, record["done"] - self._before)
-            * (record["total"] - record["done"])
-        )
-        text = f"{record['done']:>4}/{record['total']}  {record['name']:<12}  seed {record['seed']:<3}  score {record['score']:.3f}"
-        self._console.print(f"{text}  {clock(seconds):>8} left", markup=False)
-        self._progress.update(
-            self._task, completed=record["done"], total=record["total"], left=clock(seconds)
-        )
+        left = clock(self._time_left.seconds(record["done"], record["total"]))
+        row = f"{record['done']:>4}/{record['total']}  {record['name']:<12}  seed {record['seed']:<3}"
+        self.print(f"{row}  score {record['score']:.3f}  {left:>8} left")
+        self.move(completed=record["done"], total=record["total"], left=left)
+
+
+def _short_name(path: str) -> str:
+    """The last key of a path, or its last two if it has more than two."""
+    keys = path.split(".")
+    return keys[-1] if len(keys) < 3 else ".".join(keys[-2:])
+
+
+def _value_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def show_search(report: Record) -> None:
+    """The end of a search: the finalists and their differences from the recipe, and whether the
+    winner is better.
+    """
+    console = log_console(160)
+    head = ["validation", "test MAE", "95 % of the difference", "p", "real"]
+    table = Table("", *report["space"], *head)
+    comparisons = {row["first"]: row for row in report["comparisons"]}
+    for row in report["finalists"]:
+        cells = [row["name"], *map(value_text, row["values"].values())]
+        cells += [f"{row['score']:.3f}", f"{row['test_mae']:.3f} ± {row['deviation']:.3f}"]
+        if row["name"] in comparisons:
+            comparison = comparisons[row["name"]]
+            difference = comparison["difference"]
+            cells.append(f"{difference['low']:+.3f} to {difference['high']:+.3f}")
+            cells += [f"{comparison['p']:.4f}", "yes" if comparison["real"] else "no"]
+        table.add_row(*cells)
+    console.print(table)
+    console.print(verdict(report), markup=False)

@@ -39,21 +39,21 @@ def drawn() -> list[dict[str, object]]:
 
 def table(rows: list[dict[str, object]], *, thumbnails: bool = True) -> pa.Table:
     """Rows with their fingerprints in place of the images."""
-    made = []
+    fingerprinted = []
     for row in rows:
-        found = fingerprints(row["image"])  # type: ignore[arg-type]
+        findings = fingerprints(row["image"])  # type: ignore[arg-type]
         light = {name: value for name, value in row.items() if name != "image"}
-        made.append(
+        fingerprinted.append(
             {
                 **light,
-                "digest": found.digest,
-                "phash": found.phash,
-                "thumbnail": found.thumbnail if thumbnails else None,
+                "digest": findings.digest,
+                "phash": findings.phash,
+                "thumbnail": findings.thumbnail if thumbnails else None,
             }
         )
     columns = {
-        name: pa.array([row[name] for row in made], pa.uint64() if name == "phash" else None)
-        for name in made[0]
+        name: pa.array([row[name] for row in fingerprinted], pa.uint64() if name == "phash" else None)
+        for name in fingerprinted[0]
     }
     return pa.table(columns)
 
@@ -79,9 +79,9 @@ def coded(image: Image.Image, kind: str = "JPEG", **options: int) -> bytes:
 
 def test_a_clean_split_is_called_clean(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn)
-    found = audit(table(train), table(test))
-    assert found.images == {"train": 30, "test": 12}
-    assert found.subjects == {
+    findings = audit(table(train), table(test))
+    assert findings.images == {"train": 30, "test": 12}
+    assert findings.subjects == {
         "train": 30,
         "unknown_train": 0,
         "test": 12,
@@ -89,8 +89,8 @@ def test_a_clean_split_is_called_clean(drawn: list[dict[str, object]]) -> None:
         "shared": 0,
         "share": 0.0,
     }
-    assert found.byte_identical == {"across": 0, "share": 0.0, "train": 0, "test": 0}
-    assert found.near_identical == {
+    assert findings.byte_identical == {"across": 0, "share": 0.0, "train": 0, "test": 0}
+    assert findings.near_identical == {
         "across": 0,
         "share": 0.0,
         "train": 0,
@@ -98,33 +98,37 @@ def test_a_clean_split_is_called_clean(drawn: list[dict[str, object]]) -> None:
         "confirmed": True,
         "examples": [],
     }
-    assert found.leaked == {"images": 0, "share": 0.0}
-    assert found.conflicts["identical"] == {"groups": 0, "images": 0, "examples": []}
-    assert found.conflicts["near"] == {"pairs": 0, "differ": 0, "mean_difference": None, "examples": []}
-    assert not [line for line in found.lines() if line.startswith(("leak:", "labels:"))]
-    assert json.loads(json.dumps(found.to_dict()))["images"] == {"train": 30, "test": 12}
+    assert findings.leaked == {"images": 0, "share": 0.0}
+    assert findings.conflicts["identical"] == {"groups": 0, "images": 0, "examples": []}
+    assert findings.conflicts["near"] == {"pairs": 0, "differ": 0, "mean_difference": None, "examples": []}
+    assert not [line for line in findings.lines() if line.startswith(("leak:", "labels:"))]
+    assert json.loads(json.dumps(findings.to_dict()))["images"] == {"train": 30, "test": 12}
 
 
 def test_a_person_on_both_sides_is_found(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn, subject=drawn[4]["subject"])
-    found = audit(table(train), table(test))
-    assert (found.subjects["shared"], found.subjects["share"]) == (1, 1 / 12)
-    assert found.leaked["images"] == 1
-    assert "leak: 1 test images (8.3%) show a person who is in the training set" in found.lines()
-    assert found.near_identical["across"] == 0
+    findings = audit(table(train), table(test))
+    assert (findings.subjects["shared"], findings.subjects["share"]) == (1, 1 / 12)
+    assert findings.leaked["images"] == 1
+    assert "leak: 1 test images (8.3%) show a person who is in the training set" in findings.lines()
+    assert findings.near_identical["across"] == 0
 
 
 def test_a_byte_identical_image_is_found(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn, image=drawn[4]["image"], age=drawn[4]["age"])
-    found = audit(table(train), table(test))
-    assert (found.byte_identical["across"], found.near_identical["across"], found.leaked["images"]) == (
+    findings = audit(table(train), table(test))
+    assert (
+        findings.byte_identical["across"],
+        findings.near_identical["across"],
+        findings.leaked["images"],
+    ) == (
         1,
         1,
         1,
     )
-    assert found.near_identical["examples"] == [("face-41", "face-04")]
-    assert found.conflicts["identical"]["groups"] == 0
-    assert "leak: 1 test images (8.3%) are byte-identical to a training image" in found.lines()
+    assert findings.near_identical["examples"] == [("face-41", "face-04")]
+    assert findings.conflicts["identical"]["groups"] == 0
+    assert "leak: 1 test images (8.3%) are byte-identical to a training image" in findings.lines()
 
 
 @pytest.mark.parametrize("change", ["recoded", "smaller", "larger", "png", "brighter", "turned"])
@@ -145,23 +149,31 @@ def test_a_near_identical_image_is_found(drawn: list[dict[str, object]], change:
             "brighter": lambda: coded(ImageEnhance.Brightness(image).enhance(1.15)),
         }[change]()
     train, test = sides(drawn, image=copy, age=drawn[4]["age"])
-    found = audit(table(train), table(test))
-    assert (found.byte_identical["across"], found.near_identical["across"]) == (0, 1)
-    assert found.near_identical["examples"] == [("face-41", "face-04")]
-    assert found.conflicts["near"]["differ"] == 0
-    assert found.leaked == {"images": 1, "share": 1 / 12}
+    findings = audit(table(train), table(test))
+    assert (findings.byte_identical["across"], findings.near_identical["across"]) == (0, 1)
+    assert findings.near_identical["examples"] == [("face-41", "face-04")]
+    assert findings.conflicts["near"]["differ"] == 0
+    assert findings.leaked == {"images": 1, "share": 1 / 12}
 
 
 def test_copies_within_a_side_are_counted_apart(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn)
     train[3]["image"], train[9]["image"] = train[0]["image"], coded(picture(train[1]), quality=50)
-    found = audit(table(train), table(test))
-    assert (found.byte_identical["train"], found.byte_identical["test"], found.byte_identical["across"]) == (
+    findings = audit(table(train), table(test))
+    assert (
+        findings.byte_identical["train"],
+        findings.byte_identical["test"],
+        findings.byte_identical["across"],
+    ) == (
         2,
         0,
         0,
     )
-    assert (found.near_identical["train"], found.near_identical["test"], found.near_identical["across"]) == (
+    assert (
+        findings.near_identical["train"],
+        findings.near_identical["test"],
+        findings.near_identical["across"],
+    ) == (
         4,
         0,
         0,
@@ -173,20 +185,22 @@ def test_labels_that_contradict_each_other_are_found(drawn: list[dict[str, objec
     train[4]["age"] = 30.0
     train[7] |= {"image": coded(picture(train[8]), quality=50), "age": 20.0}
     train[8]["age"] = 23.0
-    found = audit(table(train), table(test))
-    assert found.conflicts["identical"] == {
+    findings = audit(table(train), table(test))
+    assert findings.conflicts["identical"] == {
         "groups": 1,
         "images": 2,
         "examples": [("face-04", 30.0, "face-41", 41.0)],
     }
-    near = found.conflicts["near"]
+    near = findings.conflicts["near"]
     assert (near["pairs"], near["differ"], near["mean_difference"]) == (2, 2, pytest.approx((11 + 3) / 2))
     assert sorted(near["examples"]) == [
         ("face-04", 30.0, "face-41", 41.0),
         ("face-07", 20.0, "face-08", 23.0),
     ]
-    assert "labels: 2 byte-identical images in 1 groups have different ages" in found.lines()
-    assert "labels: 2 of 2 near-identical pairs have different ages, by 7.0 years on average" in found.lines()
+    assert "labels: 2 byte-identical images in 1 groups have different ages" in findings.lines()
+    assert (
+        "labels: 2 of 2 near-identical pairs have different ages, by 7.0 years on average" in findings.lines()
+    )
 
 
 def test_oracle_and_floor_worked_by_hand() -> None:
@@ -196,16 +210,16 @@ def test_oracle_and_floor_worked_by_hand() -> None:
     test = pa.table(
         {"key": list("vwxyz"), "age": [18.0, 44, 35, 10, None], "subject": ["p", "q", "new", None, "p"]}
     )
-    found = audit(train, test)
+    findings = audit(train, test)
     # median of 10, 20, 40, 60 is 30; the subjects' means are p 15 and q 40
-    assert found.constant == {"median": 30.0, "mae": pytest.approx((12 + 14 + 5 + 20) / 4)}
-    assert found.oracle == {"mae": pytest.approx((3 + 4 + 5 + 20) / 4)}
-    assert (found.subjects["shared"], found.subjects["share"]) == (3, 0.6)
-    assert found.ages == {
+    assert findings.constant == {"median": 30.0, "mae": pytest.approx((12 + 14 + 5 + 20) / 4)}
+    assert findings.oracle == {"mae": pytest.approx((3 + 4 + 5 + 20) / 4)}
+    assert (findings.subjects["shared"], findings.subjects["share"]) == (3, 0.6)
+    assert findings.ages == {
         "train": {"10-19": 1, "20-29": 1, "40-49": 1, "60-69": 1, "unknown": 1},
-        "test": found.ages["test"],
+        "test": findings.ages["test"],
     }
-    assert "leak: knowing only who it is (the subject's mean training age) has MAE 8.00" in found.lines()
+    assert "leak: knowing only who it is (the subject's mean training age) has MAE 8.00" in findings.lines()
 
 
 def test_the_same_number_in_another_dataset_is_another_person() -> None:
@@ -216,16 +230,20 @@ def test_the_same_number_in_another_dataset_is_another_person() -> None:
 
 
 def test_what_a_table_does_not_tell_is_null_and_said() -> None:
-    found = audit(pa.table({"key": ["a", "b"]}), pa.table({"key": ["c"]}))
-    assert (found.subjects["shared"], found.byte_identical["across"], found.near_identical["across"]) == (
+    findings = audit(pa.table({"key": ["a", "b"]}), pa.table({"key": ["c"]}))
+    assert (
+        findings.subjects["shared"],
+        findings.byte_identical["across"],
+        findings.near_identical["across"],
+    ) == (
         None,
         None,
         None,
     )
-    assert (found.leaked["images"], found.oracle["mae"], found.constant["mae"]) == (None, None, None)
-    assert "subjects are not known: the same person may be on both sides of the split" in found.lines()
-    assert "no fingerprints: near-identical images were not looked for" in found.lines()
-    assert found.genders == {"train": {"unknown": 2}, "test": {"unknown": 1}}
+    assert (findings.leaked["images"], findings.oracle["mae"], findings.constant["mae"]) == (None, None, None)
+    assert "subjects are not known: the same person may be on both sides of the split" in findings.lines()
+    assert "no fingerprints: near-identical images were not looked for" in findings.lines()
+    assert findings.genders == {"train": {"unknown": 2}, "test": {"unknown": 1}}
 
 
 def test_images_that_have_no_fingerprint_are_passed_over(drawn: list[dict[str, object]]) -> None:
@@ -237,9 +255,9 @@ def test_images_that_have_no_fingerprint_are_passed_over(drawn: list[dict[str, o
         left = left.set_column(
             left.schema.get_field_index(name), name, pa.array(column, left.schema.field(name).type)
         )
-    found = audit(left, right)
-    assert (found.byte_identical["across"], found.near_identical["across"]) == (1, 1)
-    assert found.near_identical["examples"] == [("face-41", "face-04")]
+    findings = audit(left, right)
+    assert (findings.byte_identical["across"], findings.near_identical["across"]) == (1, 1)
+    assert findings.near_identical["examples"] == [("face-41", "face-04")]
 
 
 @pytest.mark.parametrize("bad", [pa.table({"key": pa.array([], pa.string())}), pa.table({"age": [3.0]})])
@@ -250,12 +268,12 @@ def test_a_table_without_rows_or_keys_is_an_error(bad: pa.Table) -> None:
 
 def test_histograms_of_groups(drawn: list[dict[str, object]]) -> None:
     train, test = sides(drawn, group="b", gender="female")
-    found = audit(table(train), table(test))
-    assert found.groups == {"train": {"unknown": 30}, "test": {"b": 1, "unknown": 11}}
-    assert found.genders == {"train": {"male": 30}, "test": {"female": 1, "male": 11}}
+    findings = audit(table(train), table(test))
+    assert findings.groups == {"train": {"unknown": 30}, "test": {"b": 1, "unknown": 11}}
+    assert findings.genders == {"train": {"male": 30}, "test": {"female": 1, "male": 11}}
 
 
-# --- fingerprints ---------------------------------------------------------------------------------------------------
+# --- fingerprints ---------------------------------------------------------------------------------
 
 
 def test_a_fingerprint_is_that_of_the_library() -> None:
@@ -264,11 +282,11 @@ def test_a_fingerprint_is_that_of_the_library() -> None:
     import imagehash
 
     data = synthetic_faces.draw_face(3, 40, size=200).jpeg()
-    found = fingerprints(data)
-    assert found.digest == hashlib.sha256(data).hexdigest()
-    assert f"{found.phash:016x}" == str(imagehash.phash(Image.open(io.BytesIO(data)).convert("RGB")))
-    assert len(found.thumbnail) == 256
-    assert fingerprints(data) == found
+    findings = fingerprints(data)
+    assert findings.digest == hashlib.sha256(data).hexdigest()
+    assert f"{findings.phash:016x}" == str(imagehash.phash(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert len(findings.thumbnail) == 256
+    assert fingerprints(data) == findings
 
 
 def test_bytes_that_are_no_picture_are_an_error() -> None:
@@ -276,17 +294,17 @@ def test_bytes_that_are_no_picture_are_an_error() -> None:
         fingerprints(b"no picture")
 
 
-# --- the search -----------------------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 def plain(searched: list[int], among: list[int], same: bool = False) -> list[int]:
     """The nearest with fewer than 6 different bits, the first of equally near ones; -1 without."""
-    found = []
+    findings = []
     for row, one in enumerate(searched):
         near = [((one ^ other).bit_count(), at) for at, other in enumerate(among) if not (same and at == row)]
         distance, at = min(near, default=(64, -1))
-        found.append(at if distance < 6 else -1)
-    return found
+        findings.append(at if distance < 6 else -1)
+    return findings
 
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6)
@@ -301,55 +319,55 @@ def test_the_search_equals_comparing_all_with_all(
     origins: list[int], flips: list[tuple[int, set[int]]], cut: int
 ) -> None:
     hashes = [origins[which % len(origins)] ^ sum(1 << bit for bit in bits) for which, bits in flips]
-    prints = Fingerprints(np.array(hashes, np.uint64))
+    pictures = Fingerprints(np.array(hashes, np.uint64))
     distance = [
         (one ^ hashes[at]).bit_count() if at >= 0 else 64
-        for one, at in zip(hashes, near_duplicates.within(prints).tolist(), strict=True)
+        for one, at in zip(hashes, near_duplicates.nearest_within(pictures).tolist(), strict=True)
     ]
-    wanted = [
+    expected = [
         (one ^ hashes[at]).bit_count() if at >= 0 else 64
         for one, at in zip(hashes, plain(hashes, hashes, True), strict=True)
     ]
-    assert distance == wanted
-    assert all(at != row for row, at in enumerate(near_duplicates.within(prints).tolist()))
+    assert distance == expected
+    assert all(at != row for row, at in enumerate(near_duplicates.nearest_within(pictures).tolist()))
     mine, others = hashes[:cut], hashes[cut:]
-    found = near_duplicates.across(
+    findings = near_duplicates.nearest_in(
         *(Fingerprints(np.array(part, np.uint64)) for part in (mine, others))
     ).tolist()
-    assert [at >= 0 for at in found] == [at >= 0 for at in plain(mine, others)]
-    for one, at, best in zip(mine, found, plain(mine, others), strict=True):
+    assert [at >= 0 for at in findings] == [at >= 0 for at in plain(mine, others)]
+    for one, at, best in zip(mine, findings, plain(mine, others), strict=True):
         assert at < 0 or (one ^ others[at]).bit_count() == (one ^ others[best]).bit_count()
 
 
 def test_long_blocks_are_cut_without_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**20, 400, dtype=np.uint64)  # most share their upper bands
-    whole = near_duplicates.within(Fingerprints(hashes)).tolist()
+    whole = near_duplicates.nearest_within(Fingerprints(hashes)).tolist()
     monkeypatch.setattr(near_duplicates, "_CELLS", 500)
-    assert near_duplicates.within(Fingerprints(hashes)).tolist() == whole
+    assert near_duplicates.nearest_within(Fingerprints(hashes)).tolist() == whole
     assert (np.array(whole) >= 0).sum() == sum(
         at >= 0 for at in plain(hashes.tolist(), hashes.tolist(), True)
     )
 
 
 def test_thumbnails_tell_two_pictures_with_one_hash_apart() -> None:
-    """Hashes alone take them for one; a flat picture is like another flat one only."""
+    """With hashes alone all four are one picture. A flat picture is like other flat ones only."""
     rng = np.random.default_rng(1)
     thumbnails = rng.integers(0, 256, (4, 256), dtype=np.uint8)
     thumbnails[1] = np.clip(thumbnails[0].astype(int) // 2 + 40, 0, 255)
     thumbnails[3] = 200
     same = np.full(4, 77, np.uint64)
-    assert (near_duplicates.within(Fingerprints(same)) >= 0).all()
-    assert near_duplicates.within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
+    assert (near_duplicates.nearest_within(Fingerprints(same)) >= 0).all()
+    assert near_duplicates.nearest_within(Fingerprints(same, thumbnails)).tolist() == [1, 0, -1, -1]
     flat = np.full((1, 256), 30, np.uint8)
-    assert near_duplicates.across(Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)).tolist() == [
-        3
-    ]
+    assert near_duplicates.nearest_in(
+        Fingerprints(same[:1], flat), Fingerprints(same, thumbnails)
+    ).tolist() == [3]
 
 
 def test_many_copies_of_one_picture_are_compared_once() -> None:
     """100,000 blank images would make 10^10 pairs."""
-    prints = Fingerprints(np.zeros(100_000, np.uint64))
-    found = near_duplicates.within(prints)
-    assert found[0] == 1
-    assert (found[1:] == 0).all()
+    pictures = Fingerprints(np.zeros(100_000, np.uint64))
+    findings = near_duplicates.nearest_within(pictures)
+    assert findings[0] == 1
+    assert (findings[1:] == 0).all()

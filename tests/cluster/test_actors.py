@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from ageray.cluster.actors import ActorPool, describe, share_out
+from ageray.cluster.actors import ActorPool, describe, plan_actors
 from ageray.errors import UserError
 from ageray.experiment import Scale
 
@@ -20,7 +20,7 @@ def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "scale", "team"),
+    ("nodes", "scale", "pool"),
     [
         ([FOUR], {}, ActorPool(1, 1, 0, 0)),
         ([BIG], {}, ActorPool(16, 1, 0, 1)),
@@ -31,11 +31,11 @@ def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
         ([FOUR], {"score_workers": 6, "cpus_per_worker": 0.5, "threads": 3}, ActorPool(6, 0.5, 0, 3)),
     ],
 )
-def test_share_out(
-    nodes: list[dict[str, float]], scale: dict[str, Any], team: ActorPool, monkeypatch: pytest.MonkeyPatch
+def test_plan_actors(
+    nodes: list[dict[str, float]], scale: dict[str, Any], pool: ActorPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster(monkeypatch, *nodes)
-    assert share_out(Scale(**scale)) == team
+    assert plan_actors(Scale(**scale)) == pool
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_could_never_run(
 ) -> None:
     cluster(monkeypatch, *nodes)
     with pytest.raises(UserError) as caught:
-        share_out(Scale(**scale))
+        plan_actors(Scale(**scale))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -17,12 +17,14 @@ BLOCKS = 80
 
 
 def at_rest(folder: Path) -> int:
-    """How many files the folder has once none has come for three seconds, and more than a worker or two have left there."""
+    """How many files the folder has once none has come for three seconds, and more than a worker or
+    two have left there.
+    """
     seen, since = 0, time.monotonic()
     while seen < 12 or time.monotonic() - since < 3:
-        found = len(list(folder.iterdir()))
-        if found != seen:
-            seen, since = found, time.monotonic()
+        count = len(list(folder.iterdir()))
+        if count != seen:
+            seen, since = count, time.monotonic()
         time.sleep(0.05)
     return seen
 
@@ -47,7 +49,7 @@ def test_reading_ahead_of_a_model_that_is_not_ready(limited: bool, ray_local: No
     # stages of unequal needs stay apart
     dataset = ray.data.from_arrow(tables).map_batches(read, **options, num_cpus=1)
     dataset = dataset.map_batches(Use, **options, num_cpus=0.5, compute=ray.data.ActorPoolStrategy(size=1))
-    rows: Any = pipeline._tables(dataset) if limited else dataset.iter_batches(**options)
+    rows: Any = pipeline.tables(dataset) if limited else dataset.iter_batches(**options)
     used: list[int] = []
     drain = threading.Thread(target=lambda: used.extend(batch.num_rows for batch in rows))
     drain.start()

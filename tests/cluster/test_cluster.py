@@ -1,4 +1,6 @@
-"""Which clusters are joined, what they hold, and that cluster.yaml, configs/scale/ and what a job uploads fit together."""
+"""Which clusters are joined, what they hold, and that cluster.yaml, configs/scale/ and what a job
+uploads fit together.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from ageray import cluster, config
+from ageray.cluster import resources
 from ageray.errors import UserError
 from ageray.experiment import Scale
 
@@ -39,7 +42,7 @@ def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[Non
         yield
 
 
-# --- which cluster --------------------------------------------------------------------------------------------------
+# --- which cluster -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "https://ray.example.org"])
@@ -55,7 +58,8 @@ def test_an_address_for_jobs_is_answered_with_the_command_to_give(
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
         cluster.connect(Scale())
-    command = f"ray job submit --address {address} --working-dir . -- python -m jobs.score 's3://b/some photos' --out s3://b/out"
+    job = "python -m jobs.score 's3://b/some photos' --out s3://b/out"
+    command = f"ray job submit --address {address} --working-dir . -- {job}"
     assert (
         str(caught.value)
         == f"RAY_ADDRESS={address}: takes jobs and cannot be joined; submit the command: {command}"
@@ -63,21 +67,21 @@ def test_an_address_for_jobs_is_answered_with_the_command_to_give(
 
 
 @pytest.mark.parametrize(
-    ("said", "error"),
+    ("text", "error"),
     [
         ("The current node timed out during startup. This could happen.", UserError),
         ("anything else", RuntimeError),
     ],
 )
 def test_a_start_that_takes_too_long_is_told(
-    said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+    text: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = 0
 
     def late(**_: object) -> None:
         nonlocal tries
         tries += 1
-        raise RuntimeError(said)
+        raise RuntimeError(text)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", late)
@@ -144,7 +148,7 @@ def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- what fits ------------------------------------------------------------------------------------------------------
+# --- what fits -----------------------------------------------------------------------------------
 
 
 def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +189,8 @@ def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
             1,
             {"CPU": 1, "on_demand": 0.001},
             0,
-            "1 of 1 CPU do not fit on nodes that offer on_demand; the cluster's 3 nodes hold 0 at most; lower it or add nodes",
+            "1 of 1 CPU do not fit on nodes that offer on_demand; "
+            "the cluster's 3 nodes hold 0 at most; lower it or add nodes",
         ),
     ],
 )
@@ -219,7 +224,7 @@ def test_nodes_that_the_autoscaler_may_start_count(
 ) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text((ROOT / "cluster.yaml").read_text())
-    monkeypatch.setattr(cluster, "_LAUNCHED", file)
+    monkeypatch.setattr(resources, "_BOOTSTRAP", file)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     types = launched()["available_node_types"]
     counts = {name: 1 if name == "head" else kind["max_workers"] for name, kind in types.items()}
@@ -234,7 +239,7 @@ def test_nodes_that_the_autoscaler_may_start_count(
     )
 
 
-# --- cluster.yaml ---------------------------------------------------------------------------------------------------
+# --- cluster.yaml --------------------------------------------------------------------------------
 
 
 def test_cluster_yaml_is_what_ray_takes() -> None:
@@ -246,9 +251,9 @@ def test_cluster_yaml_is_what_ray_takes() -> None:
 def test_only_scoring_is_on_spot_and_nothing_trains_there() -> None:
     types = launched()["available_node_types"]
     spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
-    pin_to_on_demand = {name for name, kind in types.items() if cluster.ON_DEMAND in kind["resources"]}
+    on_demand = {name for name, kind in types.items() if cluster.ON_DEMAND in kind["resources"]}
     assert spot == {"spot"}
-    assert pin_to_on_demand == {"cpu", "gpu", "gpu8"}
+    assert on_demand == {"cpu", "gpu", "gpu8"}
 
 
 def test_no_port_is_open_and_a_token_is_demanded() -> None:
@@ -272,7 +277,7 @@ def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pyte
     needs = {"CPU": scale.cpus_per_worker, "GPU": float(scale.gpu is True), cluster.ON_DEMAND: 0.001}
     workers = scale.workers
     assert isinstance(workers, int)
-    with holding(monkeypatch, *cluster._launched(launched())):
+    with holding(monkeypatch, *resources.nodes_of_config(launched())):
         cluster.check_fits(file.stem, workers, needs, beside=1)
         with pytest.raises(UserError, match="do not fit"):
             cluster.check_fits(file.stem, 1000, needs)
@@ -281,7 +286,7 @@ def test_what_each_scale_asks_for_fits_the_cluster(file: Path, monkeypatch: pyte
             cluster.check_fits(file.stem, workers, needs, beside=1)
 
 
-# --- what is uploaded -----------------------------------------------------------------------------------------------
+# --- what is uploaded ----------------------------------------------------------------------------
 
 
 def test_what_a_job_uploads_is_small_and_complete(tmp_path: Path) -> None:

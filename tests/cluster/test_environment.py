@@ -37,17 +37,17 @@ def faults(more: dict[str, str]) -> int:
         for name, value in os.environ.items()
         if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))
     }
-    said = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", MEASURED], env=bare | more, capture_output=True, text=True, check=True
     ).stdout
-    return int(said)
+    return int(output)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="variables of glibc")
 def test_freed_memory_is_used_again() -> None:
-    kept, given_back = faults(cluster.environment()), faults({})
-    assert given_back > ROUNDS * 16  # pages may be of 2 MiB
-    assert kept < given_back / 10
+    reused, returned = faults(cluster.environment()), faults({})
+    assert returned > ROUNDS * 16  # pages may be of 2 MiB
+    assert reused < returned / 10
 
 
 def test_the_callers_own_values_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
     fold = Share(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
     assert cluster.environment().items() <= ray.get(fold.remote()).items()
     for gpus in (0, 1):
-        assert ActorPool(1, 1, gpus, 0).each() == {
+        assert ActorPool(1, 1, gpus, 0).options() == {
             "num_cpus": 1,
             "num_gpus": gpus,
             "runtime_env": {"env_vars": cluster.environment(gpus == 1)},

@@ -1,4 +1,6 @@
-"""A head and two worker nodes as processes of their own, a token, a store: the commands as jobs that Ray runs there, and a node that is lost."""
+"""A head and two worker nodes as processes of their own, a token, a store: the commands as jobs
+that Ray runs there, and a node that is lost.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +112,7 @@ def free_port() -> int:
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a node: its raylet, agents and workers at once, as when a machine is switched off."""
+    """SIGKILL to a node: its raylet, agents and workers at once, as if it was switched off."""
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for each in family:
         each.suspend()  # or one sees the other die, and says so
@@ -134,7 +136,8 @@ class Cluster:
         others = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         settings = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-        # Ray kills the largest where a machine is short of memory; here three nodes count the same memory
+        # Ray kills the largest where a machine is short of memory; here three nodes count the same
+        # memory
         settings |= {"RAY_memory_monitor_refresh_ms": "0"}
         self.environment = (
             others
@@ -150,7 +153,8 @@ class Cluster:
             "--dashboard-host=127.0.0.1",
             f"--ray-client-server-port={free_port()}",
         ]
-        # a folder of its own: a Ray that a test starts would join a cluster that it finds in the usual one
+        # a folder of its own: a Ray that a test starts would join a cluster that it finds in the
+        # usual one
         self.head = self._start(2, *head, f"--temp-dir={folder / 'ray'}")
         self.workers: list[subprocess.Popen[bytes]] = []
 
@@ -164,11 +168,15 @@ class Cluster:
         ports = ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
         size = [f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={200 * 2**20}"]
         command = [RAY, "start", *words, *ports, *size, "--block", "--disable-usage-stats"]
-        with (self._folder / "nodes").open("ab") as said:
-            return subprocess.Popen(command, env=self.environment, stdout=said, stderr=said, cwd=self._folder)
+        with (self._folder / "nodes").open("ab") as output:
+            return subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=output, cwd=self._folder
+            )
 
     def add(self, cpus: int = 1) -> None:
-        """One more worker node, once the cluster counts it: two that start at once on one machine time out in Ray."""
+        """One more worker node, once the cluster counts it: two that start at once on one machine
+        time out in Ray.
+        """
         before = self.alive()
         self.workers.append(self._start(cpus, f"--address={self.address}"))
         self.wait_for(lambda: self.alive() > before)
@@ -179,7 +187,9 @@ class Cluster:
         return answer.json()
 
     def _begun(self) -> bool:
-        """It takes jobs before it counts itself: whoever added a node by then would take the head for that node, and add the next too early."""
+        """It takes jobs before it counts itself: whoever added a node by then would take the head
+        for that node, and add the next too early.
+        """
         with suppress(requests.RequestException):  # nothing listens there yet
             return self.jobs() == [] and self.alive() == 1
         return False
@@ -226,9 +236,9 @@ class Cluster:
 
     def ends(self, job: subprocess.Popen[str]) -> str:
         """What the job printed. It must succeed."""
-        said, _ = job.communicate(timeout=2 * PATIENCE)
-        assert job.returncode == 0, said[-4000:]
-        return str(said)
+        output, _ = job.communicate(timeout=2 * PATIENCE)
+        assert job.returncode == 0, output[-4000:]
+        return str(output)
 
     def with_process(self, name: str) -> list[subprocess.Popen[bytes]]:
         """Worker nodes on which a process of such a name runs."""
@@ -248,17 +258,17 @@ class Cluster:
         """What is known of nodes that ended and were not killed here: nothing where none did."""
         if all(node.poll() is None for node in [*self.workers, self.head]):
             return ""
-        said = [(self._folder / "nodes").read_text()[-3000:]]
+        output = [(self._folder / "nodes").read_text()[-3000:]]
         for log in sorted(self._folder.glob("ray/session_2*/logs/raylet*.out")):
-            said += [
+            output += [
                 log.name,
                 *re.findall(r"^\[[^\]]* [CEF] .*$", log.read_text(errors="replace"), re.MULTILINE)[:5],
             ]
-        return "\n".join(said)
+        return "\n".join(output)
 
     def stop(self) -> None:
-        if said := self.lost():
-            warnings.warn(f"a node of the test's cluster ended by itself\n{said}", stacklevel=1)
+        if output := self.lost():
+            warnings.warn(f"a node of the test's cluster ended by itself\n{output}", stacklevel=1)
         for node in [*self.workers, self.head]:
             if node.poll() is None:
                 kill(node)
@@ -266,9 +276,9 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Store]:
-    made = Store()
-    yield made
-    made.stop()
+    server = Store()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -276,23 +286,24 @@ def cluster(store: Store) -> Iterator[Cluster]:
     with tempfile.TemporaryDirectory(
         prefix="r", ignore_cleanup_errors=True
     ) as folder:  # sockets allow short paths only
-        made = Cluster(store, Path(folder))
+        server = Cluster(store, Path(folder))
         try:
-            made.start()
-            yield made
+            server.start()
+            yield server
         finally:
-            made.stop()
+            server.stop()
 
 
 @pytest.fixture(scope="module")
 def chain(store: Store, cluster: Cluster) -> dict[str, str]:
-    """Prepare, train on two workers, score and evaluate, each a job, every path on the store; what each printed."""
+    """Prepare, train on two workers, score and evaluate, each a job, every path on the store; what
+    each printed.
+    """
     rows = ["image,age,subject,x0,y0,x1,y1,x2,y2,x3,y3,x4,y4"]
     for number, face in enumerate(synthetic_faces.faces(FACES, subjects=PEOPLE, size=96)):
         store.client.put_object(Bucket=BUCKET, Key=f"photos/{number}.jpg", Body=face.jpeg())
-        rows.append(
-            f"{number}.jpg,{face.age:.1f},{face.subject},{','.join(f'{value:.2f}' for value in face.points.ravel())}"
-        )
+        points = ",".join(f"{value:.2f}" for value in face.points.ravel())
+        rows.append(f"{number}.jpg,{face.age:.1f},{face.subject},{points}")
     store.client.put_object(Bucket=BUCKET, Key="photos/faces.csv", Body="\n".join(rows).encode())
     prepare = [
         "jobs.prepare",
@@ -300,11 +311,11 @@ def chain(store: Store, cluster: Cluster) -> dict[str, str]:
         "data.name=drawn",
         "data.shards=s3://chain/shards",
     ]
-    said = {"prepare": cluster.ends(cluster.submit("prepare-1", *prepare, "scale.progress=false"))}
-    said["train"] = cluster.ends(
+    output = {"prepare": cluster.ends(cluster.submit("prepare-1", *prepare, "scale.progress=false"))}
+    output["train"] = cluster.ends(
         cluster.submit("train-1", "jobs.train", *TRAIN, "train.stages=[{epochs: 1}]")
     )
-    model = run_of(said["train"])
+    model = run_of(output["train"])
     score = [
         "jobs.score",
         "s3://chain/shards",
@@ -314,7 +325,7 @@ def chain(store: Store, cluster: Cluster) -> dict[str, str]:
         "s3://chain/scores",
         "configs/scale/cluster.yaml",
     ]
-    said["score"] = cluster.ends(
+    output["score"] = cluster.ends(
         cluster.submit("score-1", *score, "scale.gpu=false", "scale.cpus_per_worker=1")
     )
     evaluate = [
@@ -325,14 +336,14 @@ def chain(store: Store, cluster: Cluster) -> dict[str, str]:
         "--out",
         "s3://chain/results",
     ]
-    said["evaluate"] = cluster.ends(cluster.submit("evaluate-1", *evaluate, "scale.progress=false"))
-    return said
+    output["evaluate"] = cluster.ends(cluster.submit("evaluate-1", *evaluate, "scale.progress=false"))
+    return output
 
 
-def run_of(said: str) -> str:
+def run_of(output: str) -> str:
     """The run that a training job names at its end."""
     return next(
-        line.removeprefix("model: ").strip() for line in said.splitlines() if line.startswith("model: ")
+        line.removeprefix("model: ").strip() for line in output.splitlines() if line.startswith("model: ")
     )
 
 
@@ -370,10 +381,10 @@ def test_a_repeated_id_starts_nothing(store: Store, cluster: Cluster, chain: dic
         "data.shards=s3://chain/shards",
         "--fresh",
     )
-    said, _ = again.communicate(timeout=PATIENCE)
+    output, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode != 0
-    assert "prepare-1" in said
-    assert "already" in said
+    assert "prepare-1" in output
+    assert "already" in output
     assert {
         key: store.client.head_object(Bucket=BUCKET, Key=key)["LastModified"] for key in store.list("shards/")
     } == before
@@ -382,11 +393,11 @@ def test_a_repeated_id_starts_nothing(store: Store, cluster: Cluster, chain: dic
 
 def test_a_job_that_can_never_fit_says_so_in_one_line(cluster: Cluster, chain: dict[str, str]) -> None:
     job = cluster.submit("too-large", "jobs.train", *TRAIN, "scale.workers=8", "train.stages=[{epochs: 2}]")
-    said, _ = job.communicate(timeout=PATIENCE)
+    output, _ = job.communicate(timeout=PATIENCE)
     assert job.returncode != 0
-    assert "Traceback" not in said
-    assert len({line for line in said.splitlines() if line.startswith("error: ")}) == 1
-    line = next(line for line in said.splitlines() if line.startswith("error: "))
+    assert "Traceback" not in output
+    assert len({line for line in output.splitlines() if line.startswith("error: ")}) == 1
+    line = next(line for line in output.splitlines() if line.startswith("error: "))
     # two CPUs on the head and one on each other node, less the one that decodes
     assert line.startswith(f"error: scale.workers=8: the cluster has room for {cluster.alive()} workers"), (
         cluster.lost()
@@ -428,13 +439,12 @@ def ask(cluster: Cluster, environment: dict[str, str]) -> tuple[int, str]:
 def test_another_token_or_none_is_told(
     token: dict[str, str], store: Store, cluster: Cluster, chain: dict[str, str]
 ) -> None:
-    code, said = ask(cluster, {"RAY_ADDRESS": cluster.address, **token})
-    assert code == 2, said
-    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert line.startswith(
-        f"error: RAY_ADDRESS={cluster.address}: the cluster wants its token and got none or another; set RAY_AUTH_MODE=token"
-    )
-    assert "Traceback" not in said
+    code, output = ask(cluster, {"RAY_ADDRESS": cluster.address, **token})
+    assert code == 2, output
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
+    reason = "the cluster wants its token and got none or another"
+    assert line.startswith(f"error: RAY_ADDRESS={cluster.address}: {reason}; set RAY_AUTH_MODE=token")
+    assert "Traceback" not in output
     assert not store.list("never")
 
 
@@ -442,17 +452,17 @@ def test_an_address_where_nothing_answers_is_told(
     store: Store, cluster: Cluster, chain: dict[str, str]
 ) -> None:
     address = f"127.0.0.1:{free_port()}"
-    code, said = ask(cluster, {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"})
-    assert code == 2, said
-    [line] = [line for line in said.splitlines() if line.startswith("error: ")]
+    code, output = ask(cluster, {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"})
+    assert code == 2, output
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
     assert line.startswith(
         f"error: RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
     )
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert not store.list("never")
 
 
-# --- a node is lost -------------------------------------------------------------------------------------------------
+# --- a node is lost ------------------------------------------------------------------------------
 
 
 def alone(faces: pa.Table) -> dict[str, float]:
@@ -464,8 +474,8 @@ def alone(faces: pa.Table) -> dict[str, float]:
         found = face_canvases(row["image"], points, box, loaded.experiment.align)
         for column, value in zip(columns, (found.pixels, found.points, found.box), strict=True):
             column.append(value[0])
-    said = Predictor(loaded, "cpu", threads=1).predict(*(np.stack(column) for column in columns))
-    return dict(zip(faces.column("key").to_pylist(), said.age.tolist(), strict=True))
+    output = Predictor(loaded, "cpu", threads=1).predict(*(np.stack(column) for column in columns))
+    return dict(zip(faces.column("key").to_pylist(), output.age.tolist(), strict=True))
 
 
 @pytest.mark.slow
@@ -507,7 +517,9 @@ def test_a_node_lost_while_scoring_loses_no_row(
 def test_a_node_lost_while_training_is_made_up_for(
     store: Store, cluster: Cluster, chain: dict[str, str]
 ) -> None:
-    """One worker a node; the node of one goes in the middle of an epoch: the same figures at the end as a run that kept its nodes."""
+    """One worker a node; the node of one goes in the middle of an epoch: the same figures at the
+    end as a run that kept its nodes.
+    """
     for _ in range(2):
         cluster.add(2)
     stages = [
@@ -527,8 +539,8 @@ def test_a_node_lost_while_training_is_made_up_for(
     lost = cluster.with_process("TrainWorker")[0]
     cluster.workers.remove(lost)
     kill(lost)
-    said = cluster.ends(job)
-    assert "a worker was lost; going on from the last checkpoint (1 of 3)" in said
+    output = cluster.ends(job)
+    assert "a worker was lost; going on from the last checkpoint (1 of 3)" in output
     logs = [
         store.read(f"{place}/log.jsonl").decode().splitlines()
         for place in (whole.removeprefix("s3://chain/"), run)

@@ -1,4 +1,7 @@
-"""The protocols: exact parts, no person in two, every face tested once over the folds, the same whatever the order of the rows."""
+"""The protocols: exact parts, no person in two parts, every face tested once over the folds.
+
+The order of the rows changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -60,17 +63,17 @@ def faces(subjects: list[str | None], **labels: list[str]) -> pa.Table:
 
 
 def people(keys: list[str], faces: pa.Table) -> set[tuple[str, str]]:
-    """Who is shown; a face without subject is somebody of its own."""
-    wanted = set(keys)
-    rows = [row for row in faces.to_pylist() if row["key"] in wanted]
+    """The persons of the faces; a face without subject is a person alone."""
+    chosen = set(keys)
+    rows = [row for row in faces.to_pylist() if row["key"] in chosen]
     return {
         ("face", row["key"]) if row["subject"] is None else (row["dataset"], row["subject"]) for row in rows
     }
 
 
 def check_apart(parts: dict[str, list[str]], faces: pa.Table, *pairs: tuple[str, str]) -> None:
-    for one, other in pairs:
-        assert not people(parts[one], faces) & people(parts[other], faces), (one, other)
+    for first, second in pairs:
+        assert not people(parts[first], faces) & people(parts[second], faces), (first, second)
 
 
 def sizes(parts: dict[str, list[str]]) -> dict[str, int]:
@@ -84,7 +87,7 @@ def mistake(faces: pa.Table, **protocol: Any) -> str:
     return str(caught.value)
 
 
-# --- shares -------------------------------------------------------------------------------------------------------------
+# --- shares -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
@@ -97,17 +100,17 @@ def test_shares(
     protocol = Protocol(name=name, val=shares[0], test=shares[1], seed=seed)  # type: ignore[arg-type]
     keys = table.column("key").to_pylist()
     total = len(people(keys, table))
-    wanted = {"val": round(shares[0] * total), "test": round(shares[1] * total)}
+    expected = {"val": round(shares[0] * total), "test": round(shares[1] * total)}
     if (
-        any(wanted[part] == 0 and getattr(protocol, part) > 0 for part in wanted)
-        or sum(wanted.values()) >= total
+        any(expected[part] == 0 and getattr(protocol, part) > 0 for part in expected)
+        or sum(expected.values()) >= total
     ):
         with pytest.raises(UserError, match="no face is left"):
             split(table, protocol)
         return
     parts = split(table, protocol).parts
     assert sorted(key for part in PARTS for key in parts[part]) == sorted(keys)
-    for part, count in wanted.items():
+    for part, count in expected.items():
         assert len(people(parts[part], table)) == count
     check_apart(parts, table, ("train", "val"), ("train", "test"), ("val", "test"))
     shuffled = list(range(len(keys)))
@@ -146,29 +149,32 @@ def test_equal_subjects_of_two_sets_are_two_people() -> None:
 
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
 def test_the_splits_of_published_figures_do_not_move(name: str) -> None:
-    """Golden values, of the code that split the training faces of zoo:default: without subjects both protocols are that split."""
-    found = split(
+    """Golden values: the code that split the training faces of zoo:default gave them.
+
+    Without subjects both protocols give that split.
+    """
+    result = split(
         table([{"key": f"set/{n}"} for n in range(1000)]), Protocol(name=name, val=0.05, test=0.1, seed=0)
     )  # type: ignore[arg-type]
-    assert {part: train_digest(keys) for part, keys in found.parts.items()} == {
+    assert {part: train_digest(keys) for part, keys in result.parts.items()} == {
         "train": "cf29ad3028830476",
         "val": "006cd82ee0107a3c",
         "test": "e684227bc33e5245",
     }
-    assert sizes(found.parts) == {"train": 850, "val": 50, "test": 100}
-    assert found.notes == [UNKNOWN]
+    assert sizes(result.parts) == {"train": 850, "val": 50, "test": 100}
+    assert result.notes == [UNKNOWN]
 
 
 def test_the_splits_of_people_do_not_move() -> None:
-    found = split(
+    result = split(
         table([{"key": f"set/{n}", "subject": f"{n % 97:03d}"} for n in range(1000)]), Protocol(seed=3)
     )
-    assert {part: train_digest(keys) for part, keys in found.parts.items()} == {
+    assert {part: train_digest(keys) for part, keys in result.parts.items()} == {
         "train": "c1302a102670871c",
         "val": "4ec210d6ff02b04e",
         "test": "70df4118f51b0d85",
     }
-    assert found.notes == []
+    assert result.notes == []
 
 
 def test_the_default_is_the_split_that_old_settings_name_where_no_subject_is_known() -> None:
@@ -195,25 +201,26 @@ def test_a_larger_test_share_contains_the_smaller() -> None:
 
 def test_random_tells_what_it_leaks() -> None:
     table = faces([f"{number % 50:02d}" for number in range(500)])
-    found = split(table, Protocol(name="random", val=0.1, test=0.2))
-    assert sizes(found.parts) == {"train": 350, "val": 50, "test": 100}
-    known = people(found.parts["train"], table)
-    shown = [
+    result = split(table, Protocol(name="random", val=0.1, test=0.2))
+    assert sizes(result.parts) == {"train": 350, "val": 50, "test": 100}
+    trained = people(result.parts["train"], table)
+    tested = [
         row
         for row in table.to_pylist()
-        if row["key"] in set(found.parts["test"]) and ("set", row["subject"]) in known
+        if row["key"] in set(result.parts["test"]) and ("set", row["subject"]) in trained
     ]
-    assert len(shown) > 90
-    assert found.notes == [
-        f"{len(shown)}.0 % of the test faces ({len(shown)} of 100) show one of {len({row['subject'] for row in shown})} subjects who are in "
+    assert len(tested) > 90
+    assert result.notes == [
+        f"{len(tested)}.0 % of the test faces ({len(tested)} of 100) "
+        f"show one of {len({row['subject'] for row in tested})} subjects who are in "
         "training too: the figures measure recognition as well"
     ]
     assert split(table, Protocol(val=0.1, test=0.2)).notes == []
 
 
 def test_faces_without_subject_are_told() -> None:
-    found = split(faces([None] * 10 + [f"{number}" for number in range(90)]), Protocol(val=0, test=0.2))
-    assert found.notes == [
+    result = split(faces([None] * 10 + [f"{number}" for number in range(90)]), Protocol(val=0, test=0.2))
+    assert result.notes == [
         "10 of 100 training and test faces have no subject: a person may be in both, and nothing tells"
     ]
 
@@ -230,7 +237,7 @@ def test_repeated_keys_are_refused() -> None:
     assert "'b' is there twice" in mistake(table([{"key": key} for key in "cbab"]))
 
 
-# --- folds --------------------------------------------------------------------------------------------------------------
+# --- folds --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["subject_exclusive", "random"])
@@ -243,22 +250,22 @@ def test_folds_test_every_face_once(
     keys = faces.column("key").to_pylist()
     protocol = Protocol(name=name, folds=count, seed=seed, val=0.2)
     each = folds(faces, protocol)
-    assert [one.fold for one in each] == list(range(count))
+    assert [fold.fold for fold in each] == list(range(count))
     order.shuffle(rows)
     tested = Counter[str]()
-    shown = []
-    for one in each:
-        parts = split(faces, one).parts
-        assert split(table(rows), one).parts == parts
+    counts = []
+    for fold in each:
+        parts = split(faces, fold).parts
+        assert split(table(rows), fold).parts == parts
         assert sorted(key for part in PARTS for key in parts[part]) == sorted(keys)
         tested.update(parts["test"])
         if name == "subject_exclusive":
             check_apart(parts, faces, ("train", "val"), ("train", "test"), ("val", "test"))
-            shown.append(len(people(parts["test"], faces)))
-            left = len(people(keys, faces)) - shown[-1]
-            assert len(people(parts["val"], faces)) == round(0.2 * left)
+            counts.append(len(people(parts["test"], faces)))
+            missing = len(people(keys, faces)) - counts[-1]
+            assert len(people(parts["val"], faces)) == round(0.2 * missing)
     assert tested == dict.fromkeys(keys, 1)
-    assert not shown or max(shown) - min(shown) <= 1
+    assert not counts or max(counts) - min(counts) <= 1
 
 
 def test_the_first_fold_of_ten_is_a_tenth() -> None:
@@ -272,8 +279,8 @@ def test_the_first_fold_of_ten_is_a_tenth() -> None:
 def test_folds_validate_on_different_people() -> None:
     table = faces([f"{number % 40}" for number in range(200)])
     chosen = [
-        frozenset(people(split(table, one).parts["val"], table))
-        for one in folds(table, Protocol(folds=4, val=0.2))
+        frozenset(people(split(table, fold).parts["val"], table))
+        for fold in folds(table, Protocol(folds=4, val=0.2))
     ]
     assert len(set(chosen)) == 4
 
@@ -282,23 +289,23 @@ def test_folds_validate_on_different_people() -> None:
 @given(rows=ROWS, seed=st.integers(0, 3), order=st.randoms(use_true_random=False))
 def test_lopo_tests_every_known_face_once(rows: list[Row], seed: int, order: random.Random) -> None:
     faces = table(rows)
-    known = {(row["dataset"], row["subject"]) for row in rows if row["subject"] is not None}
-    if len(known) < 6:
+    subjects = {(row["dataset"], row["subject"]) for row in rows if row["subject"] is not None}
+    if len(subjects) < 6:
         return
     each = folds(faces, Protocol(name="lopo", seed=seed, val=0.2))
-    assert len(each) == len(known)
+    assert len(each) == len(subjects)
     order.shuffle(rows)
     tested = Counter[str]()
-    for one in each:
-        found = split(faces, one)
-        assert split(table(rows), one) == found
-        assert people(found.parts["test"], faces) < known
-        assert len(people(found.parts["test"], faces)) == 1
-        assert len(people(found.parts["val"], faces)) == round(0.2 * (len(known) - 1))
-        check_apart(found.parts, faces, ("train", "val"), ("train", "test"), ("val", "test"))
-        assert sum(sizes(found.parts).values()) == len(rows)
-        assert found.notes[0].endswith(f"(fold {one.fold} of {len(known)}, counted from 0)")
-        tested.update(found.parts["test"])
+    for fold in each:
+        result = split(faces, fold)
+        assert split(table(rows), fold) == result
+        assert people(result.parts["test"], faces) < subjects
+        assert len(people(result.parts["test"], faces)) == 1
+        assert len(people(result.parts["val"], faces)) == round(0.2 * (len(subjects) - 1))
+        check_apart(result.parts, faces, ("train", "val"), ("train", "test"), ("val", "test"))
+        assert sum(sizes(result.parts).values()) == len(rows)
+        assert result.notes[0].endswith(f"(fold {fold.fold} of {len(subjects)}, counted from 0)")
+        tested.update(result.parts["test"])
     assert tested == dict.fromkeys([row["key"] for row in rows if row["subject"] is not None], 1)
 
 
@@ -324,7 +331,7 @@ def test_folds_of_protocols_without() -> None:
     table = faces([None] * 20)
     for protocol in (Protocol(), Protocol(name="random"), Protocol(name="all")):
         assert folds(table, protocol) == [protocol]
-    assert [one.fold for one in folds(table, Protocol(name="s1_s2_s3"))] == [0, 1]
+    assert [fold.fold for fold in folds(table, Protocol(name="s1_s2_s3"))] == [0, 1]
 
 
 def test_folds_that_are_not_there() -> None:
@@ -349,11 +356,11 @@ def test_folds_that_are_not_there() -> None:
 
 
 def test_the_real_fgnet(fgnet: Path) -> None:
-    """82 people; over the folds every photo is tested once, against nobody that was trained on."""
+    """82 people. Every photo is tested once; no test person was trained on."""
     faces = read_fgnet(str(fgnet), "fgnet").table
     each = folds(faces, Protocol(name="lopo"))
     assert len(each) == 82
-    tested = [key for one in each for key in split(faces, one).parts["test"]]
+    tested = [key for fold in each for key in split(faces, fold).parts["test"]]
     assert sorted(tested) == sorted(faces.column("key").to_pylist())
     last = split(faces, each[-1])
     assert sizes(last.parts) | {"test": len(last.parts["test"])} == sizes(
@@ -362,15 +369,15 @@ def test_the_real_fgnet(fgnet: Path) -> None:
     assert sum(sizes(last.parts).values()) == 1002
     assert len(people(last.parts["val"], faces)) == 4
     assert last.notes == ["lopo: tests subject 082 (fold 81 of 82, counted from 0)"]
-    five = [split(faces, one) for one in folds(faces, Protocol(folds=5))]
-    assert sorted(key for found in five for key in found.parts["test"]) == sorted(tested)
-    for found in five:
-        assert found.notes == []
-        check_apart(found.parts, faces, ("train", "val"), ("train", "test"), ("val", "test"))
+    five = [split(faces, fold) for fold in folds(faces, Protocol(folds=5))]
+    assert sorted(key for result in five for key in result.parts["test"]) == sorted(tested)
+    for result in five:
+        assert result.notes == []
+        check_apart(result.parts, faces, ("train", "val"), ("train", "test"), ("val", "test"))
     assert split(faces, Protocol(name="random")).notes[0].startswith("100.0 % of the test faces (100 of 100)")
 
 
-# --- MORPH II -----------------------------------------------------------------------------------------------------------
+# --- MORPH II -----------------------------------------------------------------------------------
 
 MORPH = {
     ("White", "female"): 2598,
@@ -394,7 +401,7 @@ def morph(counts: dict[tuple[str, str], int], per_person: int = 4) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def whole_morph() -> pa.Table:
-    """As many faces of each race and gender as MORPH II has, nearly."""
+    """About as many faces of each race and gender as MORPH II has."""
     return morph(MORPH)
 
 
@@ -403,8 +410,10 @@ def cells(keys: list[str]) -> Counter[str]:
 
 
 def test_s1_s2_s3_of_the_whole_set(whole_morph: pa.Table) -> None:
-    first, second = (split(whole_morph, one) for one in folds(whole_morph, Protocol(name="s1_s2_s3", val=0)))
-    s1, s2 = (set(found.parts["train"]) for found in (first, second))
+    first, second = (
+        split(whole_morph, fold) for fold in folds(whole_morph, Protocol(name="s1_s2_s3", val=0))
+    )
+    s1, s2 = (set(result.parts["train"]) for result in (first, second))
     assert len(s1) == len(s2) == 10_530
     assert not s1 & s2
     keys = set(whole_morph.column("key").to_pylist())
@@ -412,8 +421,8 @@ def test_s1_s2_s3_of_the_whole_set(whole_morph: pa.Table) -> None:
     assert set(first.parts["test"]) == keys - s1
     assert set(second.parts["test"]) == keys - s2
     assert len(keys - s1 - s2) == 34_074
-    for found in (first, second):
-        counts = cells(found.parts["train"])
+    for result in (first, second):
+        counts = cells(result.parts["train"])
         assert (
             counts["White-female"] + counts["White-male"]
             == counts["Black-female"] + counts["Black-male"]
@@ -421,25 +430,27 @@ def test_s1_s2_s3_of_the_whole_set(whole_morph: pa.Table) -> None:
         )
         for race in ("White", "Black"):
             assert 3 <= counts[f"{race}-male"] / counts[f"{race}-female"] <= 3.1
-        [note] = found.notes
-        assert note.startswith(f"{len_shared(found.parts, whole_morph):.1f} % of the test faces")
+        [note] = result.notes
+        assert note.startswith(f"{len_shared(result.parts, whole_morph):.1f} % of the test faces")
 
 
 def len_shared(parts: dict[str, list[str]], faces: pa.Table) -> float:
     subjects = dict(zip(faces.column("key").to_pylist(), faces.column("subject").to_pylist(), strict=True))
-    known = {subjects[key] for key in parts["train"]}
-    return 100 * sum(subjects[key] in known for key in parts["test"]) / len(parts["test"])
+    trained = {subjects[key] for key in parts["train"]}
+    return 100 * sum(subjects[key] in trained for key in parts["test"]) / len(parts["test"])
 
 
 def test_s1_s2_s3_validates_on_people_of_the_training_set(whole_morph: pa.Table) -> None:
-    bare, held = (split(whole_morph, Protocol(name="s1_s2_s3", val=val)) for val in (0, 0.1))
-    assert held.parts["test"] == bare.parts["test"]
-    assert sorted(held.parts["train"] + held.parts["val"]) == bare.parts["train"]
-    check_apart(held.parts, whole_morph, ("train", "val"))
-    share = len(people(held.parts["val"], whole_morph)) / len(people(bare.parts["train"], whole_morph))
+    bare, validated = (split(whole_morph, Protocol(name="s1_s2_s3", val=val)) for val in (0, 0.1))
+    assert validated.parts["test"] == bare.parts["test"]
+    assert sorted(validated.parts["train"] + validated.parts["val"]) == bare.parts["train"]
+    check_apart(validated.parts, whole_morph, ("train", "val"))
+    share = len(people(validated.parts["val"], whole_morph)) / len(people(bare.parts["train"], whole_morph))
     assert share == pytest.approx(0.1, abs=1e-3)
     # not the first of the draw that made S1: that would be nearly all of the largest cell
-    assert cells(held.parts["val"])["White-male"] / len(held.parts["val"]) == pytest.approx(0.375, abs=0.06)
+    assert cells(validated.parts["val"])["White-male"] / len(validated.parts["val"]) == pytest.approx(
+        0.375, abs=0.06
+    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -458,7 +469,7 @@ def test_s1_s2_s3_of_small_sets(counts: dict[tuple[str, str], int], seed: int, o
             "protocol.name=s1_s2_s3: needs White and Black women and men"
         )
         return
-    first, second = (split(faces, one) for one in each)
+    first, second = (split(faces, protocol) for protocol in each)
     shuffled = list(range(faces.num_rows))
     order.shuffle(shuffled)
     assert split(faces.take(shuffled), each[0]).parts == first.parts
@@ -479,31 +490,33 @@ def test_s1_s2_s3_of_small_sets(counts: dict[tuple[str, str], int], seed: int, o
         if share <= women and half - share <= men and share >= min(round(half / 4), 0.97 * half / 4)
     ]
     assert len(s1) == 2 * max(allowed)
-    for taken in (first.parts["train"], second.parts["train"]):
-        found, half = cells(taken), len(taken) // 2
+    for training in (first.parts["train"], second.parts["train"]):
+        cell, half = cells(training), len(training) // 2
         for race in ("White", "Black"):
-            assert found[f"{race}-female"] + found[f"{race}-male"] == half
-            assert 0.97 * half / 4 <= found[f"{race}-female"] or found[f"{race}-female"] == round(half / 4)
-            assert found[f"{race}-female"] <= round(half / 4)
+            assert cell[f"{race}-female"] + cell[f"{race}-male"] == half
+            assert 0.97 * half / 4 <= cell[f"{race}-female"] or cell[f"{race}-female"] == round(half / 4)
+            assert cell[f"{race}-female"] <= round(half / 4)
 
 
 def test_s1_s2_s3_needs_labels() -> None:
-    told = mistake(faces(["1"] * 40), name="s1_s2_s3")
-    assert told.endswith("there are 0 white female, 0 white male, 0 black female, 0 black male faces")
+    message = mistake(faces(["1"] * 40), name="s1_s2_s3")
+    assert message.endswith("there are 0 white female, 0 white male, 0 black female, 0 black male faces")
 
 
 def test_partial_80_20(whole_morph: pa.Table) -> None:
-    found = split(whole_morph, Protocol(name="partial_80_20", val=0))
-    assert sizes(found.parts) == {"train": 4394, "val": 0, "test": 1099}
-    assert set(cells(found.parts["train"] + found.parts["test"])) == {"White-female", "White-male"}
-    held = split(whole_morph, Protocol(name="partial_80_20", seed=1))
-    assert len(found.notes) == 1
-    assert found.notes[0].startswith(f"{len_shared(found.parts, whole_morph):.1f} % of the test faces")
-    assert len(set(found.parts["test"]) & set(held.parts["test"])) < 200  # 114 expected of independent draws
-    found = split(whole_morph, Protocol(name="partial_80_20", val=0, seed=1))
-    assert held.parts["test"] == found.parts["test"]
-    assert sorted(held.parts["train"] + held.parts["val"]) == found.parts["train"]
-    check_apart(held.parts, whole_morph, ("train", "val"))
+    result = split(whole_morph, Protocol(name="partial_80_20", val=0))
+    assert sizes(result.parts) == {"train": 4394, "val": 0, "test": 1099}
+    assert set(cells(result.parts["train"] + result.parts["test"])) == {"White-female", "White-male"}
+    validated = split(whole_morph, Protocol(name="partial_80_20", seed=1))
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith(f"{len_shared(result.parts, whole_morph):.1f} % of the test faces")
+    assert (
+        len(set(result.parts["test"]) & set(validated.parts["test"])) < 200
+    )  # 114 expected of independent draws
+    result = split(whole_morph, Protocol(name="partial_80_20", val=0, seed=1))
+    assert validated.parts["test"] == result.parts["test"]
+    assert sorted(validated.parts["train"] + validated.parts["val"]) == result.parts["train"]
+    check_apart(validated.parts, whole_morph, ("train", "val"))
 
 
 @settings(deadline=None, max_examples=40)
@@ -513,12 +526,12 @@ def test_partial_80_20_of_small_sets(rows: list[Row], seed: int, order: random.R
     white = {row["key"] for row in rows if row["group"] in ("White", "Caucasian")}
     if len(white) < 3:
         return
-    found = split(table(rows), protocol)
-    assert set(found.parts["train"] + found.parts["test"]) == white
-    assert len(found.parts["test"]) == round(0.2 * len(white))
-    assert found.notes[0] == f"partial_80_20: only {len(white)} White faces, not 5,493; all of them are used"
+    result = split(table(rows), protocol)
+    assert set(result.parts["train"] + result.parts["test"]) == white
+    assert len(result.parts["test"]) == round(0.2 * len(white))
+    assert result.notes[0] == f"partial_80_20: only {len(white)} White faces, not 5,493; all of them are used"
     order.shuffle(rows)
-    assert split(table(rows), protocol) == found
+    assert split(table(rows), protocol) == result
 
 
 def test_partial_80_20_needs_groups() -> None:
@@ -527,11 +540,11 @@ def test_partial_80_20_needs_groups() -> None:
         mistake(faces(["1"] * 9), name="partial_80_20")
         == f"{start} (the column group is empty); choose another protocol"
     )
-    told = mistake(faces(["1"] * 9, group=["Asian", "Black", "Indian"] * 3), name="partial_80_20")
-    assert told == f"{start} (groups: Asian, Black, Indian); choose another protocol"
+    message = mistake(faces(["1"] * 9, group=["Asian", "Black", "Indian"] * 3), name="partial_80_20")
+    assert message == f"{start} (groups: Asian, Black, Indian); choose another protocol"
 
 
-# --- splits that sets ship with -----------------------------------------------------------------------------------------
+# --- splits that sets ship with -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["rank_{}", "{}", "{}.0", " Rank {}"])
@@ -544,20 +557,20 @@ def test_cacd(form: str) -> None:
         for photo in range(2)
     ]
     faces = table(rows)
-    found = split(faces, Protocol(name="cacd"))
-    assert {part: len(people(keys, faces)) for part, keys in found.parts.items()} == {
+    result = split(faces, Protocol(name="cacd"))
+    assert {part: len(people(keys, faces)) for part, keys in result.parts.items()} == {
         "train": 1800,
         "val": 80,
         "test": 120,
     }
-    ranks = {part: {int(key.split("-")[1]) for key in keys} for part, keys in found.parts.items()}
+    ranks = {part: {int(key.split("-")[1]) for key in keys} for part, keys in result.parts.items()}
     assert ranks == {"train": set(range(6, 51)), "val": {1, VAL_RANKS}, "test": {3, 4, TEST_RANKS}}
-    assert found.notes == []
-    assert split(faces, Protocol(name="cacd", seed=7)) == found
+    assert result.notes == []
+    assert split(faces, Protocol(name="cacd", seed=7)) == result
 
 
 @pytest.mark.parametrize(
-    ("groups", "told"),
+    ("groups", "message"),
     [
         (
             [None, "1"],
@@ -569,13 +582,13 @@ def test_cacd(form: str) -> None:
         (["1", "2"], "subject 's' has ranks 1 and 2; give each person one"),
     ],
 )
-def test_cacd_needs_ranks(groups: list[Any], told: str) -> None:
-    assert told in mistake(faces(["s", "s"], group=groups), name="cacd")
+def test_cacd_needs_ranks(groups: list[Any], message: str) -> None:
+    assert message in mistake(faces(["s", "s"], group=groups), name="cacd")
 
 
 def test_a_set_of_test_celebrities_alone() -> None:
-    found = split(faces(["a", "b"], group=["rank_3", "rank_5"]), Protocol(name="cacd"))
-    assert sizes(found.parts) == {"train": 0, "val": 0, "test": 2}
+    result = split(faces(["a", "b"], group=["rank_3", "rank_5"]), Protocol(name="cacd"))
+    assert sizes(result.parts) == {"train": 0, "val": 0, "test": 2}
 
 
 def test_fixed_by_a_table(tmp_path: Path) -> None:
@@ -586,17 +599,17 @@ def test_fixed_by_a_table(tmp_path: Path) -> None:
             f"set/{n}.jpg,{'test' if n % 4 == 0 else 'val' if n % 4 == 1 else 'train'}" for n in range(42)
         )
     )
-    found = split(faces(["a"] * 50), Protocol(name="fixed", file=str(file)))
-    assert sizes(found.parts) == {"train": 20, "val": 11, "test": 11}
-    assert "set/0.jpg" in found.parts["test"]
-    assert found.notes[0] == f"fixed: 8 of 50 faces are not in {file} and left out"
-    assert found.notes[1].startswith("100.0 % of the test faces (11 of 11) show one of 1 subjects")
+    result = split(faces(["a"] * 50), Protocol(name="fixed", file=str(file)))
+    assert sizes(result.parts) == {"train": 20, "val": 11, "test": 11}
+    assert "set/0.jpg" in result.parts["test"]
+    assert result.notes[0] == f"fixed: 8 of 50 faces are not in {file} and left out"
+    assert result.notes[1].startswith("100.0 % of the test faces (11 of 11) show one of 1 subjects")
     fewer = split(faces([None] * 40), Protocol(name="fixed", file=str(file)))
     assert fewer.notes == [f"fixed: 2 of 42 keys in {file} are no face of this set", UNKNOWN]
-    told = mistake(table([{"key": "other/1"}]), name="fixed", file=str(file))
+    message = mistake(table([{"key": "other/1"}]), name="fixed", file=str(file))
     assert (
-        told
-        == f"protocol.file={file}: names none of the 1 faces; its keys are like 'set/2.jpg', theirs like 'other/1'"
+        message == f"protocol.file={file}: names none of the 1 faces; its keys are like 'set/2.jpg', "
+        "theirs like 'other/1'"
     )
     assert "nowhere.csv: not found" in mistake(
         table([{"key": "k"}]), name="fixed", file=str(tmp_path / "nowhere.csv")
@@ -613,10 +626,10 @@ def test_a_table_without_validation_faces(tmp_path: Path) -> None:
         "test": [f"set/{n}.jpg" for n in range(100) if n % 20 < 4],
     }
     splits.save(file, parts)
-    found = split(table, Protocol(name="fixed", file=file, val=0.25))
-    assert sizes(found.parts) == {"train": 60, "val": 20, "test": 20}
-    check_apart(found.parts, table, ("train", "val"), ("train", "test"), ("val", "test"))
-    assert found.notes == [
+    result = split(table, Protocol(name="fixed", file=file, val=0.25))
+    assert sizes(result.parts) == {"train": 60, "val": 20, "test": 20}
+    check_apart(result.parts, table, ("train", "val"), ("train", "test"), ("val", "test"))
+    assert result.notes == [
         "fixed: no face is set apart for validation; the share 0.25 of the training part's people validate"
     ]
     assert split(table, Protocol(name="fixed", file=file, val=0)).parts == {
@@ -626,9 +639,9 @@ def test_a_table_without_validation_faces(tmp_path: Path) -> None:
 
 def test_the_split_of_a_run_can_be_given_again(tmp_path: Path) -> None:
     table = faces([f"{n % 30}" for n in range(90)])
-    made = split(table, Protocol(seed=5))
-    splits.save(str(tmp_path / "split.parquet"), made.parts)
-    assert split(table, Protocol(name="fixed", file=str(tmp_path / "split.parquet"))) == made
+    result = split(table, Protocol(seed=5))
+    splits.save(str(tmp_path / "split.parquet"), result.parts)
+    assert split(table, Protocol(name="fixed", file=str(tmp_path / "split.parquet"))) == result
 
 
 def test_fixed_by_the_keys() -> None:
@@ -638,12 +651,12 @@ def test_fixed_by_the_keys() -> None:
         for part, count in (("train", 9), ("val", 4), ("test", 5))
         for n in range(count)
     ]
-    found = split(table(rows), Protocol(name="fixed"))
-    assert sizes(found.parts) == {"train": 9, "val": 4, "test": 5}
-    assert all(key.startswith(f"lap/{part}/") for part in PARTS for key in found.parts[part])
-    assert found.notes == [UNKNOWN]
+    result = split(table(rows), Protocol(name="fixed"))
+    assert sizes(result.parts) == {"train": 9, "val": 4, "test": 5}
+    assert all(key.startswith(f"lap/{part}/") for part in PARTS for key in result.parts[part])
+    assert result.notes == [UNKNOWN]
     more = split(table([*rows, {"key": "lap/extra.jpg", "dataset": "lap"}]), Protocol(name="fixed"))
-    assert more.parts == found.parts
+    assert more.parts == result.parts
     assert more.notes[0] == "fixed: 1 of 19 keys name no part; these faces are left out"
     assert (
         mistake(table(rows), name="fixed", fold=1)
@@ -656,25 +669,25 @@ def test_fixed_by_the_folds_of_the_keys() -> None:
     """As `jobs.prepare` leaves Adience."""
     rows = [{"key": f"adi/fold_{n % 5}/u/{n}", "dataset": "adi", "subject": f"{n % 50}"} for n in range(200)]
     each = folds(table(rows), Protocol(name="fixed"))
-    assert [one.fold for one in each] == [0, 1, 2, 3, 4]
+    assert [fold.fold for fold in each] == [0, 1, 2, 3, 4]
     tested = []
-    for one in each:
-        found = split(table(rows), one)
-        assert {key.split("/")[1] for key in found.parts["test"]} == {f"fold_{one.fold}"}
-        assert sizes(found.parts) == {"train": 152, "val": 8, "test": 40}
-        check_apart(found.parts, table(rows), ("train", "val"), ("train", "test"))
-        tested += found.parts["test"]
+    for fold in each:
+        result = split(table(rows), fold)
+        assert {key.split("/")[1] for key in result.parts["test"]} == {f"fold_{fold.fold}"}
+        assert sizes(result.parts) == {"train": 152, "val": 8, "test": 40}
+        check_apart(result.parts, table(rows), ("train", "val"), ("train", "test"))
+        tested += result.parts["test"]
     assert sorted(tested) == sorted(row["key"] for row in rows)
     assert (
         mistake(table(rows), name="fixed", fold=5) == "protocol.fold=5: the keys name the folds 0, 1, 2, 3, 4"
     )
 
 
-# --- options ------------------------------------------------------------------------------------------------------------
+# --- options ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"val": 0.5, "test": 0.5}, "val + test must leave faces to train on; got 0.5 + 0.5"),
         ({"folds": 5, "val": 1}, "val must leave faces to train on; got 1.0"),
@@ -693,11 +706,11 @@ def test_fixed_by_the_folds_of_the_keys() -> None:
         ({"file": "x.csv"}, "file=x.csv: only fixed reads it; set name=fixed or take file away"),
     ],
 )
-def test_options_that_do_not_go_together(options: Row, told: str) -> None:
+def test_options_that_do_not_go_together(options: Row, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Protocol(**options)
     [error] = caught.value.errors()
-    assert error["msg"] == f"Value error, {told}"
+    assert error["msg"] == f"Value error, {message}"
 
 
 @pytest.mark.parametrize(

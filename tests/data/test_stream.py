@@ -13,7 +13,8 @@ import pytest
 
 from ageray import schema
 from ageray.data import splits
-from ageray.data.stream import UsableBatches, decode_rows, face_stream, gender_number, subject_number
+from ageray.data.labels import gender_number, subject_number
+from ageray.data.stream import UsableBatches, decode_rows, face_stream
 from ageray.errors import UserError
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side, face_canvases
@@ -32,7 +33,7 @@ def key(row: int) -> str:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of six drawn faces: one without an age, one no picture, one without points, one whose points coincide."""
+    """Two shards of six drawn faces, of which four have something missing or wrong."""
     folder = tmp_path_factory.mktemp("shards")
     files = faces.write_faces_table(folder, ROWS, size=96, shards=2)
     damage: dict[int, dict[str, Any]] = {
@@ -50,7 +51,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Rows 0 to 5 train, and a face without an age among them; the others and a key that is nowhere are for the test."""
+    """Rows 0 to 5 train, one without an age too; the others, and an unknown key, are tested."""
     file = str(tmp_path_factory.mktemp("split") / "split.parquet")
     test = [key(row) for row in (6, 7, 8, 9, 11)]
     splits.save(file, {"train": [key(row) for row in range(6)], "val": [key(10)], "test": [*test, "else"]})
@@ -63,42 +64,42 @@ def table(shards: Path) -> pa.Table:
 
 
 def gather(batches: Any) -> dict[str, np.ndarray]:
-    found = list(batches)
-    return {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    parts = list(batches)
+    return {name: np.concatenate([batch[name] for batch in parts]) for name in parts[0]}
 
 
-def check(found: dict[str, np.ndarray], table: pa.Table, rows: list[int]) -> None:
-    """The columns hold these rows in this order: each canvas that of `face_canvases`, or nothing and the reason."""
+def check(columns: dict[str, np.ndarray], table: pa.Table, rows: list[int]) -> None:
+    """The columns have these rows in this order: their canvases, or the reason for none."""
     side, source = canvas_side(ALIGN), table.to_pylist()
-    assert found["key"].tolist() == [key(row) for row in rows]
-    assert (found["canvas"].shape, found["canvas"].dtype) == ((len(rows), side, side, 3), np.uint8)
-    assert [found[name].dtype for name in ("age", "points", "box")] == [np.float32] * 3
-    np.testing.assert_array_equal(found["age"], np.array([source[row]["age"] for row in rows], np.float32))
+    assert columns["key"].tolist() == [key(row) for row in rows]
+    assert (columns["canvas"].shape, columns["canvas"].dtype) == ((len(rows), side, side, 3), np.uint8)
+    assert [columns[name].dtype for name in ("age", "points", "box")] == [np.float32] * 3
+    np.testing.assert_array_equal(columns["age"], np.array([source[row]["age"] for row in rows], np.float32))
     for place, row in enumerate(rows):
         if row in REASONS:
-            assert REASONS[row] in found["error"][place]
-            assert np.unique(found["canvas"][place]).tolist() == [ALIGN.fill]
-            assert np.isnan(found["points"][place]).all()
-            assert np.isnan(found["box"][place]).all()
+            assert REASONS[row] in columns["error"][place]
+            assert np.unique(columns["canvas"][place]).tolist() == [ALIGN.fill]
+            assert np.isnan(columns["points"][place]).all()
+            assert np.isnan(columns["box"][place]).all()
             continue
         points, box = np.array(source[row]["landmarks"], np.float32), np.array(source[row]["box"], np.float32)
         expected = face_canvases(source[row]["image"], points.reshape(1, 5, 2), box[None], ALIGN)
-        assert found["error"][place] == ""
-        np.testing.assert_array_equal(found["canvas"][place], expected.pixels[0])
-        np.testing.assert_array_equal(found["points"][place], expected.points[0])
-        np.testing.assert_array_equal(found["box"][place], expected.box[0])
+        assert columns["error"][place] == ""
+        np.testing.assert_array_equal(columns["canvas"][place], expected.pixels[0])
+        np.testing.assert_array_equal(columns["points"][place], expected.points[0])
+        np.testing.assert_array_equal(columns["box"][place], expected.box[0])
 
 
 KNOWN = [row for row in range(ROWS) if row != AGELESS]
 
 
-# --- bare -------------------------------------------------------------------------------------------------------------
+# --- bare ---------------------------------------------------------------------------------------
 
 
 def test_rows_keep_their_place_and_say_what_is_wrong(table: pa.Table) -> None:
-    found = decode_rows(table, OPTIONS)
-    check(found, table, KNOWN)
-    assert [row for row, error in zip(KNOWN, found["error"], strict=True) if error] == sorted(REASONS)
+    columns = decode_rows(table, OPTIONS)
+    check(columns, table, KNOWN)
+    assert [row for row, error in zip(KNOWN, columns["error"], strict=True) if error] == sorted(REASONS)
 
 
 def test_a_part_of_the_split(table: pa.Table, split: str) -> None:
@@ -108,10 +109,10 @@ def test_a_part_of_the_split(table: pa.Table, split: str) -> None:
 
 
 def test_nothing_left(table: pa.Table, split: str) -> None:
-    found = decode_rows(table.slice(0, 2), OPTIONS, split, "test")
-    assert found["canvas"].shape == (0, canvas_side(ALIGN), canvas_side(ALIGN), 3)
-    assert found["points"].shape == (0, 5, 2)
-    assert {len(values) for values in found.values()} == {0}
+    columns = decode_rows(table.slice(0, 2), OPTIONS, split, "test")
+    assert columns["canvas"].shape == (0, canvas_side(ALIGN), canvas_side(ALIGN), 3)
+    assert columns["points"].shape == (0, 5, 2)
+    assert {len(values) for values in columns.values()} == {0}
     assert decode_rows(table.slice(0, 0), OPTIONS)["key"].shape == (0,)
 
 
@@ -132,20 +133,20 @@ def test_an_unknown_part_or_alignment_is_ours(table: pa.Table, split: str) -> No
         decode_rows(table, OPTIONS, "/nowhere/split.parquet", "train")
 
 
-# --- in a dataset -----------------------------------------------------------------------------------------------------
+# --- in a dataset -------------------------------------------------------------------------------
 
 
 def test_the_stream_is_the_shards_in_order_as_the_bare_call_gives_them(
     ray_local: None, shards: Path, table: pa.Table
 ) -> None:
-    found, bare = (
+    streamed, bare = (
         gather(face_stream(str(shards), ALIGN, decode_batch=5).iter_batches(batch_size=4)),
         decode_rows(table, OPTIONS),
     )
-    check(found, table, KNOWN)
-    assert list(found) == list(bare)
+    check(streamed, table, KNOWN)
+    assert list(streamed) == list(bare)
     for name, values in bare.items():
-        np.testing.assert_array_equal(found[name], values)
+        np.testing.assert_array_equal(streamed[name], values)
 
 
 def test_the_stream_of_a_part(ray_local: None, shards: Path, table: pa.Table, split: str) -> None:
@@ -160,13 +161,13 @@ def test_missing_shards(ray_local: None, tmp_path: Path) -> None:
         face_stream(str(tmp_path), ALIGN, 4)
 
 
-# --- leaving out ------------------------------------------------------------------------------------------------------
+# --- leaving out --------------------------------------------------------------------------------
 
 
 def test_usable_leaves_out_and_lists(ray_local: None, shards: Path, table: pa.Table) -> None:
     usable = UsableBatches(face_stream(str(shards), ALIGN, 4).iter_batches(batch_size=2))
-    found = gather(usable)
-    check(found, table, [row for row in KNOWN if row not in REASONS])
+    usable_rows = gather(usable)
+    check(usable_rows, table, [row for row in KNOWN if row not in REASONS])
     assert sorted(where for where, _ in usable.skipped) == [key(row) for row in sorted(REASONS)]
     for where, reason in usable.skipped:
         assert REASONS[int(where[-6:])] in reason
@@ -183,7 +184,7 @@ def test_usable_gives_no_empty_batch(table: pa.Table) -> None:
     fine = [batch for batch in batches if batch["error"][0] == ""]
     untouched = UsableBatches(fine)
     assert all(
-        one is other for one, other in zip(untouched, fine, strict=True)
+        first is second for first, second in zip(untouched, fine, strict=True)
     )  # no copy where nothing is left out
     assert untouched.skipped == []
 
@@ -202,7 +203,7 @@ def test_ages_are_years(table: pa.Table) -> None:
     assert all(math.isfinite(age) and 0 <= age <= 90 for age in ages.tolist())
 
 
-# --- who it is --------------------------------------------------------------------------------------------------------
+# --- who it is ----------------------------------------------------------------------------------
 
 
 def test_genders_and_subjects_are_numbers(table: pa.Table) -> None:
@@ -211,12 +212,12 @@ def test_genders_and_subjects_are_numbers(table: pa.Table) -> None:
         for row, gender in zip(table.to_pylist(), ["female", "male", None, "F", "other", ""] * 2, strict=True)
     ]
     rows[9] |= {"subject": None}
-    found = decode_rows(pa.Table.from_pylist(rows, schema=table.schema), OPTIONS)
-    assert (found["gender"].dtype, found["subject"].dtype) == (np.int64, np.int64)
+    columns = decode_rows(pa.Table.from_pylist(rows, schema=table.schema), OPTIONS)
+    assert (columns["gender"].dtype, columns["subject"].dtype) == (np.int64, np.int64)
     whole = [1, 0, -1, 1, -1, -1] * 2
-    assert found["gender"].tolist() == [number for row, number in enumerate(whole) if row != AGELESS]
+    assert columns["gender"].tolist() == [number for row, number in enumerate(whole) if row != AGELESS]
     expected = [0 if row == 9 else subject_number("drawn", rows[row]["subject"]) for row in KNOWN]
-    assert found["subject"].tolist() == expected
+    assert columns["subject"].tolist() == expected
     assert len(set(expected)) == len(expected)
 
 

@@ -1,4 +1,5 @@
-"""Every fold of a protocol on a real Ray: each face tested once, the same however many run at once, and going on after a kill."""
+"""Every fold of a protocol on a real Ray: each face tested once, the same however many run at once,
+and going on after a kill."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """48 drawn faces of six people in two shards, two of them old; one picture that cannot be decoded, one face without an age."""
+    """48 drawn faces of six people in two shards.
+
+    One picture cannot be decoded, one face has no age.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for file in synthetic_faces.write_faces_table(folder, FACES, subjects=PEOPLE, size=72, shards=2):
         table = pq.read_table(file)
@@ -55,7 +59,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One epoch of the baseline with a frozen body, so that a fold takes a blink; leaves one person out."""
+    """Leave-one-person-out for the baseline with a frozen backbone: a fold takes under a second."""
     content = {
         "model": {"name": "baseline", "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}},
@@ -80,20 +84,19 @@ def load(settings: Path, *words: str) -> Experiment:
 
 
 class Ran:
-    """A run over folds: what it returned and showed, and its folder."""
+    """A run over folds: its results, the records that it showed, its folder."""
 
     def __init__(self, experiment: Experiment, out: Path, fresh: bool = False) -> None:
         self.folder, self.shown = out, list[Record]()
-        self.table = run_folds(experiment, str(out), self.shown.append, fresh)
-        self.rows = self.table.to_pylist()
-        self.about = json.loads(self.table.schema.metadata[b"ageray"])
+        self.run = run_folds(experiment, str(out), self.shown.append, fresh)
+        self.rows = self.run.rows.to_pylist()
 
     def __eq__(self, other: object) -> bool:
         """Whether every figure of every face is the same, in every bit; NaN equals NaN."""
         assert isinstance(other, Ran)
-        return self.table.schema.equals(other.table.schema, check_metadata=True) and repr(self.rows) == repr(
-            other.rows
-        )
+        assert self.run.rows.schema.equals(other.run.rows.schema, check_metadata=True)
+        assert self.run.faces.equals(other.run.faces)
+        return repr((self.rows, *self.run[2:])) == repr((other.rows, *other.run[2:]))
 
     @property
     def trained(self) -> list[str]:
@@ -105,7 +108,7 @@ def ran(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactor
     return Ran(load(settings, "scale.fold_workers=1"), tmp_path_factory.mktemp("out") / "lopo")
 
 
-# --- what comes out -------------------------------------------------------------------------------------------------
+# --- what comes out -------------------------------------------------------------------------------
 
 
 def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, shards: Path) -> None:
@@ -118,7 +121,7 @@ def test_every_labelled_face_is_tested_once_by_the_fold_of_its_person(ran: Ran, 
     for row in ran.rows:
         assert row["fold"] == row["subject"] == labels[row["key"]]["subject"]
         assert row["age"] == labels[row["key"]]["age"]
-    assert len({row["fold"] for row in ran.rows}) == PEOPLE == ran.about["folds"]
+    assert len({row["fold"] for row in ran.rows}) == PEOPLE == len(ran.run.splits)
 
 
 def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> None:
@@ -135,7 +138,7 @@ def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> No
 
 
 def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
-    names = [field.name for field in ran.table.schema]
+    names = [field.name for field in ran.run.rows.schema]
     assert names[:7] == ["key", "age", "error", "predicted", "low", "high", "quantiles"]
     assert set(names[7:]) == {"fold", "subject", "gender", "group", "age_std"}
     assert len({row["predicted"] for row in ran.rows}) > PEOPLE
@@ -143,9 +146,9 @@ def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
         np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)])
         for fold in {row["fold"] for row in ran.rows}
     ]
-    assert ran.about["train_median"] == pytest.approx(np.mean(medians), abs=10)
-    assert ran.about["notes"] == []
-    assert ran.about["gallery"] is None
+    assert ran.run.train_median == pytest.approx(np.mean(medians), abs=10)
+    assert ran.run.notes == []
+    assert ran.run.gallery is None
 
 
 def test_progress_tells_what_is_done_and_what_is_left(ran: Ran) -> None:
@@ -182,45 +185,49 @@ def test_two_at_once_say_the_same_as_one_after_the_other(ran: Ran, settings: Pat
 
 
 def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    """Faces without subject stand for themselves; nothing is remembered where the body moves."""
+    """The folds are numbered; no features are precomputed where the backbone is trained."""
     words = [
         "protocol={name: subject_exclusive, folds: 3, fold: 1, val: 0}",
         "train.stages=[{epochs: 1, optimizer: {lr: 1e-3}}]",
     ]
-    found = Ran(load(settings, *words), tmp_path)
-    assert not found.shown[0]["frozen_body"]
-    assert sorted(found.trained) == ["0", "1", "2"]
-    assert len({row["key"] for row in found.rows}) == len(found.rows) == FACES - 1
-    people = [{row["subject"] for row in found.rows if row["fold"] == name} for name in "012"]
+    result = Ran(load(settings, *words), tmp_path)
+    assert not result.shown[0]["frozen_body"]
+    assert sorted(result.trained) == ["0", "1", "2"]
+    assert len({row["key"] for row in result.rows}) == len(result.rows) == FACES - 1
+    people = [{row["subject"] for row in result.rows if row["fold"] == name} for name in "012"]
     assert [len(each) for each in people] == [2, 2, 2]
     assert len(set.union(*people)) == PEOPLE
 
 
 def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    model = "model={name: siamese, backbone: resnet18, decode: {gallery: {neighbours: 5, exclude_subject: false}}}"
+    gallery = "{neighbours: 5, exclude_subject: false}"
+    model = f"model={{name: siamese, backbone: resnet18, decode: {{gallery: {gallery}}}}}"
     words = [
         model,
         "loss={contrastive: {}}",
         "train.calibrate=false",
         "protocol={name: subject_exclusive, folds: 2, val: 0}",
     ]
-    found = Ran(load(settings, *words), tmp_path)
-    fine = [row for row in found.rows if not row["error"]]
+    result = Ran(load(settings, *words), tmp_path)
+    fine = [row for row in result.rows if not row["error"]]
     assert {row["neighbours"] for row in fine} == {5}
     assert {row["own"] for row in fine} == {0}
-    assert {row["gender_number"] for row in found.rows} == {-1}
-    assert found.about["gallery"]["gender_by"] is None
+    assert {row["gender_number"] for row in result.rows} == {-1}
+    assert result.run.gallery["gender_by"] is None
 
 
-# --- a fold is a training run ---------------------------------------------------------------------------------------
+# --- a fold is a training run ---------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """All training faces in one batch, unchanged, so that their order, the one thing that differs, does not matter. The person left out is she of
-    the broken picture."""
+    """A fold's log and predictions are those of jobs.train on the same split.
+
+    All training faces are in one batch and not augmented, so that their order does not matter. The
+    person left out is the one with the broken picture.
+    """
     words = [
         "train.stages=[{epochs: 3, optimizer: {lr: 1e-3}}]",
         f"train.augment={json.dumps(NOTHING)}",
@@ -230,23 +237,23 @@ def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     parts = protocols.split(labelled_faces(str(shards)), load(settings, *words).protocol).parts
     assert BROKEN in parts["test"]
     experiment = load(settings, *words, f"train.batch_size={len(parts['train'])}")
-    made = plan.make(experiment)
-    run.train(experiment, made, lambda record: None)
-    log = [json.loads(line) for line in (Path(made.folder) / "log.jsonl").read_text().splitlines()]
+    training_plan = plan.make(experiment)
+    run.train(experiment, training_plan, lambda record: None)
+    log = [json.loads(line) for line in (Path(training_plan.folder) / "log.jsonl").read_text().splitlines()]
     columns = decoded(shards, experiment)
     fold = Fold("drawn-1", *(np.flatnonzero(np.isin(columns["key"], parts[name])) for name in splits.PARTS))
     faces = {name: columns[name] for name in ("canvas", "points", "box", "age", "gender", "subject")}
-    found = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
+    result = train.run(experiment, faces, fold, torch.device("cpu"), LEVELS)
     for name in ("loss", "val_mae", "val_bias"):
-        assert [record[name] for record in found.log] == pytest.approx(
+        assert [record[name] for record in result.log] == pytest.approx(
             [record[name] for record in log], rel=2e-3, abs=2e-3
         ), name
-    assert [record["best"] for record in found.log] == [record["best"] for record in log]
-    ages = Predictor(bundle.load(made.folder), "cpu", threads=1).predict(
+    assert [record["best"] for record in result.log] == [record["best"] for record in log]
+    ages = Predictor(bundle.load(training_plan.folder), "cpu", threads=1).predict(
         *(faces[name][fold.test] for name in ("canvas", "points", "box"))
     )
-    for name, said in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
-        assert getattr(found, name) == pytest.approx(said, abs=0.05), name
+    for name, expected in (("predicted", ages.age), ("low", ages.low), ("high", ages.high)):
+        assert getattr(result, name) == pytest.approx(expected, abs=0.05), name
     assert len(fold.test) == 7
 
 
@@ -258,7 +265,7 @@ def decoded(shards: Path, experiment: Experiment) -> Record:
     return {name: values[columns["error"] == ""] for name, values in columns.items()}
 
 
-# --- going on -------------------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 _DRIVER = """
 import sys
@@ -271,11 +278,11 @@ run_folds(experiment, sys.argv[2], lambda record: None)
 
 
 def descendants(pid: int) -> list[int]:
-    found: list[int] = []
+    result: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
+            result += [child, *descendants(child)]
+    return result
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -318,7 +325,7 @@ def test_a_finished_run_is_only_read(ran: Ran, settings: Path) -> None:
 
 @pytest.fixture
 def copy(ran: Ran, tmp_path: Path) -> Path:
-    """The folder of a finished run, to be spoilt."""
+    """A copy of a finished run's folder, which a test may damage."""
     for file in ran.folder.rglob("*"):
         if file.is_file():
             place = tmp_path / "copy" / file.relative_to(ran.folder)
@@ -347,15 +354,15 @@ def mistake(experiment: Experiment, out: Path) -> str:
 def test_a_folder_of_other_settings_is_refused_by_name(
     word: str, difference: str, copy: Path, settings: Path
 ) -> None:
-    said = mistake(load(settings, word), copy)
-    assert said.startswith(f"--out {copy}: holds folds of other settings")
-    assert f"({difference}); give another folder, or --fresh to start anew" in said
+    text = mistake(load(settings, word), copy)
+    assert text.startswith(f"--out {copy}: holds folds of other settings")
+    assert f"({difference}); give another folder, or --fresh to start anew" in text
 
 
 def test_fresh_trains_all_of_them_anew(copy: Path, settings: Path) -> None:
     (copy / "folds" / "9999.parquet").write_bytes(b"of more people")
-    found = Ran(load(settings, "train.seed=7"), copy, fresh=True)
-    assert len(found.trained) == PEOPLE
+    result = Ran(load(settings, "train.seed=7"), copy, fresh=True)
+    assert len(result.trained) == PEOPLE
     assert not (copy / "folds" / "9999.parquet").exists()
     assert config.loads((copy / "config.yaml").read_text(), "config.yaml").train.seed == 7
 
@@ -384,7 +391,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
     assert "holds folds without their config.yaml" in mistake(load(settings), copy)
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -396,7 +403,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         ),
         (
             ["protocol.name=all"],
-            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive with ",
+            "protocol.name=all: leaves no face to train on; set protocol.name=lopo, or subject_exclusive ",
         ),
         (
             ["protocol={name: subject_exclusive, test: 0, val: 0}"],
@@ -404,7 +411,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         ),
         (
             ["train.stages.0.shards=elsewhere"],
-            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once with ",
+            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once ",
         ),
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (["model.weights=nowhere.safetensors"], "model.weights=nowhere.safetensors: not found"),
@@ -423,32 +430,35 @@ def test_faces_without_subjects_cannot_be_left_out_by_person(settings: Path, tmp
     pq.write_table(
         table.set_column(table.schema.get_field_index("subject"), "subject", pa.nulls(12, pa.string())), file
     )
-    said = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
+    text = mistake(load(settings, f"data.shards={tmp_path / 'nobody'}"), tmp_path / "out")
     assert (
-        said
+        text
         == "protocol.name=lopo: no face has a subject; set protocol.name=random, with protocol.folds=5, say"
     )
 
 
 def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path: Path) -> None:
-    said = mistake(load(settings, "train.batch_size=40"), tmp_path)
-    assert said.startswith("train.batch_size=40: fold drawn-")
-    assert "usable training faces; lower it or add faces" in said
+    text = mistake(load(settings, "train.batch_size=40"), tmp_path)
+    assert text.startswith("train.batch_size=40: fold drawn-")
+    assert "usable training faces; lower it or add faces" in text
 
 
 def test_faces_that_do_not_fit_into_memory(
     settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(face_cache, "_FULLEST", 0.0001)
-    said = mistake(load(settings), tmp_path)
-    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in said
-    assert said.endswith("raise scale.object_store_mib, or lower align.size")
+    text = mistake(load(settings), tmp_path)
+    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in text
+    assert text.endswith("raise scale.object_store_mib, or lower align.size")
 
 
 def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """An age beyond all numbers spoils every training part that has it: all but that of its own person, whose fold comes first."""
+    """An age of 1e30 makes the loss of every fold infinite, except that of its own person.
+
+    That fold is the first.
+    """
     for file in shards.glob("*.parquet"):
         table = pq.read_table(file)
         rows = [row | {"age": 1e30} if row["key"] == "drawn-0-000000" else row for row in table.to_pylist()]
@@ -460,14 +470,14 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
         "scale.fold_workers=1",
         "protocol.val=0",
     ]
-    said = mistake(load(settings, *words), tmp_path / "out")
-    assert said.startswith("fold drawn-1: step ")
-    assert "is not finite" in said
-    assert said.endswith("; finished folds are kept")
+    text = mistake(load(settings, *words), tmp_path / "out")
+    assert text.startswith("fold drawn-1: step ")
+    assert "is not finite" in text
+    assert text.endswith("; finished folds are kept")
     assert [file.name for file in (tmp_path / "out" / "folds").iterdir()] == ["0000.parquet"]
 
 
-# --- shares of a machine --------------------------------------------------------------------------------------------
+# --- shares of a machine --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -495,14 +505,14 @@ def test_shares_of_a_machine(
             [{"Alive": True, "Resources": each} for each in resources] + [{"Alive": False, "Resources": {}}]
         ),
     )
-    assert tuple(slots.share_out(Scale(**scale))) == pytest.approx(expected)
+    assert tuple(slots.plan_slots(Scale(**scale))) == pytest.approx(expected)
 
 
 def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert slots.share_out(Scale()).folds == 2
-    assert slots.share_out(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
+    assert slots.plan_slots(Scale()).folds == 2
+    assert slots.plan_slots(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -515,5 +525,5 @@ def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyP
 def test_what_the_cluster_has_not(scale: Record, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
     with pytest.raises(UserError) as caught:
-        slots.share_out(Scale(**scale))
+        slots.plan_slots(Scale(**scale))
     assert str(caught.value).startswith(message)

@@ -1,4 +1,5 @@
-"""The pages of an evaluation, a comparison and a matrix: sections as the data has them, nothing loaded, everything escaped."""
+"""The pages of an evaluation, a comparison and a matrix: sections as the data has them, nothing
+loaded, everything escaped."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ RESAMPLES = 40
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, ids of its sections, and its text."""
+    """A page as a browser reads it: elements with attributes, ids of sections, and text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -52,11 +53,11 @@ class Page(HTMLParser):
         self.text += data if self.lasttag != "style" else ""
 
     def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [found for name, found in self.elements if name == tag]
+        return [result for name, result in self.elements if name == tag]
 
     @property
     def sections(self) -> list[str]:
-        return [str(found["id"]) for found in self.named("section")]
+        return [str(result["id"]) for result in self.named("section")]
 
 
 def faces(count: int, seed: int = 0, labels: bool = True, age: float | None = None) -> pa.Table:
@@ -89,13 +90,17 @@ def full(table: pa.Table, **more: Any) -> dict[str, Any]:
     )
     quantiles = predicted[:, None] + (high - low)[:, None] * (np.asarray(LEVELS) - 0.5)
     labels = {name: table.column(name).to_pylist() for name in ("subject", "gender", "group")}
-    known = {name: values for name, values in labels.items() if any(value is not None for value in values)}
-    tested = metrics.Tested(true, predicted, low, high, **known, quantiles=quantiles, levels=LEVELS, **more)
+    known_labels = {
+        name: values for name, values in labels.items() if any(value is not None for value in values)
+    }
+    tested = metrics.Tested(
+        true, predicted, low, high, **known_labels, quantiles=quantiles, levels=LEVELS, **more
+    )
     return metrics.full_report(tested, 30.0, resamples=RESAMPLES)
 
 
 def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
-    """Digests and hashes by the row, so that the first faces of both sides are the same picture."""
+    """An audit in which the first faces of both sides are the same picture."""
 
     def sides(table: pa.Table) -> pa.Table:
         rows = range(table.num_rows)
@@ -106,12 +111,12 @@ def audited(train: pa.Table, test: pa.Table) -> dict[str, Any]:
             "phash", pa.array([row * 0x9E3779B97F4A7C15 % 2**64 for row in rows], pa.uint64())
         )
 
-    found = audit(sides(train), sides(test))
-    return {"against": f"the training part {EVIL}", "lines": found.lines(), **found.to_dict()}
+    result = audit(sides(train), sides(test))
+    return {"against": f"the training part {EVIL}", "lines": result.lines(), **result.to_dict()}
 
 
-def made(table: pa.Table, shards: str | None = None, **more: Any) -> dict[str, Any]:
-    """What goes into report.json of these predictions."""
+def contents(table: pa.Table, shards: str | None = None, **more: Any) -> dict[str, Any]:
+    """A report of these predictions."""
     protocol = {
         "name": "subject_exclusive",
         "val": 0.05,
@@ -135,9 +140,9 @@ def made(table: pa.Table, shards: str | None = None, **more: Any) -> dict[str, A
     } | more
 
 
-def page_of(folder: Path, found: dict[str, Any], table: pa.Table, embedded: pa.Table | None = None) -> Page:
+def page_of(folder: Path, result: dict[str, Any], table: pa.Table, embedded: pa.Table | None = None) -> Page:
     folder.mkdir(parents=True, exist_ok=True)
-    evaluation_report(str(folder), found, table, embedded)
+    evaluation_report(str(folder), result, table, embedded)
     return Page((folder / report.PAGE).read_text())
 
 
@@ -180,11 +185,11 @@ def page(tested: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> Page:
         "unusable": {f"{EVIL}-{number:02d}": f"cannot decode {EVIL}" for number in range(60)},
     }
     return page_of(
-        tmp_path_factory.mktemp("page"), made(tested, **more), tested, embeddings(tested.slice(0, 90))
+        tmp_path_factory.mktemp("page"), contents(tested, **more), tested, embeddings(tested.slice(0, 90))
     )
 
 
-# --- the page of an evaluation --------------------------------------------------------------------------------------
+# --- the page of an evaluation --------------------------------------------------------------------
 
 
 def test_the_audit_comes_first_and_every_section_is_there(page: Page) -> None:
@@ -194,7 +199,7 @@ def test_the_audit_comes_first_and_every_section_is_there(page: Page) -> None:
         "ages",
         "people",
         "intervals",
-        "refusal",
+        "risk_coverage",
         "challenge",
         "classifiers",
         "embedding",
@@ -202,18 +207,18 @@ def test_the_audit_comes_first_and_every_section_is_there(page: Page) -> None:
         "worst",
     ]
     assert page.sections == [*expected, "unusable", "model", "method"]
-    links = [str(found["href"]) for found in page.named("a")]
+    links = [str(result["href"]) for result in page.named("a")]
     assert links == [f"#{section}" for section in page.sections]
     assert len(page.named("svg")) == 11
 
 
 def test_page_loads_nothing_and_runs_nothing(page: Page) -> None:
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "i"}
-    for tag, found in page.elements:
+    for tag, result in page.elements:
         for name in ("src", "href", "xlink:href", "srcset", "action"):
-            assert (found.get(name) or "#").startswith(("#", "data:image/")), (tag, name)
+            assert (result.get(name) or "#").startswith(("#", "data:image/")), (tag, name)
     assert not re.search(r"url\((?!#)|@import", page.html)
-    assert any("default-src 'none'" in (found.get("content") or "") for found in page.named("meta"))
+    assert any("default-src 'none'" in (result.get("content") or "") for result in page.named("meta"))
 
 
 def test_what_comes_from_outside_is_text(page: Page) -> None:
@@ -233,8 +238,8 @@ def test_what_comes_from_outside_is_text(page: Page) -> None:
 
 
 def test_page_tells_the_figures_of_the_report(page: Page, tested: pa.Table) -> None:
-    found = full(tested)
-    overall = found["estimates"]["overall"]
+    result = full(tested)
+    overall = result["estimates"]["overall"]
     mae = overall["mae"]
     assert f"MAE (years) {mae['value']:.2f} 95% interval {mae['low']:.2f}–{mae['high']:.2f}" in page.text
     subjects = overall["mae_over_subjects"]
@@ -242,29 +247,29 @@ def test_page_tells_the_figures_of_the_report(page: Page, tested: pa.Table) -> N
         f"mean over subjects {subjects['value']:.2f} {subjects['low']:.2f}–{subjects['high']:.2f}"
         in page.text
     )
-    assert f"Error of at most 5 years {found['cs5']:.1%}" in page.text
+    assert f"Error of at most 5 years {result['cs5']:.1%}" in page.text
     assert (
-        f"{found['interval']['coverage']:.1%} {found['interval']['mean_width']:.1f} years wide on average"
+        f"{result['interval']['coverage']:.1%} {result['interval']['mean_width']:.1f} years wide on average"
         in page.text
     )
     assert "Faces 1,200 300 subjects" in page.text
     assert "subject_exclusive, fold 1 of 5, counted from 0, seed 3" in page.text
-    rule = found["estimates"]["challenge"][6]
+    rule = result["estimates"]["challenge"][6]
     assert f"from 18, threshold 25 {rule['under_age']} {rule['false_accept']['value']:.1%}" in page.text
     assert "40 resamples of 300 subjects (seed 0)" in page.text
     assert "12.5%" in page.text
-    assert "Gender told rightly by the nearest faces (vote), of 1,100 faces 87.5%" in page.text
+    assert "Gender right by the nearest faces (vote), of 1,100 faces 87.5%" in page.text
 
 
 def test_findings_of_the_audit_stand_out_beside_its_floors(page: Page, tested: pa.Table) -> None:
-    found = audited(faces(1000, seed=1), tested)
+    result = audited(faces(1000, seed=1), tested)
     warned = unescape(page.html.split('class="panel warn"')[2].split("</div>")[0])  # after the warnings
-    lines = [line for line in found["lines"] if line.startswith(("leak:", "labels:"))]
+    lines = [line for line in result["lines"] if line.startswith(("leak:", "labels:"))]
     assert len(lines) >= 4
     assert all(line in warned for line in lines)
     assert "1,000 training and 1,200 test images" not in warned
-    assert f"the subject's mean training age {found['oracle']['mae']:.2f}" in page.text
-    assert f"Byte-identical to a training image {found['byte_identical']['across']} (" in page.text
+    assert f"the subject's mean training age {result['oracle']['mae']:.2f}" in page.text
+    assert f"Byte-identical to a training image {result['byte_identical']['across']} (" in page.text
     assert "Always the training median, 30 years" in page.text
     assert "One picture, two ages" in page.text
 
@@ -276,33 +281,35 @@ def test_unusable_faces_are_counted_and_the_first_listed(page: Page) -> None:
 
 def test_what_is_not_known_is_not_shown(tmp_path: Path) -> None:
     table = faces(120, labels=False)
-    shown = page_of(
-        tmp_path, made(table, card=None, estimates=full(table)["estimates"] | {"calibration": None}), table
+    rendered = page_of(
+        tmp_path,
+        contents(table, card=None, estimates=full(table)["estimates"] | {"calibration": None}),
+        table,
     )
-    assert shown.sections == [
+    assert rendered.sections == [
         "audit",
         "accuracy",
         "ages",
         "intervals",
-        "refusal",
+        "risk_coverage",
         "challenge",
         "worst",
         "unusable",
         "method",
     ]
-    assert "the training faces are not at hand" in shown.text
-    assert "subjects not known" in shown.text
-    assert "mean over subjects" not in shown.text
-    assert "epsilon" not in shown.text.replace("the epsilon-error, which counts", "")
-    assert "Knowing only who it is" not in shown.text
-    assert "Quantiles" not in shown.text
+    assert "the training faces are not at hand" in rendered.text
+    assert "subjects not known" in rendered.text
+    assert "mean over subjects" not in rendered.text
+    assert "epsilon" not in rendered.text.replace("the epsilon-error, which counts", "")
+    assert "Knowing only who it is" not in rendered.text
+    assert "Quantiles" not in rendered.text
 
 
 def test_epsilon_error_is_shown_where_deviations_are_known(tmp_path: Path) -> None:
     table = faces(80)
-    shown = page_of(tmp_path, made(table, **full(table, age_std=np.full(80, 3.0))), table)
-    assert "epsilon-error (0 to 1), mean over images" in shown.text
-    assert "epsilon-error (0 to 1), mean over subjects" in shown.text
+    rendered = page_of(tmp_path, contents(table, **full(table, age_std=np.full(80, 3.0))), table)
+    assert "epsilon-error (0 to 1), mean over images" in rendered.text
+    assert "epsilon-error (0 to 1), mean over subjects" in rendered.text
 
 
 def test_folds_and_shares_are_named(tmp_path: Path) -> None:
@@ -318,14 +325,17 @@ def test_folds_and_shares_are_named(tmp_path: Path) -> None:
         "folds_run": 82,
     }
     assert (
-        "Protocol: lopo, all of 82 folds, seed 0" in page_of(tmp_path, made(table, protocol=lopo), table).text
+        "Protocol: lopo, all of 82 folds, seed 0"
+        in page_of(tmp_path, contents(table, protocol=lopo), table).text
     )
     shares = lopo | {"name": "random", "folds_run": None}
     assert (
         "Protocol: random, 10% for the test, seed 0"
-        in page_of(tmp_path, made(table, protocol=shares), table).text
+        in page_of(tmp_path, contents(table, protocol=shares), table).text
     )
-    assert "Protocol: all " in page_of(tmp_path, made(table, protocol=shares | {"name": "all"}), table).text
+    assert (
+        "Protocol: all " in page_of(tmp_path, contents(table, protocol=shares | {"name": "all"}), table).text
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,21 +346,21 @@ def test_degenerate_faces_still_make_a_page(odd: str, tmp_path: Path) -> None:
         3 if odd == "three faces" else 60, labels=odd == "one far off", age=40.0 if odd == "one age" else None
     )
     ages = table.column("age").to_numpy()
-    said = {
+    answers = {
         "equal errors": ages + 2,
         "one far off": np.where(np.arange(len(ages)) == 0, 4000.0, ages),
         "equal widths of nothing": ages,
     }
-    if odd in said:
+    if odd in answers:
         for name in ("predicted", "low", "high"):
             place = table.column_names.index(name)
-            table = table.set_column(place, name, pa.array(said[odd], pa.float32()))
-    shown = page_of(
-        tmp_path, made(table, audit=audited(faces(12, labels=False), table)), table, embeddings(table)
+            table = table.set_column(place, name, pa.array(answers[odd], pa.float32()))
+    rendered = page_of(
+        tmp_path, contents(table, audit=audited(faces(12, labels=False), table)), table, embeddings(table)
     )
-    assert f"Faces {table.num_rows}" in shown.text
-    assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", shown.text.lower())
-    assert shown.html.count("<svg") == len(shown.named("figure")) - min(24, table.num_rows)
+    assert f"Faces {table.num_rows}" in rendered.text
+    assert "nan" not in re.sub(r"\w*nan\w+|\w+nan\w*", "", rendered.text.lower())
+    assert rendered.html.count("<svg") == len(rendered.named("figure")) - min(24, table.num_rows)
 
 
 def test_faces_without_a_prediction_are_left_out(tmp_path: Path) -> None:
@@ -362,16 +372,17 @@ def test_faces_without_a_prediction_are_left_out(tmp_path: Path) -> None:
         "high": None,
     }
     whole = pa.concat_tables([table.slice(1), pa.Table.from_pylist([bad], schema=table.schema)])
-    shown = page_of(tmp_path, made(table.slice(1), unusable={bad["key"]: bad["error"]}), whole)
-    assert "Faces 49" in shown.text
-    assert shown.text.count(bad["key"]) == 1
+    rendered = page_of(tmp_path, contents(table.slice(1), unusable={bad["key"]: bad["error"]}), whole)
+    assert "Faces 49" in rendered.text
+    assert rendered.text.count(bad["key"]) == 1
 
 
 def test_page_is_the_same_each_time_and_small(tmp_path: Path) -> None:
     table = faces(2000)
-    found = made(table, audit=audited(faces(500, seed=1), table))
+    result = contents(table, audit=audited(faces(500, seed=1), table))
     pages = [
-        page_of(tmp_path / name, found, table, embeddings(table.slice(0, 60))).html for name in ("one", "two")
+        page_of(tmp_path / name, result, table, embeddings(table.slice(0, 60))).html
+        for name in ("one", "two")
     ]
     assert pages[0] == pages[1]
     assert len(pages[0]) < 1_500_000
@@ -381,15 +392,18 @@ def test_an_answer_far_off_does_not_draw_a_cell_for_each_year_up_to_it(tmp_path:
     table = faces(1000)
     wild = np.where(np.arange(1000) == 0, 1e5, table.column("predicted").to_numpy())
     table = table.set_column(table.column_names.index("predicted"), "predicted", pa.array(wild, pa.float32()))
-    assert len(page_of(tmp_path, made(table), table).html) < 1_000_000
+    assert len(page_of(tmp_path, contents(table), table).html) < 1_000_000
 
 
-# --- the worst faces ------------------------------------------------------------------------------------------------
+# --- the worst faces ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 drawn faces in 2 shards with row groups of 4; every third without points, every sixth without a box, one of them broken."""
+    """40 drawn faces in 2 shards with row groups of 4.
+
+    Every third has no points, every sixth no box, one cannot be decoded.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for path in synthetic_faces.write_faces_table(folder, 40, size=120, shards=2):
         rows = pq.read_table(path)
@@ -415,15 +429,17 @@ def of_shards(shards: Path) -> pa.Table:
 
 def test_worst_faces_come_with_their_pictures(shards: Path, tmp_path: Path) -> None:
     table = of_shards(shards)
-    shown = page_of(tmp_path, made(table, str(shards)), table)
+    rendered = page_of(tmp_path, contents(table, str(shards)), table)
     errors = np.abs(table.column("predicted").to_numpy() - table.column("age").to_numpy())
     keys = [table.column("key")[int(row)].as_py() for row in np.argsort(-errors)[:24]]
     names = [
-        str(found["title"]) for tag, found in shown.elements if tag == "span" and found.get("class") == "name"
+        str(result["title"])
+        for tag, result in rendered.elements
+        if tag == "span" and result.get("class") == "name"
     ]
     assert names == keys
     broken = [key for key in keys if key.endswith("07")]
-    images = [str(found["src"]) for found in shown.named("img")]
+    images = [str(result["src"]) for result in rendered.named("img")]
     assert len(images) == 24 - len(broken)
     assert all(decode(base64.b64decode(image.partition("base64,")[2])).width <= 240 for image in images)
 
@@ -435,9 +451,9 @@ def test_missing_or_foreign_shards_leave_the_list(shards: Path, tmp_path: Path) 
     (foreign / "a.parquet").write_bytes(b"no parquet")
     pq.write_table(pa.table({"other": [1]}), foreign / "b.parquet")
     for place in (str(tmp_path / "gone"), str(foreign), None):
-        shown = page_of(tmp_path / "page", made(table, place), table)
-        assert not shown.named("img")
-        assert shown.text.count("not shown") == 24
+        rendered = page_of(tmp_path / "page", contents(table, place), table)
+        assert not rendered.named("img")
+        assert rendered.text.count("not shown") == 24
 
 
 def test_pictures_are_found_by_key_alone(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,32 +482,32 @@ def test_a_face_is_cut_out_around_its_points_else_its_box() -> None:
     content = jpeg(photo)
     points = [220, 120, 280, 120, 250, 150, 230, 180, 270, 180]
 
-    def shown(*place: Any) -> tuple[float, tuple[int, ...]]:
+    def rendered(*place: Any) -> tuple[float, tuple[int, ...]]:
         small = decode(base64.b64decode(pictures.face_picture(content, *place).partition("base64,")[2]))
         return float(small.pixels.mean() / 255), small.pixels.shape[:2]
 
-    share, shape = shown(points, None)
+    share, shape = rendered(points, None)
     assert 0.25 < share < 0.45
     assert shape[0] == shape[1]
-    share, shape = shown(None, [200, 100, 299, 199])
+    share, shape = rendered(None, [200, 100, 299, 199])
     assert 0.45 < share < 0.6
     assert abs(shape[0] - shape[1]) <= 2
-    assert shown(None, None) == shown([float("nan")] * 10, None)
-    assert shown(None, None)[1] == (180, 240)
-    assert shown(None, [500, 400, 600, 500])[1] == (180, 240)  # outside: the whole photo
+    assert rendered(None, None) == rendered([float("nan")] * 10, None)
+    assert rendered(None, None)[1] == (180, 240)
+    assert rendered(None, [500, 400, 600, 500])[1] == (180, 240)  # outside: the whole photo
 
 
-# --- the embedding --------------------------------------------------------------------------------------------------
+# --- the embedding --------------------------------------------------------------------------------
 
 
 def test_principal_components_are_those_of_scikit_learn() -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
     vectors = np.random.default_rng(0).normal(size=(70, 12)) * np.arange(1, 13)
-    found, shares = embedding.principal_components(vectors, 5)
+    result, shares = embedding.principal_components(vectors, 5)
     fitted = decomposition.PCA(5).fit(vectors)
-    np.testing.assert_allclose(np.abs(found), np.abs(fitted.transform(vectors)), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(np.abs(result), np.abs(fitted.transform(vectors)), rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(shares, fitted.explained_variance_ratio_, rtol=1e-9)
-    assert (found[np.abs(found).argmax(0), range(5)] > 0).all()
+    assert (result[np.abs(result).argmax(0), range(5)] > 0).all()
 
 
 def test_neighbours_stay_neighbours_on_the_map() -> None:
@@ -521,43 +537,45 @@ def test_flat_or_few_embeddings_have_places(vectors: Any) -> None:
     assert how.startswith("The first two principal components")
 
 
-# --- several models -------------------------------------------------------------------------------------------------
+# --- several models -------------------------------------------------------------------------------
 
 
 def compared(names: list[str]) -> dict[str, Any]:
-    """A comparison of models whose errors grow with their place; the first two are alike."""
+    """A comparison of models whose errors grow from one to the next; the first two are alike."""
     table = faces(400)
     true, subjects = table.column("age").to_numpy(), table.column("subject").to_pylist()
-    said = {
+    answers = {
         name: true + np.random.default_rng(number).normal(0, 4 + 3 * max(number - 1, 0), 400)
         for number, name in enumerate(names)
     }
     models = []
-    for number, (name, ages) in enumerate(said.items()):
+    for number, (name, ages) in enumerate(answers.items()):
         tested = metrics.Tested(true, ages, ages - 9, ages + 9, subject=subjects)
-        found = metrics.full_report(tested, resamples=RESAMPLES)["estimates"]
+        result = metrics.full_report(tested, resamples=RESAMPLES)["estimates"]
         figures = {
-            figure: found["overall"][figure] for figure in ("mae", "cs5", "bias", "coverage", "width", "cs")
+            figure: result["overall"][figure] for figure in ("mae", "cs5", "bias", "coverage", "width", "cs")
         }
         models.append(
             {
                 "name": name,
                 "identity": "00",
                 **figures,
-                "by_age": found["by_age"],
+                "by_age": result["by_age"],
                 "report": f"{number}-m/report.html",
             }
         )
     pairs = []
     for first, second in combinations(names, 2):
-        found = metrics.compare(true, said[first], said[second], subjects, resamples=RESAMPLES, flips=499)
-        real = found["permutation_p"] < 0.01
-        tests = {name: found[name] for name in ("permutation_p", "wilcoxon_p")}
+        result = metrics.compare(
+            true, answers[first], answers[second], subjects, resamples=RESAMPLES, flips=499
+        )
+        real = result["permutation_p"] < 0.01
+        tests = {name: result[name] for name in ("permutation_p", "wilcoxon_p")}
         pairs.append(
             {
                 "first": first,
                 "second": second,
-                "difference": found["mae"]["difference"],
+                "difference": result["mae"]["difference"],
                 **tests,
                 "real": real,
             }
@@ -576,17 +594,19 @@ def compared(names: list[str]) -> dict[str, Any]:
 def test_comparison_tells_who_is_better_and_who_is_not(tmp_path: Path) -> None:
     names = [f"one {EVIL}", "two", "three"]
     comparison_report(str(tmp_path), compared(names))
-    shown = Page((tmp_path / report.PAGE).read_text())
-    assert f"one {EVIL} and two: no difference beyond noise; the difference of MAE is" in shown.text
+    rendered = Page((tmp_path / report.PAGE).read_text())
+    assert f"one {EVIL} and two: no difference beyond noise; the difference of MAE is" in rendered.text
     assert re.search(
-        r"two is better than three by \d\.\d\d years \(95% interval \d\.\d\d–\d\.\d\d; p = 0\.002 by sign flips",
-        shown.text,
+        r"two is better than three by \d\.\d\d years \(95% interval \d\.\d\d–\d\.\d\d; p = 0\.002 by sign",
+        rendered.text,
     )
-    assert "<script>" not in shown.html
-    assert [found["href"] for found in shown.named("a")] == [f"{number}-m/report.html" for number in range(3)]
-    assert len(shown.named("svg")) == 3
-    assert "var(--series-2)" in shown.html
-    assert "3 models on drawn" in shown.text
+    assert "<script>" not in rendered.html
+    assert [result["href"] for result in rendered.named("a")] == [
+        f"{number}-m/report.html" for number in range(3)
+    ]
+    assert len(rendered.named("svg")) == 3
+    assert "var(--series-2)" in rendered.html
+    assert "3 models on drawn" in rendered.text
 
 
 def test_one_model_or_many_fit_the_comparison(tmp_path: Path) -> None:
@@ -605,25 +625,25 @@ def test_a_verdict_turns_the_difference_round() -> None:
         "wilcoxon_p": 0.04,
         "real": True,
     }
-    said = verdict(pair)
-    assert said["names"] == ("b", "a")
+    answers = verdict(pair)
+    assert answers["names"] == ("b", "a")
     assert (
-        said["rest"]
+        answers["rest"]
         == "by 0.50 years (95% interval 0.25–0.75; p <\u00a00.001 by sign flips, 0.040 by Wilcoxon's ranks)"
     )
     better = {"value": -0.5, "low": -0.75, "high": -0.25}
-    said = verdict(pair | {"difference": better})
-    assert said["better"] == "a"
-    assert "0.50 years (95% interval 0.25–0.75;" in said["rest"]
+    answers = verdict(pair | {"difference": better})
+    assert answers["better"] == "a"
+    assert "0.50 years (95% interval 0.25–0.75;" in answers["rest"]
     assert verdict(pair | {"difference": {"value": -0.5, "low": None, "high": None}})["rest"].startswith(
         "by 0.50 years (p <\u00a00.001"
     )
 
 
 def cell(mae: float, own: bool = False, warnings: tuple[str, ...] = ()) -> dict[str, Any]:
-    found = {"value": mae, "low": mae - 1, "high": mae + 1}
+    result = {"value": mae, "low": mae - 1, "high": mae + 1}
     return {
-        "mae": found,
+        "mae": result,
         "cs5": {"value": 0.5, "low": None, "high": None},
         "images": 1234,
         "warnings": list(warnings),
@@ -635,23 +655,26 @@ def cell(mae: float, own: bool = False, warnings: tuple[str, ...] = ()) -> dict[
 def test_matrix_colours_within_a_column_and_marks_its_own(tmp_path: Path) -> None:
     cells = [[cell(4, own=True), cell(9)], [cell(6, warnings=(EVIL,)), None], [cell(5), cell(9)]]
     matrix_report(str(tmp_path), {"models": ["a", EVIL, "c"], "sets": ["x", "<b>y"], "cells": cells})
-    shown = Page((tmp_path / report.PAGE).read_text())
-    heat = [str(found["style"]) for found in shown.named("td") if found.get("class") == "heat"]
+    rendered = Page((tmp_path / report.PAGE).read_text())
+    heat = [str(result["style"]) for result in rendered.named("td") if result.get("class") == "heat"]
     assert heat == ["--strength:45%", "--strength:0%", "--strength:0%", "--strength:22%", "--strength:0%"]
-    assert shown.text.count("own") == 2  # the legend's and the cell's
-    assert f"{EVIL} on x {EVIL}" in shown.text
-    assert "4.00 own 3.00–5.00 CS(5) 50.0% 1,234 faces" in shown.text
-    assert "<script>" not in shown.html
-    assert "<b>y" in shown.text
+    assert rendered.text.count("own") == 2  # the legend's and the cell's
+    assert f"{EVIL} on x {EVIL}" in rendered.text
+    assert "4.00 own 3.00–5.00 CS(5) 50.0% 1,234 faces" in rendered.text
+    assert "<script>" not in rendered.html
+    assert "<b>y" in rendered.text
 
 
-# --- figures as text ------------------------------------------------------------------------------------------------
+# --- figures as text ------------------------------------------------------------------------------
 
 
 def test_figures_have_signs_intervals_and_gaps() -> None:
-    found = {"value": 1.234, "low": -0.5, "high": 2.0}
-    assert (years(found, signed=True).text, years(found, signed=True).interval) == ("+1.23", "−0.50 to +2.00")
-    assert years(found).interval == "−0.50 to 2.00"
+    result = {"value": 1.234, "low": -0.5, "high": 2.0}
+    assert (years(result, signed=True).text, years(result, signed=True).interval) == (
+        "+1.23",
+        "−0.50 to +2.00",
+    )
+    assert years(result).interval == "−0.50 to 2.00"
     assert percent({"value": 0.5, "low": 0.25, "high": 0.75}).interval == "25.0–75.0%"
     for missing in (None, float("nan"), {"value": None, "low": None, "high": None}):
         assert (years(missing).text, years(missing).interval) == ("–", "")

@@ -1,4 +1,5 @@
-"""Evaluations as users ask for them: the audit of planted leaks, several models compared, models against sets, mistakes in the command."""
+"""Evaluations as users ask for them: the audit of planted leaks, several models compared, models
+against sets, mistakes in the command."""
 
 from __future__ import annotations
 
@@ -47,8 +48,11 @@ def reencoded(image: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 drawn faces of 30 people. One test picture is a copy of a training picture's bytes, another the same picture encoded anew; both with
-    ages 10 years from the training picture's."""
+    """60 drawn faces of 30 people, with two planted leaks.
+
+    One test picture is a copy of a training picture, another one is the same picture in another
+    encoding. Both ages are 10 years above that of the training picture.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     (file,) = synthetic_faces.write_faces_table(folder, 60, subjects=30, size=80)
     table = pq.read_table(file)
@@ -67,7 +71,7 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 
 def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
-    """A bundle that says ages about `middle`, trained, as its card has it, on the training part of `shards`."""
+    """A bundle that predicts about `middle` years; its card names the training part of `shards`."""
     settings = Experiment.model_validate(
         {
             "model": {"name": "baseline", "ages": [-15, 120]},
@@ -108,11 +112,11 @@ def compared(
 
 
 def report_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "report.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return result
 
 
-# --- audit ----------------------------------------------------------------------------------------------------------
+# --- audit ----------------------------------------------------------------------------------------
 
 
 def test_the_report_finds_the_planted_leaks(compared: Path, shards: Path) -> None:
@@ -138,15 +142,15 @@ def test_fingerprints_are_taken_once_and_anew_when_the_shards_change(
         raise AssertionError("read the shards again")
 
     monkeypatch.setattr(fingerprint_table, "read_faces", refuse)
-    kept = fingerprint_table.load_or_compute_fingerprints(str(shards))
-    assert kept.schema == fingerprint_table.PRINTS
-    assert sorted(kept.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
-    assert kept.column("phash").null_count == 0
+    stored = fingerprint_table.load_or_compute_fingerprints(str(shards))
+    assert stored.schema == fingerprint_table.FINGERPRINTS_SCHEMA
+    assert sorted(stored.column("key").to_pylist()) == sorted(chain.from_iterable(parts_of(shards).values()))
+    assert stored.column("phash").null_count == 0
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in shards.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    assert fingerprint_table.load_or_compute_fingerprints(str(copy)).equals(kept)
+    assert fingerprint_table.load_or_compute_fingerprints(str(copy)).equals(stored)
     (file,) = copy.glob("*.parquet")
     table = pq.read_table(file)
     pq.write_table(table.slice(1), file)
@@ -161,18 +165,20 @@ def test_a_broken_file_of_fingerprints_is_no_obstacle(shards: Path, ray_local: N
     assert (tmp_path / fingerprint_table.FILE).stat().st_size > 1000
 
 
-def training(model: str, shards: Path, given: str | None = None, **data: Any) -> split_audit.Training | str:
+def training(
+    model: str, shards: Path, trained_on: str | None = None, **data: Any
+) -> split_audit.Training | str:
     loaded = bundle.load(model)
     experiment = loaded.experiment.model_copy(update={"data": loaded.experiment.data.model_copy(update=data)})
     faces = labelled_faces(str(shards))
-    return split_audit.training_side(model, loaded, experiment, faces, parts_of(shards), given)
+    return split_audit.training_side(model, loaded, experiment, faces, parts_of(shards), trained_on)
 
 
 def test_another_set_is_compared_with_what_trained_the_model(models: list[str], shards: Path) -> None:
-    """The card's digest tells that the settings deal out the same split again; another split's faces all count."""
-    found, parts = training(models[0], shards, name="strangers"), parts_of(shards)
-    assert isinstance(found, split_audit.Training)
-    assert sorted(found.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
+    """The card's digest confirms the settings' split. If it does not, all faces count."""
+    result, parts = training(models[0], shards, name="strangers"), parts_of(shards)
+    assert isinstance(result, split_audit.Training)
+    assert sorted(result.faces.column("key").to_pylist()) == sorted(parts["train"] + parts["val"])
     loaded = bundle.load(models[0])
     bundle.write_card(
         models[0], loaded.card | {"training": loaded.card["training"] | {"train_digest": "other"}}
@@ -190,9 +196,9 @@ def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: 
         update={"data": loaded.experiment.data.model_copy(update={"shards": str(tmp_path / "gone")})}
     )
     bundle.save(str(tmp_path / "moved"), loaded.network(), moved, {"training": loaded.card["training"]})
-    said = training(str(tmp_path / "moved"), shards, name="strangers")
+    text = training(str(tmp_path / "moved"), shards, name="strangers")
     assert (
-        said
+        text
         == "the model was trained on 'drawn', whose shards are not at hand; name them with --trained-on DIR"
     )
     assert isinstance(
@@ -200,23 +206,23 @@ def test_shards_that_are_not_at_hand(models: list[str], shards: Path, tmp_path: 
     )
 
 
-# --- several models -------------------------------------------------------------------------------------------------
+# --- several models -------------------------------------------------------------------------------
 
 
 def test_models_are_compared_on_the_same_faces(compared: Path, models: list[str], shards: Path) -> None:
-    found = report_of(compared)
+    result = report_of(compared)
     near, far = (report_of(compared / name) for name in ("0-near", "1-far"))
-    assert [row["name"] for row in found["models"]] == models
-    assert [row["mae"]["value"] for row in found["models"]] == [near["mae"], far["mae"]]
-    (pair,) = found["pairs"]
+    assert [row["name"] for row in result["models"]] == models
+    assert [row["mae"]["value"] for row in result["models"]] == [near["mae"], far["mae"]]
+    (pair,) = result["pairs"]
     assert pair["difference"]["value"] == pytest.approx(near["mae"] - far["mae"])
     assert pair["difference"]["high"] < 0
     assert pair["real"]
-    assert found["images"] == len(parts_of(shards)["test"])
-    for row in found["models"]:
+    assert result["images"] == len(parts_of(shards)["test"])
+    for row in result["models"]:
         assert (compared / row["report"]).is_file()
     page = (compared / "report.html").read_text()
-    assert all(row["report"] in page for row in found["models"])
+    assert all(row["report"] in page for row in result["models"])
 
 
 def test_one_embedding_a_tested_face_is_drawn(compared: Path) -> None:
@@ -230,11 +236,11 @@ def test_quantiles_grow_with_their_levels(compared: Path) -> None:
     assert (np.diff(spread, axis=1) >= 0).all()
 
 
-# --- models against sets --------------------------------------------------------------------------------------------
+# --- models against sets --------------------------------------------------------------------------
 
 
 def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: None, tmp_path: Path) -> None:
-    """The model's own set by its own split, so that no training face is tested; a stranger's whole."""
+    """A model is tested on the test part of its own set, and on all faces of another set."""
     synthetic_faces.write_faces_table(tmp_path / "others", 20, seed=5, size=80)
     for name, folder in (("drawn", shards), ("others", tmp_path / "others")):
         (tmp_path / f"{name}.yaml").write_text(
@@ -251,9 +257,9 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
             *SCALE,
         ]
     )
-    found = report_of(tmp_path / "out")
-    assert (found["models"], found["sets"]) == ([models[0]], ["drawn", "others"])
-    (own, other) = found["cells"][0]
+    result = report_of(tmp_path / "out")
+    assert (result["models"], result["sets"]) == ([models[0]], ["drawn", "others"])
+    (own, other) = result["cells"][0]
     assert (own["own"], own["images"]) == (True, len(parts_of(shards)["test"]))
     assert (other["own"], other["images"]) == (False, 20)
     assert own["warnings"] == []
@@ -261,7 +267,7 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
     assert "report.html" in (tmp_path / "out" / "report.html").read_text()
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,9 +292,9 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
 def test_mistakes_in_the_command(
     words: list[str], message: str, models: list[str], ray_local: None, tmp_path: Path
 ) -> None:
-    given = [models[0] if word == "MODEL" else word for word in words]
+    arguments = [models[0] if word == "MODEL" else word for word in words]
     with pytest.raises(UserError) as caught:
-        job.main([*given, "--out", str(tmp_path / "out"), *SCALE])
+        job.main([*arguments, "--out", str(tmp_path / "out"), *SCALE])
     assert str(caught.value).replace(models[0], "MODEL").startswith(message)
     assert not (tmp_path / "out").exists()
 
@@ -301,6 +307,6 @@ def test_models_of_different_splits_are_not_compared(
     bundle.save(str(tmp_path / "other"), loaded.network(), other, loaded.card)
     with pytest.raises(
         UserError,
-        match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.test=",
+        match=r"^protocol\.test: .* has 0\.4, .* has 0\.3; to test both on the same faces give protocol\.t",
     ):
         job.main([models[0], str(tmp_path / "other"), "--out", str(tmp_path / "out"), *SCALE])

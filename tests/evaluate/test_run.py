@@ -1,4 +1,4 @@
-"""Evaluation: figures against what the files hold, leak warnings, mistakes, and exit codes of the commands."""
+"""The evaluation of one model: figures, warnings about leaks, mistakes, exit codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def parts_of(shards: Path, protocol: Protocol = PROTOCOL) -> dict[str, list[str]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """90 drawn faces of 30 people in two shards, ages as whole years; three without an age, two test faces that cannot be decoded."""
+    """90 drawn faces of 30 people in two shards; ages are whole years.
+
+    Three have no age, two test faces cannot be decoded.
+    """
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     files = faces.write_faces_table(folder, 90, subjects=30, size=80, shards=2)
 
@@ -71,7 +74,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose card says that it was trained on the training part of `shards`."""
+    """A bundle whose card says that the training part of `shards` trained it."""
     settings = Experiment.model_validate(
         {
             "model": {"name": "baseline", "ages": [-15, 120]},
@@ -97,12 +100,12 @@ def model(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Evaluated:
-    """What an evaluation wrote to its folder, and what it handed over to be shown."""
+    """The files of an evaluation, and what was printed."""
 
-    def __init__(self, folder: Path, shown: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, printed: list[dict[str, Any]]) -> None:
         self.report = json.loads((folder / "report.json").read_text())
         self.rows = pq.read_table(folder / "predictions.parquet").to_pylist()
-        self.split, self.shown = splits.load(str(folder / "split.parquet")), shown
+        self.split, self.printed = splits.load(str(folder / "split.parquet")), printed
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +114,13 @@ def evaluated(
 ) -> Evaluated:
     out = tmp_path_factory.mktemp("out") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        shown: list[dict[str, Any]] = []
-        patch.setattr(tables, "show", shown.append)
+        printed: list[dict[str, Any]] = []
+        patch.setattr(tables, "show", printed.append)
         job.main([str(model), f"data.shards={shards}", "--out", str(out), *SCALE])
-    return Evaluated(out, shown)
+    return Evaluated(out, printed)
 
 
-# --- figures --------------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def test_every_test_face_is_predicted_and_no_other(evaluated: Evaluated, shards: Path) -> None:
@@ -154,26 +157,26 @@ def test_figures_are_those_of_the_predictions(evaluated: Evaluated) -> None:
 
 
 def test_predictions_are_the_predictors(evaluated: Evaluated, model: Path, shards: Path) -> None:
-    """Through Ray, in batches of sixteen, or one face at a time: the same ages."""
+    """Predictions on Ray in batches of 16 equal those of one face at a time."""
     predictor = Predictor(bundle.load(str(model)), "cpu", threads=1)
-    said = {row["key"]: row for row in evaluated.rows if not row["error"]}
+    rows_by_key = {row["key"]: row for row in evaluated.rows if not row["error"]}
     ages = []
     for file in sorted(shards.glob("*.parquet")):
         for row in pq.read_table(file).to_pylist():
-            if row["key"] not in said:
+            if row["key"] not in rows_by_key:
                 continue
             points, box = (
                 np.array(row["landmarks"], np.float32).reshape(1, 5, 2),
                 np.array([row["box"]], np.float32),
             )
             face = face_canvases(row["image"], points, box, ALIGN)
-            alone, found = predictor.predict(face.pixels, face.points, face.box), said[row["key"]]
-            assert found["age"] == row["age"]
-            assert (found["predicted"], found["low"], found["high"]) == pytest.approx(
+            alone, result = predictor.predict(face.pixels, face.points, face.box), rows_by_key[row["key"]]
+            assert result["age"] == row["age"]
+            assert (result["predicted"], result["low"], result["high"]) == pytest.approx(
                 (alone.age[0], alone.low[0], alone.high[0]), abs=2e-3
             )
-            ages.append(found["predicted"])
-    assert len(ages) == len(said)
+            ages.append(result["predicted"])
+    assert len(ages) == len(rows_by_key)
     assert np.std(ages) > 0.3
 
 
@@ -187,25 +190,25 @@ def test_the_report_names_model_data_and_protocol(evaluated: Evaluated, model: P
     assert report["data"] == {"name": "drawn", "shards": str(shards), "landmarks": "auto"}
     assert report["protocol"] == PROTOCOL.model_dump()
     assert report["warnings"] == ["3 of 90 faces have no age and are left out"]
-    assert evaluated.shown == [report]
+    assert evaluated.printed == [report]
 
 
 def test_what_is_shown(evaluated: Evaluated, capsys: pytest.CaptureFixture[str]) -> None:
     tables.show(evaluated.report)
-    said = capsys.readouterr().out
-    assert "warning: 3 of 90 faces have no age" in said
-    assert "warning: 2 faces cannot be used; report.json lists them" in said
+    text = capsys.readouterr().out
+    assert "warning: 3 of 90 faces have no age" in text
+    assert "warning: 2 faces cannot be used; report.json lists them" in text
     for figure in (
         f"{evaluated.report['mae']:.3f}",
         f"{evaluated.report['bias']:+.3f}",
         "always the training median, 41",
         "always this set's median",
     ):
-        assert figure in said
-    assert all(row["ages"] in said for row in evaluated.report["by_decade"])
+        assert figure in text
+    assert all(row["ages"] in text for row in evaluated.report["by_decade"])
 
 
-# --- leaks ----------------------------------------------------------------------------------------------------------
+# --- leaks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -226,8 +229,8 @@ def test_faces_that_the_model_may_know_are_told(
 ) -> None:
     loaded = bundle.load(str(model))
     experiment = config.load([], [f"data.shards={shards}", *words], base=loaded.experiment)
-    found = one_model._leak(loaded, experiment, parts_of(shards, experiment.protocol))
-    assert [text[: len(warning or "")] for text in found] == ([] if warning is None else [warning])
+    result = one_model._leak(loaded, experiment, parts_of(shards, experiment.protocol))
+    assert [text[: len(warning or "")] for text in result] == ([] if warning is None else [warning])
 
 
 def test_a_warning_reaches_the_report(
@@ -240,7 +243,7 @@ def test_a_warning_reaches_the_report(
     assert "warning: the model was trained on 'drawn'" in capsys.readouterr().out
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def mistake(*words: str) -> str:
@@ -255,10 +258,10 @@ def mistake(*words: str) -> str:
 )
 def test_keys_that_belong_to_the_model_are_refused(word: str, model: Path, tmp_path: Path) -> None:
     section = word.split(".")[0]
-    said = mistake(str(model), word, "--out", str(tmp_path / "out"))
+    text = mistake(str(model), word, "--out", str(tmp_path / "out"))
     assert (
-        said
-        == f"{section}: belongs to the model and was fixed when it was trained; give only data, protocol and scale"
+        text == f"{section}: belongs to the model and was fixed when it was trained; "
+        "give only data, protocol and scale"
     )
     assert not (tmp_path / "out").exists()
 
@@ -282,12 +285,12 @@ def test_a_protocol_without_test_faces(model: Path, shards: Path, tmp_path: Path
 
 def test_test_faces_of_which_none_can_be_used(model: Path, tmp_path: Path, ray_local: None) -> None:
     faces.write_faces_table(tmp_path / "bare", 20, size=80, landmarks=False)
-    said = mistake(
+    text = mistake(
         str(model), f"data.shards={tmp_path / 'bare'}", "protocol.name=all", "--out", str(tmp_path / "out")
     )
     assert (
-        said
-        == f"data.shards={tmp_path / 'bare'}: no test face can be used; the first of 20: no landmarks to align by"
+        text == f"data.shards={tmp_path / 'bare'}: no test face can be used; "
+        "the first of 20: no landmarks to align by"
     )
 
 

@@ -33,7 +33,7 @@ def ended(main: Callable[[Sequence[str]], None], monkeypatch: pytest.MonkeyPatch
     return caught.value.code
 
 
-# --- exit codes -----------------------------------------------------------------------------------------------------
+# --- exit codes ----------------------------------------------------------------------------------
 
 
 def test_a_command_gets_its_arguments_and_ends_quietly(
@@ -110,7 +110,7 @@ def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(main, monkeypatch) == 130
 
 
-# --- behind what Ray raises -----------------------------------------------------------------------------------------
+# --- behind what Ray raises ----------------------------------------------------------------------
 
 
 def test_in_a_task(ray_local: None) -> None:
@@ -192,7 +192,7 @@ def test_an_error_of_ours_in_a_task_is_no_mistake_of_the_users(ray_local: None) 
     assert cli.mistake_behind(raised(lambda: ray.get(fail.remote()))) is None
 
 
-# --- the error itself -----------------------------------------------------------------------------------------------
+# --- the error itself ----------------------------------------------------------------------------
 
 
 def test_a_mistake_travels_between_processes() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import epochs
-from jobs.terminal.epochs import EpochTable, clock
+from jobs.terminal import progress
+from jobs.terminal.epochs import EpochTable
+from jobs.terminal.progress import clock
 
 Record = dict[str, Any]
 
@@ -34,7 +35,7 @@ def step(number: int, **changes: Any) -> Record:
     return record | changes
 
 
-def shown(*records: Record, terminal: bool = False, live: bool = True) -> str:
+def printed(*records: Record, terminal: bool = False, live: bool = True) -> str:
     out = io.StringIO()
     with EpochTable(
         Console(file=out, force_terminal=terminal, width=120, highlight=False, soft_wrap=True), live
@@ -54,12 +55,12 @@ def test_clock(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_one_head_and_a_row_an_epoch_with_a_star_for_the_best(terminal: bool) -> None:
-    said = shown(epoch(1, best=True), epoch(2), epoch(12, best=True, val_mae=5.0), terminal=terminal)
+    output = printed(epoch(1, best=True), epoch(2), epoch(12, best=True, val_mae=5.0), terminal=terminal)
     rows = [
-        re.sub(r"\x1b\S*", "", line) for line in said.splitlines() if "/12" in line
+        re.sub(r"\x1b\S*", "", line) for line in output.splitlines() if "/12" in line
     ]  # without the terminal's control words
-    assert said.count("val MAE") == 1
-    assert said.index("val MAE") < said.index("1/12")
+    assert output.count("val MAE") == 1
+    assert output.index("val MAE") < output.index("1/12")
     assert [row.split() for row in rows] == [
         ["1/12", "4.1234", "7.654", "-1.250", "98.8", "61.0", "0:11:11", "*"],
         ["2/12", "4.1234", "7.654", "-1.250", "98.8", "61.0", "0:10:10"],
@@ -68,21 +69,21 @@ def test_one_head_and_a_row_an_epoch_with_a_star_for_the_best(terminal: bool) ->
 
 
 def test_columns_stand_below_their_heads() -> None:
-    head, row = shown(epoch(3, best=True)).splitlines()
+    head, row = printed(epoch(3, best=True)).splitlines()
     assert len(row) == len(head) + len("  *")
     for name, figure in (("loss", "4.1234"), ("val MAE", "7.654"), ("images/s", "98.8"), ("left", "0:09:09")):
         assert head.index(name) + len(name) == row.index(figure) + len(figure)
 
 
 def test_an_epoch_without_validation_faces_is_shown() -> None:
-    assert "nan" in shown(epoch(1, best=True, val_mae=float("nan"), val_bias=float("nan")))
+    assert "nan" in printed(epoch(1, best=True, val_mae=float("nan"), val_bias=float("nan")))
 
 
 def test_on_a_terminal_a_live_line_tells_rate_and_time_left() -> None:
-    said = shown(step(50), terminal=True)
+    output = printed(step(50), terminal=True)
     # 2 epochs of 12 and 50 steps of 100 are done: 950 steps at a tenth of a second
     for text in ("epoch 3/12", "50/100", "80 images/s", "0:01:35 left"):
-        assert text in said
+        assert text in output
 
 
 def test_without_a_terminal_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,8 +104,8 @@ def test_without_a_terminal_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> 
 def test_progress_that_is_switched_off_leaves_the_rows(
     terminal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epochs, "_LINE_SECONDS", -1.0)
-    said = shown(step(1), step(50), epoch(1), terminal=terminal, live=False)
-    assert "images/s  " in said
-    assert "step" not in said
-    assert "epoch 3" not in said
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
+    output = printed(step(1), step(50), epoch(1), terminal=terminal, live=False)
+    assert "images/s  " in output
+    assert "step" not in output
+    assert "epoch 3" not in output

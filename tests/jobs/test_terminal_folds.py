@@ -32,7 +32,7 @@ def fold(done: int, **changes: Any) -> Record:
     return {"kind": "fold", "done": done, "total": 82, "fold": "001", **figures, **changes}
 
 
-def shown(*records: Record, terminal: bool = False, live: bool = True) -> str:
+def printed(*records: Record, terminal: bool = False, live: bool = True) -> str:
     out = io.StringIO()
     with FoldProgress(
         Console(file=out, force_terminal=terminal, width=140, highlight=False, soft_wrap=True), live
@@ -43,9 +43,9 @@ def shown(*records: Record, terminal: bool = False, live: bool = True) -> str:
 
 
 def test_a_row_a_fold_with_the_mean_over_all_faces_so_far() -> None:
-    said = shown(start(), fold(1), fold(2, fold="002", images=30, mae=3.0, left=59.4))
-    head, one, two = said.splitlines()[1:]
-    assert said.startswith("82 folds, 2 at once, 1 core each\n")
+    output = printed(start(), fold(1), fold(2, fold="002", images=30, mae=3.0, left=59.4))
+    head, one, two = output.splitlines()[1:]
+    assert output.startswith("82 folds, 2 at once, 1 core each\n")
     assert one.split() == ["1/82", "001", "10", "5.000", "5.000", "61.2", "1:02:03"]
     assert two.split() == ["2/82", "002", "30", "3.000", "3.500", "61.2", "0:00:59"]
     for name, figure in (("faces", "10"), ("MAE so far", "5.000"), ("seconds", "61.2"), ("left", "1:02:03")):
@@ -62,11 +62,11 @@ def test_a_row_a_fold_with_the_mean_over_all_faces_so_far() -> None:
     ],
 )
 def test_the_first_line_tells_the_shares_and_what_is_done(changes: Record, text: str) -> None:
-    assert text in shown(start(**changes))
+    assert text in printed(start(**changes))
 
 
 def test_a_fold_of_which_no_face_could_be_used() -> None:
-    row = shown(start(), fold(1), fold(2, images=0, mae=None, left=None)).splitlines()[-1]
+    row = printed(start(), fold(1), fold(2, images=0, mae=None, left=None)).splitlines()[-1]
     assert row.split() == ["2/82", "001", "0", "nan", "5.000", "61.2"]
 
 
@@ -74,6 +74,6 @@ def test_a_fold_of_which_no_face_could_be_used() -> None:
     ("terminal", "live", "bar"), [(True, True, True), (True, False, False), (False, True, False)]
 )
 def test_the_bar_is_for_terminals(terminal: bool, live: bool, bar: bool) -> None:
-    said = shown(start(), fold(41), terminal=terminal, live=live)
-    assert ("1:02:03 left" in said) is bar
-    assert "41/82" in said
+    output = printed(start(), fold(41), terminal=terminal, live=live)
+    assert ("1:02:03 left" in output) is bar
+    assert "41/82" in output

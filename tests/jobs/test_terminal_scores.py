@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import scores
+from jobs.terminal import progress
 from jobs.terminal.scores import ScoreProgress, line
 
 REPORT: dict[str, Any] = {
@@ -32,18 +32,19 @@ def test_line() -> None:
 
 def test_a_line_a_minute_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(scores.time, "monotonic", lambda: now)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     out = io.StringIO()
-    with ScoreProgress(Console(file=out, width=120, highlight=False, soft_wrap=True)) as progress:
+    console = Console(file=out, width=120, highlight=False, soft_wrap=True)
+    with ScoreProgress(console) as bar:
         for now in range(0, 150):  # noqa: B007 - the clock
-            progress.show(REPORT)
+            bar.show(REPORT)
     assert out.getvalue().splitlines() == [line(REPORT)] * 2
 
 
 def test_a_bar_on_a_terminal_and_nothing_if_not_wanted() -> None:
-    for live, shown in ((True, True), (False, False)):
+    for live, has_bar in ((True, True), (False, False)):
         out = io.StringIO()
-        with ScoreProgress(Console(file=out, force_terminal=True, width=120), live) as progress:
-            progress.show(REPORT)
-            progress.show(REPORT | {"total": None})
-        assert ("1,200" in out.getvalue()) is shown
+        with ScoreProgress(Console(file=out, force_terminal=True, width=120), live) as bar:
+            bar.show(REPORT)
+            bar.show(REPORT | {"total": None})
+        assert ("1,200" in out.getvalue()) is has_bar

@@ -13,9 +13,10 @@ from coral_pytorch.losses import coral_loss  # type: ignore[import-untyped]
 from dlordinal.losses import SORDLoss  # type: ignore[import-untyped]
 from torch import Tensor
 
-from ageray.losses.cross_entropy import cross_entropy
 from ageray.experiment import Loss
 from ageray.losses.criterion import Criterion
+from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
@@ -139,15 +140,32 @@ def test_a_label_with_a_deviation_has_a_wider_target() -> None:
     got = dldl_v2(logits, age, BINS, sigma=3.0, age_std=age_std)
     torch.testing.assert_close(got, torch.stack(each).mean())
     # the neighborhood loss leaves the factor 2 out: its sigma^2 is twice the variance
-    each = [neighborhood(logits[:1], age[:1], BINS, sigma=3.0), neighborhood(logits[1:], age[1:], BINS, sigma=41**0.5)]
-    torch.testing.assert_close(neighborhood(logits, age, BINS, sigma=3.0, age_std=age_std), torch.stack(each).mean())
+    each = [
+        neighborhood(logits[:1], age[:1], BINS, sigma=3.0),
+        neighborhood(logits[1:], age[1:], BINS, sigma=41**0.5),
+    ]
+    torch.testing.assert_close(
+        neighborhood(logits, age, BINS, sigma=3.0, age_std=age_std), torch.stack(each).mean()
+    )
     outputs = {"logits": logits, "age": age, "bins": BINS, "age_std": age_std}
     for wide in (False, True):
-        criterion = Criterion(Loss.model_validate({"dldl_v2": {"sigma": 3, "label_std": wide}}), {"logits"}, "baseline")
+        criterion = Criterion(
+            Loss.model_validate({"dldl_v2": {"sigma": 3, "label_std": wide}}), {"logits"}, "baseline"
+        )
         expected = dldl_v2(logits, age, BINS, sigma=3.0, age_std=age_std if wide else None)
         torch.testing.assert_close(criterion(outputs)[0], expected)
         weighed = criterion(outputs | {"weight": torch.ones(2)})[0]
         torch.testing.assert_close(weighed, expected)
+
+
+def test_distillation_is_the_cross_entropy_to_the_teacher_of_the_young() -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits, teacher = (torch.randn(3, len(BINS), generator=generator, dtype=torch.float64) for _ in range(2))
+    teacher, age = teacher.softmax(-1), torch.tensor([2.0, 18.0, 30.0], dtype=torch.float64)
+    each = -(teacher * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(distillation(logits, teacher, age), each.mean())
+    share = torch.sigmoid(torch.tensor([4.0, 0.0, -3.0], dtype=torch.float64))
+    torch.testing.assert_close(distillation(logits, teacher, age, below=18, width=4), (share * each).mean())
 
 
 def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:

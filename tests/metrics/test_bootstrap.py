@@ -11,7 +11,7 @@ from ageray import metrics
 from ageray.metrics.bootstrap import Bootstrap, with_intervals
 from ageray.metrics.mean import Mean
 from ageray.metrics.paired_tests import sign_flip_test, signed_rank_test
-from ageray.metrics.risk_coverage import ApiError
+from ageray.metrics.risk_coverage import RiskCoverage
 
 Values = NDArray[np.float64]
 
@@ -21,13 +21,13 @@ def names(unit_N: NDArray[np.int64]) -> list[str | None]:
 
 
 def interval(values: Values, subjects: list[str | None] | None = None, **options: int) -> tuple[float, float]:
-    (found,) = Bootstrap(len(values), subjects, **options).intervals([Mean.over(values)])
-    assert found is not None
-    return found
+    (result,) = Bootstrap(len(values), subjects, **options).intervals([Mean.over(values)])
+    assert result is not None
+    return result
 
 
 def test_the_interval_of_a_mean_is_scipys() -> None:
-    """SciPy's BCa with as many resamples; its draws differ, so the ends agree to the noise of quantiles of 20,000."""
+    """SciPy's BCa with 20,000 resamples: the ends agree up to the noise of other draws."""
     errors = np.random.default_rng(0).gamma(1.2, 4, 150)
     theirs = stats.bootstrap((errors,), np.mean, n_resamples=20_000, method="BCa", rng=1).confidence_interval
     assert interval(errors, resamples=20_000) == pytest.approx(
@@ -36,32 +36,32 @@ def test_the_interval_of_a_mean_is_scipys() -> None:
 
 
 def test_a_weighted_mean_of_a_part_is_scipys() -> None:
-    """A ratio of sums, and rows that it is not over: SciPy resamples the pairs."""
+    """A ratio of sums over some of the rows; SciPy resamples the pairs."""
     rng = np.random.default_rng(3)
-    errors, weights, here = rng.gamma(1, 5, 300), rng.integers(1, 5, 300).astype(float), rng.random(300) < 0.6
+    errors, weights, part = rng.gamma(1, 5, 300), rng.integers(1, 5, 300).astype(float), rng.random(300) < 0.6
 
     def ratio(value: Values, weight: Values, axis: int) -> Values:
         return np.asarray((value * weight).sum(axis) / weight.sum(axis))
 
-    pairs = (errors[here], weights[here])
+    pairs = (errors[part], weights[part])
     theirs = stats.bootstrap(
         pairs, ratio, paired=True, n_resamples=9999, method="BCa", rng=1
     ).confidence_interval
-    (found,) = Bootstrap(300, resamples=9999).intervals([Mean.over(errors, here, weights)])
-    assert found == pytest.approx((theirs.low, theirs.high), abs=0.04 * errors.std())
+    (result,) = Bootstrap(300, resamples=9999).intervals([Mean.over(errors, part, weights)])
+    assert result == pytest.approx((theirs.low, theirs.high), abs=0.04 * errors.std())
 
 
 def test_the_figures_of_a_tree_stay_in_their_places() -> None:
     rng = np.random.default_rng(4)
-    values, here = rng.normal(5, 1, 100), np.arange(100) < 50
+    values, part = rng.normal(5, 1, 100), np.arange(100) < 50
     tree = {
         "all": Mean.over(values),
-        "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, here)}],
+        "rows": [{"name": "half", "images": 50, "mae": Mean.over(values, part)}],
         "none": None,
     }
-    found = with_intervals(tree, Bootstrap(100, resamples=300))
-    assert (found["none"], found["rows"][0]["name"], found["rows"][0]["images"]) == (None, "half", 50)
-    for place, part in ((found["all"], values), (found["rows"][0]["mae"], values[:50])):
+    result = with_intervals(tree, Bootstrap(100, resamples=300))
+    assert (result["none"], result["rows"][0]["name"], result["rows"][0]["images"]) == (None, "half", 50)
+    for place, part in ((result["all"], values), (result["rows"][0]["mae"], values[:50])):
         assert place["value"] == pytest.approx(part.mean())
         half = 1.96 * part.std() / np.sqrt(len(part))
         assert (place["low"], place["high"]) == pytest.approx(
@@ -81,8 +81,8 @@ def test_figures_in_blocks_and_resamples_in_chunks_are_the_same(monkeypatch: pyt
     whole = Bootstrap(200).intervals(means)
     monkeypatch.setattr("ageray.metrics.bootstrap._CELLS", 1000)
     monkeypatch.setattr("ageray.metrics.bootstrap._TERMS", 250)
-    for found, wanted in zip(Bootstrap(200).intervals(means), whole, strict=True):
-        assert found == pytest.approx(wanted)
+    for result, expected in zip(Bootstrap(200).intervals(means), whole, strict=True):
+        assert result == pytest.approx(expected)
 
 
 def test_counts_draw_as_many_units_as_there_are() -> None:
@@ -104,8 +104,8 @@ def test_all_subjects_unknown_is_a_bootstrap_of_images() -> None:
 def test_a_share_of_none_or_all_has_the_exact_binomial_interval(share: int) -> None:
     """The bootstrap would claim certainty: no resample has another share."""
     exact = stats.binomtest(20 * share, 20).proportion_ci(method="exact")
-    found = interval(np.full(20, bool(share)))
-    assert found == pytest.approx((exact.low, exact.high))
+    result = interval(np.full(20, bool(share)))
+    assert result == pytest.approx((exact.low, exact.high))
     subjects = names(np.repeat(np.arange(5), 4))
     five = stats.binomtest(5 * share, 5).proportion_ci(method="exact")
     assert interval(np.full(20, bool(share)), subjects) == pytest.approx((five.low, five.high))
@@ -134,30 +134,32 @@ def test_settings_that_make_no_sense_are_errors() -> None:
 
 
 def test_refusal_of_a_resample_is_that_of_the_repeated_faces() -> None:
-    """Face counts against the same faces written out; widths repeat, so that there are ties among and between copies."""
+    """Face counts give the same as the repeated faces, ties in the widths included."""
     rng = np.random.default_rng(6)
     errors, widths = rng.gamma(2, 3, 40), rng.integers(0, 12, 40).astype(float)
     counts = np.stack([np.bincount(rng.integers(0, 40, 40), minlength=40) for _ in range(20)])
     shares = (0.05, 0.3, 0.5, 0.99, 1.0)
-    found = ApiError(errors, widths).figures(counts.astype(float), shares)
-    for drawn, row in zip(counts, found, strict=True):
-        again = ApiError(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(np.ones((1, 40)), shares)
+    result = RiskCoverage(errors, widths).figures(counts.astype(float), shares)
+    for drawn, row in zip(counts, result, strict=True):
+        again = RiskCoverage(np.repeat(errors, drawn), np.repeat(widths, drawn)).figures(
+            np.ones((1, 40)), shares
+        )
         assert row == pytest.approx(again[0])
 
 
-# --- by simulation --------------------------------------------------------------------------------------------------
+# --- by simulation --------------------------------------------------------------------------------
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
-    """300 data sets of 200 faces: 95 % intervals of MAE and of a share hold the truth 92 to 98 % of the time."""
+    """95 % intervals of MAE and of a share hold the truth in 92 to 98 % of 300 data sets."""
     rng, sets, faces = np.random.default_rng(7), 300, 200
     hits = np.zeros(2)
     for run in range(sets):
         errors = np.abs(rng.laplace(0, 5, faces))
-        found = Bootstrap(faces, resamples=400, seed=run).intervals(
+        result = Bootstrap(faces, resamples=400, seed=run).intervals(
             [Mean.over(errors), Mean.over(errors <= 5)]
         )
-        for at, (truth, ends) in enumerate(zip((5.0, 1 - np.exp(-1)), found, strict=True)):
+        for at, (truth, ends) in enumerate(zip((5.0, 1 - np.exp(-1)), result, strict=True)):
             assert ends is not None
             hits[at] += ends[0] <= truth <= ends[1]
     assert (hits / sets > 0.92).all()
@@ -165,7 +167,7 @@ def test_intervals_cover_as_often_as_they_say() -> None:
 
 
 def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike() -> None:
-    """60 people with 8 photos: a person's own error (deviation 4) lies under every photo's (deviation 2)."""
+    """60 people with 8 photos: the person's own error is twice as large as the photo's."""
     rng, sets = np.random.default_rng(8), 250
     unit = np.repeat(np.arange(60), 8)
     hits = {"subject": 0, "image": 0}
@@ -178,13 +180,13 @@ def test_only_the_bootstrap_of_subjects_covers_when_faces_of_a_person_err_alike(
     assert hits["image"] / sets < 0.7
 
 
-# --- two models -----------------------------------------------------------------------------------------------------
+# --- two models -----------------------------------------------------------------------------------
 
 
 def two_models(
     rng: np.random.Generator, gain: float, people: int = 50, photos: int = 4
 ) -> tuple[Values, Values, Values, list[str | None]]:
-    """Ages and the predictions of two models whose errors share most of their causes; the second errs by `gain` years more."""
+    """True ages, predictions of two models, subjects; the second errs by `gain` years more."""
     unit = np.repeat(np.arange(people), photos)
     true = rng.uniform(10, 70, len(unit))
     hard = np.abs(rng.normal(0, 4, people))[unit] + 6
@@ -196,20 +198,20 @@ def two_models(
 
 def test_a_planted_difference_is_found_and_a_worse_model_is_named() -> None:
     true, first, second, subjects = two_models(np.random.default_rng(9), gain=0.7)
-    found = metrics.compare(true, first, second, subjects)
-    difference = found["mae"]["difference"]
+    result = metrics.compare(true, first, second, subjects)
+    difference = result["mae"]["difference"]
     assert difference["value"] == pytest.approx(
-        found["mae"]["first"]["value"] - found["mae"]["second"]["value"]
+        result["mae"]["first"]["value"] - result["mae"]["second"]["value"]
     )
     assert difference["high"] < 0
     assert difference["low"] < -0.7 < difference["high"] + 0.5
-    assert found["permutation_p"] < 0.001
-    assert found["wilcoxon_p"] < 0.001
-    assert found["bootstrap"]["unit"] == "subject"
+    assert result["permutation_p"] < 0.001
+    assert result["wilcoxon_p"] < 0.001
+    assert result["bootstrap"]["unit"] == "subject"
     other = metrics.compare(true, second, first, subjects)
     assert other["mae"]["difference"]["value"] == pytest.approx(-difference["value"])
     # two intervals that are not paired overlap
-    assert found["mae"]["first"]["high"] > found["mae"]["second"]["low"]
+    assert result["mae"]["first"]["high"] > result["mae"]["second"]["low"]
 
 
 def test_equal_models_are_told_apart_no_more_often_than_the_level() -> None:
@@ -217,11 +219,11 @@ def test_equal_models_are_told_apart_no_more_often_than_the_level() -> None:
     rejected = np.zeros(3)
     for run in range(sets):
         true, first, second, subjects = two_models(rng, gain=0.0)
-        found = metrics.compare(true, first, second, subjects, resamples=300, flips=399, seed=run)
-        ends = found["mae"]["difference"]
+        result = metrics.compare(true, first, second, subjects, resamples=300, flips=399, seed=run)
+        ends = result["mae"]["difference"]
         rejected += [
-            found["permutation_p"] <= 0.05,
-            found["wilcoxon_p"] <= 0.05,
+            result["permutation_p"] <= 0.05,
+            result["wilcoxon_p"] <= 0.05,
             not ends["low"] <= 0 <= ends["high"],
         ]
     assert (rejected / sets < 0.085).all()
@@ -249,6 +251,33 @@ def test_the_sign_flip_test_equals_all_sign_patterns() -> None:
     assert sign_flip_test([0.0, 0.0]) == 1
 
 
+def test_a_p_value_is_never_zero() -> None:
+    """40 units with the same sign: no random pattern is as extreme, and p is 1 / (1 + flips)."""
+    assert sign_flip_test(np.ones(40), 99) == 0.01
+    assert sign_flip_test(-np.ones(40), 999) == 0.001
+
+
+def test_the_interval_of_a_difference_is_that_of_the_paired_errors() -> None:
+    """Both ends equal the bootstrap of |p1 - y| - |p2 - y|; the width fits its standard error."""
+    true, first, second, subjects = two_models(np.random.default_rng(14), gain=0.3)
+    difference = np.abs(first - true) - np.abs(second - true)
+    ends = metrics.compare(true, first, second, subjects)["mae"]["difference"]
+    assert (ends["low"], ends["high"]) == interval(difference, subjects)
+    units = difference.reshape(50, 4).mean(1)
+    half = 1.96 * units.std(ddof=1) / np.sqrt(50)
+    assert ends["high"] - ends["low"] == pytest.approx(2 * half, rel=0.15)
+
+
+def test_percentiles_cut_off_equal_tails() -> None:
+    """95 % over 400 resamples: 2.5 % of them lie outside each end."""
+    values = np.random.default_rng(15).normal(0, 1, 60)
+    bootstrap = Bootstrap(60, resamples=400)
+    means = np.concatenate([counts @ values / 60 for counts in bootstrap.face_counts()])
+    (ends,) = bootstrap.percentiles(lambda counts: (counts @ values / 60)[:, None])
+    assert ends == pytest.approx((np.quantile(means, 0.025), np.quantile(means, 0.975)))
+    assert ((means < ends[0]).sum(), (means > ends[1]).sum()) == (10, 10)
+
+
 def test_the_signed_rank_test_is_scipys() -> None:
     differences = np.random.default_rng(12).normal(0.3, 1, 40)
     assert signed_rank_test(differences) == stats.wilcoxon(differences).pvalue
@@ -258,9 +287,9 @@ def test_the_signed_rank_test_is_scipys() -> None:
 def test_faces_that_a_model_gave_no_age_are_left_out_and_counted() -> None:
     true, first, second, subjects = two_models(np.random.default_rng(13), gain=0.2)
     first[3], second[10] = np.nan, np.nan
-    found = metrics.compare(true, first, second, subjects)
-    assert (found["images"], found["missing"]) == (198, 2)
+    result = metrics.compare(true, first, second, subjects)
+    assert (result["images"], result["missing"]) == (198, 2)
     fine = np.isfinite(first) & np.isfinite(second)
-    assert found["mae"]["first"]["value"] == pytest.approx(np.abs(first - true)[fine].mean())
+    assert result["mae"]["first"]["value"] == pytest.approx(np.abs(first - true)[fine].mean())
     with pytest.raises(ValueError, match="no face has an age by both"):
         metrics.compare([1.0, 2.0], [1.0, np.nan], [np.nan, 2.0])

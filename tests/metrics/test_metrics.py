@@ -15,17 +15,17 @@ from scipy.stats import norm
 from ageray import metrics
 
 TRUE = [2, 9, 10, 25, 25, 31, 99, 101]
-SAID = [4.0, 6.5, 10.0, 30.0, 19.9, 28.0, 90.0, 95.5]
+PREDICTED = [4.0, 6.5, 10.0, 30.0, 19.9, 28.0, 90.0, 95.5]
 # errors 2, 2.5, 0, 5, 5.1, 3, 9, 5.5; differences +2, -2.5, 0, +5, -5.1, -3, -9, -5.5
 
 
 def test_hand_worked_table() -> None:
-    assert metrics.mean_absolute_error(TRUE, SAID) == pytest.approx(32.1 / 8)
-    assert metrics.bias(TRUE, SAID) == pytest.approx(-18.1 / 8)
-    assert metrics.cumulative_score(TRUE, SAID, 0) == 1 / 8
-    assert metrics.cumulative_score(TRUE, SAID, 3) == 4 / 8
-    assert metrics.cumulative_score(TRUE, SAID, 5) == 5 / 8
-    assert metrics.cumulative_score(TRUE, SAID, 9) == 1
+    assert metrics.mean_absolute_error(TRUE, PREDICTED) == pytest.approx(32.1 / 8)
+    assert metrics.bias(TRUE, PREDICTED) == pytest.approx(-18.1 / 8)
+    assert metrics.cumulative_score(TRUE, PREDICTED, 0) == 1 / 8
+    assert metrics.cumulative_score(TRUE, PREDICTED, 3) == 4 / 8
+    assert metrics.cumulative_score(TRUE, PREDICTED, 5) == 5 / 8
+    assert metrics.cumulative_score(TRUE, PREDICTED, 9) == 1
 
 
 def test_cumulative_score_counts_the_limit_itself() -> None:
@@ -37,7 +37,7 @@ def test_coverage_counts_both_ends() -> None:
 
 
 def test_by_decade() -> None:
-    rows = metrics.by_decade(TRUE, SAID)
+    rows = metrics.by_decade(TRUE, PREDICTED)
     expected: list[dict[str, Any]] = [
         {"ages": "0-9", "images": 2, "mae": 2.25, "bias": -0.25},
         {"ages": "10-19", "images": 1, "mae": 0.0, "bias": 0.0},
@@ -47,8 +47,8 @@ def test_by_decade() -> None:
         {"ages": "100-109", "images": 1, "mae": 5.5, "bias": -5.5},
     ]
     assert [row["ages"] for row in rows] == [row["ages"] for row in expected]
-    for row, wanted in zip(rows, expected, strict=True):
-        assert row == wanted | {"mae": pytest.approx(wanted["mae"]), "bias": pytest.approx(wanted["bias"])}
+    for row, figures in zip(rows, expected, strict=True):
+        assert row == figures | {"mae": pytest.approx(figures["mae"]), "bias": pytest.approx(figures["bias"])}
 
 
 def test_a_decade_ends_just_below_ten() -> None:
@@ -56,69 +56,70 @@ def test_a_decade_ends_just_below_ten() -> None:
 
 
 def test_summary_holds_all_of_it_and_the_floors() -> None:
-    low, high = [value - 4 for value in SAID], [value + 6 for value in SAID]
-    found = metrics.summary(TRUE, SAID, low, high, training_median=30)
-    assert (found["images"], found["mae"], found["bias"]) == (
+    low, high = [value - 4 for value in PREDICTED], [value + 6 for value in PREDICTED]
+    result = metrics.summary(TRUE, PREDICTED, low, high, training_median=30)
+    assert (result["images"], result["mae"], result["bias"]) == (
         8,
         pytest.approx(32.1 / 8),
         pytest.approx(-18.1 / 8),
     )
-    assert (found["cs3"], found["cs5"]) == (4 / 8, 5 / 8)
-    # always 30: 28 + 21 + 20 + 5 + 5 + 1 + 69 + 71; always the median 25: 23 + 16 + 15 + 0 + 0 + 6 + 74 + 76
-    assert found["constant"] == {
+    assert (result["cs3"], result["cs5"]) == (4 / 8, 5 / 8)
+    # always 30: 28 + 21 + 20 + 5 + 5 + 1 + 69 + 71; always the median 25: 23 + 16 + 15 + 0 + 0 + 6
+    # + 74 + 76
+    assert result["constant"] == {
         "training_median": {"age": 30, "mae": 220 / 8},
         "own_median": {"age": 25.0, "mae": 210 / 8},
     }
     # outside are those with difference +5, below -6: none of -5.1, -5.5; -9
-    assert found["interval"] == {"level": 0.9, "coverage": 6 / 8, "mean_width": pytest.approx(10)}
-    assert found["by_decade"] == metrics.by_decade(TRUE, SAID)
-    assert json.loads(json.dumps(found)) == found
+    assert result["interval"] == {"level": 0.9, "coverage": 6 / 8, "mean_width": pytest.approx(10)}
+    assert result["by_decade"] == metrics.by_decade(TRUE, PREDICTED)
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_summary_of_a_model_whose_training_ages_are_unknown() -> None:
-    assert metrics.summary(TRUE, SAID, SAID, SAID, None)["constant"]["training_median"] is None
+    assert metrics.summary(TRUE, PREDICTED, PREDICTED, PREDICTED, None)["constant"]["training_median"] is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 116), st.floats(0, 120)), min_size=1, max_size=40), st.floats(0, 30))
 @settings(max_examples=60, deadline=None)
 def test_all_measures_equal_plain_loops(pairs: list[tuple[int, float]], years: float) -> None:
-    true, said = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    true, predicted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     count, errors, hits, differences = len(pairs), 0.0, 0, 0.0
     for age, guess in pairs:
         errors += abs(guess - age)
         differences += guess - age
         hits += abs(guess - age) <= years
-    assert metrics.mean_absolute_error(true, said) == pytest.approx(errors / count, abs=1e-9)
-    assert metrics.bias(true, said) == pytest.approx(differences / count, abs=1e-9)
-    assert metrics.cumulative_score(true, said, years) == pytest.approx(hits / count)
-    rows = metrics.by_decade(true, said)
+    assert metrics.mean_absolute_error(true, predicted) == pytest.approx(errors / count, abs=1e-9)
+    assert metrics.bias(true, predicted) == pytest.approx(differences / count, abs=1e-9)
+    assert metrics.cumulative_score(true, predicted, years) == pytest.approx(hits / count)
+    rows = metrics.by_decade(true, predicted)
     assert sum(row["images"] for row in rows) == count
     assert math.fsum(row["images"] * row["mae"] for row in rows) == pytest.approx(errors, abs=1e-6)
 
 
 def test_float32_columns_and_lists_give_the_same() -> None:
     assert metrics.mean_absolute_error(
-        np.array(TRUE, np.float32), np.array(SAID, np.float32)
+        np.array(TRUE, np.float32), np.array(PREDICTED, np.float32)
     ) == pytest.approx(32.1 / 8, rel=1e-6)
 
 
-@pytest.mark.parametrize(("true", "said"), [([], []), ([1, 2], [1]), ([[1, 2]], [[1, 2]]), (3, 3)])
-def test_nothing_to_measure_is_an_error(true: Any, said: Any) -> None:
+@pytest.mark.parametrize(("true", "predicted"), [([], []), ([1, 2], [1]), ([[1, 2]], [[1, 2]]), (3, 3)])
+def test_nothing_to_measure_is_an_error(true: Any, predicted: Any) -> None:
     for measure in (metrics.mean_absolute_error, metrics.bias, metrics.by_decade):
         with pytest.raises(ValueError, match="need as many predictions as ages, at least one"):
-            measure(true, said)
+            measure(true, predicted)
     with pytest.raises(ValueError, match="at least one"):
-        metrics.cumulative_score(true, said, 5)
+        metrics.cumulative_score(true, predicted, 5)
 
 
-# --- beyond the summary ---------------------------------------------------------------------------------------------
+# --- beyond the summary ---------------------------------------------------------------------------
 
 
 def test_the_curve_is_the_score_at_each_limit() -> None:
-    assert metrics.cumulative_scores(TRUE, SAID) == [
-        metrics.cumulative_score(TRUE, SAID, years) for years in range(16)
+    assert metrics.cumulative_scores(TRUE, PREDICTED) == [
+        metrics.cumulative_score(TRUE, PREDICTED, years) for years in range(16)
     ]
-    assert metrics.cumulative_scores(TRUE, SAID, [0, 2.5, 9]) == [1 / 8, 3 / 8, 1]
+    assert metrics.cumulative_scores(TRUE, PREDICTED, [0, 2.5, 9]) == [1 / 8, 3 / 8, 1]
 
 
 def test_epsilon_error_worked_by_hand() -> None:
@@ -190,16 +191,16 @@ def test_the_right_quantiles_are_calibrated() -> None:
     assert metrics.calibration_error(true, middle[:, None] + 3 * norm.ppf(levels), levels) > 0.05
 
 
-# --- refusing the widest --------------------------------------------------------------------------------------------
+# --- refusing the widest --------------------------------------------------------------------------
 
 
 def test_risk_coverage_worked_by_hand() -> None:
     # narrowest first: errors 1, 5, 3, 7; means 1, 3, 3, 4; best order: 1, 2, 3, 4
-    found = metrics.risk_coverage([20, 30, 40, 50], [23, 31, 47, 55], [15, 30, 40, 50], [20, 31, 49, 53])
-    assert found["aurc"] == pytest.approx((1 + 3 + 3 + 4) / 4)
-    assert found["aurc_best"] == pytest.approx((1 + 2 + 3 + 4) / 4)
-    assert found["aurc_without_order"] == pytest.approx(4)
-    curve = {row["answered"]: row["mae"] for row in found["curve"]}
+    result = metrics.risk_coverage([20, 30, 40, 50], [23, 31, 47, 55], [15, 30, 40, 50], [20, 31, 49, 53])
+    assert result["aurc"] == pytest.approx((1 + 3 + 3 + 4) / 4)
+    assert result["aurc_best"] == pytest.approx((1 + 2 + 3 + 4) / 4)
+    assert result["aurc_without_order"] == pytest.approx(4)
+    curve = {row["answered"]: row["mae"] for row in result["curve"]}
     assert [curve[share] for share in (0.1, 0.2, 0.3, 0.5, 0.6, 0.8, 1.0)] == pytest.approx(
         [1, 1, 3, 3, 3, 4, 4]
     )
@@ -218,16 +219,17 @@ def test_equally_wide_intervals_are_refused_in_no_order() -> None:
     assert metrics.area_under_risk(errors, [7] * 5) == pytest.approx(np.mean(errors))
 
 
-# --- age checks -----------------------------------------------------------------------------------------------------
+# --- age checks -----------------------------------------------------------------------------------
 
 CHECKED_TRUE = [12, 15, 17, 17, 19, 20, 30, 40]
-CHECKED_SAID = [11, 26, 18, 25, 17, 26, 24, 50]
+CHECKED_PREDICTED = [11, 26, 18, 25, 17, 26, 24, 50]
 GENDER = ["male", "male", "female", None, "female", "male", "female", "male"]
 
 
 def test_challenge_25_for_a_limit_of_18_worked_by_hand() -> None:
-    (row,) = metrics.challenge_table(CHECKED_TRUE, CHECKED_SAID, {"gender": GENDER}, [(18, 25)])
-    # under 18: 12, 15, 17, 17; let in: 15 (26), 17 (25). Of age: 19, 20, 30, 40; asked: 19 (17), 30 (24)
+    (row,) = metrics.challenge_table(CHECKED_TRUE, CHECKED_PREDICTED, {"gender": GENDER}, [(18, 25)])
+    # under 18: 12, 15, 17, 17; let in: 15 (26), 17 (25). Of age: 19, 20, 30, 40; asked: 19 (17), 30
+    # (24)
     assert (row["limit"], row["threshold"], row["under_age"], row["of_age"]) == (18, 25, 4, 4)
     assert (row["false_accept"], row["false_reject"]) == (0.5, 0.5)
     bands = {band["ages"]: (band["false_accept"], band["false_reject"]) for band in row["by_age"]}
@@ -251,8 +253,8 @@ def test_the_challenge_table_equals_plain_counting_and_scikit_learn() -> None:
 
     rng = np.random.default_rng(1)
     true = rng.integers(0, 60, 500)
-    said = np.maximum(true + rng.normal(0, 6, 500), 0)
-    table = metrics.challenge_table(true, said)
+    predicted = np.maximum(true + rng.normal(0, 6, 500), 0)
+    table = metrics.challenge_table(true, predicted)
     assert [(row["limit"], row["threshold"]) for row in table][:5] == [
         (13, 13),
         (16, 16),
@@ -262,7 +264,7 @@ def test_the_challenge_table_equals_plain_counting_and_scikit_learn() -> None:
     ]
     for row in table:
         (refused, accepted), (rejected, passed) = confusion_matrix(
-            true >= row["limit"], said >= row["threshold"]
+            true >= row["limit"], predicted >= row["threshold"]
         )
         assert row["false_accept"] == pytest.approx(accepted / (accepted + refused))
         assert row["false_reject"] == pytest.approx(rejected / (rejected + passed))
@@ -281,49 +283,60 @@ def test_the_figures_of_scikit_learn() -> None:
 
     rng = np.random.default_rng(2)
     true = rng.uniform(0, 90, 300)
-    said = true + rng.laplace(0, 5, 300)
+    predicted = true + rng.laplace(0, 5, 300)
     weights = 1 / np.array([1, 2, 2])[np.arange(300) % 3]
-    assert metrics.mean_absolute_error(true, said) == pytest.approx(
-        sklearn_metrics.mean_absolute_error(true, said)
+    assert metrics.mean_absolute_error(true, predicted) == pytest.approx(
+        sklearn_metrics.mean_absolute_error(true, predicted)
     )
     subjects = [f"{row}" if row % 3 == 0 else f"pair-{row // 3}" for row in range(300)]
-    found = metrics.mean_over_subjects(np.abs(said - true), subjects)
-    assert found == pytest.approx(sklearn_metrics.mean_absolute_error(true, said, sample_weight=weights))
+    result = metrics.mean_over_subjects(np.abs(predicted - true), subjects)
+    assert result == pytest.approx(
+        sklearn_metrics.mean_absolute_error(true, predicted, sample_weight=weights)
+    )
 
 
-# --- the whole report -----------------------------------------------------------------------------------------------
+# --- the whole report -----------------------------------------------------------------------------
 
 
 def answers(faces: int = 400, seed: int = 5) -> metrics.Tested:
     rng = np.random.default_rng(seed)
     true = rng.integers(0, 90, faces).astype(float)
-    said = true + rng.laplace(0, 5, faces)
+    predicted = true + rng.laplace(0, 5, faces)
     half = rng.gamma(4, 3, faces)
-    said[7] = math.nan
+    predicted[7] = math.nan
     subject = [None if row % 9 == 0 else f"{row % 80}" for row in range(faces)]
     gender, group = (
         ([None, "male", "female"][row % 3] for row in range(faces)),
         ("ab"[row % 2] for row in range(faces)),
     )
     std = np.where(np.arange(faces) % 4 == 0, math.nan, 3.0)
-    ends = np.stack([said - half, said, said + half], 1)
+    ends = np.stack([predicted - half, predicted, predicted + half], 1)
     return metrics.Tested(
-        true, said, said - half, said + half, subject, list(gender), list(group), std, ends, (0.05, 0.5, 0.95)
+        true,
+        predicted,
+        predicted - half,
+        predicted + half,
+        subject,
+        list(gender),
+        list(group),
+        std,
+        ends,
+        (0.05, 0.5, 0.95),
     )
 
 
 def test_the_full_report_holds_every_figure_with_an_interval() -> None:
-    given = answers()
-    found = metrics.full_report(given, 33.0, resamples=200)
-    fine = given.only(np.isfinite(np.asarray(given.predicted)))
-    assert found | metrics.summary(fine.true, fine.predicted, fine.low, fine.high, 33.0) == found
-    assert (found["images"], found["missing"], found["bootstrap"]["unit"]) == (399, 1, "subject")
-    estimates = found["estimates"]
+    tested = answers()
+    result = metrics.full_report(tested, 33.0, resamples=200)
+    fine = tested.only(np.isfinite(np.asarray(tested.predicted)))
+    assert result | metrics.summary(fine.true, fine.predicted, fine.low, fine.high, 33.0) == result
+    assert (result["images"], result["missing"], result["bootstrap"]["unit"]) == (399, 1, "subject")
+    estimates = result["estimates"]
     overall = estimates["overall"]
-    assert overall["mae"]["value"] == pytest.approx(found["mae"])
-    assert overall["mae"]["low"] < found["mae"] < overall["mae"]["high"]
-    assert overall["coverage"]["value"] == pytest.approx(found["interval"]["coverage"])
-    assert overall["width"]["value"] == pytest.approx(found["interval"]["mean_width"])
+    assert overall["mae"]["value"] == pytest.approx(result["mae"])
+    assert overall["mae"]["low"] < result["mae"] < overall["mae"]["high"]
+    assert overall["coverage"]["value"] == pytest.approx(result["interval"]["coverage"])
+    assert overall["width"]["value"] == pytest.approx(result["interval"]["mean_width"])
     errors = np.abs(np.asarray(fine.predicted) - np.asarray(fine.true))
     assert overall["mae_over_subjects"]["value"] == pytest.approx(
         metrics.mean_over_subjects(errors, fine.subject or [])
@@ -331,28 +344,28 @@ def test_the_full_report_holds_every_figure_with_an_interval() -> None:
     assert [row["share"]["value"] for row in overall["cs"]] == pytest.approx(
         metrics.cumulative_scores(fine.true, fine.predicted)
     )
-    known = given.only(np.isfinite(np.asarray(given.age_std)))
+    annotated = tested.only(np.isfinite(np.asarray(tested.age_std)))
     assert overall["epsilon_error"]["value"] == pytest.approx(
-        metrics.epsilon_error(known.true, np.asarray(known.age_std), known.predicted)
+        metrics.epsilon_error(annotated.true, np.asarray(annotated.age_std), annotated.predicted)
     )
     assert [(row["ages"], row["images"]) for row in estimates["by_age"]] == [
-        (row["ages"], row["images"]) for row in found["by_decade"]
+        (row["ages"], row["images"]) for row in result["by_decade"]
     ]
     assert [row["mae"]["value"] for row in estimates["by_age"]] == pytest.approx(
-        [row["mae"] for row in found["by_decade"]]
+        [row["mae"] for row in result["by_decade"]]
     )
     assert [row["gender"] for row in estimates["by_gender"]] == ["female", "male", "unknown"]
     assert [row["group"] for row in estimates["by_group"]] == ["a", "b"]
     assert estimates["constant"]["training_median"]["mae"]["value"] == pytest.approx(
-        found["constant"]["training_median"]["mae"]
+        result["constant"]["training_median"]["mae"]
     )
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(result)) == result
 
 
 def test_the_full_report_agrees_with_the_single_tables() -> None:
-    given = answers()
-    fine = given.only(np.isfinite(np.asarray(given.predicted)))
-    estimates = metrics.full_report(given, resamples=50)["estimates"]
+    tested = answers()
+    fine = tested.only(np.isfinite(np.asarray(tested.predicted)))
+    estimates = metrics.full_report(tested, resamples=50)["estimates"]
     table = metrics.challenge_table(
         fine.true, fine.predicted, {"gender": fine.gender or [], "group": fine.group or []}
     )
@@ -365,24 +378,24 @@ def test_the_full_report_agrees_with_the_single_tables() -> None:
     assert [row["observed"]["value"] for row in estimates["calibration"]] == [
         row["observed"] for row in curve
     ]
-    refusal = metrics.risk_coverage(fine.true, fine.predicted, fine.low, fine.high)
-    assert estimates["risk_coverage"]["aurc"]["value"] == refusal["aurc"]
-    assert estimates["risk_coverage"]["curve"][4]["mae"]["value"] == refusal["curve"][4]["mae"]
+    risk = metrics.risk_coverage(fine.true, fine.predicted, fine.low, fine.high)
+    assert estimates["risk_coverage"]["aurc"]["value"] == risk["aurc"]
+    assert estimates["risk_coverage"]["curve"][4]["mae"]["value"] == risk["curve"][4]["mae"]
     aurc, best = (estimates["risk_coverage"][name] for name in ("aurc", "aurc_best"))
     assert aurc["low"] < aurc["value"] < aurc["high"]
     assert best["high"] < aurc["low"]
 
 
 def test_what_the_faces_do_not_tell_is_null() -> None:
-    found = metrics.full_report(metrics.Tested(TRUE, SAID, SAID, SAID), resamples=20)
-    overall = found["estimates"]["overall"]
-    assert (overall["mae_over_subjects"], overall["epsilon_error"], found["estimates"]["calibration"]) == (
+    result = metrics.full_report(metrics.Tested(TRUE, PREDICTED, PREDICTED, PREDICTED), resamples=20)
+    overall = result["estimates"]["overall"]
+    assert (overall["mae_over_subjects"], overall["epsilon_error"], result["estimates"]["calibration"]) == (
         None,
         None,
         None,
     )
-    assert "by_gender" not in found["estimates"]
-    assert found["bootstrap"]["unit"] == "image"
+    assert "by_gender" not in result["estimates"]
+    assert result["bootstrap"]["unit"] == "image"
     assert overall["mae"] == {"value": pytest.approx(32.1 / 8), "low": None, "high": None}
 
 

@@ -198,7 +198,7 @@ def test_each_takes_its_least_side_and_names_it(name: Name) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_the_network_tells_the_least_side(name: Name) -> None:
     network = build(Baseline(backbone=name))
-    assert network.least_side == network.body().least_side == 16
+    assert network.least_side == network.get_backbone().least_side == 16
 
 
 @pytest.mark.parametrize("name", [*SMALL, "bvlc_googlenet"])
@@ -241,8 +241,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_a_published_file_is_a_starting_point(name: Name, files: dict[str, Path]) -> None:
     first = build(Baseline(backbone=name, weights=str(files[name])), seed=1)
     again = build(Baseline(backbone=name, weights=str(files[name])), seed=2)
-    body = again.body().state_dict()
-    assert all(torch.equal(tensor, body[key]) for key, tensor in first.body().state_dict().items())
+    body = again.get_backbone().state_dict()
+    assert all(torch.equal(tensor, body[key]) for key, tensor in first.get_backbone().state_dict().items())
     assert not torch.equal(next(first.head_parameters()), next(again.head_parameters()))
 
 

@@ -81,7 +81,9 @@ def made(seed: int = 0, **changes: Any) -> ClusterCnn:
         if not name.startswith("backbone."):
             nn.init.normal_(parameter, std=0.7, generator=torch.Generator().manual_seed(len(name)))
     with torch.no_grad():
-        network.start(network.cache(faces(40, seed=9)), torch.Generator().manual_seed(seed))
+        network.init_from_features(
+            network.init_features(faces(40, seed=9)), torch.Generator().manual_seed(seed)
+        )
     return network
 
 
@@ -263,8 +265,8 @@ def test_faces_are_asked_for_once() -> None:
     network = build(settings(init_faces=30), seed=0)
     assert network.num_init_faces == 30
     before = network.clusters.centroids.clone()
-    cached = network.cache(faces(30, dtype=torch.float32)).detach()
-    network.start(cached, torch.Generator().manual_seed(0))
+    cached = network.init_features(faces(30, dtype=torch.float32)).detach()
+    network.init_from_features(cached, torch.Generator().manual_seed(0))
     assert network.num_init_faces == 0
     assert not torch.equal(network.clusters.centroids, before)
     assert float(cached.amin()) <= float(network.clusters.centroids.amin())
@@ -293,7 +295,7 @@ def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
     assert isinstance(network, ClusterCnn)
     pictures = faces(12, 32, dtype=torch.float32)
     with torch.no_grad():
-        network.eval().start(network.cache(pictures), torch.Generator().manual_seed(0))
+        network.eval().init_from_features(network.init_features(pictures), torch.Generator().manual_seed(0))
         bundle.save(str(tmp_path), network, experiment, {})
         loaded = bundle.load(str(tmp_path)).network()
         assert loaded.num_init_faces == 0
@@ -322,7 +324,7 @@ def test_head_parameters_are_all_but_the_backbones() -> None:
     names = {name for name, parameter in network.named_parameters() if id(parameter) in head}
     assert names == {name for name, _ in network.named_parameters() if not name.startswith("backbone.")}
     assert names == {"branches.weight", "branches.bias", "head.weight", "head.bias"}
-    assert network.body() is network.backbone
+    assert network.get_backbone() is network.backbone
 
 
 @pytest.mark.parametrize("side", [72, 96, 128])
@@ -446,8 +448,8 @@ def work(rank: int, folder: str) -> None:
 
     network = network_for_workers().float()
     with torch.no_grad():  # unequal caches, unequal generators
-        network.start(
-            network.cache(faces(20 + rank, seed=rank, dtype=torch.float32)),
+        network.init_from_features(
+            network.init_features(faces(20 + rank, seed=rank, dtype=torch.float32)),
             torch.Generator().manual_seed(rank),
         )
     begun, asked = network.clusters.centroids.clone(), build(settings(init_faces=31)).num_init_faces
@@ -495,11 +497,10 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> None:
-    from test_loop import batches
-    from test_loop import faces as drawn
-
     from ageray.train.loop import start, train_one_epoch
     from ageray.train.state import new_state
+    from tests.train.test_loop import batches
+    from tests.train.test_loop import faces as drawn
 
     experiment = config.load(
         [str(RECIPE)],

@@ -104,7 +104,7 @@ def test_both_losses_reach_the_embedding_and_all_below_it(size: int) -> None:
 @torch.inference_mode()
 def test_dropout_is_the_classifiers_alone() -> None:
     network, batch = made(embedding=16, dropout=0.5), {"face": rgb_faces(2)}
-    network.body().eval()
+    network.get_backbone().eval()
     first, second = network(batch), network(batch)
     assert torch.equal(first["embedding"], second["embedding"])
     assert not torch.equal(first["logits"], second["logits"])
@@ -119,7 +119,7 @@ def test_the_embedding_layer_takes_the_heads_rate_and_learns_over_a_frozen_body(
     optimizer = make_optimizer(network, network.head_parameters(), Optimizer(name="sgd", lr=0.1, body_lr=0))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.train()
-    network.body().eval()
+    network.get_backbone().eval()
     logits = network({"face": rgb_faces(4)})["logits"]
     cross_entropy(logits, torch.tensor([5.0, 20.0, 40.0, 60.0]), torch.arange(101.0)).backward()  # type: ignore[no-untyped-call]
     optimizer.step()

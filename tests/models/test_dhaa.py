@@ -326,12 +326,13 @@ def test_every_ablation_changes_the_answer() -> None:
 def test_head_and_body_share_no_parameter_and_leave_none_out() -> None:
     made = network()
     head, body = (
-        {id(parameter) for parameter in part} for part in (made.head_parameters(), made.body().parameters())
+        {id(parameter) for parameter in part}
+        for part in (made.head_parameters(), made.get_backbone().parameters())
     )
     assert not head & body
     assert head | body == {id(parameter) for parameter in made.parameters()}
     make_optimizer(made, made.head_parameters(), Optimizer(name="sgd", lr=0.1, body_lr=0))
-    assert not any(parameter.requires_grad for parameter in made.body().parameters())
+    assert not any(parameter.requires_grad for parameter in made.get_backbone().parameters())
     made(faces(2))["logits"].sum().backward()
 
 

@@ -175,6 +175,6 @@ def test_a_view_too_small_for_the_network_is_refused() -> None:
     values = {"model": SMALL | {"decode": {"views": [{}, {"size": 16}]}}, "loss": {"cross_entropy": {}}}
     settings = Experiment.model_validate(values)
     with pytest.raises(
-        UserError, match=r"^model.decode.views.size=16: model 'baseline' needs faces of at least 32"
+        UserError, match=r"^model.decode.views.1.size=16: model 'baseline' needs faces of at least 32"
     ):
         check_model(settings)

@@ -103,7 +103,7 @@ def test_a_published_file_is_a_starting_point(name: str, head: str, tmp_path: Pa
         )
     )
     for key, tensor in backbone.state_dict().items():
-        torch.testing.assert_close(network.body().state_dict()[key], tensor, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(network.get_backbone().state_dict()[key], tensor, rtol=1e-2, atol=1e-3)
     del state[next(iter(state))]
     save_file(state, tmp_path / "face.safetensors")
     with pytest.raises(UserError, match=f"not weights of {name}"):

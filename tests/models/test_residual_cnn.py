@@ -198,7 +198,7 @@ def test_it_takes_any_side_from_32_pixels(side: int, classifier: str, tensor: st
 def test_dropout_is_the_papers_and_acts_before_the_classifier_alone() -> None:
     assert Config(name="residual_cnn").dropout == 0.2
     network, batch = build(LETTERS, seed=0), {"face": rgb_faces(2, 32)}
-    network.body().eval()
+    network.get_backbone().eval()
     first, second = network(batch), network(batch)
     assert torch.equal(first["embedding"], second["embedding"])
     assert not torch.equal(first["logits"], second["logits"])
@@ -209,7 +209,7 @@ def test_a_frozen_body_leaves_the_classifier_to_learn() -> None:
     optimizer = make_optimizer(network, network.head_parameters(), Optimizer(name="adam", lr=0.1, body_lr=0))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.train()
-    network.body().eval()
+    network.get_backbone().eval()
     loss = neighborhood(
         network({"face": rgb_faces(4, 32)})["logits"], torch.tensor([5.0, 20.0, 40.0, 60.0]), bins(LETTERS)
     )
@@ -242,7 +242,9 @@ def test_a_body_of_its_own_is_a_starting_point(tmp_path: Path) -> None:
     trained, file = settled(18, 0.125), tmp_path / "body.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in trained.state_dict().items()}, file)
     body = (
-        build(LETTERS.model_copy(update={"weights": str(file), "ages": (0, 50)}), seed=3).body().state_dict()
+        build(LETTERS.model_copy(update={"weights": str(file), "ages": (0, 50)}), seed=3)
+        .get_backbone()
+        .state_dict()
     )
     assert all(torch.equal(tensor, body[name]) for name, tensor in trained.state_dict().items())
     with pytest.raises(

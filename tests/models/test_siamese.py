@@ -118,7 +118,10 @@ def test_the_seed_fixes_the_start_and_no_bias_moves_it() -> None:
 
 def test_head_and_body_share_out_all_parameters() -> None:
     network = made()
-    head, body = {id(p) for p in network.head_parameters()}, {id(p) for p in network.body().parameters()}
+    head, body = (
+        {id(p) for p in network.head_parameters()},
+        {id(p) for p in network.get_backbone().parameters()},
+    )
     assert len(head) == 4
     assert head | body == {id(p) for p in network.parameters()}
     assert not head & body

@@ -24,7 +24,7 @@ from ageray import schema, storage
 from ageray.data import face_shards
 from ageray.errors import UserError
 from ageray.experiment import Data, Detect, Experiment, Scale
-from ageray.faces import detect
+from ageray.faces import detect, images
 from ageray.faces.detect import Face
 from ageray.prepare import inspect, select, write
 from ageray.prepare import run as prepare_run
@@ -204,7 +204,7 @@ def test_look_lists_what_it_cannot_use(tmp_path: Path) -> None:
 def test_a_file_too_large_for_a_photo_is_not_read_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspect, "MOST_BYTES", 100)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 100)
     (tmp_path / "a.jpg").write_bytes(jpeg(1))
     photos = pa.table(
         {"key": ["a"], "uri": [str(tmp_path / "a.jpg")], "landmarks": pa.nulls(1, schema.POINTS)}
@@ -450,7 +450,7 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text("no")
     with pytest.raises(UserError, match=r"write face shards with jobs\.prepare"):
         face_shards.read_faces(str(tmp_path), ["key"])
-    storage.write_text(str(tmp_path / storage.UNFINISHED), "")
+    storage.write_text(str(tmp_path / storage.MARKER), "")
     with pytest.raises(UserError, match=r"left half written"):
         face_shards.read_faces(str(tmp_path))
 

@@ -19,6 +19,7 @@ from PIL import Image
 from ageray import report, schema
 from ageray.faces.images import ImageError, decode
 from ageray.score import results
+from ageray.score.files import ScoreFiles
 from ageray.score.page import score_report
 from ageray.score.results import Photo
 from ageray.synthetic import faces
@@ -84,7 +85,7 @@ def jpeg(width: int = 400, height: int = 300) -> bytes:
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with their attributes, and the text of the body."""
+    """A page as a browser reads it: elements with their attributes, and the text of the body."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -101,21 +102,22 @@ class Page(HTMLParser):
 
     def named(self, tag: str, kind: str = "") -> list[dict[str, str | None]]:
         return [
-            found
-            for name, found in self.elements
-            if name == tag and kind in (found.get("class") or "").split(" ")
+            result
+            for name, result in self.elements
+            if name == tag and kind in (result.get("class") or "").split(" ")
         ]
 
 
 def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any] = CARD) -> tuple[str, Page]:
-    score_report(folder, results.read_scores(folder), summary, card)
+    score_report(ScoreFiles(folder), results.read_scores(folder), summary, card)
     html = (Path(folder) / report.PAGE).read_text()
     return html, Page(html)
 
 
 @pytest.fixture
 def mixed(tmp_path: Path) -> str:
-    """Scores of four photos that exist (one of them with an evil name, one with two faces, one without), and of a broken one."""
+    """Scores of four photos that exist (one of them with an evil name, one with two faces, one
+    without), and of a broken one."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in ("one.jpg", "two.jpg", "none.jpg", EVIL):
@@ -132,7 +134,7 @@ def mixed(tmp_path: Path) -> str:
     return write(tmp_path / "scores", rows, parts=2)
 
 
-# --- reading the table ----------------------------------------------------------------------------------------------
+# --- reading the table ----------------------------------------------------------------------------
 
 
 def test_digest(mixed: str) -> None:
@@ -158,23 +160,23 @@ def test_digest_does_not_depend_on_the_order_of_rows_or_parts(tmp_path: Path) ->
     rows = [row(f"{n:04}.jpg", age=n % 130) for n in range(700)] + [
         failure(f"bad{n:04}.jpg", f"kind {n % 3}: x") for n in range(500)
     ]
-    one = results.read_scores(write(tmp_path / "one", rows))
+    first = results.read_scores(write(tmp_path / "one", rows))
     other = results.read_scores(
         write(tmp_path / "other", [rows[n] for n in np.random.default_rng(0).permutation(len(rows))], 3)
     )
-    assert (one.drawn, one.failures, one.errors) == (other.drawn, other.failures, other.errors)
-    assert (len(one.drawn), len(one.failures)) == (60, 200)
-    assert one.failures == sorted(one.failures)
-    assert one.ages.tolist() == other.ages.tolist()
-    assert one.ages[results.OLDEST] == sum(n % 130 >= results.OLDEST for n in range(700))
-    numbers = np.array([int(photo.name[:4]) for photo in one.drawn])
+    assert (first.drawn, first.failures, first.errors) == (other.drawn, other.failures, other.errors)
+    assert (len(first.drawn), len(first.failures)) == (60, 200)
+    assert first.failures == sorted(first.failures)
+    assert first.ages.tolist() == other.ages.tolist()
+    assert first.ages[results.OLDEST] == sum(n % 130 >= results.OLDEST for n in range(700))
+    numbers = np.array([int(photo.name[:4]) for photo in first.drawn])
     assert 200 < numbers.mean() < 500  # spread over the collection, not its beginning
 
 
 def test_rows_of_a_photo_come_by_the_number_of_the_face(mixed: str) -> None:
     digest = results.read_scores(mixed)
     [two] = [photo for photo in digest.drawn if photo.name.endswith("two.jpg")]
-    assert [found["age"] for found in results.rows_of(mixed, [two])[two]] == pytest.approx([8.4, 71.2])
+    assert [result["age"] for result in results.rows_of(mixed, [two])[two]] == pytest.approx([8.4, 71.2])
 
 
 def test_photos_of_shards_are_drawn_from_one_shard_and_read_by_key(tmp_path: Path) -> None:
@@ -191,18 +193,18 @@ def test_photos_of_shards_are_drawn_from_one_shard_and_read_by_key(tmp_path: Pat
     }
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def test_page_loads_nothing_and_runs_nothing(mixed: str) -> None:
     html, page = page_of(mixed)
-    sources = [found["src"] or "" for found in page.named("img")]
+    sources = [result["src"] or "" for result in page.named("img")]
     assert len(sources) == 4
     assert all(source.startswith("data:image/jpeg;base64,") for source in sources)
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "i", "u"}
     assert not re.search(r"(src|href)\s*=\s*['\"]?\s*(https?:|//|file:)", html)
     assert not re.search(r"url\((?!#)", html)
-    assert any("default-src 'none'" in (found.get("content") or "") for found in page.named("meta"))
+    assert any("default-src 'none'" in (result.get("content") or "") for result in page.named("meta"))
     assert "prefers-color-scheme: dark" in html
 
 
@@ -222,8 +224,9 @@ def test_what_comes_from_outside_is_text(mixed: str) -> None:
 
 def test_page_shows_ages_where_the_faces_are(mixed: str) -> None:
     _, page = page_of(mixed)
-    styles = [found["style"] for found in page.named("span", "face")]
-    # in a photo of 400 x 300: pixels 99.5 to 199.5 of 400 are 25 % to 50 %; what lies outside is cut off
+    styles = [result["style"] for result in page.named("span", "face")]
+    # in a photo of 400 x 300: pixels 99.5 to 199.5 of 400 are 25 % to 50 %; what lies outside is
+    # cut off
     assert sorted(map(str, styles)) == [
         "left:0%;top:10.0%;width:50.0%;height:50.0%",
         "left:25.0%;top:50.0%;width:25.0%;height:50.0%",

@@ -1,4 +1,6 @@
-"""What a run leaves on disk: pieces of whole lots, counted again by the next run, and the parts of the result."""
+"""What a run leaves on disk: pieces of whole chunks, which the next run counts, and the parts of
+the result.
+"""
 
 from __future__ import annotations
 
@@ -15,23 +17,23 @@ from ageray import schema
 from ageray.errors import UserError
 from ageray.score import checkpoint, chunks, progress, write
 from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.files import ScoreFiles
 from ageray.score.progress import ProgressReporter
-from ageray.stages import labels
 
-TABLE = pa.schema([*schema.SCORES, *labels.CHUNK_OF_ROW_SCHEMA])
+TABLE = pa.schema([*schema.SCORES, *chunks.CHUNK_OF_ROW_SCHEMA])
 
 
-def lot(stretch: int, position: int, last: bool = False, weight: int = 1) -> pa.Table:
+def chunk_of(segment: int, position: int, last: bool = False, weight: int = 1) -> pa.Table:
     """Three photos: one with two faces, one with one, one that could not be read."""
     photos = [(0, 0, None), (0, 1, None), (1, 0, None), (2, -1, "cannot read: gone")]
     rows = [
         {
-            "key": f"{stretch}-{position}-{photo}#{face}",
-            "image": f"{stretch}-{position}-{photo}",
+            "key": f"{segment}-{position}-{photo}#{face}",
+            "image": f"{segment}-{position}-{photo}",
             "face": face,
             "age": None if error else 30.0,
             "error": error,
-            "lot": chunks.number(stretch, position),
+            "lot": chunks.chunk_id(segment, position),
             "photo": photo,
             "photos": 3,
             "last": last,
@@ -43,51 +45,53 @@ def lot(stretch: int, position: int, last: bool = False, weight: int = 1) -> pa.
     return pa.Table.from_pylist(rows, schema=TABLE)
 
 
-def begun(folder: Path) -> ScoreCheckpoint:
-    book = ScoreCheckpoint(str(folder / "out"))
-    book.begin({"model": "one"})
-    return book
+def opened(folder: Path) -> ScoreCheckpoint:
+    saved = ScoreCheckpoint(ScoreFiles(str(folder / "out")))
+    saved.open({"model": "one"})
+    return saved
 
 
 def test_the_next_run_knows_what_is_done(tmp_path: Path) -> None:
-    book = begun(tmp_path)
+    saved = opened(tmp_path)
     for position, seconds in enumerate([5.0, 5.5, 6.0]):
-        book.add(lot(0, position, last=position == 2), seconds)
-    book.add(lot(1, 1), 6.5)
-    book.flush(7.0)
+        saved.add(chunk_of(0, position, last=position == 2), seconds)
+    saved.add(chunk_of(1, 1), 6.5)
+    saved.flush(7.0)
     assert (
         len(list((tmp_path / "out.unfinished" / "pieces").iterdir())) == 2
     )  # one at 5.0, the rest within 2 seconds of it
-    again = begun(tmp_path)
-    assert (again.photos, again.faces, again.weight, dict(again.errors)) == (12, 12, 12, {"cannot read": 4})
-    assert again.done_of() == {0: (0, 1, 2), 1: (1,)}
+    again = opened(tmp_path)
+    counts = again.counts
+    assert (counts.photos, counts.faces, counts.weight) == (12, 12, 12)
+    assert counts.errors == {"cannot read": 4}
+    assert again.done_positions() == {0: (0, 1, 2), 1: (1,)}
     assert again.finished_segments() == {0}
     assert again.plan == {"model": "one"}
     assert len(pa.concat_tables(again.pieces())) == 16
 
 
 def test_rows_that_were_not_written_are_not_done(tmp_path: Path) -> None:
-    book = begun(tmp_path)
-    book.add(lot(0, 0), 0.5)
-    assert begun(tmp_path).photos == 0
+    saved = opened(tmp_path)
+    saved.add(chunk_of(0, 0), 0.5)
+    assert opened(tmp_path).counts.photos == 0
 
 
-def test_a_lot_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
-    one, other = begun(tmp_path), begun(tmp_path)
-    one.add(lot(0, 0), 0)
-    one.add(lot(0, 1), 0)
+def test_a_chunk_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
+    one, other = opened(tmp_path), opened(tmp_path)
+    one.add(chunk_of(0, 0), 0)
+    one.add(chunk_of(0, 1), 0)
     one.flush(1)
-    other.add(lot(0, 1), 0)
-    other.add(lot(0, 2), 0)
+    other.add(chunk_of(0, 1), 0)
+    other.add(chunk_of(0, 2), 0)
     other.flush(1)
-    keys = pa.concat_tables(begun(tmp_path).pieces()).column("key").to_pylist()
+    keys = pa.concat_tables(opened(tmp_path).pieces()).column("key").to_pylist()
     assert len(keys) == len(set(keys)) == 12
 
 
 def test_pieces_grow_with_the_time_spent(tmp_path: Path) -> None:
-    book = begun(tmp_path)
+    saved = opened(tmp_path)
     for second in range(1, 2001):
-        book.add(lot(0, second), float(second))
+        saved.add(chunk_of(0, second), float(second))
     pieces = len(list((tmp_path / "out.unfinished" / "pieces").iterdir()))
     assert 150 < pieces < 220  # every 2 seconds for the first 100, then every 2 % of the time
 
@@ -109,14 +113,14 @@ def test_differences_name_what_changed() -> None:
     ]
 
 
-# --- parts ----------------------------------------------------------------------------------------------------------
+# --- parts ---------------------------------------------------------------------------------------
 
 
 def test_parts_are_full_and_failures_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "ROWS", 7)
     write.write(
-        str(tmp_path),
-        [lot(0, position) for position in range(6)],
+        ScoreFiles(str(tmp_path)),
+        [chunk_of(0, position) for position in range(6)],
         schema.SCORES.with_metadata({"ageray": "x"}),
     )
     sizes = {file.name: pq.read_metadata(file).num_rows for file in tmp_path.iterdir()}
@@ -133,27 +137,27 @@ def test_parts_are_full_and_failures_stand_apart(tmp_path: Path, monkeypatch: py
 
 
 def test_parts_are_there_even_if_empty(tmp_path: Path) -> None:
-    write.write(str(tmp_path), [], schema.SCORES)
+    write.write(ScoreFiles(str(tmp_path)), [], schema.SCORES)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["errors.parquet", "part-00000.parquet"]
     with pytest.raises(UserError, match="cannot be written"):
-        write.write(str(tmp_path / "nowhere"), [], schema.SCORES)
+        write.write(ScoreFiles(str(tmp_path / "nowhere")), [], schema.SCORES)
 
 
-# --- how far it is --------------------------------------------------------------------------------------------------
+# --- how far it is -------------------------------------------------------------------------------
 
 
 def test_reports_go_on_from_an_earlier_run(tmp_path: Path) -> None:
-    book = begun(tmp_path)
-    with ProgressReporter(book, 9, 9) as count:
-        count.turn("running")
-        count.add(lot(0, 0))
-        book.add(lot(0, 0), 10)
+    saved = opened(tmp_path)
+    with ProgressReporter(saved, 9, 9) as count:
+        count.set_state("running")
+        count.add(chunk_of(0, 0))
+        saved.add(chunk_of(0, 0), 10)
         report = count.report()
         assert (report["done"], report["total"], report["faces"], report["errors"]) == (3, 9, 3, 1)
         assert report["images_per_second"] > 0
         assert report["seconds_left"] is not None
         assert json.loads((tmp_path / "out.unfinished" / "progress.json").read_text())["state"] == "starting"
-    again = begun(tmp_path)
+    again = opened(tmp_path)
     seen = []
     with pytest.raises(KeyboardInterrupt):
         _interrupted(ProgressReporter(again, 9, 9, seen.append), seen)
@@ -170,33 +174,34 @@ def _interrupted(count: ProgressReporter, seen: list[Any]) -> None:
 
 
 def test_photos_of_tars_are_an_estimate_until_all_are_read(tmp_path: Path) -> None:
-    count = ProgressReporter(begun(tmp_path), None, 3000)
+    count = ProgressReporter(opened(tmp_path), None, 3000)
     assert count.report()["total"] is None
-    count.add(lot(0, 0, weight=100))
+    count.add(chunk_of(0, 0, weight=100))
     assert count.report()["total"] == 30
-    count.turn("finishing")
+    count.set_state("finishing")
     assert count.report()["total"] == 3
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    book, place = begun(tmp_path), tmp_path / "out.unfinished" / "progress.json"
-    progress.check_single_writer(book)  # nothing there yet
+    saved = opened(tmp_path)
+    file = tmp_path / "out.unfinished" / "progress.json"
+    progress.check_single_writer(saved.files)  # nothing there yet
     alive = {"state": "running", "host": "another", "process": 1, "beat": 1}
-    place.write_text(json.dumps(alive))
+    file.write_text(json.dumps(alive))
     naps = []
 
     def nap(seconds: float) -> None:
         naps.append(seconds)
 
     monkeypatch.setattr(progress.time, "sleep", nap)
-    progress.check_single_writer(book)  # it gave no sign of life for a while: killed
+    progress.check_single_writer(saved.files)  # it gave no sign of life for a while: killed
     assert sum(naps) >= 5
 
     def beat(_: float) -> None:
-        place.write_text(json.dumps(alive | {"beat": 2}))
+        file.write_text(json.dumps(alive | {"beat": 2}))
 
     monkeypatch.setattr(progress.time, "sleep", beat)
     with pytest.raises(UserError, match=r"another run is writing there \(process 1 on another\); wait"):
-        progress.check_single_writer(book)
-    place.write_text(json.dumps(alive | {"state": "failed"}))
-    progress.check_single_writer(book)
+        progress.check_single_writer(saved.files)
+    file.write_text(json.dumps(alive | {"state": "failed"}))
+    progress.check_single_writer(saved.files)

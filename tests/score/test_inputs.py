@@ -1,4 +1,6 @@
-"""What a user may point the scoring job at, and what is read of it, lot by lot; all without Ray."""
+"""What a user may point the scoring job at, and what is read of it, chunk by chunk; all without
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from ageray.errors import UserError
+from ageray.faces import images
 from ageray.score import chunks, results, tables, tars
-from ageray.score import read as score_read
-from ageray.score.inputs import Collection
+from ageray.score.inputs import Inputs
+from ageray.score.read import read_segments, scan, segment_table
 from ageray.score.results import Photo
 from ageray.synthetic import faces
 
@@ -28,29 +31,33 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def read(collection: Collection, done: dict[int, tuple[int, ...]] | None = None) -> pa.Table:
-    found = score_read.survey(collection)
-    stretches = [stretch._replace(done=(done or {}).get(stretch.number, ())) for stretch in found.stretches]
-    made = list(score_read.read_segments(score_read.segment_table(stretches), collection.columns))
-    return pa.concat_tables(made) if made else pa.table({"image": pa.array([], pa.string())})
+def read(inputs: Inputs, done: dict[int, tuple[int, ...]] | None = None) -> pa.Table:
+    """All chunks of the inputs, without those at the positions `done` of each segment."""
+    blocks = []
+    for segment in scan(inputs).segments:
+        row = segment_table(segment._replace(done=(done or {}).get(segment.number, ())))
+        blocks += read_segments(row, inputs.columns)
+    return pa.concat_tables(blocks) if blocks else pa.table({"image": pa.array([], pa.string())})
 
 
-# --- tars -----------------------------------------------------------------------------------------------------------
+# --- tars ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """130 photos with their labels beside them, as WebDataset has them, a folder, a hidden file and a photo of another spelling."""
+    """130 photos with their labels beside them, as WebDataset has them, a folder, a hidden file and
+    a photo of another spelling.
+    """
     members = {
         name: b"x" * 700 for number in range(129) for name in (f"a/{number:03d}.jpg", f"a/{number:03d}.json")
     }
     return write_tar(tmp_path / "shard.tar", {**members, "a/._000.jpg": b"mac", "a/last.JPEG": b"y"})
 
 
-def test_photos_of_a_tar_come_in_lots(archive: Path) -> None:
-    collection = Collection.of(str(archive))
-    assert (collection.kind, collection.files) == ("tars", [str(archive)])
-    rows = read(collection)
+def test_photos_of_a_tar_come_in_chunks(archive: Path) -> None:
+    inputs = Inputs.open(str(archive))
+    assert (inputs.kind, inputs.files) == ("tars", [str(archive)])
+    rows = read(inputs)
     assert rows.num_rows == 130
     assert rows.column("image").to_pylist() == [f"{archive}/a/{number:03d}.jpg" for number in range(129)] + [
         f"{archive}/a/last.JPEG"
@@ -58,38 +65,33 @@ def test_photos_of_a_tar_come_in_lots(archive: Path) -> None:
     assert [row["content"] for row in rows.slice(128).to_pylist()] == [b"x" * 700, b"y"]
     lasts = dict(zip(rows["lot"].to_pylist(), rows["last"].to_pylist(), strict=True))
     assert lasts == {0: False, 1: False, 2: True}
-    assert (
-        score_read.survey(collection).weight
-        == archive.stat().st_size
-        > sum(rows["weight"].to_pylist())
-        > 130 * 1536
-    )
-    again = read(collection, {0: (0, 2)})
+    assert scan(inputs).weight == archive.stat().st_size > sum(rows["weight"].to_pylist()) > 130 * 1536
+    again = read(inputs, {0: (0, 2)})
     assert set(again["lot"].to_pylist()) == {1}
     assert again.equals(rows.slice(64, 64))
-    found = results.contents(
+    contents = results.contents(
         [Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")]
     )
-    assert sorted(found.values()) == [b"x" * 700, b"y"]
+    assert sorted(contents.values()) == [b"x" * 700, b"y"]
 
 
-def test_a_tar_of_a_full_last_lot(tmp_path: Path) -> None:
+def test_a_tar_whose_last_chunk_is_full(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", {f"{number}.png": b"x" for number in range(chunks.SIZE)})
-    rows = read(Collection.of(str(tmp_path)))
+    rows = read(Inputs.open(str(tmp_path)))
     assert set(rows["last"].to_pylist()) == {True}
 
 
 def test_a_tar_cut_short_is_refused_before_anything_begins(archive: Path) -> None:
     whole = archive.read_bytes()
-    for kept in (len(whole) // 2, 512 * 4, 100, 0):
-        archive.write_bytes(whole[:kept])
+    for size in (len(whole) // 2, 512 * 4, 100, 0):
+        archive.write_bytes(whole[:size])
         with pytest.raises(
             UserError, match=r"shard\.tar: (cut short: the archive has no end mark; copy|not a tar)"
         ):
-            score_read.survey(Collection.of(str(archive)))
+            scan(Inputs.open(str(archive)))
     archive.write_bytes(b"PK" * 2000)
     with pytest.raises(UserError, match="not a tar archive"):
-        score_read.survey(Collection.of(str(archive)))
+        scan(Inputs.open(str(archive)))
 
 
 def test_a_tar_that_is_broken_inside_is_listed(archive: Path) -> None:
@@ -97,22 +99,22 @@ def test_a_tar_that_is_broken_inside_is_listed(archive: Path) -> None:
     broken[1024 * 150 : 1024 * 150 + 4096] = b"\xff" * 4096  # over two headers
     archive.write_bytes(broken)
     tars.check(str(archive))
-    *photos, end = read(Collection.of(str(archive))).to_pylist()
+    *photos, end = read(Inputs.open(str(archive))).to_pylist()
     assert 40 < len(photos) < 64
     assert (end["image"], end["content"]) == (str(archive), None)
     assert end["problem"] == f"the archive breaks off after {len(photos)} photos (bad header)"
 
 
 def test_too_much_for_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**20)
     write_tar(tmp_path / "t.tar", {"big.jpg": b"0" * (2**20 + 1), "small.jpg": b"0"})
-    assert [row["problem"] for row in read(Collection.of(str(tmp_path / "t.tar"))).to_pylist()] == [
+    assert [row["problem"] for row in read(Inputs.open(str(tmp_path / "t.tar"))).to_pylist()] == [
         "over 1 MiB",
         None,
     ]
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["binary", "large", "struct"])
@@ -127,57 +129,57 @@ def test_photos_in_tables_are_named_by_row_or_key(kind: str, tmp_path: Path) -> 
         tmp_path / "a.parquet",
         row_group_size=70,
     )
-    collection = Collection.of(str(tmp_path))
-    found = score_read.survey(collection)
-    assert (collection.kind, found.photos, [stretch.first for stretch in found.stretches]) == (
+    inputs = Inputs.open(str(tmp_path))
+    summary = scan(inputs)
+    assert (inputs.kind, summary.photos, [segment.first for segment in summary.segments]) == (
         "photo table",
         91,
         [0, 70],
     )
-    rows = read(collection)
+    rows = read(inputs)
     assert rows.column("image").to_pylist() == [f"{tmp_path}/a.parquet/{number}" for number in range(91)]
     assert rows.column("content").to_pylist() == photos
     assert rows.column("problem").to_pylist() == [None] * 90 + ["no bytes are given"]
     assert rows.column("key").null_count == 91  # all faces of a photo count, as of a file
-    assert set(read(collection, {0: (0, 1)})["lot"].to_pylist()) == {chunks.number(1, 0)}
+    assert set(read(inputs, {0: (0, 1)})["lot"].to_pylist()) == {chunks.chunk_id(1, 0)}
     picked = results.contents([Photo(f"{tmp_path}/a.parquet/80"), Photo(f"{tmp_path}/a.parquet/90")])
     assert list(picked.values()) == [b"80"]
 
 
 def test_keys_name_the_photos_of_a_table(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": [7, 8], "image": [b"a", b"b"]}), tmp_path / "a.parquet")
-    assert read(Collection.of(str(tmp_path / "a.parquet"))).column("image").to_pylist() == [
+    assert read(Inputs.open(str(tmp_path / "a.parquet"))).column("image").to_pylist() == [
         f"{tmp_path}/a.parquet/{key}" for key in (7, 8)
     ]
 
 
 def test_face_shards_are_told_from_tables_of_photos(tmp_path: Path) -> None:
     faces.write_faces_table(tmp_path, 3, shards=2)
-    collection = Collection.of(str(tmp_path))
-    assert collection.kind == "face shards"
-    rows = read(collection)
+    inputs = Inputs.open(str(tmp_path))
+    assert inputs.kind == "face shards"
+    rows = read(inputs)
     assert rows.column("key").null_count == rows.column("landmarks").null_count == 0
-    assert set(rows.column("image").to_pylist()) == set(collection.files)
+    assert set(rows.column("image").to_pylist()) == set(inputs.files)
     pq.write_table(pa.table({"image": [b"a"]}), tmp_path / "z.parquet")
     with pytest.raises(UserError, match=r"z\.parquet: is another kind of table than .*faces-00000"):
-        score_read.survey(Collection.of(str(tmp_path)))
+        scan(Inputs.open(str(tmp_path)))
 
 
 def test_a_table_that_vanishes_or_breaks_ends_the_run(tmp_path: Path) -> None:
     [path] = faces.write_faces_table(tmp_path, 2)
-    known = tables.columns(path, tables.footer(path).schema.to_arrow_schema())
+    columns = tables.columns(path, tables.footer(path).schema.to_arrow_schema())
     content = bytearray(Path(path).read_bytes())
     content[4:3000] = b"\xff" * 2996
     Path(path).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read .*; write it again, then run the command again"):
-        tables.photos(path, 0, 0, known)
+        tables.photos(path, 0, 0, columns)
 
 
-# --- lists of places ------------------------------------------------------------------------------------------------
+# --- lists of paths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "two"])
-def test_places_of_a_manifest(kind: str, tmp_path: Path) -> None:
+def test_paths_of_a_manifest(kind: str, tmp_path: Path) -> None:
     rows = ["/far/a.jpg", "near.jpg", "", "s3://bucket/b.jpg", "near.jpg"]
     if kind == "csv":
         with (tmp_path / "list.csv").open("w", newline="") as file:
@@ -188,11 +190,11 @@ def test_places_of_a_manifest(kind: str, tmp_path: Path) -> None:
         pq.write_table(
             pa.table({"uri": pa.array([row or None for row in some])}), tmp_path / f"list-{number}.parquet"
         )
-    collection = Collection.of(str(tmp_path / "list.csv") if kind == "csv" else str(tmp_path))
-    [places] = collection.places()
+    inputs = Inputs.open(str(tmp_path / "list.csv") if kind == "csv" else str(tmp_path))
+    [uris] = inputs.uris()
     near = str(tmp_path / "near.jpg")
-    assert places.column("image").to_pylist() == ["/far/a.jpg", near, "", "s3://bucket/b.jpg", near]
-    assert (collection.kind, score_read.survey(collection).photos) == ("manifest", 5)
+    assert uris.column("image").to_pylist() == ["/far/a.jpg", near, "", "s3://bucket/b.jpg", near]
+    assert (inputs.kind, scan(inputs).photos) == ("manifest", 5)
 
 
 def test_photos_beside_tables_count_beside_tars_do_not(tmp_path: Path) -> None:
@@ -200,10 +202,10 @@ def test_photos_beside_tables_count_beside_tars_do_not(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     pq.write_table(pa.table({"age": [1]}), tmp_path / "labels.parquet")
-    before = score_read.survey(Collection.of(str(tmp_path)))
-    assert (before.photos, before.weight, before.stretches) == (2, 2, [])
+    before = scan(Inputs.open(str(tmp_path)))
+    assert (before.photos, before.weight, before.segments) == (2, 2, [])
     (tmp_path / "c.jpg").write_bytes(b"")
-    assert score_read.survey(Collection.of(str(tmp_path))).names != before.names
+    assert scan(Inputs.open(str(tmp_path))).names != before.names
     write_tar(tmp_path / "t.tar", {"x.jpg": b""})
     with pytest.raises(UserError, match=r"holds both photos \(3\) and tars \(1\)"):
-        Collection.of(str(tmp_path))
+        Inputs.open(str(tmp_path))

@@ -1,4 +1,6 @@
-"""The scoring job killed for good, and the same command again: one row for every face, and nothing scored twice but what was under way."""
+"""The scoring job killed for good, and the same command again: one row for every face, and nothing
+scored twice but what was under way.
+"""
 
 from __future__ import annotations
 
@@ -68,22 +70,22 @@ class Job:
 
     def kill_the_model(self) -> dict[str, str]:
         """SIGKILL to an actor that holds the model; the variables that its process had."""
-        found: list[psutil.Process] = []
+        actors: list[psutil.Process] = []
 
         def an_actor() -> bool:
-            found[:] = filter(_holds_the_model, psutil.Process(self.process.pid).children(recursive=True))
-            return bool(found)
+            actors[:] = filter(_holds_the_model, psutil.Process(self.process.pid).children(recursive=True))
+            return bool(actors)
 
         self.wait_for(an_actor)
-        variables = found[0].environ()
-        found[0].kill()
+        variables = actors[0].environ()
+        actors[0].kill()
         return variables
 
     def end(self) -> str:
         """What it printed, once it is done."""
-        said, _ = self.process.communicate(timeout=PATIENCE)
+        output, _ = self.process.communicate(timeout=PATIENCE)
         assert self.process.returncode == 0
-        return str(said)
+        return str(output)
 
 
 def _holds_the_model(process: psutil.Process) -> bool:
@@ -116,15 +118,15 @@ def test_killed_driver_and_killed_model(tmp_path: Path) -> None:
     first = Job(shards, out)
     first.wait_for(lambda: bool(first.pieces()))
     first.kill()
-    kept = progress(first)
+    before = progress(first)
     assert not out.exists()
-    assert (kept["state"], kept["total"]) == ("running", 200)
+    assert (before["state"], before["total"]) == ("running", 200)
     second = Job(shards, out)
     variables = second.kill_the_model()
     assert cluster.environment().items() <= variables.items()  # it keeps the memory that it frees
-    said = second.end()
-    assert " photos that are done" in said
-    done = int(said.split("goes on after ")[1].split()[0])
+    output = second.end()
+    assert " photos that are done" in output
+    done = int(output.split("goes on after ")[1].split()[0])
     assert 0 < done < 200
     check(out, shards)
 
@@ -146,6 +148,6 @@ def test_five_thousand_faces_three_killed_drivers_and_a_killed_model(tmp_path: P
     before = job.pieces()
     job.wait_for(lambda: len(job.pieces() - before) >= 2)
     job.kill_the_model()
-    said = job.end()
-    assert int(said.split("goes on after ")[1].split()[0].replace(",", "")) > 0
+    output = job.end()
+    assert int(output.split("goes on after ")[1].split()[0].replace(",", "")) > 0
     check(out, shards)

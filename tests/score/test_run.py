@@ -32,8 +32,9 @@ from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.score import chunks, pipeline, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.inputs import Collection
-from ageray.stages import detect, labels
+from ageray.score.files import ScoreFiles
+from ageray.score.inputs import Inputs
+from ageray.stages import detect
 from ageray.stages.detect import DETECTED_SCHEMA, find_faces
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
@@ -65,7 +66,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Nine photos: five with faces, of which two share a file name and one is stored on its side; four without."""
+    """Nine photos: five with faces, of which two share a file name and one is stored on its side;
+    four without.
+    """
     folder = tmp_path_factory.mktemp("photos")
     synthetic_faces.write_photos(folder, 3)
     (folder / "more").mkdir()
@@ -94,7 +97,7 @@ def table(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(part) for part in sorted(out.glob("*.parquet"))]).sort_by("key")
 
 
-def places(*uris: object) -> pa.Table:
+def listed(*uris: object) -> pa.Table:
     return pa.table({"image": pa.array([str(uri) for uri in uris], pa.string())})
 
 
@@ -102,7 +105,7 @@ def find(photos: pa.Table, align: Align = ALIGN, search: detect.Search = "auto")
     return find_faces(photos, align, DETECT, search, "test")
 
 
-# --- the whole ------------------------------------------------------------------------------------------------------
+# --- the whole -----------------------------------------------------------------------------------
 
 
 def test_no_photo_is_lost(scored: Path, photos: Path) -> None:
@@ -190,9 +193,9 @@ def test_the_same_again_is_done_and_a_change_is_refused(
     monkeypatch.setattr(run.cluster, "connect", lambda _: pytest.fail("nothing is to be computed"))
     words = [str(photos), "--out", str(scored), "--model", model, "--posterior"]
     job.main(words)
-    said = capsys.readouterr().out
-    assert "is complete already" in said
-    assert "to look at:" in said
+    output = capsys.readouterr().out
+    assert "is complete already" in output
+    assert "to look at:" in output
     changes = {
         "detector.threshold: 0.6, now 0.8": [*words, "data.detect.threshold=0.8"],
         "posterior: true, now false": words[:-1],
@@ -233,7 +236,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(report, "score_report", interrupt)
+        patch.setattr(run, "score_report", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run.score(str(photos / "more"), str(out), model, SCALE, fresh=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
@@ -241,7 +244,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
     assert (left["state"], left["done"], left["total"]) == ("interrupted", 3, 3)
     with pytest.raises(UserError, match=r"unfinished was begun otherwise \(posterior: false, now true\)"):
         run.score(str(photos / "more"), str(out), model, SCALE, posterior=True)
-    monkeypatch.setattr(run, "find", lambda *_: pytest.fail("every photo is done"))
+    monkeypatch.setattr(pipeline, "detect_faces", lambda *_: pytest.fail("every photo is done"))
     summary = run.score(str(photos / "more"), str(out), model, SCALE)
     assert (summary["images"], summary["errors"]) == (3, {"cannot decode": 1})
     assert summary["seconds"] >= left["seconds"]
@@ -253,54 +256,55 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     synthetic_faces.write_faces_table(tmp_path / "shards", 7, shards=2)
     summary = run.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, SCALE)
     assert (summary["images"], summary["faces"], summary["errors"]) == (7, 7, {})
-    given = pa.concat_tables(
+    shards = pa.concat_tables(
         [pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]
     ).sort_by("key")
     rows = table(tmp_path / "out")
-    assert rows.column("key").to_pylist() == given.column("key").to_pylist()
-    assert rows.column("landmarks").to_pylist() == given.column("landmarks").to_pylist()
+    assert rows.column("key").to_pylist() == shards.column("key").to_pylist()
+    assert rows.column("landmarks").to_pylist() == shards.column("landmarks").to_pylist()
     assert rows.column("detection").null_count == 7
     assert set(rows.column("image").to_pylist()) == {str(path) for path in (tmp_path / "shards").iterdir()}
     digest = results.read_scores(str(tmp_path / "out"))
     assert len(digest.drawn) == 7
-    pictures = dict(zip(given.column("key").to_pylist(), given.column("image").to_pylist(), strict=True))
+    pictures = dict(zip(shards.column("key").to_pylist(), shards.column("image").to_pylist(), strict=True))
     assert {photo.key: content for photo, content in results.contents(digest.drawn).items()} == pictures
 
 
-def test_places_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
-    rows = find(places(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
+def test_paths_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
+    rows = find(listed(photos / "photo-00000.jpg", tmp_path / "gone.jpg", "")).to_pylist()
     assert [row["error"] for row in rows if row["image"] == str(tmp_path / "gone.jpg")] == [
         "cannot read: not found; check the path or url"
     ]
     assert [row["error"] for row in rows if row["image"] == ""] == ["cannot read: no path is given"]
 
 
-# --- the stages, bare and in a dataset ------------------------------------------------------------------------------
+# --- the stages, bare and in a dataset -----------------------------------------------------------
 
 
 def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
     dataset = labelled(photos, 2)
-    found = pipeline.find(dataset, 2, ALIGN, DETECT, "auto").materialize()
-    bare = find(places(*Collection.of(str(photos)).files))
+    faces = pipeline.detect_faces(dataset, 2, ALIGN, DETECT, "auto").materialize()
+    bare = find(listed(*Inputs.open(str(photos)).files))
     assert bare.schema.equals(DETECTED_SCHEMA)
-    rows = _sorted(found)
+    rows = _sorted(faces)
     assert rows.select(DETECTED_SCHEMA.names).equals(bare.sort_by("key"))
     first = chunks.first_rows(rows)
     assert sorted(first.column("photo").to_pylist()) == list(range(9))
     assert sum(first.column("siblings").to_pylist()) == rows.num_rows
-    aged = pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
-    assert "MapBatches(find_faces)->" not in found.stats()  # decoding stays out of the model's actors
+    aged = pipeline.predict_ages(faces, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
+    assert "MapBatches(find_faces)->" not in faces.stats()  # decoding stays out of the model's actors
     rows = _sorted(aged)
     assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
     assert _close(
-        rows.drop_columns(labels.CHUNK_OF_ROW_SCHEMA.names),
+        rows.drop_columns(chunks.CHUNK_OF_ROW_SCHEMA.names),
         AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
     )
 
 
 def labelled(photos: Path, batch: int) -> Any:
-    collection = Collection.of(str(photos))
-    dataset = pipeline.read(collection, read.survey(collection), batch, ScoreCheckpoint(str(photos / "none")))
+    inputs = Inputs.open(str(photos))
+    checkpoint = ScoreCheckpoint(ScoreFiles(str(photos / "none")))
+    dataset = pipeline.read_photos(inputs, read.scan(inputs), batch, checkpoint)
     assert dataset is not None
     return dataset
 
@@ -338,7 +342,7 @@ def test_photo_that_kills_its_process_is_reported(photos: Path, ray_local: None,
         finally:
             detect.decode = whole
 
-    dataset = ray.data.from_arrow(places(*files)).map_batches(
+    dataset = ray.data.from_arrow(listed(*files)).map_batches(
         with_a_faulty_decoder, batch_size=3, batch_format="pyarrow"
     )
     rows = _sorted(dataset).to_pylist()
@@ -354,15 +358,15 @@ def test_model_actor_that_dies_starts_again(
     died = tmp_path / "died"
 
     class Frail(AgeFaces):
-        def __call__(self, found: pa.Table) -> pa.Table:
+        def __call__(self, rows: pa.Table) -> pa.Table:
             if not died.exists():
                 died.touch()
                 os._exit(1)
-            return super().__call__(found)
+            return super().__call__(rows)
 
-    monkeypatch.setattr(run, "AgeFaces", Frail)
-    found = pipeline.find(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
-    rows = _sorted(pipeline.age(found, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
+    monkeypatch.setattr(pipeline, "AgeFaces", Frail)
+    faces = pipeline.detect_faces(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
+    rows = _sorted(pipeline.predict_ages(faces, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
     assert len(set(rows.column("image").to_pylist())) == 9
@@ -370,7 +374,7 @@ def test_model_actor_that_dies_starts_again(
 
 def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
     upright, turned = (
-        find(places(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
+        find(listed(photos / name)).to_pylist() for name in ("photo-00000.jpg", "more/turned.jpeg")
     )
     assert len(upright) == len(turned) >= 1
     for rows in (upright, turned):
@@ -381,12 +385,12 @@ def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -
     truth = synthetic_faces.draw_photo(0)
     assert len(upright) == len(truth.boxes)
     eyes = sorted(points[:2].mean(0).tolist() for points in truth.points)
-    found = sorted(np.reshape(row["landmarks"], (5, 2))[:2].mean(0).tolist() for row in turned)
-    np.testing.assert_allclose(found, eyes, atol=6)
+    landmarks = sorted(np.reshape(row["landmarks"], (5, 2))[:2].mean(0).tolist() for row in turned)
+    np.testing.assert_allclose(landmarks, eyes, atol=6)
 
 
 def test_canvases_hold_the_face(photos: Path) -> None:
-    row = find(places(photos / "photo-00000.jpg")).to_pylist()[0]
+    row = find(listed(photos / "photo-00000.jpg")).to_pylist()[0]
     side = round((len(row["canvas"]) / 3) ** 0.5)
     canvas = np.frombuffer(row["canvas"], np.uint8).reshape(side, side, 3)
     x, y = np.reshape(row["canvas_points"], (5, 2))[2]
@@ -424,16 +428,16 @@ def test_where_the_detector_runs(
 
 
 def test_alignments_that_need_less_or_more(photos: Path, tmp_path: Path) -> None:
-    whole = find(places(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
+    whole = find(listed(photos / "nobody.png"), Align(mode="none", size=64)).to_pylist()
     assert [(row["face"], row["box"], row["error"]) for row in whole] == [(0, None, None)]
     [path] = synthetic_faces.write_faces_table(tmp_path, 1)
     shard = shard_rows(path)
-    place = shard.column_names.index("box")
+    index = shard.column_names.index("box")
     boxed = find(
-        shard.set_column(place, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)
+        shard.set_column(index, "box", pa.nulls(1, schema.BOX)), Align(mode="box", size=64)
     ).to_pylist()
     assert boxed[0]["detection"] is not None  # landmarks are no box, so the detector had to look
-    collapsed = shard.set_column(place - 1, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
+    collapsed = shard.set_column(index - 1, "landmarks", pa.array([[5.0] * 10], schema.POINTS))
     assert find(collapsed).column("error").to_pylist()[0].startswith("cannot crop: ")
 
 
@@ -443,8 +447,8 @@ def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
     whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
     box = np.array([20, 10, 80, 90], np.float32)
     seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
-    monkeypatch.setattr(detect, "_look", lambda *_: seen)
-    rows = find(places(photos / "nobody.png")).to_pylist()
+    monkeypatch.setattr(detect, "_detect", lambda *_: seen)
+    rows = find(listed(photos / "nobody.png")).to_pylist()
     assert [row["face"] for row in rows] == [0, 1, 2]
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert rows[1]["error"].startswith("cannot crop: ")
@@ -452,7 +456,7 @@ def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
 
 
 def test_batch_without_a_single_face(model: str, photos: Path) -> None:
-    rows = AgeFaces(model, threads=1)(find(places(photos / "nobody.png", photos / "empty.jpg")))
+    rows = AgeFaces(model, threads=1)(find(listed(photos / "nobody.png", photos / "empty.jpg")))
     assert rows.schema.equals(schema.SCORES)
     assert rows.column("age").null_count == rows.num_rows == 2
 
@@ -463,10 +467,10 @@ def test_broken_weights_are_refused(tmp_path: Path, photos: Path) -> None:
         network.head.bias.fill_(float("nan"))
     bundle.save(str(tmp_path / "broken"), network, Experiment(align=ALIGN), {})
     with pytest.raises(UserError, match="gives ages that are not numbers"):
-        AgeFaces(str(tmp_path / "broken"), threads=1)(find(places(photos / "photo-00000.jpg")))
+        AgeFaces(str(tmp_path / "broken"), threads=1)(find(listed(photos / "photo-00000.jpg")))
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes ------------------------------------------------------------------------------------
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -504,11 +508,11 @@ def test_input_that_is_none(
 ) -> None:
     if content is not None:
         write(tmp_path / name, content)
-    given = tmp_path / name.split("/")[0]
+    location = tmp_path / name.split("/")[0]
     with pytest.raises(UserError, match=message) as caught:
-        run.score(str(given), str(tmp_path / "out"), model, SCALE)
+        run.score(str(location), str(tmp_path / "out"), model, SCALE)
     assert "\n" not in str(caught.value)
-    assert str(given) in str(caught.value)
+    assert str(location) in str(caught.value)
     assert not list(tmp_path.glob("out*"))
 
 
@@ -547,7 +551,9 @@ def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[tuple[str, Any]]:
-    """The address of an S3-compatible server on loopback, and a client of it; keys in the environment, a bucket `faces`."""
+    """The address of an S3-compatible server on loopback, and a client of it; keys in the
+    environment, a bucket `faces`.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -595,18 +601,18 @@ def test_tar_model_and_result_on_a_store(
     ]
     ended = subprocess.run([*command, *settings], cwd=tmp_path, timeout=500, check=False)
     assert ended.returncode == 0
-    found = [
+    keys = [
         item["Key"]
         for item in client.list_objects_v2(Bucket="faces")["Contents"]
         if item["Key"].startswith("scores")
     ]
-    assert found == [
+    assert keys == [
         "scores/errors.parquet",
         "scores/part-00000.parquet",
         "scores/report.html",
         "scores/summary.json",
     ]
-    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in found[:2]]
+    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in keys[:2]]
     rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pylist()
     assert {row["image"] for row in rows} == {f"s3://faces/in/photos.tar/{name}" for name in names}
     assert sum(row["age"] is not None for row in rows) > 0
@@ -620,7 +626,7 @@ def test_mistakes_with_a_store(
     address, client = store
     client.put_object(Bucket="faces", Key="one/photo.jpg", Body=(photos / "photo-00000.jpg").read_bytes())
 
-    def told(inputs: str, out: str) -> str:
+    def message(inputs: str, out: str) -> str:
         s3fs.S3FileSystem.clear_instance_cache()
         with pytest.raises(UserError) as caught:
             run.score(inputs, out, model, SCALE)
@@ -629,20 +635,20 @@ def test_mistakes_with_a_store(
 
     out = tmp_path / "out"
     monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-    assert find(places("s3://faces/one/photo.jpg")).column("error").null_count > 0
-    assert told("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
-    assert told("s3://faces/one", "s3://missing/scores").startswith(
+    assert find(listed("s3://faces/one/photo.jpg")).column("error").null_count > 0
+    assert message("s3://missing/photos", str(out)) == "s3://missing/photos: not found; check the path or url"
+    assert message("s3://faces/one", "s3://missing/scores").startswith(
         "--out s3://missing/scores: cannot be written ("
     )
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "credentials" in told("s3://faces/one", str(out))
+    assert "credentials" in message("s3://faces/one", str(out))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "s3://faces/one: cannot be reached" in told("s3://faces/one", str(out))
+    assert "s3://faces/one: cannot be reached" in message("s3://faces/one", str(out))
     s3fs.S3FileSystem.clear_instance_cache()
     assert list(tmp_path.iterdir()) == []
 
@@ -656,8 +662,8 @@ def test_a_folder_that_cannot_be_written(photos: Path, model: str, tmp_path: Pat
 
 def test_demo_photos(tmp_path: Path) -> None:
     folder = draw_demo(str(tmp_path / "demo"))
-    assert len(Collection.of(folder).files) >= 8
-    assert find(places(*Collection.of(folder).files[:2])).column("error").null_count > 0
+    assert len(Inputs.open(folder).files) >= 8
+    assert find(listed(*Inputs.open(folder).files[:2])).column("error").null_count > 0
     with pytest.raises(UserError, match="local folders only"):
         draw_demo("s3://bucket/demo")
 
@@ -665,6 +671,6 @@ def test_demo_photos(tmp_path: Path) -> None:
 def test_file_name_that_is_not_text(tmp_path: Path) -> None:
     name = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
     Path(os.fsdecode(name)).write_bytes(b"")
-    [uris] = Collection.of(str(tmp_path)).places()
+    [uris] = Inputs.open(str(tmp_path)).uris()
     [row] = find(uris).to_pylist()
     assert row["error"] == "cannot read: not found; check the path or url"

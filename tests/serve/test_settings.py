@@ -9,10 +9,10 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from ageray.errors import UserError
-from ageray.serve import Service, auth, from_words
+from ageray.serve import auth
 from ageray.serve.errors import ApiError
 from ageray.serve.routes import ConcurrencyLimit
-from ageray.serve.settings import Limits
+from ageray.serve.settings import Limits, Service, from_words
 from jobs import serve as job
 
 FILE = Path(__file__).parents[2] / "configs" / "serve.yaml"
@@ -21,7 +21,7 @@ FILE = Path(__file__).parents[2] / "configs" / "serve.yaml"
 def test_the_file_for_serve_deploy_is_valid() -> None:
     schema = ServeDeploySchema.model_validate(yaml.safe_load(FILE.read_text()))
     (application,) = schema.applications
-    assert application.import_path == "ageray.serve:app"
+    assert application.import_path == "ageray.serve.app:app"
     assert Service.model_validate(application.args).models.most == 2
     assert auth.is_loopback(schema.http_options.host)
 

@@ -1,4 +1,4 @@
-"""A siamese model from shards to scores on a real Ray: trained, with its gallery in the bundle, evaluated with genders and subjects, scored."""
+"""A siamese model on a real Ray: trained, saved with its gallery, evaluated, scored."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import yaml
 
 from ageray import bundle, storage
 from ageray.data import splits
-from ageray.data.stream import subject_number
+from ageray.data.labels import subject_number
 from ageray.errors import UserError
 from ageray.synthetic import faces
-from ageray.train import plan
 from jobs import evaluate, score, train
 
 FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
@@ -25,7 +24,7 @@ FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty drawn faces of twenty people, of whom every third has no gender; two pictures that cannot be decoded."""
+    """Sixty drawn faces of twenty people. Every third has no gender; two images are broken."""
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     for file in faces.write_faces_table(folder, FACES, subjects=20, size=72, shards=2):
         table = pq.read_table(file)
@@ -130,30 +129,30 @@ def test_evaluation_reports_gender_and_neighbours(
         "without_neighbours": 0,
     }
     rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
-    known = [row for row in rows if row["gender_number"] >= 0 and not row["error"]]
-    assert len(known) == sum(row["gender"] is not None for row in test) > 0
+    labelled = [row for row in rows if row["gender_number"] >= 0 and not row["error"]]
+    assert len(labelled) == sum(row["gender"] is not None for row in test) > 0
     right = [
         0.5 if row["female"] == 0.5 else float((row["female"] > 0.5) == (row["gender_number"] == 1))
-        for row in known
+        for row in labelled
     ]
     assert report["gender"] == {
-        "faces": len(known),
+        "faces": len(labelled),
         "accuracy": pytest.approx(np.mean(right)),
         "by": "gender_embedding",
     }
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
-        f"gender by the nearest faces (gender_embedding): {report['gender']['accuracy']:.3f} of {len(known)} right"
-        in said
+        f"gender by the nearest faces (gender_embedding): {report['gender']['accuracy']:.3f} "
+        f"of {len(labelled)} right" in printed
     )
     assert (
-        f"{5 * len(test)} neighbours in a gallery of {report['gallery']['faces']} faces; 0.0% of them of the face's own subject"
-        in said
+        f"{5 * len(test)} neighbours in a gallery of {report['gallery']['faces']} faces; "
+        "0.0% of them of the face's own subject" in printed
     )
 
 
 def test_training_faces_do_not_find_themselves(run: Path, shards: Path, tmp_path: Path) -> None:
-    """With all faces tested, each training face has itself among the nearest: left out and counted."""
+    """With all faces tested, each training face is its own nearest: left out and counted."""
     report = evaluated(run, shards, tmp_path, "protocol.name=all")
     training = usable(splits.load(str(run / "split.parquet"))["train"], shards)
     assert report["gallery"]["same_subject_excluded"] >= len(training)
@@ -183,4 +182,4 @@ def test_the_gallery_travels_with_the_bundle_into_scoring(run: Path, shards: Pat
 def test_a_run_that_is_finished_stays_so(run: Path, settings: Path) -> None:
     with pytest.raises(UserError, match="this run is finished"):
         train.main([str(settings), f"scale.runs={run.parent}"])
-    assert (run / plan.SPLIT).exists()
+    assert (run / "split.parquet").exists()

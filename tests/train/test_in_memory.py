@@ -1,4 +1,4 @@
-"""One fold from faces in memory: choosing, calibrating, predicting; remembered features of a frozen body. No Ray."""
+"""Training on faces in memory, without Ray: the best epoch, calibration, precomputed features."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(settings: Experiment, columns: Columns | None = None, chosen: Fold | Non
     return in_memory_train.run(settings, columns, chosen or fold(columns), CPU, LEVELS)
 
 
-# --- a fold ---------------------------------------------------------------------------------------------------------
+# --- a fold -------------------------------------------------------------------------------------
 
 
 def test_a_fold_gives_the_same_whatever_ran_before_it() -> None:
@@ -94,61 +94,61 @@ def test_a_fold_gives_the_same_whatever_ran_before_it() -> None:
 def test_it_learns_from_its_training_faces_alone() -> None:
     settings, columns = experiment(stage={"epochs": 2, "optimizer": {"lr": 1e-3}}), faces()
     chosen = fold(columns)
-    found = run(settings)
-    assert found.log[-1]["loss"] < found.log[0]["loss"]
+    result = run(settings)
+    assert result.log[-1]["loss"] < result.log[0]["loss"]
     spoilt = {**columns, "age": columns["age"].copy(), "canvas": columns["canvas"].copy()}
     spoilt["age"][chosen.test] = 7
     unknown = in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS)
-    assert np.array_equal(unknown.predicted, found.predicted)
+    assert np.array_equal(unknown.predicted, result.predicted)
     spoilt["age"][chosen.train] = 7
     assert not np.array_equal(
-        in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS).predicted, found.predicted
+        in_memory_train.run(settings, spoilt, chosen, CPU, LEVELS).predicted, result.predicted
     )
 
 
 def test_the_best_epoch_by_validation_is_the_one_that_predicts() -> None:
-    """A last stage throws the weights far off; the validation faces are tested again."""
+    """The last stage spoils the weights; the test faces are the validation faces."""
     stages = [
         {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.05}},
         {"epochs": 1, "optimizer": {"name": "sgd", "lr": 3.0}},
     ]
     settings, columns = experiment(train={"calibrate": False, "stages": stages, "clip": 5}), faces()
     chosen = fold(columns)
-    found = run(settings, chosen=Fold("again", chosen.train, chosen.val, chosen.val))
-    maes = [record["val_mae"] for record in found.log]
+    result = run(settings, chosen=Fold("again", chosen.train, chosen.val, chosen.val))
+    maes = [record["val_mae"] for record in result.log]
     assert maes[-1] != min(maes)
-    assert [record["best"] for record in found.log] == [
+    assert [record["best"] for record in result.log] == [
         mae == min(maes[: k + 1]) for k, mae in enumerate(maes)
     ]
-    assert metrics.mean_absolute_error(columns["age"][chosen.val], found.predicted) == pytest.approx(
+    assert metrics.mean_absolute_error(columns["age"][chosen.val], result.predicted) == pytest.approx(
         min(maes), abs=1e-3
     )
 
 
 def test_without_validation_faces_the_last_epoch_counts_uncalibrated() -> None:
     chosen = fold(faces(), val=0)
-    found = run(experiment(), chosen=chosen)
-    assert [record["best"] for record in found.log] == [True, True, True]
-    assert all(np.isnan(record["val_mae"]) for record in found.log)
-    assert found.calibration.faces == 0
-    assert (found.calibration.scale, found.calibration.shift, found.calibration.margin) == (1, 0, 0)
+    result = run(experiment(), chosen=chosen)
+    assert [record["best"] for record in result.log] == [True, True, True]
+    assert all(np.isnan(record["val_mae"]) for record in result.log)
+    assert result.calibration.faces == 0
+    assert (result.calibration.scale, result.calibration.shift, result.calibration.margin) == (1, 0, 0)
 
 
 def test_calibration_comes_from_the_validation_part() -> None:
     columns = faces(96, 16)
     settings, chosen = experiment(model={"ages": [-15, 120]}, stage={"epochs": 1}), fold(columns, val=6)
-    found, bare = (
+    result, bare = (
         run(settings, columns, chosen),
         run(settings.model_copy(update=without_calibration(settings)), columns, chosen),
     )
-    assert found.calibration.faces == len(chosen.val) >= 30
-    assert found.calibration.margin != 0
-    line = found.calibration.scale * bare.quantiles + found.calibration.shift
-    assert found.quantiles == pytest.approx(line, abs=1e-3)
-    expected = found.calibration.apply(bare.predicted, bare.quantiles[:, 0], bare.quantiles[:, -1])
+    assert result.calibration.faces == len(chosen.val) >= 30
+    assert result.calibration.margin != 0
+    line = result.calibration.scale * bare.quantiles + result.calibration.shift
+    assert result.quantiles == pytest.approx(line, abs=1e-3)
+    expected = result.calibration.apply(bare.predicted, bare.quantiles[:, 0], bare.quantiles[:, -1])
     for name, ages in zip(("predicted", "low", "high"), expected, strict=True):
-        assert getattr(found, name) == pytest.approx(ages, abs=1e-3), name
-    assert (np.diff(found.quantiles, axis=1) > 0).all()
+        assert getattr(result, name) == pytest.approx(ages, abs=1e-3), name
+    assert (np.diff(result.quantiles, axis=1) > 0).all()
 
 
 def without_calibration(settings: Experiment) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def test_stages_follow_one_another() -> None:
         {"name": "head", "epochs": 1, "optimizer": {"body_lr": 0}},
         {"name": "all", "epochs": 2, "optimizer": {"lr": 1e-3}},
     ]
-    found = run(experiment(train={"stages": stages}))
-    assert [(record["stage"], record["epoch"], record["epochs"]) for record in found.log] == [
+    result = run(experiment(train={"stages": stages}))
+    assert [(record["stage"], record["epoch"], record["epochs"]) for record in result.log] == [
         ("head", 1, 3),
         ("all", 2, 3),
         ("all", 3, 3),
     ]
-    assert [record["step"] for record in found.log] == [5, 10, 15]  # 40 training faces, 8 a step
+    assert [record["step"] for record in result.log] == [5, 10, 15]  # 40 training faces, 8 a step
 
 
 def test_a_loss_that_is_not_finite_stops_the_fold() -> None:
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_fold() -> None:
 
 
 def test_a_gallery_holds_the_training_faces() -> None:
-    """Nobody who is tested trains: among the nearest there is no face of the same person, left out or not."""
+    """No test person trains, so none of the nearest faces shows the same person."""
     gallery = {"neighbours": 5, "exclude_subject": False, "validation_faces": 20}
     model = {"name": "siamese", "backbone": "resnet18", "decode": {"gallery": gallery}}
     settings = experiment(
@@ -184,13 +184,13 @@ def test_a_gallery_holds_the_training_faces() -> None:
         stage={"epochs": 1},
         train={"calibrate": False},
     )
-    found, columns = run(settings), faces()
+    result, columns = run(settings), faces()
     chosen = fold(columns)
-    assert found.besides.keys() == {"female", "neighbours", "own"}
-    assert found.besides["neighbours"].tolist() == [5] * len(chosen.test)
-    assert found.besides["own"].tolist() == [0] * len(chosen.test)
+    assert result.besides.keys() == {"female", "neighbours", "own"}
+    assert result.besides["neighbours"].tolist() == [5] * len(chosen.test)
+    assert result.besides["own"].tolist() == [0] * len(chosen.test)
     ages = columns["age"][chosen.train]
-    assert ((found.predicted > ages.min()) & (found.predicted < ages.max())).all()
+    assert ((result.predicted > ages.min()) & (result.predicted < ages.max())).all()
     seen = run(settings, chosen=Fold("seen", chosen.train, chosen.val, chosen.train[:6]))
     assert (seen.besides["own"] >= 1).all()
 
@@ -200,18 +200,18 @@ def test_every_classifier_of_dhaa_says_an_age() -> None:
     model = {"name": "dhaa", "width": 0.125, "features": 16, "branches": ["global", "local"]}
     settings = experiment(model=model, align=Align(size=64), stage={"epochs": 1}, train={"calibrate": False})
     chosen = fold(columns, val=0)
-    found = run(settings, columns, chosen)
+    result = run(settings, columns, chosen)
     names = build(settings.model).classifier_names
-    assert found.besides["classifiers"].shape == (len(chosen.test), len(names))
-    assert found.besides["classifiers"][:, -1] == pytest.approx(found.predicted, abs=0.02)
+    assert result.besides["classifiers"].shape == (len(chosen.test), len(names))
+    assert result.besides["classifiers"][:, -1] == pytest.approx(result.predicted, abs=0.02)
 
 
-# --- a frozen body --------------------------------------------------------------------------------------------------
+# --- a frozen backbone -----------------------------------------------------------------------
 
 
-def remembered(settings: Experiment, columns: Columns) -> Columns:
-    body = frozen.detach_backbone(build(settings.model, seed=settings.train.seed))
-    features = frozen.features(body, columns, settings, CPU)
+def precomputed(settings: Experiment, columns: Columns) -> Columns:
+    backbone = frozen.detach_backbone(build(settings.model, seed=settings.train.seed))
+    features = frozen.features(backbone, columns, settings, CPU)
     assert features.shape == (len(columns["age"]), 2, 512)
     assert features.dtype == np.float32
     return {"features": features, **{name: columns[name] for name in ("age", "gender", "subject")}}
@@ -233,7 +233,7 @@ def remembered(settings: Experiment, columns: Columns) -> Columns:
     ],
     ids=["baseline", "siamese"],
 )
-def test_remembered_features_train_what_pixels_train(
+def test_precomputed_features_train_what_pixels_train(
     model: dict[str, Any], loss: dict[str, Any], flip: int
 ) -> None:
     train = {"augment": {**NOTHING, "flip": flip}, "ema": 0.5}
@@ -245,7 +245,7 @@ def test_remembered_features_train_what_pixels_train(
         align=Align(size=32),
     )
     assert frozen.applies(settings, build(settings.model))
-    slow, quick = run(settings), run(settings, remembered(settings, faces()), fold(faces()))
+    slow, quick = run(settings), run(settings, precomputed(settings, faces()), fold(faces()))
     assert [record["loss"] for record in quick.log] == pytest.approx(
         [record["loss"] for record in slow.log], rel=1e-3
     )
@@ -257,11 +257,11 @@ def test_remembered_features_train_what_pixels_train(
 
 
 def test_faces_are_mirrored_as_often_as_asked_for() -> None:
-    """Features that tell the two sides apart: what is learnt from each must lie between what either alone teaches."""
+    """Features of face and mirror image differ: the head taught by both lies between."""
     settings = experiment(
         stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": {**NOTHING, "flip": 0.5}}
     )
-    columns = remembered(settings, faces())
+    columns = precomputed(settings, faces())
     losses = []
     for flip in (0, 0.5, 1):
         train = settings.train.model_copy(
@@ -273,7 +273,7 @@ def test_faces_are_mirrored_as_often_as_asked_for() -> None:
     assert len(set(losses)) == 3
 
 
-def test_the_cluster_module_starts_from_remembered_features() -> None:
+def test_the_cluster_module_starts_from_precomputed_features() -> None:
     model = {
         "name": "cluster_cnn",
         "backbone": "resnet18",
@@ -284,15 +284,15 @@ def test_the_cluster_module_starts_from_remembered_features() -> None:
     settings = experiment(
         model=model, stage={"epochs": 1, "optimizer": {"body_lr": 0}}, train={"augment": NOTHING}
     )
-    found = run(settings, remembered(settings, faces()), fold(faces()))
-    assert np.isfinite(found.predicted).all()
+    result = run(settings, precomputed(settings, faces()), fold(faces()))
+    assert np.isfinite(result.predicted).all()
 
 
 def test_the_body_is_taken_out_whole() -> None:
     network = build(experiment().model, seed=0)
-    count = len(list(network.body().parameters()))
-    body = frozen.detach_backbone(network)
-    assert len(list(body.parameters())) == count > 0
+    count = len(list(network.get_backbone().parameters()))
+    backbone = frozen.detach_backbone(network)
+    assert len(list(backbone.parameters())) == count > 0
     assert [name for name, _ in network.named_parameters()] == ["head.weight", "head.bias"]
     features = torch.randn(3, 512)
     assert torch.equal(network({"face": features})["embedding"], features)
@@ -311,8 +311,8 @@ def test_the_body_is_taken_out_whole() -> None:
         ({"model": {"name": "dhaa", "width": 0.125}}, False),
     ],
 )
-def test_when_features_may_be_remembered(changes: dict[str, Any], expected: bool) -> None:
-    """The body stays in every stage, and no face is changed but by mirroring; `augment` left out means its defaults."""
+def test_when_features_may_be_precomputed(changes: dict[str, Any], expected: bool) -> None:
+    """`body_lr` is 0 in every stage, only mirroring is on; a missing `augment` is the default."""
     parts = {
         "stage": {"optimizer": {"body_lr": 0}},
         "train": {"augment": {**NOTHING, "flip": 0.5}},

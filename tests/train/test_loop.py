@@ -1,4 +1,4 @@
-"""The plain training loop: golden curves, resuming, freezing, the moving average, and that it learns. No Ray."""
+"""The training loop without Ray: means of an epoch, resuming, freezing, the moving average."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ageray import metrics
+from ageray.errors import UserError
 from ageray.experiment import Align, Augment, Experiment
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.canvases import face_canvases, to_tensors
@@ -51,12 +52,19 @@ def batches(columns: Columns, size: int) -> list[Columns]:
 
 
 def experiment(**parts: Any) -> Experiment:
-    """A small experiment: the baseline at 32 pixels, float32, the normalised neighborhood term, SGD; parts given win."""
+    """A small experiment: the baseline at 32 pixels, float32, the normalised neighborhood term,
+    SGD; parts given win.
+    """
     stage = {"optimizer": {"name": "sgd", "lr": 0.01}, **parts.pop("stage", {})}
     train = {"precision": "float32", "stages": [stage], **parts.pop("train", {})}
     loss = parts.pop("loss", {"neighborhood": {"normalize": True}})
     model = {"name": "baseline", **parts.pop("model", {})}
     return Experiment.model_validate({"align": SMALL, "train": train, "loss": loss, "model": model, **parts})
+
+
+def validated(true: float, predicted: np.ndarray[Any, Any]) -> Validated:
+    """One face of the first set."""
+    return Validated(np.array([true], np.float32), predicted, np.zeros(1, np.int64))
 
 
 def started(settings: Experiment, steps: int) -> State:
@@ -65,7 +73,7 @@ def started(settings: Experiment, steps: int) -> State:
     return state
 
 
-# --- what an epoch reports ------------------------------------------------------------------------------------------
+# --- what an epoch reports ----------------------------------------------------------------------
 
 
 def test_an_epoch_reports_means_over_its_steps() -> None:
@@ -125,8 +133,8 @@ def test_bf16_trains_close_to_float32() -> None:
 
 
 def test_pieces_of_a_batch_are_the_whole_batch() -> None:
-    """Where no batch statistics are: the same weights after three steps."""
-    cut, found = batches(faces(24, SMALL), 8), []
+    """Without batch statistics the weights after three steps are the same."""
+    cut, outcomes = batches(faces(24, SMALL), 8), []
     for pieces in (1, 2, 4):
         settings = experiment(
             model={"name": "cluster_cnn", "head": "plain", "depth": "half", "dropout": 0},
@@ -134,17 +142,17 @@ def test_pieces_of_a_batch_are_the_whole_batch() -> None:
         )
         state = started(settings, 3)
         result = train_one_epoch(state, cut)
-        found.append(
+        outcomes.append(
             (result.loss, state.step, torch.cat([weight.flatten() for weight in state.network.parameters()]))
         )
     before = torch.cat([weight.flatten() for weight in started(settings, 3).network.parameters()])
-    moved = (found[0][2] - before).norm()
+    moved = (outcomes[0][2] - before).norm()
     assert moved > 0
-    for loss, steps, weights in found[1:]:
-        assert loss == pytest.approx(found[0][0], rel=1e-5)
+    for loss, steps, weights in outcomes[1:]:
+        assert loss == pytest.approx(outcomes[0][0], rel=1e-5)
         assert steps == 3
-        # of single weights with hardly any gradient the optimiser may turn the last bits into a step
-        assert (weights - found[0][2]).norm() < 1e-3 * moved
+        # for a weight with hardly any gradient the optimiser may turn the last bits into a step
+        assert (weights - outcomes[0][2]).norm() < 1e-3 * moved
 
 
 def test_fp16_scales_its_loss_and_trains_close_to_float32() -> None:
@@ -163,19 +171,57 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
     errors = iter([5.0, 6.0, 7.0, 8.0, 4.0, 4.5, 4.1, 3.0])
     for stage in epochs.remaining(state, [1, 1]):
         seen.append(stage.name)
-        said = np.array([next(errors)], np.float32)
-        validated = Validated(np.zeros(1, np.float32), said, np.zeros(1, np.int64))
-        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated, 1.0, waited=0.25)
+        predicted = np.array([next(errors)], np.float32)
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated(0, predicted), 1.0, waited=0.25)
     assert seen == ["first"] * 3 + ["last"] * 4
     assert [record["best"] for record in state.log] == [True, False, False, False, True, False, False]
     assert state.log[0]["stall"] == 0.25
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_last_stage_that_never_improves_trains_as_many_epochs_as_patience_says(patience: int) -> None:
+    stages = [{"name": "first", "epochs": 1}, {"name": "last", "epochs": 9}]
+    state = new_state(experiment(train={"stages": stages, "patience": patience}), CPU)
+    for _ in epochs.remaining(state, [1, 1]):
+        error = np.array([5.0 + state.epoch], np.float32)
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated(0, error), 1.0)
+    assert state.epoch == 1 + patience
+
+
+def test_a_teacher_stays_as_the_network_started_and_is_followed() -> None:
+    cut = batches(faces(8, SMALL), 8)
+    ends = []
+    for weight in (1e-6, 4.0):
+        loss = {"neighborhood": {"normalize": True}, "distillation": {"weight": weight}}
+        state = started(experiment(loss=loss, train={"teacher": "start", "augment": NOTHING}), 8)
+        assert state.teacher is not None
+        before = copy.deepcopy(state.teacher.state_dict())
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.network.state_dict().items())
+        for _ in range(8):
+            result = train_one_epoch(state, cut)
+        assert result.terms.keys() == {"neighborhood", "distillation"}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in state.teacher.state_dict().items())
+        ends.append(result.terms["distillation"])
+    assert ends[1] < ends[0] - 0.01
+
+
+def test_a_teacher_and_its_loss_need_each_other() -> None:
+    with pytest.raises(UserError, match=r"loss\.distillation: has no teacher; set train\.teacher"):
+        new_state(experiment(loss={"distillation": {}}), CPU)
+    with pytest.raises(UserError, match=r"train\.teacher=start: no loss listens to it"):
+        new_state(experiment(train={"teacher": "start"}), CPU)
+    loss = {"neighborhood": {}, "distillation": {}}
+    with pytest.raises(UserError, match=r"has model\.ages=\[-15, 120\], this model \[0, 90\]"):
+        new_state(experiment(loss=loss, train={"teacher": "zoo:default@1"}, model={"ages": [0, 90]}), CPU)
 
 
 def test_an_epoch_can_be_chosen_by_decades_and_sets() -> None:
     true = np.array([5, 25, 25, 25, 85, 95, 35], np.float32)
     error = np.array([1, 3, 3, 3, 9, 5, 10], np.float32)
     of_set = np.array([0, 0, 0, 0, 0, 0, 1])
-    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(((1 + 3 + 7) / 3 + 10) / 2)
+    assert epochs.by_decades(Validated(true, true + error, of_set)) == pytest.approx(
+        ((1 + 3 + 7) / 3 + 10) / 2
+    )
     state = new_state(experiment(train={"select": "decades", "stages": [{"epochs": 2}]}), CPU)
     records = []
     # the second epoch has the smaller MAE, but is worse on the only child
@@ -199,12 +245,12 @@ def test_a_compiled_network_trains_like_the_other() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-# --- what moves and what stays --------------------------------------------------------------------------------------
+# --- what moves and what stays ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["cluster_cnn", "baseline"])
-def test_a_frozen_body_stays(name: str) -> None:
-    """Weights and batch statistics alike."""
+def test_a_frozen_backbone_stays(name: str) -> None:
+    """Its weights and its batch statistics."""
     state = started(experiment(model={"name": name}, stage={"optimizer": {"lr": 0.1, "body_lr": 0}}), 3)
     before = copy.deepcopy(state.network.state_dict())
     train_one_epoch(state, batches(faces(12, SMALL), 4))
@@ -215,20 +261,20 @@ def test_a_frozen_body_stays(name: str) -> None:
     assert not [key for key in changed if key.startswith("backbone.")]
 
 
-def test_the_moving_average_follows_its_recurrence_and_is_what_is_judged() -> None:
+def test_the_moving_average_follows_its_recurrence_and_is_what_is_validated() -> None:
     state = started(experiment(train={"ema": 0.2}, stage={"optimizer": {"name": "sgd", "lr": 0.5}}), 4)
-    assert state.average is not None
+    assert state.ema_network is not None
     expected = state.network.head.weight.detach().clone()
     for step, batch in enumerate(batches(faces(16, SMALL), 4), 1):
         train_one_epoch(state, [batch])
         decay = min(0.2, (1 + step) / (10 + step))  # 2/11, then 0.2
         expected = decay * expected + (1 - decay) * state.network.head.weight.detach()
-        torch.testing.assert_close(state.average.head.weight, expected)
-    assert not torch.equal(state.average.head.weight, state.network.head.weight)
-    assert state.judged is state.average
-    buffers = zip(state.average.buffers(), state.network.buffers(), strict=True)
-    assert all(torch.equal(kept, current) for kept, current in buffers)
-    assert new_state(experiment(), CPU).judged is not None
+        torch.testing.assert_close(state.ema_network.head.weight, expected)
+    assert not torch.equal(state.ema_network.head.weight, state.network.head.weight)
+    assert state.eval_network is state.ema_network
+    buffers = zip(state.ema_network.buffers(), state.network.buffers(), strict=True)
+    assert all(torch.equal(average, current) for average, current in buffers)
+    assert new_state(experiment(), CPU).eval_network is not None
 
 
 def test_clipping_limits_the_length_of_a_step() -> None:
@@ -245,7 +291,7 @@ def test_clipping_limits_the_length_of_a_step() -> None:
     assert lengths[0] > 0.05
 
 
-# --- losses that are not finite -------------------------------------------------------------------------------------
+# --- losses that are not finite -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("spoilt", [1, 3])
@@ -259,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_term_and_step(spoilt: int)
 
 
 def test_predictions_that_are_not_finite_stop_the_run_before_they_are_taken_for_the_best() -> None:
-    """The last step of an epoch can throw the weights out with no loss after it to tell."""
+    """No loss follows the last step of an epoch, so validation must notice broken weights."""
     optimizer = {"name": "sgd", "lr": 1e30}
     state = started(
         experiment(stage={"optimizer": optimizer, "schedule": {"name": "constant", "warmup": 0}}), 1
@@ -280,24 +326,26 @@ def test_the_step_is_counted_over_the_whole_run_and_noticed_within_twenty() -> N
     assert done[-1] < 20
 
 
-# --- resuming -------------------------------------------------------------------------------------------------------
+# --- resuming -----------------------------------------------------------------------------------
 
 
-def differences(one: Any, other: Any, path: str = "") -> list[str]:
+def differences(first: Any, second: Any, path: str = "") -> list[str]:
     """Where two nested states differ, in any bit."""
-    if isinstance(one, torch.Tensor):
-        return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), path
-        return [found for key in one for found in differences(one[key], other[key], f"{path}.{key}")]
-    if isinstance(one, list | tuple):
-        assert len(one) == len(other), path
-        return [
-            found
-            for k, pair in enumerate(zip(one, other, strict=True))
-            for found in differences(*pair, f"{path}.{k}")
-        ]
-    return [] if one == other else [path]
+    if isinstance(first, torch.Tensor):
+        return [] if first.dtype == second.dtype and torch.equal(first, second) else [path]
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        paths = []
+        for key in first:
+            paths += differences(first[key], second[key], f"{path}.{key}")
+        return paths
+    if isinstance(first, list | tuple):
+        assert len(first) == len(second), path
+        paths = []
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            paths += differences(*pair, f"{path}.{index}")
+        return paths
+    return [] if first == second else [path]
 
 
 @pytest.mark.parametrize(
@@ -340,32 +388,43 @@ def test_a_run_resumed_within_an_epoch_equals_the_uninterrupted_one_in_every_bit
     settings = experiment(
         train={"augment": EVERYTHING, "ema": 0.9, "precision": "fp16"}, model={"dropout": 0.3}
     )
-    cut, kept = batches(faces(20, SMALL), 4), list[bytes]()
+    cut, checkpoints = batches(faces(20, SMALL), 4), list[bytes]()
     whole, seen = started(settings, 10), list[tuple[int, int]]()
 
     def keep() -> None:
         file = io.BytesIO()
         torch.save(whole.state_dict(), file)
-        kept.append(file.getvalue())
+        checkpoints.append(file.getvalue())
 
-    result = train_one_epoch(whole, cut, keep=keep, keep_every=2)
-    assert len(kept) == 2
-    assert vars(whole.partial) == {"steps": 0, "images": 0, "seconds": 0.0, "sums": {}}
+    result = train_one_epoch(whole, cut, save_checkpoint=keep, checkpoint_steps=2)
+    assert len(checkpoints) == 2
+    assert vars(whole.epoch_progress) == {"steps": 0, "images": 0, "seconds": 0.0, "sums": {}}
     torch.manual_seed(99)
     resumed = new_state(settings, CPU)
-    resumed.load_state_dict(torch.load(io.BytesIO(kept[0]), weights_only=True), 10)
-    assert (resumed.step, resumed.partial.steps, resumed.partial.images) == (2, 2, 8)
+    resumed.load_state_dict(torch.load(io.BytesIO(checkpoints[0]), weights_only=True), 10)
+    assert (resumed.step, resumed.epoch_progress.steps, resumed.epoch_progress.images) == (2, 2, 8)
     again = train_one_epoch(
         resumed,
-        cut[resumed.partial.steps :],
+        cut[resumed.epoch_progress.steps :],
         lambda step, images: seen.append((step, images)),
         lambda: None,
         2,
     )
     assert seen == [(3, 12), (4, 16), (5, 20)]
     assert (again.loss, again.terms, again.images) == (result.loss, result.terms, result.images)
-    assert again.seconds > resumed.partial.seconds
+    assert again.seconds > resumed.epoch_progress.seconds
     assert differences(whole.state_dict(), resumed.state_dict()) == []
+
+
+def test_the_keys_of_a_checkpoint_are_those_of_files_on_disk() -> None:
+    """Older run folders have these keys, and must resume."""
+    saved = started(experiment(train={"ema": 0.5}), 1).state_dict()
+    assert set(saved) == {
+        *("network", "average", "optimizer", "schedule", "generator", "scaler"),
+        *("torch", "cuda", "progress", "partial", "log"),
+    }
+    assert set(saved["progress"]) == {"stage", "epoch", "step", "best"}
+    assert set(saved["partial"]) == {"steps", "images", "seconds", "sums"}
 
 
 def test_the_seed_fixes_the_whole_run() -> None:
@@ -378,20 +437,20 @@ def test_the_seed_fixes_the_whole_run() -> None:
     assert differences(states[0].state_dict()["network"], states[2].state_dict()["network"])
 
 
-# --- learning -------------------------------------------------------------------------------------------------------
+# --- learning -----------------------------------------------------------------------------------
 
 
 def test_it_learns_ages_of_people_it_has_not_seen() -> None:
-    """A few minutes' worth of drawn faces: the error on other people is far below that of always saying the median."""
+    """On other people the error is far below that of always predicting the median."""
     align, passes, size = Align(size=64), 6, 20
     stage = {"epochs": passes, "optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": {"warmup": 0.1}}
     settings = experiment(align=align, model={"ages": [-15, 120]}, train={"stages": [stage], "ema": 0.9})
-    known, strangers = faces(400, align), faces(100, align, seed=1)
+    people, strangers = faces(400, align), faces(100, align, seed=1)
     rng = np.random.default_rng(0)
     state = started(settings, passes * (400 // size))
     for _ in range(passes):
         order = rng.permutation(400)
-        train_one_epoch(state, batches({name: values[order] for name, values in known.items()}, size))
+        train_one_epoch(state, batches({name: values[order] for name, values in people.items()}, size))
     true, predicted, _ = validate(state, batches(strangers, 50))
     constant = metrics.mean_absolute_error(true, np.full_like(true, np.median(true)))
     assert metrics.mean_absolute_error(true, predicted) < 0.5 * constant

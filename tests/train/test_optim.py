@@ -21,15 +21,15 @@ MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn", head="plain")]
 
 def settings_of(optimizer: Optimizer) -> dict[int, tuple[float, float]]:
     """Learning rate and weight decay of each parameter, by identity."""
-    found = {}
+    settings = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            assert id(parameter) not in found
-            found[id(parameter)] = (group["lr"], group["weight_decay"])
-    return found
+            assert id(parameter) not in settings
+            settings[id(parameter)] = (group["lr"], group["weight_decay"])
+    return settings
 
 
-# --- groups ---------------------------------------------------------------------------------------------------------
+# --- groups -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -37,19 +37,20 @@ def settings_of(optimizer: Optimizer) -> dict[int, tuple[float, float]]:
 def test_every_parameter_has_its_rate_and_its_decay(model: Model, name: str) -> None:
     network = build(model)
     config = Config.model_validate({"name": name, "lr": 0.3, "body_lr": 0.02, "weight_decay": 0.01})
-    found = settings_of(make_optimizer(network, network.head_parameters(), config))
+    settings = settings_of(make_optimizer(network, network.head_parameters(), config))
     for label, parameter in network.named_parameters():
         lr = 0.3 if label.startswith("head.") else 0.02
-        assert found[id(parameter)] == (lr, 0.0 if label.endswith("bias") or parameter.ndim == 1 else 0.01), (
-            label
-        )
+        assert settings[id(parameter)] == (
+            lr,
+            0.0 if label.endswith("bias") or parameter.ndim == 1 else 0.01,
+        ), label
 
 
 def test_without_a_rate_of_its_own_the_body_takes_the_heads() -> None:
     network = build(Baseline())
-    found = settings_of(make_optimizer(network, network.head_parameters(), Config(lr=0.3)))
-    assert {lr for lr, _ in found.values()} == {0.3}
-    assert len(found) == len(list(network.parameters()))
+    settings = settings_of(make_optimizer(network, network.head_parameters(), Config(lr=0.3)))
+    assert {lr for lr, _ in settings.values()} == {0.3}
+    assert len(settings) == len(list(network.parameters()))
 
 
 def test_a_body_rate_of_zero_freezes_and_a_later_stage_thaws() -> None:
@@ -63,7 +64,7 @@ def test_a_body_rate_of_zero_freezes_and_a_later_stage_thaws() -> None:
     assert all(parameter.requires_grad for parameter in network.parameters())
 
 
-# --- arithmetic -----------------------------------------------------------------------------------------------------
+# --- arithmetic ---------------------------------------------------------------------------------
 
 
 class Tiny(nn.Module):
@@ -105,10 +106,12 @@ def test_adam_and_adamw_by_hand(name: str, kind: type[Optimizer]) -> None:
     config = Config.model_validate({"name": name, "lr": rate, "momentum": beta, "weight_decay": decay})
     optimizer = make_optimizer(network, [], config)
     assert type(optimizer) is kind
-    for step, given in enumerate(GRADIENTS, 1):
-        network.step(optimizer, given)
-        gradient = given + decay * expected if name == "adam" else given  # adamw's decay is decoupled
-        expected = expected * (1 - rate * decay) if name == "adamw" else expected
+    for step, gradient in enumerate(GRADIENTS, 1):
+        network.step(optimizer, gradient)
+        if name == "adam":
+            gradient = gradient + decay * expected
+        else:  # adamw's decay is decoupled
+            expected = expected * (1 - rate * decay)
         first, second = beta * first + (1 - beta) * gradient, 0.999 * second + 0.001 * gradient**2
         expected = expected - rate * (first / (1 - beta**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
         torch.testing.assert_close(network.weight.detach(), expected)
@@ -122,7 +125,7 @@ def test_sgd_without_momentum_is_plain() -> None:
     torch.testing.assert_close(network.weight.detach(), torch.tensor([[0.75, -2.5]]))
 
 
-# --- schedule -------------------------------------------------------------------------------------------------------
+# --- schedule -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

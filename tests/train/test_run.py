@@ -1,9 +1,10 @@
-"""Training end to end on a real Ray: what a run leaves behind, going on after a crash, and mistakes."""
+"""Training end to end on a real Ray: the files of a run, restarts after a crash, and mistakes."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -42,7 +43,7 @@ Record = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """192 drawn faces of 64 people in two shards, and twelve rows without a picture."""
+    """192 drawn faces of 64 people in two shards, and twelve rows without an image."""
     folder = tmp_path_factory.mktemp("shards") / "drawn"
     first, _ = faces.write_faces_table(folder, 192, subjects=64, size=80, shards=2)
     table = pq.read_table(first)
@@ -96,7 +97,7 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Run:
-    """A finished run: its settings, plan and folder, and what it showed on the way."""
+    """A finished run: its settings, plan and folder, and the records that it showed."""
 
     def __init__(
         self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None
@@ -141,7 +142,7 @@ def labelled(shards: Path) -> list[Record]:
     ]
 
 
-# --- what a run leaves behind ---------------------------------------------------------------------------------------
+# --- what a run leaves behind -------------------------------------------------------------------
 
 
 def test_a_worker_keeps_the_memory_that_it_frees(run: Run) -> None:
@@ -207,9 +208,9 @@ def test_the_log_has_a_record_an_epoch(run: Run) -> None:
     assert broken > 2
     steps = 0
     for record, expected in zip(log, [run.plan.steps[0], run.plan.steps[1], run.plan.steps[1]], strict=True):
-        taken, steps = record["step"] - steps, record["step"]
-        assert taken == expected
-        assert record["images"] == 16 * taken  # a broken row's place is taken by another face
+        done, steps = record["step"] - steps, record["step"]
+        assert done == expected
+        assert record["images"] == 16 * done  # a broken row's place is done by another face
         assert 0 <= record["stall"] < 1
         assert record["skipped"] == (0 if record["stage"] == "warm" else pytest.approx(broken, abs=16))
         assert (record["kind"], record["loss"]) == ("epoch", record["loss.neighborhood"])
@@ -218,10 +219,8 @@ def test_the_log_has_a_record_an_epoch(run: Run) -> None:
         assert abs(record["val_bias"]) <= record["val_mae"]
         assert record["images_s"] > 0
         assert record["seconds"] > 0
-    found = [record["val_mae"] for record in log]
-    assert [record["best"] for record in log] == [
-        value == min(found[: k + 1]) for k, value in enumerate(found)
-    ]
+    maes = [record["val_mae"] for record in log]
+    assert [record["best"] for record in log] == [value == min(maes[: k + 1]) for k, value in enumerate(maes)]
 
 
 def test_progress_is_shown_while_it_trains(run: Run) -> None:
@@ -250,9 +249,9 @@ def test_the_bundle_is_the_best_epoch_stored_small(run: Run) -> None:
 
 
 def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
-    """True ages and what the bundle says of every readable face of a part."""
+    """True ages and the bundle's predictions of every readable face of a part."""
     predictor = Predictor(bundle.load(str(run.folder)), "cpu", threads=1)
-    true, said = [], []
+    true, predictions = [], []
     for file in sorted(shards.glob("*.parquet")):
         table = pq.read_table(
             file, columns=["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
@@ -262,8 +261,10 @@ def predicted(run: Run, shards: Path, part: str) -> tuple[Any, Any]:
         )
         fine = rows["error"] == ""
         true.append(rows["age"][fine])
-        said.append(predictor.predict(rows["canvas"][fine], rows["points"][fine], rows["box"][fine]))
-    columns = [np.concatenate([getattr(ages, name) for ages in said]) for name in ("age", "low", "high")]
+        predictions.append(predictor.predict(rows["canvas"][fine], rows["points"][fine], rows["box"][fine]))
+    columns = [
+        np.concatenate([getattr(ages, name) for ages in predictions]) for name in ("age", "low", "high")
+    ]
     return np.concatenate(true), columns
 
 
@@ -295,7 +296,7 @@ def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
     assert card["validation"]["constant"] == expected["constant"]
 
 
-# --- again ----------------------------------------------------------------------------------------------------------
+# --- again --------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_refused(run: Run, settings: Path) -> None:
@@ -313,23 +314,23 @@ def test_fresh_repeats_a_finished_run(
     (folder / "stray").write_text("of an earlier run")
     job.main([*words, "--fresh"])
     assert not (folder / "stray").exists()
-    said = capsys.readouterr().out
-    assert said.startswith(f"run {folder}\nfaces {run.plan.parts['train']} train, ")
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"run {folder}\nfaces {run.plan.parts['train']} train, ")
     card = json.loads((folder / "bundle" / "card.json").read_text())
-    assert f"validation: MAE {card['validation']['mae']:.3f}" in said
-    assert said.endswith(f"model: {folder}\n")
-    assert said.count("3/3") == 1
+    assert f"validation: MAE {card['validation']['mae']:.3f}" in printed
+    assert printed.endswith(f"model: {folder}\n")
+    assert printed.count("3/3") == 1
     # the same settings and seed: the same weights, in every bit
     assert card["sha256"] == json.loads((run.folder / "bundle" / "card.json").read_text())["sha256"]
 
 
 def descendants(pid: int) -> list[int]:
     """A process's children and theirs."""
-    found: list[int] = []
+    processes: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
-            found += [child, *descendants(child)]
-    return found
+            processes += [child, *descendants(child)]
+    return processes
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -362,7 +363,9 @@ def trainers(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_two_workers_one_of_them_killed_end_as_one_worker(run: Run, settings: Path, tmp_path: Path) -> None:
-    """SIGKILL in the middle of an epoch: the run goes on by itself from its checkpoint and its figures are those of one worker."""
+    """SIGKILL in the middle of an epoch: the run goes on by itself from its checkpoint and its
+    figures are those of one worker.
+    """
     killed: list[int] = []
 
     def kill(folder: Path) -> None:
@@ -388,7 +391,9 @@ def test_two_workers_one_of_them_killed_end_as_one_worker(run: Run, settings: Pa
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_as_many_workers_as_there_is_room_for(run: Run, settings: Path, tmp_path: Path) -> None:
-    """An elastic number of workers takes two here; the batch stays what it is, and so do the figures. With a trace of ten steps."""
+    """An elastic number of workers takes two here; the batch stays what it is, and so do the
+    figures. With a trace of ten steps.
+    """
     most = 0
 
     def count(folder: Path) -> None:
@@ -421,11 +426,13 @@ def test_faces_aligned_by_actors_train_the_same_network(run: Run, settings: Path
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     victim: str, run: Run, settings: Path, tmp_path: Path
 ) -> None:
-    """Killed in the middle of an epoch, whoever is killed: every weight and figure is that of a run that was left alone."""
+    """Killed in the middle of an epoch, whoever is killed: every weight and figure is that of a run
+    that was left alone.
+    """
     command = [sys.executable, "-m", "jobs.train", str(settings), f"scale.runs={tmp_path}"]
     folder = tmp_path / run.folder.name
-    with (tmp_path / "said").open("w") as said:
-        first = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    with (tmp_path / "said").open("w") as output:
+        first = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         checkpoints(
             folder, 4, lambda: first.poll() is not None
@@ -460,7 +467,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
 def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
     settings: Path, tmp_path: Path, ray_local: None
 ) -> None:
-    """The disk is as good as full: nothing can be written where the checkpoint's draft would stand."""
+    """Nothing can be written where the checkpoint's draft would stand, as on a full disk."""
 
     def spoil(folder: Path) -> None:
         checkpoints(folder, 2, lambda: (folder / "bundle").exists())
@@ -476,7 +483,7 @@ def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
     assert last_state(tmp_path / "away")["progress"]["step"] >= 3
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -----------------------------------------------------------------------------------
 
 
 def mistake(settings: Path, runs: Path, *words: str) -> str:
@@ -491,7 +498,8 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
     [
         (
             ["data.shards=null"],
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface",
+            "data.shards is not set; name the folder that jobs.prepare wrote, "
+            "e.g. data.shards=shards/utkface",
         ),
         (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
         (
@@ -509,7 +517,8 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (
             ["scale.workers=3"],
-            "train.batch_size=16: cannot be cut into equal parts for 3 workers; choose a multiple of 3, or other scale.workers",
+            "train.batch_size=16: cannot be cut into equal parts for 3 workers; "
+            "choose a multiple of 3, or other scale.workers",
         ),
         (["scale.workers=[4, 2]"], "scale.workers=[4, 2]: give the least number first"),
         (
@@ -525,8 +534,8 @@ def test_mistakes_that_are_found_before_anything_is_written(
 ) -> None:
     (settings.parent / "empty").mkdir(exist_ok=True)
     place = str(settings.parent)
-    said = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
-    assert message.replace("PLACE", place) in said
+    report = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
+    assert message.replace("PLACE", place) in report
     assert not (tmp_path / "runs").exists()
 
 
@@ -557,7 +566,7 @@ def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: No
     ):
         with pytest.raises(
             UserError,
-            match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside one CPU that",
+            match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside",
         ):
             train_run._scaling(config.load([str(settings)], words))
     assert not [thread.name for thread in threading.enumerate() if "(_listen)" in thread.name]
@@ -565,7 +574,9 @@ def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: No
 
 @pytest.mark.slow
 def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local: None) -> None:
-    """A learning rate that throws the weights out stops the run with term and step; it is no mistake of a setting's form."""
+    """A learning rate that throws the weights out stops the run with term and step; it is no
+    mistake of a setting's form.
+    """
     words = [str(settings), f"scale.runs={tmp_path}", "train.stages=[{optimizer: {name: sgd, lr: 1e30}}]"]
     with pytest.raises(Exception, match=r"step \d+: loss term loss, neighborhood is not finite") as caught:
         job.main(words)
@@ -574,7 +585,9 @@ def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local:
 
 
 def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_local: None) -> None:
-    """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained weights."""
+    """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained
+    weights.
+    """
     faces.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
     with pytest.raises(Exception, match="landmarks") as caught:
         job.main(
@@ -585,9 +598,9 @@ def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_loc
                 "train.stages=[{epochs: 1}]",
             ]
         )
-    found = cli.mistake_behind(caught.value)
-    assert found is not None
-    assert str(found).startswith(f"data.shards={tmp_path / 'bare'}: ")
+    error = cli.mistake_behind(caught.value)
+    assert error is not None
+    assert str(error).startswith(f"data.shards={tmp_path / 'bare'}: ")
     assert not list(tmp_path.glob("*/bundle"))
 
 
@@ -603,7 +616,100 @@ def test_the_log_of_a_run_without_validation_faces_is_json() -> None:
 
 def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:
     experiment = config.load([str(settings)], ["model.ages=[10, 50]", f"scale.runs={tmp_path}"])
-    made = plan.make(experiment)
+    run = plan.make(experiment)
     ages = {row["key"]: row["age"] for row in labelled(shards)}
-    training = [ages[key] for key in splits.load(str(Path(made.folder) / "split.parquet"))["train"]]
-    assert made.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0
+    training = [ages[key] for key in splits.load(str(Path(run.folder) / "split.parquet"))["train"]]
+    assert run.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0
+
+
+# --- several sets ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_sets(settings: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small experiment on the drawn faces and 64 others, which come twice and whose labels are uncertain."""
+    folder = tmp_path_factory.mktemp("two-sets")
+    faces.write_faces_table(folder / "more", 64, seed=3, size=80)
+    content = yaml.safe_load(settings.read_text())
+    content.pop("protocol")
+    content["train"]["stages"] = [{"name": "main", "epochs": 1, "optimizer": {"lr": 1e-3}}]
+    content["train"] |= {"select": "decades", "balance": "resample", "balance_power": 0.25}
+    content["loss"] = {"dldl_v2": {"label_std": True}}
+    content["data"] = {
+        "name": "both",
+        "sets": [
+            {"name": "drawn", "shards": str(shards), "protocol": {"val": 0.2, "test": 0.2}},
+            {
+                "name": "more",
+                "shards": str(folder / "more"),
+                "weight": 2,
+                "age_std": 2,
+                "protocol": {"name": "random", "val": 0.25, "test": 0},
+            },
+        ],
+    }
+    file = folder / "two.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_a_plan_of_several_sets(two_sets: Path, tmp_path: Path, shards: Path) -> None:
+    experiment = config.load([str(two_sets)], [f"scale.runs={tmp_path}"])
+    made = plan.make(experiment)
+    train, val = made.faces["train"], made.faces["val"]
+    assert len(train) - train.starts[1] == 48
+    assert len(val) - val.starts[1] == 16
+    assert train.age_std is not None
+    assert set(train.age_std[: train.starts[1]]) == {0.0}
+    assert set(train.age_std[train.starts[1] :]) == {2.0}
+    assert made.steps == [(train.starts[1] + 2 * 48) // 16]
+    alone = plan.make(
+        config.load(
+            [str(two_sets)],
+            [
+                f"scale.runs={tmp_path}",
+                "data.sets=[]",
+                f"data.shards={shards}",
+                "protocol.val=0.2",
+                "protocol.test=0.2",
+            ],
+        )
+    )
+    # a set's split is the one that it has alone
+    assert np.array_equal(alone.faces["train"].mark, train.mark[: train.starts[1]])
+    assert [each["name"] for each in made.facts["sets"]] == ["drawn", "more"]
+
+
+def test_a_run_on_several_sets(two_sets: Path, ray_local: None, tmp_path: Path) -> None:
+    run = Run(two_sets, tmp_path)
+    (record,) = run.log
+    assert record["images"] == run.plan.steps[0] * 16
+    assert record["best"]
+    assert 0 < record["val_decades"] < 60
+    card = json.loads((run.folder / "bundle" / "card.json").read_text())
+    assert card["validation"]["images"] == sum(run.plan.faces["val"].starts[1:]) + 16 - len(
+        [key for key in splits.load(str(run.folder / "split.parquet"))["val"] if key.startswith("broken")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.sets.1.name=drawn"], "the name 'drawn' is there twice"),
+        (["data.shards=elsewhere"], "shards=elsewhere and sets exclude each other"),
+        (["align.placement=actors"], "works with data.shards, not with data.sets"),
+        (
+            ["data.sets.1.protocol.name=all"],
+            "data.sets, 'more': protocol.name=all: leaves no face to train on",
+        ),
+    ],
+)
+def test_mistakes_with_several_sets(two_sets: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan.make(config.load([str(two_sets)], [f"scale.runs={tmp_path}", *words]))
+
+
+def test_a_key_of_two_sets_is_refused(two_sets: Path, tmp_path: Path, shards: Path) -> None:
+    words = [f"scale.runs={tmp_path}", f"data.sets.1.shards={shards}"]
+    with pytest.raises(UserError, match=r"data\.sets: key 'drawn-0-\d+' is in 'drawn' and in 'more'"):
+        plan.make(config.load([str(two_sets)], words))

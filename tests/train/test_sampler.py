@@ -1,4 +1,4 @@
-"""The order of an epoch, batches put together out of a stream, reading ahead, checkpoints and learning curves. No Ray."""
+"""The sampler, batches out of a stream, prefetching, checkpoints and learning curves. No Ray."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from ageray.train.sampler import Columns, OrderedBatches
 CPU = torch.device("cpu")
 
 
-def listed(ages: list[float]) -> RowIndex:
+def row_index(ages: list[float]) -> RowIndex:
     return RowIndex.of([f"face-{number}" for number in range(len(ages))], ages)
 
 
-# --- the order ------------------------------------------------------------------------------------------------------
+# --- the order ----------------------------------------------------------------------------------
 
 
 def test_an_epoch_shows_every_face_once_near_its_place() -> None:
-    faces = listed([30.0] * 1000)
+    faces = row_index([30.0] * 1000)
     first, again, other = (sampler.shuffled(faces, 50, (7, epoch)) for epoch in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
@@ -42,7 +42,7 @@ def test_an_epoch_shows_every_face_once_near_its_place() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_workers_share_every_batch_and_lose_no_face(world: int) -> None:
-    rows = sampler.shuffled(listed([1.0] * 103), 16, (0,))
+    rows = sampler.shuffled(row_index([1.0] * 103), 16, (0,))
     parts = [sampler.share(rows, 8, rank, world) for rank in range(world)]
     whole = np.concatenate(parts, 1)
     assert np.array_equal(whole.reshape(-1), rows[:96])
@@ -50,31 +50,45 @@ def test_workers_share_every_batch_and_lose_no_face(world: int) -> None:
 
 
 def test_faces_are_found_by_key() -> None:
-    faces = listed([1.0] * 20)
-    wanted = faces.wanted(np.array([7, 3, 7]))
-    assert wanted.find(["face-3", "face-4", "face-7", "nobody"]).tolist() == [3, -1, 7, -1]
-    assert faces.wanted(np.zeros(0, np.int64)).find(["face-3"]).tolist() == [-1]
-    assert faces.wanted().find(["face-19", "face-0"]).tolist() == [19, 0]
+    faces = row_index([1.0] * 20)
+    lookup = faces.lookup(np.array([7, 3, 7]))
+    assert lookup.find(["face-3", "face-4", "face-7", "nobody"]).tolist() == [3, -1, 7, -1]
+    assert faces.lookup(np.zeros(0, np.int64)).find(["face-3"]).tolist() == [-1]
+    assert faces.lookup().find(["face-19", "face-0"]).tolist() == [19, 0]
 
 
 def test_ages_count_alike_as_far_as_ten_times_the_mean() -> None:
     ages = np.array([20.0] * 600 + [21.2] * 300 + [20.9] * 90 + [80.0] * 9 + [90.0], np.float32)
-    found = sampler.weights(ages)
-    assert found.mean() == pytest.approx(1)
-    assert found.max() == pytest.approx(10)
+    weights = sampler.weights(ages)
+    assert weights.mean() == pytest.approx(1)
+    assert weights.max() == pytest.approx(10)
     year = np.floor(ages + 0.5)
-    sums = {age: found[year == age].sum() for age in (20, 21)}
+    sums = {age: weights[year == age].sum() for age in (20, 21)}
     assert sums[20] == pytest.approx(sums[21])
-    assert found[year == 80] == pytest.approx(10)
+    assert weights[year == 80] == pytest.approx(10)
     for start in (0.0, 0.37, 0.99):
-        rows = sampler.resampled(found, start)
+        rows = sampler.resampled(weights, start)
         assert len(rows) == len(ages)
         times = np.bincount(rows, minlength=len(ages))
-        assert (np.abs(times - found) < 1).all()
+        assert (np.abs(times - weights) < 1).all()
     seen = sampler.shuffled(
         RowIndex.of([str(k) for k in range(1000)], ages.tolist()), 100, (1,), resample=True
     )
     assert Counter(year[seen].tolist())[90.0] == 10
+
+
+def test_the_start_says_which_faces_are_rounded_up() -> None:
+    """Weights of 0.75, 0.75 and 1.5: two faces of 20 years and one of 30."""
+    ages = np.array([20.0, 20.0, 30.0], np.float32)
+    weights = sampler.weights(ages)
+    assert sampler.resampled(weights, 0.0).tolist() == [1, 2, 2]
+    assert sampler.resampled(weights, 0.3).tolist() == [0, 2, 2]
+    assert sampler.resampled(weights, 0.6).tolist() == [0, 1, 2]
+    index = RowIndex.of([str(number) for number in range(300)], np.tile(ages, 100).tolist())
+    epochs = set()
+    for epoch in range(8):
+        epochs.add(tuple(sorted(sampler.shuffled(index, 20, (0, epoch), resample=True))))
+    assert len(epochs) == 3  # one for each of the starts above
 
 
 def test_faces_that_are_alike_in_age_are_not_changed() -> None:
@@ -106,7 +120,7 @@ def test_sets_come_by_their_weights_spread_over_the_epoch_and_again_alike() -> N
     assert (np.abs(small - np.repeat(np.arange(1000, 1100), 2)) <= 64).all()
 
 
-# --- batches out of a stream ----------------------------------------------------------------------------------------
+# --- batches out of a stream --------------------------------------------------------------------
 
 
 def blocks(
@@ -154,11 +168,14 @@ def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_w
         for rank in range(world)
     ]
     batches = list(zip(*streams, strict=True))
-    found = [np.concatenate([part["row"] for part in parts]) for parts in batches]
-    assert [batch.tolist() for batch in found] == [[0, 0, 2, 3, 4, 5, 4, 5], [8, 9, 10, 11, 12, 13, 14, 15]]
+    rows_of_batch = [np.concatenate([part["row"] for part in parts]) for parts in batches]
+    assert [batch.tolist() for batch in rows_of_batch] == [
+        [0, 0, 2, 3, 4, 5, 4, 5],
+        [8, 9, 10, 11, 12, 13, 14, 15],
+    ]
     # a face comes with the number of its own place, whose random map it is given
     slots = np.concatenate([part["slot"] + rank * 8 // world for rank, part in enumerate(batches[0])])
-    assert slots.tolist() == found[0].tolist()
+    assert slots.tolist() == rows_of_batch[0].tolist()
     assert [row for stream in streams for row in stream.skipped][:3] == [
         (f"face-{row}", "no picture") for row in (1, 6, 7)
     ]
@@ -166,9 +183,9 @@ def test_the_place_of_a_broken_face_is_taken_by_its_neighbour_on_any_number_of_w
 
 def test_a_face_that_is_gone_and_a_batch_without_any() -> None:
     ordered = OrderedBatches([blocks(8, 2, broken=(2, 3), gone=(6,))], np.arange(8).reshape(4, 2))
-    taken = list(ordered)
-    assert [batch["row"].tolist() for batch in taken] == [[0, 1], [1, 1], [4, 5], [7, 7]]
-    assert [batch["slot"].tolist() for batch in taken] == [[0, 1], [0, 1], [0, 1], [1, 1]]
+    batches = list(ordered)
+    assert [batch["row"].tolist() for batch in batches] == [[0, 1], [1, 1], [4, 5], [7, 7]]
+    assert [batch["slot"].tolist() for batch in batches] == [[0, 1], [0, 1], [0, 1], [1, 1]]
     assert ordered.skipped == [
         ("face-2", "no picture"),
         ("face-3", "no picture"),
@@ -198,41 +215,41 @@ def test_batches_of_several_sets_read_each_stream_as_far_as_they_need() -> None:
     assert read == ["a", "b", "a", "b"]
 
 
-# --- reading ahead --------------------------------------------------------------------------------------------------
+# --- prefetching ------------------------------------------------------------------------------
 
 
-def test_reading_ahead_keeps_the_order_and_passes_errors_on() -> None:
+def test_prefetching_keeps_the_order_and_passes_errors_on() -> None:
     def numbers() -> Iterator[int]:
         yield from range(20)
         raise RuntimeError("the disk is gone")
 
-    found, ahead = list[int](), Prefetcher(numbers(), 2, CPU)
+    items, prefetcher = list[int](), Prefetcher(numbers(), 2, CPU)
     with pytest.raises(RuntimeError, match="the disk is gone"):
-        found.extend(ahead)
-    assert found == list(range(20))
-    assert ahead.waited > 0
+        items.extend(prefetcher)
+    assert items == list(range(20))
+    assert prefetcher.waited > 0
     assert list(Prefetcher([], 1, CPU)) == []
 
 
-def test_reading_ahead_ends_with_its_reader() -> None:
-    taken: list[int] = []
+def test_prefetching_ends_with_its_reader() -> None:
+    numbers: list[int] = []
 
     def endless() -> Iterator[int]:
         while True:
-            taken.append(len(taken))
-            yield taken[-1]
+            numbers.append(len(numbers))
+            yield numbers[-1]
 
     for number in Prefetcher(endless(), 2, CPU):
         if number == 3:
             break
-    count = len(taken)
+    count = len(numbers)
     assert count <= 8
     assert (
         next(iter(Prefetcher(endless(), 1, CPU))) == count
     )  # the thread before has ended: nobody else counts
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------
 
 
 def state(step: int) -> dict[str, Any]:
@@ -247,14 +264,14 @@ def state(step: int) -> dict[str, Any]:
 def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
     place = str(tmp_path / "run" / "state.pt")
     assert checkpoint.load(place) is None
-    keeper, now = AsyncCheckpointer(place), state(1)
-    keeper.keep(now)
+    checkpointer, now = AsyncCheckpointer(place), state(1)
+    checkpointer.save(now)
     now["network"]["weight"].fill_(9)
-    keeper.wait()
-    found = checkpoint.load(place)
-    assert found is not None
-    assert found["network"]["weight"].tolist() == [1.0] * 4
-    assert {name: found[name] for name in ("progress", "log", "pair")} == {
+    checkpointer.wait()
+    loaded = checkpoint.load(place)
+    assert loaded is not None
+    assert loaded["network"]["weight"].tolist() == [1.0] * 4
+    assert {name: loaded[name] for name in ("progress", "log", "pair")} == {
         "progress": {"step": 1},
         "log": [{"loss": 0.5}],
         "pair": (1, None),
@@ -265,39 +282,39 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = tmp_path / "state.pt"
-    keeper = AsyncCheckpointer(str(place))
-    keeper.keep(state(1))
-    keeper.wait()
+    checkpointer = AsyncCheckpointer(str(place))
+    checkpointer.save(state(1))
+    checkpointer.wait()
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    keeper.keep(state(2))
+    checkpointer.save(state(2))
     with pytest.raises(UserError, match=r"^[^\n]*state\.pt: [^\n]*No space left on device[^\n]*$"):
-        keeper.wait()
+        checkpointer.wait()
     monkeypatch.undo()
-    keeper.check()  # said once
+    checkpointer.check()  # said once
     assert [file.name for file in tmp_path.iterdir()] == ["state.pt"]
-    found = checkpoint.load(str(place))
-    assert found is not None
-    assert found["progress"] == {"step": 1}
+    loaded = checkpoint.load(str(place))
+    assert loaded is not None
+    assert loaded["progress"] == {"step": 1}
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
 def test_a_checkpoint_that_is_none(content: bytes | None, tmp_path: Path) -> None:
     place = tmp_path / "state.pt"
     if content is None:  # cut off
-        keeper = AsyncCheckpointer(str(place))
-        keeper.keep(state(1))
-        keeper.wait()
+        checkpointer = AsyncCheckpointer(str(place))
+        checkpointer.save(state(1))
+        checkpointer.wait()
         content = place.read_bytes()[:-200]
     place.write_bytes(content)
     with pytest.raises(UserError, match=r"state\.pt: is no checkpoint .*--fresh$"):
         checkpoint.load(str(place))
 
 
-# --- curves ---------------------------------------------------------------------------------------------------------
+# --- curves -------------------------------------------------------------------------------------
 
 
 def log(epochs: int) -> list[dict[str, Any]]:
@@ -320,15 +337,15 @@ def test_events_are_what_tensorboard_reads(tmp_path: Path) -> None:
 
     content = curves.events(log(3))
     assert content.startswith(curves.events(log(2)))  # so that a reader that follows the file goes on
-    found, rest = [], content
+    events, rest = [], content
     while rest:  # a record: length, checksum, event, checksum
         size = int.from_bytes(rest[:8], "little")
-        found.append(Event.FromString(rest[12 : 12 + size]))
+        events.append(Event.FromString(rest[12 : 12 + size]))
         rest = rest[16 + size :]
-    assert found[0].file_version == "brain.Event:2"
+    assert events[0].file_version == "brain.Event:2"
     read = [
         (event.step, {value.tag: round(value.simple_value, 4) for value in event.summary.value})
-        for event in found[1:]
+        for event in events[1:]
     ]
     assert read == [
         (k, {"loss": 5.0 - k, "loss/triplet": round(0.1 * k, 4), "val_mae": 9.0 - k}) for k in (1, 2, 3)

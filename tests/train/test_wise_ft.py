@@ -33,7 +33,7 @@ def state_of(shares: list[float], select: str = "mae") -> State:
 def validation(state: State, best: float) -> Validated:
     """One face of 10 years and nine of 40. The error of the young one is how far the bias lies
     from `best`, that of the others grows with the bias a little."""
-    bias = float(state.judged.get_parameter(KEY)[0].detach())
+    bias = float(state.eval_network.get_parameter(KEY)[0].detach())
     true = np.array([10.0] + [40.0] * 9, np.float32)
     errors = np.array([abs(bias - best)] + [0.2 * bias] * 9, np.float32)
     return Validated(true, true + errors, np.zeros(10, np.int64))
@@ -45,17 +45,17 @@ def test_the_share_that_validates_best_is_kept(select: str, share: float) -> Non
     start = wise_ft.start_weights(state.config)
     choice = wise_ft.choose(state, start, lambda: validation(state, best=7.5))
     assert choice["share"] == share
-    assert float(state.judged.get_parameter(KEY)[0].detach()) == pytest.approx(10 * share)
+    assert float(state.eval_network.get_parameter(KEY)[0].detach()) == pytest.approx(10 * share)
     assert set(choice["figures"]) == {"0.25", "0.5", "0.75", "1.0"}
     kernel = "backbone.dw.3.weight"
-    assert torch.equal(state.judged.get_parameter(kernel), start[kernel])  # did not move, does not move
+    assert torch.equal(state.eval_network.get_parameter(kernel), start[kernel])  # did not move, does not move
 
 
 def test_the_trained_weights_stay_where_they_are_best() -> None:
     state = state_of([0.5], "decades")
     choice = wise_ft.choose(state, wise_ft.start_weights(state.config), lambda: validation(state, best=100.0))
     assert choice["share"] == 1.0
-    assert float(state.judged.get_parameter(KEY)[0].detach()) == 10.0
+    assert float(state.eval_network.get_parameter(KEY)[0].detach()) == 10.0
 
 
 def test_without_validation_faces_the_trained_weights_stay() -> None:

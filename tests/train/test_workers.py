@@ -1,20 +1,25 @@
-"""Two workers over gloo against one with the whole batch, in plain torch: the first twenty losses of recipes, what a batch is made of, gathering."""
+"""Two workers over gloo against one with the whole batch, in plain torch, without Ray.
+
+The first twenty losses of recipes, random changes, validation, batch statistics, collectives.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.nn import functional
 
 from ageray import distributed
-from ageray.experiment import Experiment
+from ageray.experiment import Align, Experiment
 from ageray.faces.augment import maps_ahead
 from ageray.faces.canvases import to_tensors
 from ageray.train.loader import Aligner
-from ageray.train.loop import Columns, augmented_faces, start, train_one_epoch
+from ageray.train.loop import Columns, augmented_faces, init_network, train_one_epoch
 from ageray.train.state import new_state
 from ageray.train.validation import build_gallery, validate
 from tests.train.test_golden import BATCH, STEPS, drawn_batches, scaled_down
@@ -38,6 +43,7 @@ SMALL = {  # what differs from the golden curves' settings: everything that draw
     "dhaa": {"train": {"sync_batchnorm": True}},
     "siamese": {"align": {"size": 32}, "train": {"sync_batchnorm": True}},
 }
+SMALLER = Align(size=32)
 EQUAL = ("baseline", "accumulated", "cluster_cnn", "dhaa", "siamese")
 
 
@@ -67,7 +73,7 @@ def curve(name: str) -> list[list[float]]:
     share = distributed.rank_and_world()
     batches = [part(batch, *share) for batch in drawn_batches(4 * BATCH, experiment.align)]
     state = new_state(experiment, CPU)
-    start(state, batches)
+    init_network(state, batches)
     state.start_stage(0, STEPS)
     steps = 2 if name == "local" else STEPS  # its first loss is another already
     epochs = [train_one_epoch(state, [batches[step % len(batches)]]) for step in range(steps)]
@@ -75,7 +81,7 @@ def curve(name: str) -> list[list[float]]:
     return [[epoch.loss, *epoch.terms.values()] for epoch in epochs]
 
 
-def judged(name: str) -> list[float]:
+def validated(name: str) -> list[float]:
     """Ages of five faces, of which worker 0 has one more than worker 1, by a gallery of nine."""
     experiment, (rank, world) = settings(name), distributed.rank_and_world()
     state = new_state(experiment, CPU)
@@ -88,9 +94,11 @@ def judged(name: str) -> list[float]:
         {key: values[rank::world][5:] for key, values in drawn.items()},
     ]
     gallery = build_gallery(state, [batch for batch in own if len(batch["age"])])
-    true, said, _ = validate(state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery)
+    true, predicted, _ = validate(
+        state, [{key: values[rank:5:world] for key, values in drawn.items()}], gallery
+    )
     assert true.tolist() == drawn["age"][:5].tolist()
-    return [float(age) for age in said]
+    return [float(age) for age in predicted]
 
 
 def augmented() -> Tensor:
@@ -107,38 +115,78 @@ def normalised() -> dict[str, Tensor]:
     """A batch norm's gradients, statistics and outputs on half precision's and full inputs."""
     torch.manual_seed(3)
     norm, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(6, 3, 4, 4) * 3 + 100
-    distributed.spread(norm, sync_batchnorm=True)
+    distributed.prepare_for_distributed(norm, sync_batchnorm=True)
     rank, world = distributed.rank_and_world()
     own = inputs.chunk(world)[rank].requires_grad_()
     out = distributed.all_gather(norm(own))
     (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()  # type: ignore[no-untyped-call]
     distributed.average(parameter.grad for parameter in norm.parameters() if parameter.grad is not None)
     assert own.grad is not None
-    found = {"out": out.detach(), "input": distributed.all_gather(own.grad / world), **norm.state_dict()}
-    return found | {
-        f"{name} grad": parameter.grad
-        for name, parameter in norm.named_parameters()
-        if parameter.grad is not None
-    }
+    tensors = {"out": out.detach(), "input": distributed.all_gather(own.grad / world), **norm.state_dict()}
+    for name, parameter in norm.named_parameters():
+        if parameter.grad is not None:
+            tensors[f"{name} grad"] = parameter.grad
+    return tensors
+
+
+def staged() -> dict[str, Any]:
+    """Two steps with a frozen backbone, two without; the branch for gender has no loss."""
+    base = settings("siamese").model_dump()
+    stage = base["train"]["stages"][0]
+    decayed = merged(stage, {"optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1}})
+    stages = [merged(decayed, {"optimizer": {"body_lr": 0.0}}), decayed]
+    experiment = merged(base, {"loss": {"gender_contrastive": None}, "train": {"stages": stages}})
+    state = new_state(Experiment.model_validate(experiment), CPU)
+    batches = [part(batch, *distributed.rank_and_world()) for batch in drawn_batches(2 * BATCH, SMALLER)]
+    before = {name: tensor.clone() for name, tensor in state.network.state_dict().items()}
+    losses = []
+    for index in range(2):
+        state.start_stage(index, 2)
+        losses += [train_one_epoch(state, [batch]).loss for batch in batches]
+    parameters = dict(state.network.named_parameters())
+    without_gradient = [name for name, parameter in parameters.items() if parameter.grad is None]
+    unmoved = [name for name, parameter in parameters.items() if torch.equal(parameter, before[name])]
+    return {"losses": losses, "without_gradient": without_gradient, "unmoved": unmoved}
+
+
+def collectives() -> dict[str, Tensor]:
+    """Gradients through our collectives, and through torch's, which torch 2.14 deprecates."""
+    rank, _ = distributed.rank_and_world()
+    gradients = {}
+    for name, gather, add in (
+        ("ours", distributed.all_gather, distributed.all_reduce_sum),
+        ("torch", lambda own: torch.cat(functional.all_gather(own)), functional.all_reduce),
+    ):
+        own = (torch.arange(6.0).view(3, 2) + rank).requires_grad_()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            loss = (gather(own).sin() * (rank + 1)).sum() + (add(own.sum(0)).cos() * (rank + 2)).sum()
+        loss.backward()
+        assert own.grad is not None
+        gradients[name] = own.grad
+    return gradients
 
 
 def everything() -> dict[str, Any]:
     torch.set_num_threads(1)
-    found: dict[str, Any] = {name: curve(name) for name in SMALL}
-    return found | {"judged": judged("siamese"), "augmented": augmented(), "normalised": normalised()}
+    results: dict[str, Any] = {name: curve(name) for name in SMALL}
+    results |= {"validated": validated("siamese"), "augmented": augmented(), "normalised": normalised()}
+    return results | {"staged": staged()}
 
 
 def work(rank: int, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    torch.save(everything(), f"{folder}/{rank}.pt")
+    torch.save({**everything(), "collectives": collectives()}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What one worker finds, and each of two."""
+def results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The results of a single worker, and of each of two."""
     folder = tmp_path_factory.mktemp("two")
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)  # type: ignore[no-untyped-call]
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
@@ -146,36 +194,38 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_the_first_twenty_losses_are_those_of_one_worker(name: str, found: Any) -> None:
-    one, first, second = found
+def test_the_first_twenty_losses_are_those_of_one_worker(name: str, results: Any) -> None:
+    single, first, second = results
     assert first[name] == second[name]
-    torch.testing.assert_close(torch.tensor(first[name][0]), torch.tensor(one[name][0]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.tensor(first[name][0]), torch.tensor(single[name][0]), rtol=1e-5, atol=1e-5
+    )
     # sums of other orders are rounded otherwise, which twenty steps enlarge
-    torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(one[name]), rtol=5e-3, atol=1e-5)
-    assert one[name][0] != one[name][-1]
+    torch.testing.assert_close(torch.tensor(first[name]), torch.tensor(single[name]), rtol=5e-3, atol=1e-5)
+    assert single[name][0] != single[name][-1]
 
 
-def test_local_mining_and_statistics_are_others(found: Any) -> None:
-    one, first, second = found
+def test_local_mining_and_statistics_are_others(results: Any) -> None:
+    single, first, second = results
     assert first["local"] == second["local"]
-    assert first["local"][0] != pytest.approx(one["local"][0], rel=1e-3)
+    assert first["local"][0] != pytest.approx(single["local"][0], rel=1e-3)
 
 
-def test_every_face_is_judged_once_in_the_order_of_the_shards(found: Any) -> None:
-    one, first, second = found
-    assert first["judged"] == second["judged"] == pytest.approx(one["judged"], abs=1e-3)
+def test_every_face_is_validated_once_in_the_order_of_the_shards(results: Any) -> None:
+    single, first, second = results
+    assert first["validated"] == second["validated"] == pytest.approx(single["validated"], abs=1e-3)
 
 
-def test_random_changes_are_drawn_for_the_whole_batch(found: Any) -> None:
-    one, first, _ = found
-    torch.testing.assert_close(first["augmented"], one["augmented"], atol=1e-2, rtol=0)
+def test_random_changes_are_drawn_for_the_whole_batch(results: Any) -> None:
+    single, first, _ = results
+    torch.testing.assert_close(first["augmented"], single["augmented"], atol=1e-2, rtol=0)
     assert float(first["augmented"].std()) > 1
 
 
-def test_batch_statistics_of_the_whole_batch(found: Any) -> None:
-    one, first, _ = found
-    assert first["normalised"].keys() == one["normalised"].keys()
-    for name, tensor in one["normalised"].items():
+def test_batch_statistics_of_the_whole_batch(results: Any) -> None:
+    single, first, _ = results
+    assert first["normalised"].keys() == single["normalised"].keys()
+    for name, tensor in single["normalised"].items():
         torch.testing.assert_close(
             first["normalised"][name],
             tensor,
@@ -185,7 +235,23 @@ def test_batch_statistics_of_the_whole_batch(found: Any) -> None:
         )
 
 
-# --- aligned elsewhere ----------------------------------------------------------------------------------------------
+def test_frozen_and_unused_parameters_are_those_of_one_worker(results: Any) -> None:
+    """Weight decay would move a parameter whose gradient is 0 instead of none."""
+    single, first, second = (each["staged"] for each in results)
+    assert first == second
+    assert first["losses"] == pytest.approx(single["losses"], rel=5e-3)
+    assert first["without_gradient"] == single["without_gradient"] == first["unmoved"] == single["unmoved"]
+    assert first["without_gradient"]
+    assert all("gender" in name for name in first["without_gradient"])
+
+
+def test_gradients_of_collectives_are_those_of_torch(results: Any) -> None:
+    for worker in results[1:]:
+        gradients = worker["collectives"]
+        torch.testing.assert_close(gradients["ours"], gradients["torch"])
+
+
+# --- aligned elsewhere --------------------------------------------------------------------------
 
 
 def test_a_face_that_stands_in_brings_its_own_map() -> None:
@@ -203,7 +269,9 @@ def test_a_face_that_stands_in_brings_its_own_map() -> None:
 
 
 def test_faces_aligned_ahead_are_those_that_the_worker_aligns() -> None:
-    """Two steps of four faces, one of which comes twice, with every random change between the draws of the maps."""
+    """Two steps of four faces, one of which comes twice, with every random change between the draws
+    of the maps.
+    """
     experiment = settings("baseline")
     state, other = (new_state(experiment, CPU) for _ in range(2))
     drawn = faces(7, experiment.align)

@@ -1,4 +1,4 @@
-"""A search: what it refuses before anything starts, proposals that depend on nothing but what was tried, and a small one on a real Ray."""
+"""A search: what it refuses before it starts, its proposals, and a small search on a real Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import yaml
 from ageray import bundle, config, metrics
 from ageray.errors import UserError
 from ageray.synthetic import faces
-from ageray.train.in_memory.slots import share_out
+from ageray.train.in_memory.slots import plan_slots
 from ageray.tune import make, search
 from ageray.tune.proposals import propose
 from ageray.tune.space import Space, check
@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A frozen body, so that an epoch takes a blink."""
+    """A frozen backbone, so that an epoch takes milliseconds."""
     content = {
         "model": {"name": "deep_embedding", "backbone": "resnet18", "embedding": 8, "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}, "triplet": {}},
@@ -68,7 +68,7 @@ def written(recipe: Path, folder: Path, *words: str, **settings: Any) -> config.
     return config.read([str(recipe), str(file)], words)
 
 
-# --- what is refused before anything starts -------------------------------------------------------------------------
+# --- what is refused before anything starts -----------------------------------------------------
 
 
 def mistake(recipe: Path, folder: Path, *words: str, **settings: Any) -> str:
@@ -78,7 +78,7 @@ def mistake(recipe: Path, folder: Path, *words: str, **settings: Any) -> str:
     return str(caught.value)
 
 
-def one(path: str, **dimension: Any) -> dict[str, Any]:
+def space_of(path: str, **dimension: Any) -> dict[str, Any]:
     return {"space": {path: {"kind": "uniform", "low": 1, "high": 2, **dimension}}}
 
 
@@ -86,25 +86,25 @@ def one(path: str, **dimension: Any) -> dict[str, Any]:
     ("settings", "message"),
     [
         (
-            one("loss.neigborhood.sigma"),
+            space_of("loss.neigborhood.sigma"),
             "space.yaml:3: loss.neigborhood.sigma: no such setting; did you mean 'loss.neighborhood.sigma'?",
         ),
-        (one("loss.sigma"), "no such setting; did you mean 'loss.neighborhood.sigma'?"),
-        (one("train.stages.0.optimizer.learning_rate"), "no such setting"),
-        (one("loss.neighborhood"), "is a group of settings; name one, e.g. loss.neighborhood."),
+        (space_of("loss.sigma"), "no such setting; did you mean 'loss.neighborhood.sigma'?"),
+        (space_of("train.stages.0.optimizer.learning_rate"), "no such setting"),
+        (space_of("loss.neighborhood"), "is a group of settings; name one, e.g. loss.neighborhood."),
         (
-            one("loss.sord.alpha"),
+            space_of("loss.sord.alpha"),
             "loss.sord is off in this experiment; turn it on (loss.sord={}); or mark it optional: true",
         ),
-        (one("loss.sord.alpha", optional=True), "nothing is left to search"),
-        (one("align.coverage"), "align.coverage: is held fixed in a search"),
-        (one("train.seed"), "train.seed: is held fixed in a search"),
-        (one("train.stages.0.epochs"), "is held fixed in a search"),
+        (space_of("loss.sord.alpha", optional=True), "nothing is left to search"),
+        (space_of("align.coverage"), "align.coverage: is fixed in a search"),
+        (space_of("train.seed"), "train.seed: is fixed in a search"),
+        (space_of("train.stages.0.epochs"), "is fixed in a search"),
         (
-            one(MARGIN, low=-1),
+            space_of(MARGIN, low=-1),
             "space.yaml:3: loss.triplet.margin: -1.0 is not allowed (allowed: a number, above 0)",
         ),
-        (one(SIGMA, low=3), "low must be below high; got 3 and 2"),
+        (space_of(SIGMA, low=3), "low must be below high; got 3 and 2"),
         ({"space": {}}, "nothing to search"),
         (
             {"metric": "val_mea"},
@@ -117,7 +117,7 @@ def one(path: str, **dimension: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_search_that_cannot_be_is_told_in_one_line(
+def test_a_search_that_cannot_be_is_refused_in_one_line(
     recipe: Path, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     assert message in mistake(recipe, tmp_path, **settings)
@@ -147,11 +147,11 @@ def test_the_files_that_ship_fit_a_recipe(name: str) -> None:
     words = ["model.weights=none"]
     if name == "loss":
         words.append("model.backbone=resnet18")
-    found = check(config.read([f"configs/{recipe}.yaml", f"configs/tune/{name}.yaml"], words))
-    assert len(found.ranges) >= 3
+    space = check(config.read([f"configs/{recipe}.yaml", f"configs/tune/{name}.yaml"], words))
+    assert len(space.ranges) >= 3
 
 
-# --- proposals ------------------------------------------------------------------------------------------------------
+# --- proposals ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -171,45 +171,45 @@ def trial(number: int, values: dict[str, Any], score: float) -> Trial:
 
 
 def test_proposals_follow_from_what_was_tried_and_find_the_valley(space: Space) -> None:
-    tried: list[Trial] = []
+    trials: list[Trial] = []
     for number in range(30):
-        values = propose(space, number, tried)
-        assert values == propose(space, number, tried[::-1])
+        values = propose(space, number, trials)
+        assert values == propose(space, number, trials[::-1])
         assert space.holds(values)
-        tried.append(trial(number, values, abs(np.log(values[SIGMA] / 3)) + values[MARGIN]))
-    assert tried[0].values == {SIGMA: 5.0, MARGIN: 0.5}
-    early, late = (np.mean([each.score for each in part]) for part in (tried[:8], tried[-8:]))
+        trials.append(trial(number, values, abs(np.log(values[SIGMA] / 3)) + values[MARGIN]))
+    assert trials[0].values == {SIGMA: 5.0, MARGIN: 0.5}
+    early, late = (np.mean([each.score for each in part]) for part in (trials[:8], trials[-8:]))
     assert late < 0.6 * early
 
 
-# --- differences and seeds ------------------------------------------------------------------------------------------
+# --- differences and seeds ----------------------------------------------------------------------
 
 
 def test_the_noise_of_seeds_counts() -> None:
-    """Two recipes that differ by a seed's luck alone: the same interval over faces, but no real difference."""
+    """Two recipes that differ by the luck of one seed: no real difference."""
     rng = np.random.default_rng(0)
     true = rng.uniform(0, 80, 2000)
     base = true + rng.laplace(0, 5, (3, 2000))
     lucky = true + (base - true) * np.array([0.8, 1.0, 1.1])[:, None]
     steady = true + (base - true) * 0.95
     assert metrics.compare_seeds(true, steady, base)["p"] < 0.01
-    found = metrics.compare_seeds(true, lucky, base)
-    assert found["p"] > 0.2
-    assert found["difference"]["low"] < 0 < found["difference"]["high"]
-    assert found["deviation"]["seeds"] > 5 * found["deviation"]["faces"]
+    comparison = metrics.compare_seeds(true, lucky, base)
+    assert comparison["p"] > 0.2
+    assert comparison["difference"]["low"] < 0 < comparison["difference"]["high"]
+    assert comparison["deviation"]["seeds"] > 5 * comparison["deviation"]["faces"]
 
 
 def test_intervals_over_seeds_hold_what_they_promise() -> None:
-    rng, held = np.random.default_rng(1), 0
+    rng, covered = np.random.default_rng(1), 0
     for _ in range(300):
         seed_noise = rng.normal(0, 0.1, (2, 3, 1))
         errors = np.abs(rng.normal(0, 5, 200))[None, None] + seed_noise + rng.normal(0, 0.5, (2, 3, 200)) + 20
-        found = metrics.compare_seeds(np.zeros(200), errors[0], errors[1])["difference"]
-        held += found["low"] <= 0 <= found["high"]
-    assert 0.92 <= held / 300 <= 1.0
+        interval = metrics.compare_seeds(np.zeros(200), errors[0], errors[1])["difference"]
+        covered += interval["low"] <= 0 <= interval["high"]
+    assert 0.92 <= covered / 300 <= 1.0
 
 
-# --- on Ray ---------------------------------------------------------------------------------------------------------
+# --- on Ray -------------------------------------------------------------------------------------
 
 SMALL = {
     "trials": 4,
@@ -223,19 +223,19 @@ SMALL = {
 def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
     recipe: Path, tmp_path: Path, ray_local: None
 ) -> None:
-    shown: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     settings = written(recipe, tmp_path, **SMALL)
     out = tmp_path / "out"
-    found = search(make(settings, str(out)), shown.append)
-    assert [each["number"] for each in found["trials"]] == [0, 1, 2, 3]
-    assert found["trials"][0]["values"] == found["recipe"] == {SIGMA: 5.0, MARGIN: 0.5}
-    assert {each["state"] for each in found["trials"]} <= {"finished", "stopped"}
-    assert found["finalists"][0]["name"] == "recipe"
-    assert [record["kind"] for record in shown if record["kind"] != "epoch"][:2] == ["start", "trial"]
-    made = bundle.load(str(out))
-    assert made.experiment.loss.neighborhood.sigma == found["winner"]["values"][SIGMA]
-    assert made.card["search"]["trials"] == 4
-    assert made.network()
+    report = search(make(settings, str(out)), records.append)
+    assert [each["number"] for each in report["trials"]] == [0, 1, 2, 3]
+    assert report["trials"][0]["values"] == report["recipe"] == {SIGMA: 5.0, MARGIN: 0.5}
+    assert {each["state"] for each in report["trials"]} <= {"finished", "stopped"}
+    assert report["finalists"][0]["name"] == "recipe"
+    assert [record["kind"] for record in records if record["kind"] != "epoch"][:2] == ["start", "trial"]
+    winner = bundle.load(str(out))
+    assert winner.experiment.loss.neighborhood.sigma == report["winner"]["values"][SIGMA]
+    assert winner.card["search"]["trials"] == 4
+    assert winner.network()
     page = (out / "report.html").read_text()
     assert "<script" not in page
     assert "Importance" not in page or "fANOVA" in page
@@ -245,20 +245,20 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
         make(written(recipe, tmp_path, seed=1, **SMALL), str(out), resume=True)
     _cut(out / "trials.jsonl", 2)
     again = search(make(settings, str(out), resume=True), lambda record: None)
-    told = [
-        [(each["values"], each["curve"], each["state"]) for each in report["trials"]]
-        for report in (found, again)
-    ]
-    assert told[0] == told[1]
+    for before, after in zip(report["trials"], again["trials"], strict=True):
+        for name in ("values", "curve", "state"):
+            assert before[name] == after[name]
 
 
 def _cut(file: Path, lines: int) -> None:
     file.write_text("".join(file.read_text().splitlines(keepends=True)[:lines]))
 
 
-def test_a_gpu_where_there_is_none_is_told_at_once(recipe: Path, tmp_path: Path, ray_local: None) -> None:
+def test_a_gpu_that_the_cluster_lacks_is_refused_at_once(
+    recipe: Path, tmp_path: Path, ray_local: None
+) -> None:
     with pytest.raises(UserError, match="scale.gpu=true: the cluster has no GPU"):
-        share_out(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
+        plan_slots(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
 
 
 def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""What a protocol deals out: faces, or people with all their faces, in an order that a seed and their names alone decide."""
+"""The units that a protocol splits, faces or people with all their faces, in a seeded order.
+
+The order follows from the seed and the names alone.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 Unit = tuple[str, str, str]
-"""Kind (`face` or `subject`), name, data set (empty for a face, whose key says it)."""
+"""Kind (`face` or `subject`), name, data set (empty for a face, whose key contains it)."""
 
 
 class Face(NamedTuple):
-    """As much of a row of the faces table as a protocol looks at."""
+    """The columns of the faces table that protocols use."""
 
     key: str
     subject: str | None
@@ -21,7 +24,9 @@ class Face(NamedTuple):
 
     @property
     def person(self) -> Unit:
-        """Who it is. Equal subjects of two data sets are two people; a face without subject stands for itself."""
+        """The person. Equal subjects of two data sets are two people; a face without subject is one
+        alone.
+        """
         return self.single if self.subject is None else ("subject", self.subject, self.dataset)
 
     @property
@@ -31,19 +36,19 @@ class Face(NamedTuple):
 
 
 def ranked(units: Iterable[Unit], seed: int, purpose: str = "") -> list[Unit]:
-    """The distinct units by a hash of the seed, their kind and their name: the same on every machine, whatever the order they come in.
+    """The distinct units, sorted by a hash of seed, kind and name: the same on every machine.
 
-    A second draw from what a first one left needs a `purpose` of its own, or it would go on where the first stopped.
+    purpose: for a second draw from what a first draw left; with the same hash it would continue the
+    first order.
     """
-    return sorted(set(units), key=lambda unit: (_rank(unit, f"{seed}{purpose}"), unit))
+    return sorted(set(units), key=lambda unit: (_hash(unit, f"{seed}{purpose}"), unit))
 
 
 def shuffled(faces: Iterable[Face], seed: int) -> list[Face]:
     """Faces in the order of `ranked`."""
-    by_unit = {face.single: face for face in faces}
-    return [by_unit[unit] for unit in ranked(by_unit, seed)]
+    return sorted(faces, key=lambda face: (_hash(face.single, f"{seed}"), face.single))
 
 
-def _rank(unit: Unit, seed: str) -> bytes:
+def _hash(unit: Unit, seed: str) -> bytes:
     text = f"{seed}\0{unit[0]}\0{unit[1]}"  # without the data set: splits of published figures must not move
     return hashlib.blake2b(text.encode(), digest_size=16, person=b"ageray-split").digest()

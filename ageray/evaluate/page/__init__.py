@@ -1,1 +1,1 @@
-"""TODO."""
+"""The pages of the command: one model (`evaluation`), several models (`comparison`)."""

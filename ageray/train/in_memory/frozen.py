@@ -1,4 +1,5 @@
-"""A body that no stage moves gives a face the same features in every step: they are computed once, and only the head is trained.
+"""Features of a frozen backbone: if no stage trains the backbone, compute them once and train only
+the head.
 
 Shape letters: N faces, D features, B faces of a batch.
 """
@@ -17,45 +18,59 @@ from ageray.models.inference import views
 from ageray.models.network import AgeNetwork, Backbone
 from ageray.train.state import Columns
 
-_SEEN = ("canvas", "points", "box")
+_COLUMNS = ("canvas", "points", "box")
 
 
 class PrecomputedFeatures(nn.Module):
-    """Stands where a body stood: features (B, D), given in the place of faces, come out as they are."""
+    """Stands in for a backbone: the network is given features (B, D) instead of faces."""
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """The same."""
+        """The features, unchanged."""
         return features_BD
 
 
 def applies(experiment: Experiment, network: AgeNetwork) -> bool:
-    """Whether remembered features train the same head: every stage has `optimizer.body_lr: 0`, training changes no face at random but by
-    mirroring it (all of `train.augment` but `flip` is 0), and the network sees a face through its backbone's pooled features alone."""
-    still = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
-    changes = experiment.train.augment.model_dump(exclude={"flip"})
-    one_view = experiment.model.decode.views == (View(),)  # what is remembered is of one view
-    return still and one_view and not any(changes.values()) and isinstance(network.body(), Backbone)
+    """Whether training on precomputed features gives the same head.
+
+    This needs `optimizer.body_lr: 0` in every stage, no augmentation but mirroring (all of
+    `train.augment` but `flip` is 0), no teacher, one view (`decode.views`), and a network that sees
+    a face only through its backbone's pooled features.
+    """
+    is_frozen = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
+    augment = experiment.train.augment.model_dump(exclude={"flip"})
+    is_plain = experiment.model.decode.views == (View(),) and experiment.train.teacher is None
+    pooled = isinstance(network.get_backbone(), Backbone)
+    return is_frozen and is_plain and not any(augment.values()) and pooled
 
 
 def detach_backbone(network: AgeNetwork) -> nn.Module:
-    """Takes the body out of the network and returns it. From then on the network takes features (B, D) as its `face`."""
-    body = network.body()
-    name = next(name for name, module in network.named_modules() if module is body)
-    network.set_submodule(name, PrecomputedFeatures())
-    return body
+    """Takes the backbone out of the network, which then takes features (B, D) as its `face`;
+    returns it.
+    """
+    backbone = network.get_backbone()
+    for name, module in network.named_modules():
+        if module is backbone:
+            network.set_submodule(name, PrecomputedFeatures())
+            break
+    return backbone
 
 
 @torch.inference_mode()
 def features(
-    body: nn.Module, faces: Columns, config: Experiment, device: torch.device
+    backbone: nn.Module, faces: Columns, config: Experiment, device: torch.device
 ) -> NDArray[np.float32]:
-    """The body's features of each face and of its mirror image, without augmentation: (N, 2, D), what the column `features` of a batch is to
-    `ageray.train.loop` and `ageray.models.inference`. `faces` holds canvas, points and box of N faces, one at least."""
-    body, size = body.to(device).eval(), config.scale.faces_a_batch(device.type == "cuda")
-    found = []
+    """The backbone's features of each face and of its mirror image, without augmentation: (N, 2,
+    D).
+
+    They are the column `features` of a batch, see `ageray.train.loop` and
+    `ageray.models.inference`. faces: `canvas`, `points` and `box` of N >= 1 faces.
+    """
+    backbone, size = backbone.to(device).eval(), config.scale.faces_a_batch(device.type == "cuda")
+    bf16 = config.train.precision == "bf16"
+    parts = []
     for first in range(0, len(faces["canvas"]), size):
-        batch = to_tensors({name: faces[name][first : first + size] for name in _SEEN}, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
-            both = [body(view["face"]).float() for view in views(batch, config, mirrored=True)]
-        found.append(torch.stack(both, 1).cpu().numpy())
-    return np.concatenate(found)
+        batch = to_tensors({name: faces[name][first : first + size] for name in _COLUMNS}, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            both = [backbone(view["face"]).float() for view in views(batch, config, mirrored=True)]
+        parts.append(torch.stack(both, 1).cpu().numpy())
+    return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""How the machine is shared out among trainings that run side by side."""
+"""Task slots: how many trainings run at the same time, and the CPUs, GPUs and threads of each."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ageray.errors import UserError
 from ageray.experiment import Scale
 
 
-class Share(NamedTuple):
-    """Folds at once, and what each takes: logical CPUs, GPUs (a fraction where several share one) and compute threads (0: all cores)."""
+class TaskSlots(NamedTuple):
+    """folds: trainings at the same time. Each takes `cpus` logical CPUs, `gpus` GPUs (a fraction if
+    several share one) and `threads` compute threads (0: all cores)."""
 
     folds: int
     cpus: float
@@ -25,7 +26,7 @@ class Share(NamedTuple):
     threads: int
 
     def task(self, function: Callable[..., Any]) -> Any:
-        """The function as a Ray task that takes one fold's share."""
+        """The function as a Ray task that takes one slot."""
         variables = cluster.environment(bool(self.gpus))
         return ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, runtime_env={"env_vars": variables})(
             function
@@ -34,8 +35,11 @@ class Share(NamedTuple):
     def map_unordered(
         self, function: Callable[..., Any], calls: Iterable[tuple[int, tuple[Any, ...]]]
     ) -> Generator[tuple[int, Any], None, None]:
-        """Number and outcome (a reference) of each call, `number, arguments`, as it ends; no more at once than there are shares. What still runs
-        is stopped when the caller stops."""
+        """Runs the calls (number, arguments), at most `folds` at once.
+
+        Yields the number and a reference to the result of each call as it ends. Calls that still
+        run are cancelled when the caller closes the generator.
+        """
         task, waiting, running = self.task(function), list(calls)[::-1], dict[Any, int]()
         try:
             while waiting or running:
@@ -45,38 +49,44 @@ class Share(NamedTuple):
                 [ready], _ = ray.wait(list(running), num_returns=1)
                 yield running.pop(ready), ready
         finally:
-            for left_over in running:
-                ray.cancel(left_over, force=True)
+            for reference in running:
+                ray.cancel(reference, force=True)
 
 
-def share_out(scale: Scale) -> Share:
-    """The machine's share of a fold. Raises UserError if the cluster lacks what `scale` asks for."""
+def plan_slots(scale: Scale) -> TaskSlots:
+    """The slots that `scale` asks for. Raises UserError if the cluster lacks the resources."""
     nodes = cluster.nodes()
-    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    largest = max(node.get("CPU", 0) for node in nodes)
+    cpus = gpus = largest = 0.0
+    for node in nodes:
+        cpus += node.get("CPU", 0)
+        gpus += node.get("GPU", 0)
+        largest = max(largest, node.get("CPU", 0))
     if scale.gpu is True and not gpus:
         raise UserError("scale.gpu=true: the cluster has no GPU; use scale.gpu=auto")
     if scale.cpus_per_worker > largest:
         raise UserError(
-            f"scale.cpus_per_worker={scale.cpus_per_worker:g}: no machine has more than {largest:g} logical CPUs; lower it"
+            f"scale.cpus_per_worker={scale.cpus_per_worker:g}: no machine has more than {largest:g} "
+            "logical CPUs; lower it"
         )
     if gpus and scale.gpu is not False:
-        at_once = scale.fold_workers or int(gpus)
-        share = 1 / math.ceil(at_once / gpus)
+        count = scale.fold_workers or int(gpus)
+        gpu_share = 1 / math.ceil(count / gpus)
     else:
-        # alone on this machine Ray may have more logical CPUs than there are cores, so that decoding never waits
+        # on a machine of its own Ray may have more logical CPUs than there are cores, for decoding
         cores = min(cpus, os.cpu_count() or 1) if len(nodes) == 1 else cpus
-        at_once, share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
-    taken = min(scale.cpus_per_worker, cpus / at_once)
-    cluster.check_fits(f"scale.cpus_per_worker={scale.cpus_per_worker:g}", 1, {"CPU": taken, "GPU": share})
-    return Share(
-        at_once, taken, share, scale.threads or (0 if at_once == 1 else max(1, int(scale.cpus_per_worker)))
-    )
+        count, gpu_share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
+    cpu_share = min(scale.cpus_per_worker, cpus / count)
+    requested = f"scale.cpus_per_worker={scale.cpus_per_worker:g}"
+    cluster.check_fits(requested, 1, {"CPU": cpu_share, "GPU": gpu_share})
+    threads = scale.threads
+    if not threads and count > 1:
+        threads = max(1, int(scale.cpus_per_worker))
+    return TaskSlots(count, cpu_share, gpu_share, threads)
 
 
 @contextmanager
 def on_device(threads: int) -> Iterator[torch.device]:
-    """In a task: its GPU, or the CPU with so many threads."""
+    """In a Ray task: its GPU, or the CPU with so many threads (0: all cores)."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     try:

@@ -1,8 +1,10 @@
-"""One fold of a protocol, in plain torch: a model trained on some of the faces in memory, and what it says of the others.
+"""One training on faces in memory, in plain torch: trains on some faces, predicts others.
 
-The training is that of `ageray.train.run` but for two things: an epoch's order is a permutation of all training faces (there, draws from a
-shuffle buffer over a stream), and weights keep their float32 (a bundle rounds matrices to float16, which moves an age by about 0.01 years).
-Shape letters: N faces in memory, T faces tested, Q quantiles.
+It is the training of `ageray.train.run` with two differences. The order of an epoch is a
+permutation of all training faces (there a face moves within a window). And weights stay float32 (a
+bundle rounds matrices to float16, which moves an age by about 0.01 years).
+
+Shape letters: N faces in memory, T test faces, Q quantiles, C classifiers.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ageray import calibration
 from ageray.calibration import TAILS, Calibration
@@ -26,7 +29,7 @@ from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, predict
 from ageray.train import epochs, wise_ft
 from ageray.train.in_memory import frozen
-from ageray.train.loop import start, train_one_epoch
+from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import Columns, State, new_state
 from ageray.train.validation import build_gallery, validate
 
@@ -36,7 +39,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Fold:
-    """Which of the faces in memory train, select the epoch and are tested: row numbers. `name` is the person left out, or a number."""
+    """Row numbers of the faces that train, choose the best epoch (`val`) and are tested.
+
+    name: the person left out, or a number.
+    """
 
     name: str
     train: Rows
@@ -46,9 +52,13 @@ class Fold:
 
 @dataclass(frozen=True)
 class Result:
-    """What a fold's model says of its T test faces, in the order of `Fold.test`: calibrated `predicted`, `low`, `high` (T,) in years and
-    `quantiles` (T, Q) without the interval's margin; `besides`, of a model with a gallery: `neighbours`, `own` and, where the gallery knows
-    genders, `female` (T,); of one with C classifiers: `classifiers` (T, C), the age that each says, not calibrated. `log` has a record an epoch."""
+    """What a model predicts for T test faces, in the order of `Fold.test`, in years.
+
+    `predicted`, `low`, `high` (T,) are calibrated; `quantiles` (T, Q) are without the interval's
+    margin. `besides`: of a model with a gallery `neighbours`, `own` and, if the gallery knows
+    genders, `female` (T,); of a model with several classifiers `classifiers` (T, C), the age of
+    each, not calibrated. `log` has a record per epoch.
+    """
 
     predicted: Array
     low: Array
@@ -62,74 +72,78 @@ class Result:
 def run(
     experiment: Experiment, faces: Columns, fold: Fold, device: torch.device, levels: Sequence[float]
 ) -> Result:
-    """Trains, chooses the best epoch, calibrates and predicts: the same result whenever and beside whatever else it runs.
+    """Trains, chooses the best epoch, calibrates and predicts, from `train.seed` alone.
 
-    faces: the columns `canvas`, `points`, `box`, `age`, `gender`, `subject` of N faces, or `features` (N, 2, D) in the place of the first three
-    (see `frozen`). Every fold starts from `train.seed`. Without validation faces the last epoch counts, uncalibrated; with fewer than 30
-    of them nothing is calibrated either. levels: of the quantiles. Raises FloatingPointError when a loss, an embedding or an age is not
-    finite.
+    faces: columns `canvas`, `points`, `box`, `age`, `gender`, `subject` of N faces, or `features`
+    (N, 2, D) instead of the first three (see `frozen`). Without validation faces the last epoch
+    counts, uncalibrated; with fewer than 30 nothing is calibrated either. levels: of the quantiles.
+    Raises FloatingPointError if a loss, an embedding or an age is not finite.
     """
     state = begin(experiment, faces, device)
     for _ in epochs_of(state, faces, fold):
         pass
-    return answers(state, faces, fold, levels)
+    return predict_fold(state, faces, fold, levels)
 
 
 def begin(experiment: Experiment, faces: Columns, device: torch.device) -> State:
-    """A training at its start; its network has no body where `faces` are remembered features."""
+    """A training at its start; the network has no backbone if `faces` are precomputed features."""
     assert not any(stage.shards for stage in experiment.train.stages)
     state = new_state(experiment, device)
     if "features" in faces:
-        for network in (state.network, state.average):
-            if network is not None:
-                frozen.detach_backbone(network)
+        frozen.detach_backbone(state.network)
+        if state.ema_network is not None:
+            frozen.detach_backbone(state.ema_network)
     return state
 
 
 def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, Any]]:
-    """Trains an epoch for each record that is asked for; after the last the judged network has the best epoch's weights."""
+    """Trains one epoch for each record asked for.
+
+    After the last one `state.eval_network` has the weights of the best epoch.
+    """
     size, settings = state.config.train.batch_size, state.config.model.decode
     assert len(fold.train) >= size
     best: dict[str, torch.Tensor] = {}
     for _ in epochs.remaining(state, [len(fold.train) // size] * len(state.config.train.stages)):
         started = time.perf_counter()
         if state.step == 0:
-            start(state, _shuffled(state, faces, fold.train))
+            init_network(state, _shuffled(state, faces, fold.train))
         result = train_one_epoch(state, _shuffled(state, faces, fold.train))
-        near = (
-            _gallery(state, faces, fold.train, settings.gallery.validation_faces) if len(fold.val) else None
-        )
-        validated = validate(state, _batches(faces, fold.val, size), near)
+        gallery = None
+        if len(fold.val):
+            gallery = _gallery(state, faces, fold.train, settings.gallery.validation_faces)
+        validated = validate(state, _batches(faces, fold.val, size), gallery)
         record = epochs.close(state, result, validated, time.perf_counter() - started)
         if record["best"]:
-            best = copy.deepcopy(state.judged.state_dict())
+            best = copy.deepcopy(state.eval_network.state_dict())
         yield record
-    state.judged.load_state_dict(best)
+    state.eval_network.load_state_dict(best)
     if state.config.train.wise_ft and len(fold.val):
-        wise_ft.choose(
-            state, _start_weights(state, faces), lambda: validate(state, _batches(faces, fold.val, size))
-        )
+        start = _start_weights(state, faces)
+        wise_ft.choose(state, start, lambda: validate(state, _batches(faces, fold.val, size)))
 
 
 def _start_weights(state: State, faces: Columns) -> dict[str, torch.Tensor]:
-    """The weights that `begin` started from, without those of a backbone that it took away."""
+    """The weights that the training started from, without those of a backbone that is taken away."""
     start = wise_ft.start_weights(state.config)
-    return {name: start[name] for name in state.judged.state_dict()} if "features" in faces else start
+    if "features" not in faces:
+        return start
+    return {name: start[name] for name in state.eval_network.state_dict()}
 
 
-def answers(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:
-    """What a trained network says of the fold's test faces, calibrated on its validation faces."""
+def predict_fold(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:
+    """The trained network's predictions of the test faces, calibrated on the validation faces."""
     gallery = full_gallery(state, faces, fold)
     fitted = _calibrate(state, faces, fold.val, gallery)
-    said = _predict(state, faces, fold.test, gallery, levels)
-    decoded, low, high = said.pop("decoded").T
+    predictions = _predict(state, faces, fold.test, gallery, levels)
+    decoded, low, high = predictions.pop("decoded").T
     age, low, high = (ages.astype(np.float32) for ages in fitted.apply(decoded, low, high))
-    spread = (fitted.scale * said.pop("quantiles") + fitted.shift).astype(np.float32)
-    return Result(age, low, high, spread, said, fitted, state.log)
+    quantiles_TQ = (fitted.scale * predictions.pop("quantiles") + fitted.shift).astype(np.float32)
+    return Result(age, low, high, quantiles_TQ, predictions, fitted, state.log)
 
 
 def full_gallery(state: State, faces: Columns, fold: Fold) -> Gallery | None:
-    """The finished model's gallery, of all training faces; None for a model that needs none."""
+    """The trained model's gallery, of all training faces; None for a model that needs none."""
     return _gallery(state, faces, fold.train)
 
 
@@ -142,8 +156,8 @@ def _shuffled(state: State, faces: Columns, rows: Rows) -> Iterator[Columns]:
 
 def _batches(faces: Columns, rows: Rows, size: int) -> Iterator[Columns]:
     for first in range(0, len(rows), size):
-        chosen = rows[first : first + size]
-        yield {name: values[chosen] for name, values in faces.items()}
+        batch = rows[first : first + size]
+        yield {name: values[batch] for name, values in faces.items()}
 
 
 def _gallery(state: State, faces: Columns, rows: Rows, most: int | None = None) -> Gallery | None:
@@ -163,30 +177,13 @@ def _calibrate(state: State, faces: Columns, rows: Rows, gallery: Gallery | None
 def _predict(
     state: State, faces: Columns, rows: Rows, gallery: Gallery | None, levels: Sequence[float]
 ) -> dict[str, Array]:
-    """Before calibration: `decoded` (T, 3), age and the interval's quantiles, `quantiles` (T, Q) at the levels, and `Result.besides`."""
-    network, config = state.judged.eval(), state.config
-    autocast = config.train.precision == "bf16"
-    wanted = torch.tensor([*TAILS, *levels], device=state.device)
+    """Before calibration: `decoded` (T, 3), age and the interval's quantiles; `quantiles` (T, Q) at
+    the levels; and the arrays of `Result.besides`."""
+    level_Q = torch.tensor([*TAILS, *levels], device=state.device)
     parts: dict[str, list[Array]] = {}
-    for columns in _batches(faces, rows, config.scale.faces_a_batch(state.device.type == "cuda")):
+    for columns in _batches(faces, rows, state.config.scale.faces_a_batch(state.device.type == "cuda")):
         batch = to_tensors(columns, state.device)
-        said = predict(network, batch, config, autocast, gallery)
-        places = quantiles(said.posterior, state.bins, wanted)
-        found = {
-            "decoded": torch.cat([decode(said.posterior, config.model)[:, None], places[:, :2]], -1),
-            "quantiles": places[:, 2:],
-        }
-        found |= {
-            name: tensor
-            for name in ("female", "neighbours", "own")
-            if (tensor := getattr(said, name)) is not None
-        }
-        if network.classifier_names:
-            each = classifier_posteriors(network, batch, config, autocast)
-            found["classifiers"] = torch.stack(
-                [decode(each[name], config.model) for name in network.classifier_names], -1
-            )
-        for name, tensor in found.items():
+        for name, tensor in _predict_batch(state, batch, gallery, level_Q).items():
             parts.setdefault(name, []).append(tensor.float().cpu().numpy())
     whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     if not np.isfinite(whole["decoded"]).all():
@@ -194,3 +191,27 @@ def _predict(
             f"step {state.step}: predicted ages are not finite; lower the learning rate, or set train.clip"
         )
     return whole
+
+
+def _predict_batch(
+    state: State, batch: dict[str, Tensor], gallery: Gallery | None, level_Q: Tensor
+) -> dict[str, Tensor]:
+    """The tensors of `_predict` for the faces of a batch."""
+    network, config = state.eval_network.eval(), state.config
+    bf16 = config.train.precision == "bf16"
+    prediction = predict(network, batch, config, bf16, gallery)
+    quantiles_BQ = quantiles(prediction.posterior, state.bins, level_Q)
+    age_B = decode(prediction.posterior, config.model)
+    tensors = {
+        "decoded": torch.cat([age_B[:, None], quantiles_BQ[:, :2]], -1),
+        "quantiles": quantiles_BQ[:, 2:],
+    }
+    for name in ("female", "neighbours", "own"):
+        tensor = getattr(prediction, name)
+        if tensor is not None:
+            tensors[name] = tensor
+    if network.classifier_names:
+        posteriors = classifier_posteriors(network, batch, config, bf16)
+        ages = [decode(posteriors[name], config.model) for name in network.classifier_names]
+        tensors["classifiers"] = torch.stack(ages, -1)
+    return tensors

@@ -1,0 +1,1 @@
+"""What the commands print: progress while they run, and tables at the end."""
