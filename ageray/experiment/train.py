@@ -151,6 +151,10 @@ class Train(Strict):
     """Decay per step of an exponential moving average of the weights, which is then validated and
     saved. 0 is off.
     """
+    wise_ft: tuple[Share, ...] = ()
+    """Shares of the way from the weights of `model.weights` to the trained ones (WiSE-FT), such as
+    [0.5, 0.75]. After training each is validated, and the best by `select`, or the trained weights,
+    are saved. Each costs one validation. Empty is off."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 is off."""
     calibrate: bool = True

@@ -42,8 +42,10 @@ def quantiles(posterior_BK: Tensor, bins_K: Tensor, levels_Q: Tensor) -> Tensor:
     y - 0.5 to y + 0.5."""
     cumulative_BK = posterior_BK.cumsum(-1)
     total_B1 = cumulative_BK[:, -1:]
-    wanted_BQ = levels_Q.expand(len(posterior_BK), -1) * total_B1
-    index_BQ = torch.searchsorted(cumulative_BK, wanted_BQ.contiguous()).clamp_max(len(bins_K) - 1)
+    wanted_BQ = levels_Q * total_B1
+    # as torch.searchsorted counts, but exportable to ONNX
+    below_BKQ = cumulative_BK[:, :, None] < wanted_BQ[:, None]
+    index_BQ = below_BKQ.sum(1).clamp_max(len(bins_K) - 1)
     mass_BQ = posterior_BK.gather(-1, index_BQ)
     below_BQ = cumulative_BK.gather(-1, index_BQ) - mass_BQ
     share_BQ = ((wanted_BQ - below_BQ) / mass_BQ.clamp_min(torch.finfo(mass_BQ.dtype).tiny)).clamp(0, 1)

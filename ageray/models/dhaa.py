@@ -215,6 +215,8 @@ class Dhaa(AgeNetwork):
     `subnetwork_losses` is off.
     """
 
+    reads_points = True
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         if config.weights == "imagenet" and config.width != 1:

@@ -28,6 +28,8 @@ class AgeNetwork(nn.Module):
     outputs: frozenset[str]
     whole_batch: frozenset[str] = frozenset()
     """Those of them that are not of this worker's faces but of the whole batch over all workers."""
+    reads_points: bool = False
+    """Whether `forward` needs `points`."""
     classifier_names: tuple[str, ...] = ()
     """Of a network with several classifiers: what `classifiers` names them, the one that decides last."""
 
