@@ -38,7 +38,7 @@ def launched() -> Any:
 def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[None]:
     """A cluster of nodes of other sizes than this machine's."""
     with patch.context() as within:
-        within.setattr(cluster, "nodes", lambda: list(nodes))
+        within.setattr(resources, "nodes", lambda: list(nodes))
         yield
 
 

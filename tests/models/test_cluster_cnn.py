@@ -497,7 +497,7 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
 
 
 def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> None:
-    from ageray.train.loop import start, train_one_epoch
+    from ageray.train.loop import init_network, train_one_epoch
     from ageray.train.state import new_state
     from tests.train.test_loop import batches
     from tests.train.test_loop import faces as drawn
@@ -516,7 +516,7 @@ def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> No
     cut = batches(drawn(16, experiment.align), 4)
     straight = new_state(experiment, torch.device("cpu"))
     straight.start_stage(0, 4)
-    start(straight, cut)
+    init_network(straight, cut)
     assert straight.network.num_init_faces == 0
     train_one_epoch(straight, cut[:2])
     file = io.BytesIO()
