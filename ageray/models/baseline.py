@@ -12,9 +12,11 @@ from ageray.models.network import AgeNetwork, Backbone, Batch, age_head, head_ou
 
 
 class Classifier(AgeNetwork):
-    """`baseline`, `cluster_cnn` with its plain head, and what the other single classifiers build on.
+    """`baseline`, `cluster_cnn` with its plain head, and what the other single classifiers build
+    on.
 
-    Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), the backbone's features.
+    Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), the
+    backbone's features.
     """
 
     def __init__(

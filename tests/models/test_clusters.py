@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from ageray.errors import UserError
-from ageray.models.clusters import Clusters, draw, kmeans, moved, probabilities, seeds
+from ageray.models.clusters import Clusters, draw, kmeans, updated_centroids, probabilities, seeds
 
 DOUBLE = torch.float64
 
@@ -122,30 +122,30 @@ def test_moved_centroids_are_those_of_algorithm_1_face_by_face(
     cluster = torch.randint(clusters, (faces,), generator=seeded(2))
     expected = algorithm_1(centroids, features, cluster, momentum)
     torch.testing.assert_close(
-        moved(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12
+        updated_centroids(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12
     )
-    single = moved(centroids.float(), features.float(), cluster, momentum)
+    single = updated_centroids(centroids.float(), features.float(), cluster, momentum)
     torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_cluster_without_a_face_stays_to_the_last_bit() -> None:
     centroids = normal(3, 8).float()
-    got = moved(centroids, normal(4, 8, seed=1).float(), torch.tensor([2, 0, 2, 0]), 0.9)
+    got = updated_centroids(centroids, normal(4, 8, seed=1).float(), torch.tensor([2, 0, 2, 0]), 0.9)
     assert torch.equal(got[1], centroids[1])
     assert not torch.equal(got[0], centroids[0])
 
 
 def test_the_order_of_a_clusters_faces_counts() -> None:
     features, cluster = normal(4, 2), torch.tensor([0, 1, 0, 0])
-    turned = moved(torch.zeros(2, 2, dtype=DOUBLE), features.flip(0), cluster.flip(0), 0.5)
-    assert not torch.allclose(turned[0], moved(torch.zeros(2, 2, dtype=DOUBLE), features, cluster, 0.5)[0])
+    turned = updated_centroids(torch.zeros(2, 2, dtype=DOUBLE), features.flip(0), cluster.flip(0), 0.5)
+    assert not torch.allclose(turned[0], updated_centroids(torch.zeros(2, 2, dtype=DOUBLE), features, cluster, 0.5)[0])
 
 
 def test_a_moved_centroid_hands_its_gradient_to_its_faces() -> None:
     """(1 - alpha) alpha^(faces of the cluster that come later)."""
     features = normal(5, 3).requires_grad_()
     momentum, cluster = 0.9, torch.tensor([1, 0, 1, 1, 0])
-    moved(normal(3, 3, seed=1), features, cluster, momentum).sum().backward()  # type: ignore[no-untyped-call]
+    updated_centroids(normal(3, 3, seed=1), features, cluster, momentum).sum().backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     later = [2, 1, 1, 0, 0]
     assert features.grad[:, 0].tolist() == pytest.approx([0.1 * 0.9**count for count in later])
@@ -156,7 +156,7 @@ def test_spread_between_clusters_has_a_gradient_which_is_that_of_finite_differen
     centroids, cluster = normal(4, 3, seed=1), torch.tensor([0, 2, 2, 1, 0, 2])
 
     def between(features: Tensor) -> Tensor:
-        return torch.pdist(moved(centroids, features, cluster, 0.999)).mean()
+        return torch.pdist(updated_centroids(centroids, features, cluster, 0.999)).mean()
 
     features = normal(6, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(between(features), features)
