@@ -74,8 +74,8 @@ class Gallery:
             for name, tensor in {"subject": unknown, "gender": unknown - 1, **row}.items():
                 columns.setdefault(name, []).append(tensor)
         whole = {name: torch.cat(parts) for name, parts in columns.items()}
-        kinds = {"age": torch.float32, "gender": torch.int8, "subject": torch.int64}
-        return cls(**{name: tensor.to(kinds.get(name, tensor.dtype)) for name, tensor in whole.items()})
+        dtypes = {"age": torch.float32, "gender": torch.int8, "subject": torch.int64}
+        return cls(**{name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in whole.items()})
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Gallery:

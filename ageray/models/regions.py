@@ -159,15 +159,15 @@ def sample(features_BCHW: Tensor, maps_BR23: Tensor, size: int) -> list[Tensor]:
     Outside the map its outermost cells are repeated. Zeros would draw an edge whose position
     depends on the pose.
     """
-    kind = torch.promote_types(features_BCHW.dtype, torch.float32)  # bf16 is too coarse for positions
-    steps_S = (2 * torch.arange(size, device=features_BCHW.device, dtype=kind) + 1) / size - 1
+    dtype = torch.promote_types(features_BCHW.dtype, torch.float32)  # bf16 is too coarse for positions
+    steps_S = (2 * torch.arange(size, device=features_BCHW.device, dtype=dtype) + 1) / size - 1
     y_SS1, x_SS1 = (axis[..., None] for axis in torch.meshgrid(steps_S, steps_S, indexing="ij"))
-    across, down, shift = maps_BR23.to(kind)[:, :, None, None].unbind(-1)
+    across, down, shift = maps_BR23.to(dtype)[:, :, None, None].unbind(-1)
     grid_BRSS2 = across * x_SS1 + down * y_SS1 + shift
     # One call samples all regions, one below the other, so that the features are not copied for
     # each.
     tall = F.grid_sample(
-        features_BCHW.to(kind), grid_BRSS2.flatten(1, 2), "bilinear", "border", align_corners=False
+        features_BCHW.to(dtype), grid_BRSS2.flatten(1, 2), "bilinear", "border", align_corners=False
     )
     return list(tall.to(features_BCHW.dtype).chunk(maps_BR23.shape[1], -2))
 
