@@ -1,5 +1,9 @@
-"""The forward pass that decides: aligned faces to a posterior over age bins, averaged with the mirror image. Used by validation and by the
-predictor, so that what was selected is what is served. Shape letters: B faces, K bins, M neighbours, D size of an embedding."""
+"""The forward pass from canvases to a posterior over age bins, averaged with the mirror image.
+
+Validation and the predictor both use it, so the selected model is served as it was measured.
+
+Shape letters: B faces, K bins, M neighbours, D size of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +27,14 @@ _LABELS = ("age", "gender", "subject")
 
 @dataclass(frozen=True)
 class Prediction:
-    """`posterior` (B, K) float32. From a gallery alone: `female` (B,), the share of women among the neighbours (None where the gallery knows no
-    gender), `neighbours` (B,), how many ages were averaged, and `own` (B,), how many of the M nearest are of the face's own subject. With the
-    mirror image these are means over both. Where they were asked for: `embedding` (B, D) of the face as it is, and its picture's `measures`
-    (B, M), see `ageray.faces.quality`; float32."""
+    """`posterior` (B, K), float32, and with a gallery what its neighbours tell.
+
+    `female` (B,) is the share of women among the neighbours; None if the gallery has no genders.
+    `neighbours` (B,) is the number of averaged ages. `own` (B,) is the number of the M nearest that
+    show the face's own subject. With the mirror image all are means over both. On request,
+    `embedding` (B, D) of the face as it is, and `measures` (B, M) of its picture
+    (`ageray.faces.quality`), float32.
+    """
 
     posterior: Tensor
     female: Tensor | None = None
@@ -75,27 +83,41 @@ def posterior(
 def classifier_posteriors(
     network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool
 ) -> dict[str, Tensor]:
-    """The posterior (B, K) of each of the network's classifiers, of a batch as `predict` takes it; with `decode.flip` the mean over both images."""
-    name = head_output(config.model) if isinstance(config.model, ClassifierBase) else "logits"
-    found: list[Batch] = []
+    """The posterior (B, K) of each of the network's classifiers, by name.
+
+    The batch is that of `predict`. With `decode.flip` each is the mean over both images.
+    """
+    tensor = "logits"
+    if isinstance(config.model, ClassifierBase):
+        tensor = head_output(config.model)
+    posteriors: dict[str, list[Tensor]] = {}
     for view in views(batch, config, config.model.decode.flip):
         with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
-            found.append(network.classifiers(view))
-    return {each: _mean([classifier_posterior({name: said[each]}) for said in found]) for each in found[0]}
+            outputs = network.classifiers(view)
+        for name, logits in outputs.items():
+            posteriors.setdefault(name, []).append(classifier_posterior({tensor: logits}))
+    return {name: _mean(parts) for name, parts in posteriors.items()}
 
 
 def embeddings(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Tensor:
-    """The network's `embedding` (B, D), float32, of a batch as `predict` takes it, not mirrored."""
+    """The network's `embedding` (B, D), float32, without the mirror image.
+
+    The batch is that of `predict`.
+    """
     return _outputs(network, _view(batch, config), autocast)["embedding"].float()
 
 
 def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Batch:
-    """What `Gallery.of` takes, of a batch as `predict` takes it and `age` (B,), `gender` (B,), `subject` (B,): faces as they are, not mirrored."""
+    """Rows for `Gallery.of`, without the mirror image.
+
+    The batch is that of `predict` with `age` (B,), `gender` (B,) and `subject` (B,).
+    """
     outputs = _outputs(network, _view(batch, config), autocast)
-    labels = {name: batch[name] for name in _LABELS if name in batch}
-    return labels | {
-        name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")
-    }
+    rows = {name: batch[name] for name in _LABELS if name in batch}
+    for name in ("embedding", "gender_embedding"):
+        if name in outputs:
+            rows[name] = compact(outputs[name])
+    return rows
 
 
 def _view(batch: Batch, config: Experiment, view: View | None = None, measured: bool = False) -> Batch:
@@ -163,10 +185,12 @@ def _both(found: list[Prediction]) -> Prediction:
 def _of_neighbours(
     outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None
 ) -> Prediction:
+    """The prediction from the ages of the nearest faces of the gallery."""
     settings, query_BD = config.decode.gallery, outputs["embedding"].float()
     near = gallery.nearest(query_BD, settings.neighbours, subject_B, settings.exclude_subject)
     posterior_BK = gallery.posterior(near, bins(config).to(query_BD.device))
-    broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)  # no distance tells near from far then
+    # An embedding that is not finite has no meaningful distances.
+    broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)
     return Prediction(
         posterior_BK.masked_fill(broken_B1, torch.nan),
         _female(outputs, near, gallery, settings, subject_B),
@@ -178,10 +202,11 @@ def _of_neighbours(
 def _female(
     outputs: Batch, near: Neighbours, gallery: Gallery, settings: Settings, subject_B: Tensor | None
 ) -> Tensor | None:
+    """The share of women among the nearest faces of known gender: (B,); None if there are none."""
     by = gallery.gender_by
     if by is None:
         return None
-    if by != "embedding" or not gallery.all_genders_known:  # else they are the same neighbours
+    if by != "embedding" or not gallery.all_genders_known:  # otherwise the neighbours are the same
         near = gallery.nearest(
             outputs[by].float(), settings.neighbours, subject_B, settings.exclude_subject, by=by, gender=True
         )
