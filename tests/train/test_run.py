@@ -676,7 +676,7 @@ def test_a_plan_of_several_sets(two_sets: Path, tmp_path: Path, shards: Path) ->
         )
     )
     # a set's split is the one that it has alone
-    assert np.array_equal(alone.faces["train"].mark, train.mark[: train.starts[1]])
+    assert np.array_equal(alone.faces["train"].key_hash, train.key_hash[: train.starts[1]])
     assert [each["name"] for each in made.facts["sets"]] == ["drawn", "more"]
 
 
