@@ -124,7 +124,7 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
 
 
 def _start_weights(state: State, faces: Columns) -> dict[str, torch.Tensor]:
-    """The weights that the training started from, without those of a backbone that is taken away."""
+    """The weights that the training started from; without those of a detached backbone."""
     start = wise_ft.start_weights(state.config)
     if "features" not in faces:
         return start
