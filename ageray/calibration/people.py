@@ -90,11 +90,14 @@ def combine_people(
 
 
 def error_correlation(subject: Sequence[str | None], error: ArrayLike, width: ArrayLike) -> float:
-    """The correlation of two photos' errors of one person, 0 to 1, errors being in units of their
-    interval's width: the one-way intraclass correlation, photos weighed alike. 0.5 where fewer than
-    20 people have two photos."""
+    """The correlation of two photos' errors of one person, 0 to 1: the one-way intraclass
+    correlation, photos weighed alike.
+
+    Errors are in units of their interval's width, and at most half of it: a person with a wrong
+    birth date would decide alone otherwise. 0.5 where fewer than 20 people have two photos.
+    """
     scaled_N = np.asarray(error, np.float64) / np.maximum(np.asarray(width, np.float64), _NARROWEST)
-    scaled_N = scaled_N - scaled_N.mean()
+    scaled_N = np.clip(scaled_N - np.median(scaled_N), -0.5, 0.5)
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(subject):
         if name is not None:
