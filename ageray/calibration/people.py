@@ -90,29 +90,30 @@ def combine_people(
 
 
 def error_correlation(subject: Sequence[str | None], error: ArrayLike, width: ArrayLike) -> float:
-    """The correlation of two photos' errors of one person, 0 to 1, errors being in units of their
-    interval's width: the one-way intraclass correlation, photos weighed alike. 0.5 where fewer than
-    20 people have two photos."""
+    """The correlation of two photos' errors of one person, 0 to 1: the one-way intraclass
+    correlation, people weighed alike.
+
+    Errors are in units of their interval's width, and at most half of it: a person with a wrong
+    birth date would decide alone otherwise. 0.5 where fewer than 20 people have two photos.
+    """
     scaled_N = np.asarray(error, np.float64) / np.maximum(np.asarray(width, np.float64), _NARROWEST)
-    scaled_N = scaled_N - scaled_N.mean()
+    scaled_N = np.clip(scaled_N - np.median(scaled_N), -0.5, 0.5)
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(subject):
         if name is not None:
             rows.setdefault(str(name), []).append(row)
     products, squares, people = 0.0, 0.0, 0
-    pairs, photos = 0, 0
     for own in rows.values():
-        values = scaled_N[own]
-        if len(own) < 2:
+        count, values = len(own), scaled_N[own]
+        if count < 2:
             continue
         people += 1
-        products += float(values.sum() ** 2 - (values**2).sum())
-        pairs += len(own) * (len(own) - 1)
-        squares += float((values**2).sum())
-        photos += len(own)
+        square = float((values**2).sum())
+        products += (float(values.sum()) ** 2 - square) / (count * (count - 1))
+        squares += square / count
     if people < 20 or squares == 0:
         return CORRELATION
-    return float(np.clip((products / pairs) / (squares / photos), 0, 1))
+    return float(np.clip(products / squares, 0, 1))
 
 
 def one_age_each(

@@ -59,8 +59,8 @@ def drawn(own: float, photo: float) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def test_the_correlation_is_found() -> None:
     subject, true, age = drawn(3, 4)
-    assert error_correlation(subject, age - true, np.full(1500, 10.0)) == pytest.approx(9 / 25, abs=0.06)
-    assert error_correlation(["one"] * 1500, age - true, np.full(1500, 10.0)) == 0.5  # too few people
+    assert error_correlation(subject, age - true, np.full(1500, 16.4)) == pytest.approx(9 / 25, abs=0.06)
+    assert error_correlation(["one"] * 1500, age - true, np.full(1500, 16.4)) == 0.5  # too few people
 
 
 def test_all_photos_beat_one_and_are_covered() -> None:
@@ -78,3 +78,9 @@ def test_nobody_with_two_photos() -> None:
     report = one_age_each([30, 40], ["a", None], [31, 42], [20, 30], [40, 50])
     assert report["people"] == 0
     assert report["mae_all"] is None
+
+
+def test_a_wrong_birth_date_does_not_decide_the_correlation() -> None:
+    subject, true, age = drawn(3, 4)
+    age[:25] += 60  # five people are somebody else
+    assert error_correlation(subject, age - true, np.full(1500, 16.4)) < 0.5
