@@ -64,7 +64,9 @@ def absolute(uri: str) -> str:
     """`uri` as an absolute path with links followed, for processes in other folders; a remote url
     unchanged.
     """
-    return uri if is_remote(uri) else str(_local(uri).resolve())
+    if is_remote(uri):
+        return uri
+    return str(_local(uri).resolve())
 
 
 def join(uri: str, *parts: str) -> str:
@@ -72,13 +74,15 @@ def join(uri: str, *parts: str) -> str:
     for part in parts:
         if "://" in part or part.startswith("/"):
             uri = part
+        elif uri.endswith("/"):
+            uri += part
         else:
-            uri = uri + part if uri.endswith("/") else f"{uri}/{part}"
+            uri = f"{uri}/{part}"
     return uri
 
 
 def unfinished(uri: str) -> str:
-    """The folder beside `uri` in which `uri` is written. It takes the place of `uri` when complete."""
+    """The folder beside `uri` in which `uri` is written; it is renamed to `uri` when complete."""
     return uri.rstrip("/") + ".unfinished"
 
 
@@ -151,7 +155,9 @@ def read_part(uri: str, start: int, count: int) -> bytes:
     with _explained(uri):
         fs, path = _fsspec(uri)
         end = min(start + count, fs.size(path))
-        return bytes(fs.cat_file(path, start=start, end=end)) if end > start else b""
+        if end <= start:
+            return b""
+        return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def size(uri: str) -> int:

@@ -24,6 +24,7 @@ from ageray.data import protocols
 from ageray.experiment import Protocol
 
 LIGHT = ("key", "age", "subject", "group", "gender", "dataset")
+FINGERPRINTS = {"digest": pa.string(), "phash": pa.uint64(), "thumbnail": pa.binary()}
 
 
 def load_or_compute_fingerprints(shards: Path) -> pa.Table:
@@ -32,11 +33,11 @@ def load_or_compute_fingerprints(shards: Path) -> pa.Table:
     started = time.process_time()
     for file in sorted(shards.glob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(512):
-            found = [fingerprints(image) for image in batch.column("image").to_pylist()]
-            table = pa.table({name: batch.column(name) for name in LIGHT})
-            for name, kind in (("digest", pa.string()), ("phash", pa.uint64()), ("thumbnail", pa.binary())):
-                table = table.append_column(name, pa.array([getattr(print_, name) for print_ in found], kind))
-            tables.append(table)
+            results = list(map(fingerprints, batch.column("image").to_pylist()))
+            columns = {name: batch.column(name) for name in LIGHT}
+            for name, kind in FINGERPRINTS.items():
+                columns[name] = pa.array([getattr(result, name) for result in results], kind)
+            tables.append(pa.table(columns))
     rows = pa.concat_tables(tables)
     rate = rows.num_rows / (time.process_time() - started)
     print(f"fingerprints: {rows.num_rows:,} images, {rate:.0f} a CPU-second (decoding included)")
@@ -54,14 +55,15 @@ def show(table: pa.Table) -> None:
     """The audit of the split."""
     train, test = parts(table)
     started = time.process_time()
-    found = audit(train, test)
+    findings = audit(train, test)
     print(f"audit: {time.process_time() - started:.2f} CPU-seconds")
-    print("\n".join(f"  {line}" for line in found.lines()))
+    for line in findings.lines():
+        print(f"  {line}")
     alone = audit(train.drop_columns("thumbnail"), test.drop_columns("thumbnail"))
-    near, unsure = found.near_identical, alone.near_identical
+    near, unsure = findings.near_identical, alone.near_identical
     counts = f"{unsure['across']} test images by hash alone, {near['across']} with thumbnails"
     print(f"near-identical across the split: {counts}")
-    for example in found.conflicts["near"]["examples"][:5]:
+    for example in findings.conflicts["near"]["examples"][:5]:
         print("  {} is {:g}, {} is {:g}".format(*example))
 
 

@@ -9,16 +9,16 @@ DIR]
 Steps: the features of --training faces (1,000 of each set) give the distance behind `unusual`.
 --calibrate faces, and degraded copies of some of them (--hard of each set), fit line, intervals,
 quality and age checks. --test and --unseen sets give the figures, degraded --calibrate faces the
-table of hard faces. FACTS is what no figure says: see `ageray.card.build_card`. What the network
-said is kept in --cache, so that an interrupted command goes on.
+table of hard faces. FACTS holds the text of the card: see `ageray.card.build_card`. The network's
+predictions are cached in --cache, so that an interrupted command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import hard_faces
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import yaml
 from hard_faces import Raw, Source
+from numpy.typing import NDArray
 
 from ageray import bundle
 from ageray.calibration import Calibration, CalibrationSet, fit_mixture
@@ -49,11 +50,9 @@ def main() -> None:
     out = Path(given.out)
     loaded = bundle.load(given.model)
     shutil.copytree(bundle.resolve(given.model), out, dirs_exist_ok=True)
-    card = {
-        name: value
-        for name, value in loaded.card.items()
-        if name not in ("calibration", "features", "figures")
-    }
+    card = dict(loaded.card)
+    for name in ("calibration", "features", "figures"):
+        card.pop(name, None)
     cache = Path(given.cache or f"{out}.cache") / card["sha256"][:12]
     distance = _distance(Predictor(loaded, threads=given.threads), given, cache / "features.npy")
     card = bundle.add_distance(str(out), card, distance)
@@ -64,8 +63,11 @@ def main() -> None:
     bundle.write_card(str(out), {**card, "calibration": calibration.to_card()})
     predictor = Predictor(bundle.load(str(out)), threads=given.threads)
     hard = list(hard_faces.table(predictor, _hard(raws, given)))
-    tested = [_predicted(predictor, raws, word, True) for word in given.test]
-    tested += [_predicted(predictor, raws, word, False) for word in given.unseen]
+    tested = []
+    for source in given.test:
+        tested.append(_predicted(predictor, raws["test", source.name], source.name, True))
+    for source in given.unseen:
+        tested.append(_predicted(predictor, raws["unseen", source.name], source.name, False))
     median = card.get("training", {}).get("train_ages", {}).get("median")
     final = build_card(
         {**card, "calibration": calibration.to_card()}, facts, tested, hard, median, calibration.correlation
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _distance(predictor: Predictor, given: argparse.Namespace, file: Path) -> FeatureDistance:
-    """Of the features of training faces of all sets, as many of each."""
+    """The distance measure fitted to features of training faces, equally many of each set."""
     if not predictor.has_embedding:
         raise UserError(f"{given.model}: its network has no embedding, so that nothing can be unusual to it")
     if not file.exists():
@@ -117,7 +119,7 @@ def _distance(predictor: Predictor, given: argparse.Namespace, file: Path) -> Fe
 
 
 def _predict(predictor: Predictor, given: argparse.Namespace, cache: Path) -> dict[tuple[str, str], Raw]:
-    """What the network says of every set, and of the degraded copies."""
+    """The raw predictions for every set and for the degraded copies, by role or kind and set."""
     raws = {}
     for role in ("calibrate", "test", "unseen"):
         for source in getattr(given, role):
@@ -141,47 +143,53 @@ def _cached(predictor: Predictor, file: Path, source: Source, most: int, kind: s
 def _fit(raws: dict[tuple[str, str], Raw], given: argparse.Namespace, predictor: Predictor) -> Calibration:
     sets = []
     for source in given.calibrate:
-        parts = [raws["calibrate", source.name], *(raws[kind, source.name] for kind in _TAUGHT)]
-        degraded = np.concatenate([np.full(len(part.true), number > 0) for number, part in enumerate(parts)])
-        true, decoded, posterior, measures, distance, subject = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("true", "decoded", "posterior", "measures", "distance", "subject")
-        )
-        subjects = [str(name) or None for name in subject]
-        one = CalibrationSet(source.name, true, decoded, posterior, measures, distance, degraded, subjects)
-        sets.append(one if any(subjects) else replace(one, subject=None))
+        parts = [raws["calibrate", source.name]]
+        for kind in _TAUGHT:
+            parts.append(raws[kind, source.name])
+        columns = {}
+        for name in ("true", "decoded", "posterior", "measures", "distance", "subject"):
+            columns[name] = np.concatenate([getattr(part, name) for part in parts])
+        subject = _labels(columns.pop("subject"))
+        degraded = np.arange(len(columns["true"])) >= len(parts[0].true)
+        sets.append(CalibrationSet(source.name, **columns, degraded=degraded, subject=subject))
     return fit_mixture(sets, bins(predictor.bundle.experiment.model).numpy(), MEASURES)
 
 
 def _hard(raws: dict[tuple[str, str], Raw], given: argparse.Namespace) -> dict[tuple[str, str], Raw]:
     """The rows of the table: each kind on each calibration set, first as the photos are."""
-    rows = {("none", source.name): raws["calibrate", source.name] for source in given.calibrate}
+    rows = {}
+    for source in given.calibrate:
+        rows["none", source.name] = raws["calibrate", source.name]
     for kind in _TAUGHT:
         for source in given.calibrate:
             rows[kind, source.name] = raws[kind, source.name]
     return rows
 
 
-def _predicted(
-    predictor: Predictor, raws: dict[tuple[str, str], Raw], source: Source, seen: bool
-) -> Predicted:
-    raw = raws["test" if seen else "unseen", source.name]
+def _predicted(predictor: Predictor, raw: Raw, name: str, seen: bool) -> Predicted:
+    """The calibrated predictions on the set `name`. seen: the model was trained on such faces."""
     ages = predictor.recalibrated(raw.decoded, raw.posterior, raw.measures, raw.distance)
-    labels = {
-        name: [str(value) or None for value in getattr(raw, name)] for name in ("gender", "group", "subject")
-    }
-    given_labels = {name: column if any(column) else None for name, column in labels.items()}
     return Predicted(
-        source.name,
+        name,
         raw.true,
         ages.age,
         ages.low,
         ages.high,
         ages.over,
-        **given_labels,
+        gender=_labels(raw.gender),
+        group=_labels(raw.group),
+        subject=_labels(raw.subject),
         refused=ages.refused,
         seen=seen,
     )
+
+
+def _labels(column: NDArray[Any]) -> list[str | None] | None:
+    """A column of labels (N,), None instead of ''; None if no face has a label."""
+    labels = [str(value) or None for value in column]
+    if not any(labels):
+        return None
+    return labels
 
 
 if __name__ == "__main__":

@@ -63,14 +63,15 @@ work and reductions.
 
 
 def wait() -> None:
-    """Until the device has done all that it was arguments."""
+    """Waits until the device has finished all its work."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def matrix_rate(size: int) -> float:
     """Operations a second of a bf16 product of two random square matrices."""
-    left, right = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    left = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
+    right = torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16)
     times = []
     for _ in range(13):
         wait()
@@ -97,15 +98,16 @@ def ready(experiment: Experiment) -> tuple[State, Columns]:
         "gender": gender.numpy(),
         "subject": subject.numpy(),
     }
-    batch_in_memory = {name: torch.from_numpy(values) for name, values in faces.items()}
-    return state, {
-        name: tensor.pin_memory() if DEVICE.type == "cuda" else tensor
-        for name, tensor in batch_in_memory.items()
-    }
+    batch_in_memory = {}
+    for name, values in faces.items():
+        batch_in_memory[name] = torch.from_numpy(values)
+        if DEVICE.type == "cuda":
+            batch_in_memory[name] = batch_in_memory[name].pin_memory()
+    return state, batch_in_memory
 
 
 def operations(state: State, batch_in_memory: Columns) -> float:
-    """Of one step: convolutions and products, forward and backward."""
+    """Operations of one step's convolutions and products, forward and backward."""
     counter = FlopCounterMode(display=False)
     with counter:
         train_one_epoch(state, [batch_in_memory])
@@ -131,8 +133,8 @@ def changes(state: State, batch_in_memory: Columns, steps: int) -> float:
 
 
 def where(state: State, batch_in_memory: Columns, steps: int) -> tuple[float, dict[str, float]]:
-    """The part of a step in which the device computes, and the parts of that by kind; nothing on a
-    CPU.
+    """The share of a step in which the device computes, and the share of each kind of kernel in
+    that time. NaN and an empty dict on a CPU.
     """
     if DEVICE.type != "cuda":
         return float("nan"), {}
@@ -145,21 +147,31 @@ def where(state: State, batch_in_memory: Columns, steps: int) -> tuple[float, di
     kinds: dict[str, float] = defaultdict(float)
     for event in seen.events() or ():
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
-            name = event.name.lower()
-            fits = (kind for kind, words in KINDS.items() if any(word in name for word in words))
-            kinds[next(fits, "elementwise, reductions")] += event.self_device_time_total / 1e6
-    busy = sum(kinds.values())
-    return busy / whole, {
-        kind: seconds / busy for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1])
-    }
+            kinds[kind_of(event.name.lower())] += event.self_device_time_total / 1e6
+    busy, shares = sum(kinds.values()), {}
+    for kind, seconds in sorted(kinds.items(), key=lambda item: -item[1]):
+        shares[kind] = seconds / busy
+    return busy / whole, shares
+
+
+def kind_of(kernel: str) -> str:
+    """The kind of a kernel, by the words in its name."""
+    for kind, words in KINDS.items():
+        for word in words:
+            if word in kernel:
+                return kind
+    return "elementwise, reductions"
 
 
 def compare(recipe: str, arguments: argparse.Namespace, peak: float) -> None:
     """All contenders of one recipe, in turns."""
     contenders: dict[tuple[Any, ...], tuple[State, Columns]] = {}
+    compilations = [False]
+    if arguments.compile:
+        compilations.append(True)
     for batch in arguments.batch:
         for precision in arguments.precision:
-            for compiled in [False, True] if arguments.compile else [False]:
+            for compiled in compilations:
                 words = [
                     f"train.batch_size={batch}",
                     f"train.precision={precision}",

@@ -76,13 +76,13 @@ def main() -> None:
     )
     folder = parser.parse_args().folder
     try:
-        rows = [
-            row
-            for row in sources.read_fgnet(storage.absolute(folder), "fgnet").table.to_pylist()
-            if row["landmarks"] is not None
-        ]
+        table_of_photos = sources.read_fgnet(storage.absolute(folder), "fgnet").table
     except UserError as error:
         sys.exit(f"{error}")
+    rows = []
+    for row in table_of_photos.to_pylist():
+        if row["landmarks"] is not None:
+            rows.append(row)
     if not rows:
         sys.exit(f"{folder}: holds no FG-NET photos; give the folder with images/ and points/")
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""Hard faces: photos of known age spoilt on purpose, and what a model still says of them.
+"""Hard faces: photos of known age degraded on purpose, and the errors of a model on them.
 
 python benchmarks/hard_faces.py MODEL NAME=SHARDS[@SPLIT.parquet#PART] ... [--faces 300] [--kinds
 blur,gray] [--out DIR]
@@ -18,7 +18,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +61,20 @@ class Source:
         return cls(name, shards, split, part)
 
     def rows(self, most: int = 0) -> list[dict[str, Any]]:
-        """The faces with an age and landmarks, in an order by a hash of their keys; the first
-        `most` of them."""
-        chosen = None
+        """The faces with an age and landmarks, ordered by a hash of their keys; only the first
+        `most` if that is not 0.
+        """
+        chosen = set()
         if self.split:
-            parts = pq.read_table(self.split).to_pylist()
-            chosen = {row["key"] for row in parts if row["part"] == self.part}
+            for row in pq.read_table(self.split).to_pylist():
+                if row["part"] == self.part:
+                    chosen.add(row["key"])
         rows = []
         for file in storage.list_files(self.shards, (".parquet",)):
             filesystem, path = storage.filesystem(file)
             for row in pq.read_table(path, filesystem=filesystem).to_pylist():
                 usable = row["age"] is not None and row["landmarks"] is not None
-                if usable and (chosen is None or row["key"] in chosen):
+                if usable and (not self.split or row["key"] in chosen):
                     rows.append(row)
         if not rows:
             raise UserError(
@@ -84,8 +86,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a predictor says of N faces before calibration, beside their labels; `shown` photos were
-    tried, N have a face."""
+    """The predictions for N faces before calibration, and their labels. `shown`: the number of
+    photos; in N of them a face was found.
+    """
 
     key: NDArray[Any]
     true: NDArray[Any]
@@ -99,15 +102,14 @@ class Raw:
     shown: NDArray[Any]
 
     def save(self, file: Path) -> None:
-        """As .npz."""
+        """Writes a .npz file."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        np.savez(file, **vars(self))
 
     @classmethod
     def load(cls, file: Path) -> Raw:
-        """From .npz."""
-        content = np.load(file)
-        return cls(**{field.name: content[field.name] for field in fields(cls)})
+        """Reads a .npz file."""
+        return cls(**np.load(file))
 
 
 Batch = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
@@ -117,23 +119,22 @@ def canvases(
     rows: Sequence[dict[str, Any]], kind: str, experiment: Experiment
 ) -> tuple[list[dict[str, Any]], Batch]:
     """The rows whose face is found, and their canvases, points and boxes as `Predictor.predict`
-    takes them."""
+    takes them.
+    """
     detector = YuNet(experiment.data.detect)
-    shown, parts = [], []
+    side = canvas_side(experiment.align)
+    # an empty array first, so that no face at all gives arrays too
+    pixels = [np.zeros((0, side, side, 3), np.uint8)]
+    points, box = [np.zeros((0, 5, 2), np.float32)], [np.zeros((0, 4), np.float32)]
+    shown = []
     for row in rows:
         canvas = _canvas(row, kind, experiment, detector)
         if canvas is not None:
             shown.append(row)
-            parts.append(canvas)
-    side = canvas_side(experiment.align)
-    empty = Canvases(
-        np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 5, 2), np.float32), np.zeros((0, 4), np.float32)
-    )
-    pixels, points, box = (
-        np.concatenate([getattr(each, name) for each in [empty, *parts]])
-        for name in ("pixels", "points", "box")
-    )
-    return shown, (pixels, points, box)
+            pixels.append(canvas.pixels)
+            points.append(canvas.points)
+            box.append(canvas.box)
+    return shown, (np.concatenate(pixels), np.concatenate(points), np.concatenate(box))
 
 
 def predict(predictor: Predictor, rows: Sequence[dict[str, Any]], kind: str = "none") -> Raw:
@@ -142,8 +143,9 @@ def predict(predictor: Predictor, rows: Sequence[dict[str, Any]], kind: str = "n
     parts = []
     for start in range(0, max(len(rows), 1), _BATCH):
         shown, batch = canvases(rows[start : start + _BATCH], kind, predictor.bundle.experiment)
-        for name, column in labels.items():
-            column += [row[name] if row[name] is not None else "" for row in shown]
+        for row in shown:
+            for name, column in labels.items():
+                column.append("" if row[name] is None else row[name])
         ages = predictor.predict(*batch)
         count = len(ages.age)
         measures = np.zeros((count, 0)) if ages.measures is None else ages.measures
@@ -194,14 +196,16 @@ def table(predictor: Predictor, raws: dict[tuple[str, str], Raw]) -> Iterator[di
             }
             if ages.quality is not None:
                 row["quality"] = float(ages.quality[answered].mean())
-        yield {name: round(value, 3) if isinstance(value, float) else value for name, value in row.items()}
+        for column, value in row.items():
+            if isinstance(value, float):
+                row[column] = round(value, 3)
+        yield row
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """Prints the table."""
-    print(
-        f"{'kind':14}{'set':12}{'photos':>7}{'found':>7}{'refused':>9}{'MAE':>7}{'bias':>7}{'covers':>8}{'width':>7}{'quality':>9}"
-    )
+    head = f"{'kind':14}{'set':12}{'photos':>7}{'found':>7}{'refused':>9}"
+    print(f"{head}{'MAE':>7}{'bias':>7}{'covers':>8}{'width':>7}{'quality':>9}")
     for row in rows:
         cells = [f"{row['kind']:14}{row['set']:12}{row['photos']:7}{row['found']:7.2f}{row['refused']:9.3f}"]
         for name, form in (
@@ -211,7 +215,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             ("width", "7.1f"),
             ("quality", "9.2f"),
         ):
-            cells.append(format(row[name], form) if name in row else " " * int(form.strip("+").split(".")[0]))
+            if name in row:
+                cells.append(format(row[name], form))
+            else:
+                cells.append(" " * int(form.strip("+").split(".")[0]))
         print("".join(cells))
 
 

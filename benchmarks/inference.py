@@ -44,15 +44,14 @@ Faces = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]
 
 def drawn(count: int, align: Align) -> Faces:
     """Canvases, points and boxes of `count` faces: a few drawn ones, repeated."""
-    few = [
-        face_canvases(face.jpeg(), face.points[None], face.box[None], align)
-        for face in synthetic_faces.faces(min(count, 8), size=200)
-    ]
-    order = np.arange(count) % len(few)
-    pixels, points, box = (
-        np.concatenate([getattr(face, name) for face in few])[order] for name in ("pixels", "points", "box")
-    )
-    return pixels, points, box
+    pixels, points, box = [], [], []
+    for face in synthetic_faces.faces(min(count, 8), size=200):
+        canvas = face_canvases(face.jpeg(), face.points[None], face.box[None], align)
+        pixels.append(canvas.pixels)
+        points.append(canvas.points)
+        box.append(canvas.box)
+    order = np.arange(count) % len(pixels)
+    return np.concatenate(pixels)[order], np.concatenate(points)[order], np.concatenate(box)[order]
 
 
 def random_gallery(size: int) -> Gallery:
@@ -154,7 +153,7 @@ def main() -> None:
     durations = seconds_a_batch(predictors, arguments.rounds)
     speed = {name: arguments.batch / seconds for name, seconds in durations.items()}
     for recipe in arguments.recipes:
-        exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
+        exact, rough = speed[recipe, "float32"], speed[recipe, "bf16"]
         loaded = predictors[recipe, "bf16"][0].bundle
         batch = min(arguments.batch, 32)
         price = cost.measure(loaded.network(), loaded.experiment, batch, arguments.rounds)

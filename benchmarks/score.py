@@ -89,9 +89,14 @@ def plain(shards: str, model: str) -> Iterator[int]:
     predictor, align = Predictor(loaded), loaded.experiment.align
     rows = rows_of(shards)
     for start in range(0, len(rows), BATCH):
-        batch = [canvases_of(row, align) for row in rows[start : start + BATCH]]
-        predictor.predict(*(np.stack(column) for column in zip(*batch, strict=True)))  # type: ignore[arg-type]
-        yield len(batch)
+        pixels, points, box = [], [], []
+        for row in rows[start : start + BATCH]:
+            canvas = canvases_of(row, align)
+            pixels.append(canvas[0])
+            points.append(canvas[1])
+            box.append(canvas[2])
+        predictor.predict(np.stack(pixels), np.stack(points), np.stack(box))
+        yield len(pixels)
 
 
 class Faces(torch.utils.data.Dataset[tuple[np.ndarray, np.ndarray, np.ndarray]]):
@@ -115,8 +120,9 @@ def loader(shards: str, model: str, workers: int) -> Iterator[int]:
     for batch in torch.utils.data.DataLoader(
         Faces(shards, loaded.experiment.align), batch_size=BATCH, **options
     ):
-        predictor.predict(*(column.numpy() for column in batch))
-        yield len(batch[0])
+        pixels, points, box = batch
+        predictor.predict(pixels.numpy(), points.numpy(), box.numpy())
+        yield len(pixels)
 
 
 def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
@@ -151,10 +157,8 @@ def compare_faces(arguments: argparse.Namespace, folder: Path) -> None:
     ways: dict[str, Callable[[], Iterator[int]]] = {
         "jobs.score": lambda: pipeline(shards, arguments.model, scale),
         "plain process": lambda: plain(shards, arguments.model),
-        **{
-            f"DataLoader, {workers} workers": lambda workers=workers: loader(shards, arguments.model, workers)
-            for workers in (1, 2)
-        },
+        "DataLoader, 1 workers": lambda: loader(shards, arguments.model, 1),
+        "DataLoader, 2 workers": lambda: loader(shards, arguments.model, 2),
     }
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(arguments.rounds):
@@ -162,7 +166,7 @@ def compare_faces(arguments: argparse.Namespace, folder: Path) -> None:
             speeds[name].append(steady(ways[name](), arguments.faces))
             print(f"  round {turn + 1}: {name:<24}{speeds[name][-1]:8.1f} faces/s", flush=True)
     middle = {name: statistics.median(rates) for name, rates in speeds.items()}
-    best = max(rate for name, rate in middle.items() if name.startswith("DataLoader"))
+    best = max(middle["DataLoader, 1 workers"], middle["DataLoader, 2 workers"])
     own, plain_process = middle["jobs.score"], middle["plain process"]
     print(f"jobs.score {own:.1f} faces/s; / plain process {own / plain_process:.2f} (target 0.85)", end="")
     print(f"; / best DataLoader {own / best:.2f} (target 1.0)")
@@ -243,10 +247,8 @@ class Peak:
                 with contextlib.suppress(psutil.Error):
                     own += process.memory_full_info().uss
             self.memory = max(self.memory, own / 2**20)
-            total, free = (
-                ask().get("object_store_memory", 0)
-                for ask in (ray.cluster_resources, ray.available_resources)
-            )
+            total = ray.cluster_resources().get("object_store_memory", 0)
+            free = ray.available_resources().get("object_store_memory", 0)
             self.store = max(self.store, (total - free) / 2**20)
 
 

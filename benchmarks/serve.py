@@ -80,10 +80,10 @@ def overload(url: str, files: Files, clients: int, seconds: float) -> tuple[Coun
     statuses: Counter[int] = Counter()
 
     def client(_: int) -> list[int]:
-        found = []
+        answers = []
         while time.monotonic() < ends:
-            found.append(ask(url, files)[0])
-        return found
+            answers.append(ask(url, files)[0])
+        return answers
 
     with ThreadPoolExecutor(clients) as pool:
         running = [pool.submit(client, number) for number in range(clients)]
@@ -106,11 +106,12 @@ def main() -> None:
     parser.add_argument("--overload", type=float, default=60, help="seconds of it (default: %(default)s)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        photos = [
-            Photo(Path(file).name, Path(file).read_bytes())
-            for file in faces.write_photos(folder, given.images)
-        ]
-    files: Files = [("images", (photo.name, photo.content)) for photo in photos]
+        photos: list[Photo] = []
+        files: Files = []
+        for file in map(Path, faces.write_photos(folder, given.images)):
+            photo = Photo(file.name, file.read_bytes())
+            photos.append(photo)
+            files.append(("images", (photo.name, photo.content)))
     plain = in_process(photos, given.model, 4)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -120,15 +121,17 @@ def main() -> None:
     ask(url, files)
     with ThreadPoolExecutor(2) as pool:
         started = time.perf_counter()
-        taken = [seconds for _, seconds in pool.map(lambda _: ask(url, files), range(given.requests))]
+        times = []
+        for _, seconds in pool.map(lambda _: ask(url, files), range(given.requests)):
+            times.append(seconds)
         served = given.requests * given.images / (time.perf_counter() - started)
-    tail = statistics.quantiles(taken, n=100, method="inclusive")
+    tail = statistics.quantiles(times, n=100, method="inclusive")
     print(f"in process {plain:.1f} images/s, service {served:.1f} images/s: {served / plain:.2f}")
     print(f"a request of {given.images} images, two under way: p50 {tail[49]:.2f} s, p99 {tail[98]:.2f} s")
     limit = Service().limits.requests
     statuses, memory = overload(url, files, 2 * limit, given.overload)
-    shown = ", ".join(f"{size:.0f}" for size in memory)
-    print(f"{2 * limit} clients at {limit} places for {given.overload:.0f} s: {dict(statuses)}; MiB {shown}")
+    sizes = ", ".join(f"{size:.0f}" for size in memory)
+    print(f"{2 * limit} clients at {limit} places for {given.overload:.0f} s: {dict(statuses)}; MiB {sizes}")
 
 
 if __name__ == "__main__":

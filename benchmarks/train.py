@@ -77,28 +77,26 @@ def begin(experiment: Experiment, plan: Plan, threads: int) -> State:
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The Ray Train worker: takes the name of a contender, gives back what its turn took, until
-    there is no further name.
+    """The Ray Train worker: receives names of contenders by a queue, runs a turn of each and sends
+    its figures back. None ends it.
     """
     experiment, plan = Experiment.model_validate(settings["experiment"]), settings["plan"]
     state, streams = begin(experiment, plan, settings["threads"]), Streams(experiment, plan, settings["rows"])
-    held = next(iter(streams.training(state).batches))
-    while (name := settings["asked"].get()) is not None:
+    batch = next(iter(streams.training(state).batches))
+    while (name := settings["requests"].get()) is not None:
         if name == "memory":
-            settings["said"].put(timed(state, [held] * plan.steps[0]))
+            settings["answers"].put(timed(state, [batch] * plan.steps[0]))
         else:
             faces = streams.training(state)
             turn = timed(state, faces.batches)
-            settings["said"].put(turn | {"waited": faces.batches.waited})
+            settings["answers"].put(turn | {"waited": faces.batches.waited})
 
 
-def answer(said: Queue, running: Thread) -> Turn:
-    """What the worker's turn took; an end where the worker has failed, its error being told by
-    then.
-    """
+def answer(answers: Queue, running: Thread) -> Turn:
+    """The figures of the worker's turn. Exits if the worker has failed, after Ray printed why."""
     while running.is_alive():
         with suppress(Empty):
-            return said.get(timeout=1)  # type: ignore[no-any-return]
+            return answers.get(timeout=1)  # type: ignore[no-any-return]
     raise SystemExit("error: the worker of `streamed` and `memory` ended before its turn; see above")
 
 
@@ -110,7 +108,11 @@ class Faces(Dataset[Columns]):
 
     def __getitem__(self, rows: list[int]) -> Columns:
         columns = decode_rows(self._table.take(pa.array(rows)), self._align)
-        return {name: torch.from_numpy(values) for name, values in columns.items() if values.dtype != object}
+        tensors = {}
+        for name, values in columns.items():
+            if values.dtype != object:
+                tensors[name] = torch.from_numpy(values)
+        return tensors
 
 
 class Plain:
@@ -118,10 +120,11 @@ class Plain:
 
     def __init__(self, experiment: Experiment, plan: Plan, threads: int, workers: int) -> None:
         self._state, self._plan = begin(experiment, plan, threads), plan
-        files = [
-            file for file in storage.list_files(str(experiment.data.shards)) if file.endswith(".parquet")
-        ]
-        table = pa.concat_tables([pq.read_table(file, columns=_COLUMNS) for file in files])
+        tables = []
+        for file in storage.list_files(str(experiment.data.shards)):
+            if file.endswith(".parquet"):
+                tables.append(pq.read_table(file, columns=_COLUMNS))
+        table = pa.concat_tables(tables)
         faces = plan.faces["stage-0"].lookup().find(table.column("key").to_pylist())
         self._faces = Faces(
             table.filter(pa.array(faces >= 0)).combine_chunks(), experiment.align.model_dump(mode="json")
@@ -146,8 +149,8 @@ class Plain:
 
 
 def repeated(shards: str, times: int, folder: Path) -> str:
-    """A folder of shards with each face so many times, under keys of their own: an epoch that
-    lasts, of few faces.
+    """Writes shards with each face `times` times under different keys, for a longer epoch from few
+    faces; returns the folder.
     """
     for file in storage.list_files(shards):
         if file.endswith(".parquet"):
@@ -165,7 +168,7 @@ def repeated(shards: str, times: int, folder: Path) -> str:
 
 
 def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str]) -> None:
-    """All contenders on one recipe, and what is to be read off them."""
+    """Runs all contenders on one recipe in turns and prints the comparison."""
     threads = given.threads or os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
         files = [str(ROOT / "configs" / f"{recipe}.yaml")]
@@ -178,7 +181,7 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
         ]
         experiment = config.load(files, [*fixed, *words])
         plan = planning.make(experiment)
-        asked, said = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
+        requests, answers = Queue(actor_options={"num_cpus": 0}), Queue(actor_options={"num_cpus": 0})
         settings = {
             "experiment": experiment.model_dump(mode="json"),
             "plan": plan,
@@ -187,7 +190,7 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
         }
         trainer = TorchTrainer(
             serve,
-            train_loop_config={**settings, "asked": asked, "said": said},
+            train_loop_config={**settings, "requests": requests, "answers": answers},
             scaling_config=ScalingConfig(num_workers=1, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(
                 name="ray",
@@ -200,15 +203,15 @@ def compare(recipe: str, shards: str, given: argparse.Namespace, words: list[str
         plain = Plain(experiment, plan, threads, workers=given.loaders or max(1, (os.cpu_count() or 2) - 1))
         turns: dict[str, list[Turn]] = {"streamed": [], "memory": [], "loader": []}
         for number in range(given.rounds + 1):  # the first one warms up
-            for name, taken in turns.items():
+            for name, own in turns.items():
                 if name == "loader":
                     turn = plain.turn()
                 else:
-                    asked.put(name)
-                    turn = answer(said, running)
+                    requests.put(name)
+                    turn = answer(answers, running)
                 if number:
-                    taken.append(turn)
-        asked.put(None)
+                    own.append(turn)
+        requests.put(None)
         running.join()
         report(recipe, experiment, plan, turns)
 
@@ -218,11 +221,13 @@ def report(recipe: str, experiment: Experiment, plan: Plan, turns: dict[str, lis
     train = experiment.train
     what = f"{plan.steps[0]} steps of {train.batch_size}, {experiment.align.size} pixels"
     print(f"\n{recipe}: {what}, {train.precision}")
-    rates = {name: np.array([turn["rate"] for turn in own]) for name, own in turns.items()}
-    for name, own in rates.items():
+    rates = {}
+    for name, own in turns.items():
+        rates[name] = np.array([turn["rate"] for turn in own])
+    for name, images_s in rates.items():
         start = statistics.median(turn["start"] for turn in turns[name])
-        rounds = f"rounds {own.round(1).tolist()}; start {start:.1f} s"
-        print(f"  {name:<9} {np.median(own):>8.1f} images/s   ({rounds})")
+        rounds = f"rounds {images_s.round(1).tolist()}; start {start:.1f} s"
+        print(f"  {name:<9} {np.median(images_s):>8.1f} images/s   ({rounds})")
     for name, target in (("memory", 0.95), ("loader", 1.0)):
         ratios = rates["streamed"] / rates[name]
         rounds = f"target {target}; rounds {ratios.round(3).tolist()}"
@@ -267,10 +272,12 @@ def main() -> None:
         "--threads", type=int, default=0, help="of a CPU that trains; 0 for all cores (default: %(default)s)"
     )
     given = parser.parse_args()
-    words, folders = (
-        [word for word in given.words if "=" in word],
-        [word for word in given.words if "=" not in word],
-    )
+    words, folders = [], []
+    for word in given.words:
+        if "=" in word:
+            words.append(word)
+        else:
+            folders.append(word)
     with tempfile.TemporaryDirectory() as drawn, tempfile.TemporaryDirectory() as many:
         if not folders:
             synthetic_faces.write_faces_table(

@@ -32,14 +32,14 @@ def compare(
     """
     _check_same_faces(models, experiments)
     files = EvaluationFiles.at(out)
-    reports, tables, rows = [], [], []
+    reports, tables, rows, warnings = [], [], [], []
     for number, (model, experiment) in enumerate(zip(models, experiments, strict=True)):
         model_files = files.for_model(number, model)
         report = evaluate(model, experiment, model_files.folder, trained_on)
         reports.append(report)
+        warnings += report["warnings"]
         tables.append(_read_predictions(model_files))
         rows.append(_summary(model, report, model_files.link))
-    warnings = [warning for report in reports for warning in report["warnings"]]
     comparison = {
         "data": reports[0]["data"],
         "protocol": reports[0]["protocol"],

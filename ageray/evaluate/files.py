@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ageray import storage
@@ -80,4 +81,4 @@ class EvaluationFiles:
 def short_name(model: str) -> str:
     """A model's name for a folder: `zoo:default` gives `default`, a path its last part."""
     name = model.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+    return re.sub(r"[^\w.-]", "_", name)

@@ -145,8 +145,12 @@ def _all_tables(
 ) -> list[pa.Table]:
     """The table of every fold, in their order: from the store, or trained now and stored."""
     total = len(plan.names)
-    tables = [store.read(number) for number in range(total)]
-    todo = [number for number, table in enumerate(tables) if table is None]
+    tables, todo = [], []
+    for number in range(total):
+        table = store.read(number)
+        tables.append(table)
+        if table is None:
+            todo.append(number)
     if not todo:
         return tables
     tasks = FoldTasks(experiment, plan.faces, plan.splits, plan.names, levels)
@@ -195,8 +199,7 @@ def _plan(experiment: Experiment) -> _Plan:
 
 
 def _people(faces: pa.Table, splits: list[Split]) -> list[str]:
-    """The person that each fold leaves out: the subject, with its set where two sets have the
-    same."""
+    """The subject that each fold leaves out; `set/subject` if several sets use the same name."""
     keys = pa.array([split.parts["test"][0] for split in splits], pa.string())
     people = faces.take(pc.index_in(keys, value_set=faces.column("key")))
     subjects, datasets = people.column("subject").to_pylist(), people.column("dataset").to_pylist()

@@ -135,8 +135,12 @@ def predictions(
         },
         **pool.options(),
     )
-    tables: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    rows = pa.concat_tables([table for table in tables if table.num_rows]).sort_by("key")
+    batches: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
+    tables = []
+    for table in batches:
+        if table.num_rows:
+            tables.append(table)
+    rows = pa.concat_tables(tables).sort_by("key")
     if "embedding" not in rows.column_names:
         return Predictions(rows, None)
     embedded = rows.filter(pa.compute.is_valid(rows.column("embedding")))

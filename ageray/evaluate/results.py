@@ -116,7 +116,7 @@ def figures(rows: pa.Table, levels: Sequence[float], training_median: float | No
 
 
 def _over(rows: pa.Table) -> dict[int, NDArray[np.floating[Any]]] | None:
-    """The probabilities of LIMITS, (N,) each; None where the model gives none."""
+    """The probability of each age limit of LIMITS, (N,) each; None if the model reports none."""
     names = {limit: f"over_{limit}" for limit in LIMITS}
     if not set(names.values()) <= set(rows.column_names):
         return None
@@ -124,9 +124,10 @@ def _over(rows: pa.Table) -> dict[int, NDArray[np.floating[Any]]] | None:
 
 
 def people(rows: pa.Table, correlation: float | None) -> dict[str, Any]:
-    """`people`: what several photos of a person are worth, see `ageray.calibration.one_age_each`.
+    """`people`: the gain from several photos of a person, see `ageray.calibration.one_age_each`.
 
-    Empty where no subject has two photos with a prediction, or `correlation` is None."""
+    Empty if no subject has two photos with a prediction, or `correlation` is None.
+    """
     if correlation is None:
         return {}
     fine = rows.filter(pc.is_finite(rows.column("predicted")))
@@ -196,7 +197,9 @@ def _usable(rows: pa.Table) -> pa.Table:
 def _labels(rows: pa.Table, name: str) -> list[str | None] | None:
     """A column of labels; None if no face has one."""
     labels: list[str | None] = rows.column(name).to_pylist()
-    return None if all(label is None for label in labels) else labels
+    if all(label is None for label in labels):
+        return None
+    return labels
 
 
 def _quantiles(rows: pa.Table, count: int) -> NDArray[np.float64] | None:

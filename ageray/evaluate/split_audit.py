@@ -95,7 +95,10 @@ def audit_split(folders: Sequence[str], split: str) -> dict[str, Any] | None:
     parts = splits.load(split)
     if not parts["test"] or not parts["train"]:
         return None
-    faces = pa.concat_tables([_with_fingerprints(labelled_faces(shards), shards) for shards in folders])
+    tables = []
+    for shards in folders:
+        tables.append(_with_fingerprints(labelled_faces(shards), shards))
+    faces = pa.concat_tables(tables)
     findings = audit(_only(faces, parts["train"] + parts["val"]), _only(faces, parts["test"]))
     return {"against": "training and validation", "lines": findings.lines(), **findings.to_dict()}
 

@@ -112,8 +112,8 @@ def _glasses(pixels: Pixels, points: Points, _: np.random.Generator) -> Pixels:
         cv2.circle(
             covered, tuple(int(value) for value in np.round(eye)), round(0.36 * apart), (20, 20, 22), -1
         )
-    left, right = (tuple(int(value) for value in np.round(eye)) for eye in points[:2])
-    cv2.line(covered, left, right, (20, 20, 22), max(1, round(0.08 * apart)))
+    left_eye, right_eye = (tuple(int(value) for value in np.round(eye)) for eye in points[:2])
+    cv2.line(covered, left_eye, right_eye, (20, 20, 22), max(1, round(0.08 * apart)))
     return covered
 
 

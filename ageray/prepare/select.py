@@ -45,8 +45,8 @@ def choose(photos: pa.Table, inspected: pa.Table) -> tuple[pa.Table, list[Proble
             problems.setdefault(row, Problem(keys[row], kind, columns["reason"][row]))
     for row, problem in near_copies(table, problems.keys()):
         problems[row] = problem
-    kept = sorted(set(range(len(keys))) - problems.keys(), key=lambda row: _order(keys[row]))
-    return table.take(pa.array(kept, pa.int64())), [problems[row] for row in sorted(problems)]
+    rows = sorted(set(range(len(keys))) - problems.keys(), key=lambda row: _order(keys[row]))
+    return table.take(pa.array(rows, pa.int64())), [problems[row] for row in sorted(problems)]
 
 
 def copies(
@@ -131,10 +131,11 @@ def _resolve(first: int, second: int, keys: Sequence[str], ages: Sequence[Any]) 
             reason = f"nearly the same picture as {keys[other]}, ages {ages[row]:g} and {ages[other]:g}"
             problems[row] = Problem(keys[row], "near duplicate, other age", reason)
         return problems
-    kept, lost = first, second
+    choice, copy = first, second
     if ages[first] is None and ages[second] is not None:
-        kept, lost = second, first
-    return {lost: Problem(keys[lost], "near duplicate", f"nearly the same picture as {keys[kept]}")}
+        choice, copy = second, first
+    reason = f"nearly the same picture as {keys[choice]}"
+    return {copy: Problem(keys[copy], "near duplicate", reason)}
 
 
 def cut(sizes: Sequence[int], parts: int) -> list[int]:

@@ -29,11 +29,14 @@ def learning_curves(log: Sequence[Record]) -> bytes:
     """
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
     loss, error = figure.subplots(1, 2)
-    rows = [(record["epoch"], record["loss"], record["val_mae"]) for record in log]
+    rows, best = [], log[-1]
+    for record in log:
+        rows.append((record["epoch"], record["loss"], record["val_mae"]))
+        if record["best"]:
+            best = record
     epochs, losses, maes = zip(*rows, strict=True)
     loss.plot(epochs, losses, color=INK, marker=".")
     error.plot(epochs, maes, color=INK, marker=".")
-    best = [record for record in log if record["best"]][-1]
     error.plot(
         best["epoch"],
         best["val_mae"],

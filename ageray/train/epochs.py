@@ -52,18 +52,24 @@ def close(
     skipped: int = 0,
     waited: float = 0.0,
 ) -> Record:
-    """Counts an epoch that was trained and validated, adds its record to `state.log` and returns
-    it.
+    """Counts a trained and validated epoch, adds its record to `state.log` and returns the record.
 
-    validated: the N validation faces; N may be 0. `best` in the record: no epoch so far was better
-    by `train.select`; without validation faces it is true of every epoch. waited:
-    seconds of the training in which no batch was ready; `stall` is their share.
+    validated: the N validation faces; N may be 0. `best` in the record: no earlier epoch was better
+    by `train.select`; without validation faces it is true of every epoch. waited: the seconds
+    of training in which no batch was ready; `stall` in the record is their share.
     """
     config = state.config.train
     state.epoch += 1
     true, predicted, _ = validated
     mae, chosen_by = figure(validated, "mae"), figure(validated, config.select)
-    bias = metrics.bias(true, predicted) if len(true) else float("nan")
+    bias = float("nan")
+    if len(true):
+        bias = metrics.bias(true, predicted)
+    terms, decades = {}, {}
+    for name, value in result.terms.items():
+        terms[f"loss.{name}"] = value
+    if config.select == "decades":
+        decades["val_decades"] = chosen_by
     record = {
         "kind": "epoch",
         "stage": config.stages[state.stage].name,
@@ -71,10 +77,10 @@ def close(
         "epochs": state.total_epochs,
         "step": state.step,
         "loss": result.loss,
-        **{f"loss.{name}": value for name, value in result.terms.items()},
+        **terms,
         "val_mae": mae,
         "val_bias": bias,
-        **({"val_decades": chosen_by} if config.select == "decades" else {}),
+        **decades,
         "images": result.images,
         "images_s": result.images / result.seconds,
         "seconds": seconds,
@@ -90,7 +96,9 @@ def close(
 
 
 def figure(validated: Validated, select: str) -> float:
-    """What epochs are chosen by (`train.select`), in years, less is better; NaN of no face."""
+    """The figure that chooses the best epoch (`train.select`), in years; the least is best. NaN
+    without faces.
+    """
     if select == "decades":
         return by_decades(validated)
     if not len(validated.true):
@@ -101,13 +109,15 @@ def figure(validated: Validated, select: str) -> float:
 def by_decades(validated: Validated) -> float:
     """The mean absolute error, averaged over the decades of true age of each set and over the sets.
 
-    Ages from 80 on are one decade; NaN of no face.
+    Ages from 80 on are one decade. NaN without faces.
     """
     true, predicted, set_N = validated
     error_N, decade_N = np.abs(predicted - true), np.minimum(true // 10, 8)
     means = []
     for number in np.unique(set_N):
         own = set_N == number
-        errors = [error_N[own & (decade_N == decade)].mean() for decade in np.unique(decade_N[own])]
+        errors = []
+        for decade in np.unique(decade_N[own]):
+            errors.append(error_N[own & (decade_N == decade)].mean())
         means.append(np.mean(errors))
     return float(np.mean(means)) if means else float("nan")

@@ -71,7 +71,9 @@ class Streams:
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
         stage = config.stages[state.stage]
         seed, resample = (config.seed, state.epoch), config.balance == "resample"
-        shares = [1.0] if stage.shards else [each.weight for each in self.plan.sets]
+        shares = [1.0]
+        if not stage.shards:
+            shares = [each.weight for each in self.plan.sets]
         rows_N = sampler.shuffled(faces, config.shuffle, seed, resample, config.balance_power, shares)
         rows_SB = sampler.share(
             rows_N, config.batch_size, *rank_and_world(), first=state.epoch_progress.steps
@@ -169,7 +171,10 @@ class Aligner:
         batch = to_tensors({name: faces[name][index] for name in _WARPED}, self._device)
         maps = torch.from_numpy(self._map_P[place]).to(self._device)
         aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], self._align, maps)
-        rows = {name: values[index] for name, values in faces.items() if name not in _WARPED}
+        rows = {}
+        for name, values in faces.items():
+            if name not in _WARPED:
+                rows[name] = values[index]
         return rows | {
             "aligned": aligned.permute(0, 2, 3, 1).float().cpu().numpy(),
             "points": points.cpu().numpy(),

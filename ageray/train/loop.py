@@ -131,7 +131,11 @@ def init_network(state: State, batches: Iterable[Columns]) -> None:
 
 
 def _to_device(state: State, columns: Columns) -> dict[str, Tensor]:
-    return to_tensors({name: columns[name] for name in _COLUMNS if name in columns}, state.device)
+    arrays = {}
+    for name in _COLUMNS:
+        if name in columns:
+            arrays[name] = columns[name]
+    return to_tensors(arrays, state.device)
 
 
 def _train_step(state: State, columns: Columns) -> dict[str, Tensor]:

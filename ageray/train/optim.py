@@ -26,7 +26,9 @@ def make_optimizer(
     """
     frozen_ids = frozen_parameters(network, config.frozen_blocks)
     head_ids = set(map(id, head))
-    backbone_lr = config.lr if config.body_lr is None else config.body_lr
+    backbone_lr = config.lr
+    if config.body_lr is not None:
+        backbone_lr = config.body_lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         lr = backbone_lr
@@ -55,10 +57,13 @@ def frozen_parameters(network: nn.Module, blocks: int) -> set[int]:
 
     Raises UserError if the backbone has fewer blocks, or none that can be frozen.
     """
-    fixed = set(map(id, network.fixed_parameters())) if isinstance(network, AgeNetwork) else set()
+    fixed, backbone = set[int](), network
+    if isinstance(network, AgeNetwork):
+        fixed |= set(map(id, network.fixed_parameters()))
     if blocks == 0:
         return fixed
-    backbone = network.get_backbone() if isinstance(network, AgeNetwork) else network
+    if isinstance(network, AgeNetwork):
+        backbone = network.get_backbone()
     parts = backbone.blocks() if isinstance(backbone, Backbone) else []
     if blocks > len(parts):
         name = getattr(backbone, "name", "this network")

@@ -43,7 +43,7 @@ class Plan:
     sets: tuple[FaceSet, ...]
 
     def folders(self, stage: Stage | None = None) -> list[str]:
-        """The shards of each set that a stage trains on; without a stage, of each set of the run."""
+        """The shards of each set that a stage trains on; without a stage, of all its sets."""
         if stage is not None and stage.shards:
             return [stage.shards]
         return [each.shards for each in self.sets]
@@ -74,7 +74,9 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     check_model(experiment)
     tables = [_labels(each) for each in sets]
     _check_keys(sets, tables)
-    splits_of_sets = [_split(each, table, len(sets)) for each, table in zip(sets, tables, strict=True)]
+    splits_of_sets = []
+    for each, table in zip(sets, tables, strict=True):
+        splits_of_sets.append(_split(each, table, len(sets)))
     faces, split = pa.concat_tables(tables), _joined(sets, splits_of_sets)
     parts = split.parts
     streams = _streams(experiment, sets, tables, parts)
@@ -143,7 +145,7 @@ def _split(face_set: FaceSet, faces: pa.Table, count: int) -> splits.Split:
 
 
 def _joined(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> splits.Split:
-    """The split of all sets together; a note says of which set it is."""
+    """The split of all sets together; each note names its set."""
     if len(sets) == 1:
         return splits_of_sets[0]
     parts: dict[str, list[str]] = {name: [] for name in splits.PARTS}
@@ -151,12 +153,13 @@ def _joined(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> 
     for each, split in zip(sets, splits_of_sets, strict=True):
         for name in splits.PARTS:
             parts[name] += split.parts[name]
-        notes += [f"{each.name}: {note}" for note in split.notes]
+        for note in split.notes:
+            notes.append(f"{each.name}: {note}")
     return splits.Split({name: sorted(keys) for name, keys in parts.items()}, notes)
 
 
 def _facts_of_sets(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> dict[str, Any]:
-    """For the card of a run on several sets: each set's weight, protocol and faces; else nothing."""
+    """`sets` for the card: the weight, protocol and faces of each set; empty for a single set."""
     if len(sets) == 1:
         return {}
     rows = []
@@ -191,7 +194,9 @@ def check_train(experiment: Experiment) -> None:
     multiple = math.lcm(*(number * train.accumulate for number in range(least, most + 1)))
     for count in range(least, most + 1):
         if train.batch_size % (count * train.accumulate):
-            pieces = f" in {train.accumulate} pieces each (train.accumulate)" if train.accumulate > 1 else ""
+            pieces = ""
+            if train.accumulate > 1:
+                pieces = f" in {train.accumulate} pieces each (train.accumulate)"
             raise UserError(
                 f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} "
                 f"workers{pieces}; choose a multiple of {multiple}, or other scale.workers"
@@ -252,10 +257,11 @@ def _row_index(tables: Sequence[pa.Table], shards: str) -> RowIndex:
     faces = pa.concat_tables(tables)
     ages = cast(list[float], faces.column("age").to_pylist())
     age_std = pc.fill_null(faces.column("age_std"), 0.0).to_numpy().astype(np.float32)
-    starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1]
-    index = RowIndex.of(
-        faces.column("key").to_pylist(), ages, age_std if age_std.any() else None, tuple(starts.tolist())
-    )
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])[:-1].tolist()
+    deviations = None
+    if age_std.any():
+        deviations = age_std
+    index = RowIndex.of(faces.column("key").to_pylist(), ages, deviations, tuple(starts))
     if len(np.unique(index.key_hash)) < len(index):
         raise UserError(f"{shards}: a key is there twice; keys must be unique, so prepare the shards again")
     return index

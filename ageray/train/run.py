@@ -121,9 +121,10 @@ def _scaling(experiment: Experiment) -> ScalingConfig:
     aligner_cpus = loader.ALIGNER_CPUS if experiment.align.placement == "actors" else 0
     room = _room(resources, aligner_cpus)
     if room < least:
+        share = "CPUs and a GPU" if use_gpu else "CPUs"
         raise UserError(
             f"scale.workers={least}: the cluster has room for {room} workers of {scale.cpus_per_worker:g} "
-            f"CPUs{' and a GPU' if use_gpu else ''} each beside one CPU that decodes; "
+            f"{share} each beside one CPU that decodes; "
             "lower it, or add nodes"
         )
     # Ray accepts a pair (least, most), which its type does not say

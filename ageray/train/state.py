@@ -65,8 +65,9 @@ class BatchLoss(nn.Module):
         # sorted: all workers must gather in the same order, and the order of a set differs between
         # processes
         for name in sorted(own):
-            tensor = own[name]
-            whole[name] = tensor if name in self._ungathered else distributed.all_gather(tensor)
+            whole[name] = own[name]
+            if name not in self._ungathered:
+                whole[name] = distributed.all_gather(own[name])
         return whole
 
 
@@ -94,7 +95,8 @@ class State:
 
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
     on where there are several workers. ema_network: the moving average of the weights, None without
-    `train.ema`. teacher: see `make_teacher`. epoch, step: finished ones over all stages. best: least validation MAE in years.
+    `train.ema`. teacher: see `make_teacher`. epoch, step: the numbers of finished epochs and steps
+    over all stages. best: the least figure by `train.select`, in years.
     """
 
     config: Experiment

@@ -93,7 +93,11 @@ def validate(state: State, batches: Iterable[Columns], gallery: Gallery | None =
 
 
 def _to_device(state: State, columns: Columns, names: tuple[str, ...]) -> dict[str, Tensor]:
-    return to_tensors({name: columns[name] for name in names if name in columns}, state.device)
+    arrays = {}
+    for name in names:
+        if name in columns:
+            arrays[name] = columns[name]
+    return to_tensors(arrays, state.device)
 
 
 def _row_numbers(columns: Columns) -> Table:

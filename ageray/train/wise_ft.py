@@ -1,5 +1,5 @@
-"""The way back from the trained weights towards those it started from, by the amount that
-validation chooses (WiSE-FT; Wortsman et al., CVPR 2022).
+"""Interpolates between the start weights and the trained weights of a run; validation chooses how
+far (WiSE-FT; Wortsman et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ageray.train.validation import Validated
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError where there is nothing to go back to, or no validation that could choose."""
+    """Raises UserError if the run starts from random weights, or predicts from a gallery."""
     if not experiment.train.wise_ft:
         return
     if experiment.model.weights == "none":
@@ -36,12 +36,13 @@ def start_weights(experiment: Experiment) -> Weights:
 
 
 def choose(state: State, start: Weights, validation: Callable[[], Validated]) -> dict[str, Any]:
-    """Gives the evaluated network of `state` the best weights between `start` and its own.
+    """Loads the best weights between `start` and the trained ones into the evaluated network.
 
-    Every share of `train.wise_ft`, and 1, the trained weights, is validated with `validation`;
-    the best by `train.select` stays, the larger share where two are equal. Returns `share` and
-    `figures`, each share's validation figure in years, for the card. Without validation faces
-    the trained weights stay.
+    A share of 0 is `start`, a share of 1 the trained weights. `validation` runs once for each share
+    of `train.wise_ft` and for 1. The best share by `train.select` wins; of two equal shares the
+    larger one wins. Without validation faces the trained weights stay.
+
+    Returns `share` and `figures`, the validation figure of each share in years, for the card.
     """
     network, select = state.eval_network, state.config.train.select
     end = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
@@ -50,9 +51,10 @@ def choose(state: State, start: Weights, validation: Callable[[], Validated]) ->
     for share in sorted({*state.config.train.wise_ft, 1.0}, reverse=True):
         network.load_state_dict(interpolate(first, end, share))
         figures[share] = epochs.figure(validation(), select)
-    best = 1.0
+    best, report = 1.0, {}
     for share, years in figures.items():
+        report[str(share)] = years
         if years < figures[best]:
             best = share
     network.load_state_dict(interpolate(first, end, best))
-    return {"share": best, "figures": {str(share): years for share, years in figures.items()}}
+    return {"share": best, "figures": report}

@@ -119,7 +119,10 @@ class Worker:
             profiled()
             self.checkpointer.check()
             seconds = time.perf_counter() - started
-            if self.rank == 0 and seconds - last_report > (_REPORT_SECONDS if last_report else 0):
+            pause = 0.0
+            if last_report:
+                pause = _REPORT_SECONDS
+            if self.rank == 0 and seconds - last_report > pause:
                 last_report = seconds
                 record = {
                     "kind": "step",
@@ -140,7 +143,11 @@ class Worker:
         They are means themselves, so the mean may be taken at any step.
         """
         network, ema_network = self.state.network, self.state.ema_network
-        distributed.average(buffer for buffer in network.buffers() if buffer.is_floating_point())
+        statistics = []
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                statistics.append(buffer)
+        distributed.average(statistics)
         if ema_network is not None:
             for ema_buffer, buffer in zip(ema_network.buffers(), network.buffers(), strict=True):
                 ema_buffer.copy_(buffer)

@@ -134,7 +134,10 @@ def curves(report: Record) -> Figure:
         elif trial["values"] == report["recipe"]:
             style = {"color": _RECIPE, "linewidth": 2, "linestyle": "--", "label": "recipe"}
         epochs = [record["epoch"] for record in trial["epochs"]]
-        axes.plot(epochs, trial["curve"], marker="." if len(epochs) == 1 else "", **style)
+        marker = ""
+        if len(epochs) == 1:
+            marker = "."
+        axes.plot(epochs, trial["curve"], marker=marker, **style)
         if trial["state"] == "stopped":
             axes.plot(epochs[-1:], trial["curve"][-1:], "x", color=SOFT, markersize=4)
         every += trial["curve"]
@@ -255,11 +258,11 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
-def _zoom(axes: Any, shown: Sequence[float], every: Sequence[float], reach: float = 1.2) -> None:
-    """Cuts the axis above the worst of `shown`, if far worse scores would flatten all others."""
+def _zoom(axes: Any, focus: Sequence[float], every: Sequence[float], reach: float = 1.2) -> None:
+    """Cuts the axis above the worst score of `focus` if far worse ones would flatten the others."""
     low, high = min(every), max(every)
-    spread = max(max(shown) - min(shown), 0.05 * low)
-    top = min(high, max(shown) + reach * spread)
+    spread = max(max(focus) - min(focus), 0.05 * low)
+    top = min(high, max(focus) + reach * spread)
     axes.set_ylim(low - 0.06 * (top - low), top + 0.06 * (top - low))
 
 

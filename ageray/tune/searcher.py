@@ -76,7 +76,9 @@ class Proposer(Searcher):
     ) -> None:
         """Receives the end: the last epoch, early stopping, a failure, or a dead process."""
         running = self._running.pop(trial_id)
-        reason = "its process died; see Ray's logs" if error else (result or {}).get(FAILED, "")
+        reason = "its process died; see Ray's logs"
+        if not error:
+            reason = (result or {}).get(FAILED, "")
         if not reason and result is not None:
             self._add_epoch(running, result)
         trial = Trial(

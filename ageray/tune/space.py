@@ -109,7 +109,10 @@ def nearest(path: str, used: list[str], others: list[str]) -> str | None:
     """
     last = path.rpartition(".")[2]
     for candidates in (used, others):
-        same = [other for other in candidates if other.rpartition(".")[2] == last]
+        same = []
+        for other in candidates:
+            if other.rpartition(".")[2] == last:
+                same.append(other)
         if same:
             return get_close_matches(path, same, n=1, cutoff=0.0)[0]
     return next(iter(get_close_matches(path, [*used, *others], n=1, cutoff=0.6)), None)
@@ -130,7 +133,10 @@ def _problem(path: str, leaves: Values) -> tuple[str, bool]:
     section = str(keys[0])
     if schemas and (section in leaves or _below(section, leaves)):
         return _unused(path, leaves), True
-    used = [leaf for leaf in leaves if not _FIXED.fullmatch(leaf)]
+    used = []
+    for leaf in leaves:
+        if not _FIXED.fullmatch(leaf):
+            used.append(leaf)
     near = nearest(path, used, list(_loss_paths()))
     hint = f"; did you mean {near!r}?" if near else ""
     return f"no such setting{hint}", False
@@ -184,7 +190,10 @@ def _check_corners(space: Space) -> None:
     combinations = set[str]()
     for corner in _corners(space):
         experiment = space.experiment(corner)
-        terms = [name for name, term in experiment.loss if term is not None]
+        terms = []
+        for name, term in experiment.loss:
+            if term is not None:
+                terms.append(name)
         combination = f"{experiment.model.model_dump_json()} {terms}"
         if combination not in combinations:
             combinations.add(combination)

@@ -38,17 +38,20 @@ class EpochTable(TerminalProgress):
     def _step(self, record: dict[str, Any]) -> None:
         done = record["epoch"] * record["steps"] + record["step"]
         seconds_a_step = record["seconds"] / max(1, record["step"])
-        left = clock((record["epochs"] * record["steps"] - done) * seconds_a_step)
+        time_left = clock((record["epochs"] * record["steps"] - done) * seconds_a_step)
         epoch, rate = f"epoch {record['epoch'] + 1}/{record['epochs']}", record["images_s"]
-        self.print_line(f"{epoch}  step {record['step']}/{record['steps']}  {rate:.0f} images/s  {left} left")
-        self.move(description=epoch, completed=record["step"], total=record["steps"], rate=rate, left=left)
+        step = f"step {record['step']}/{record['steps']}"
+        self.print_line(f"{epoch}  {step}  {rate:.0f} images/s  {time_left} left")
+        self.move(
+            description=epoch, completed=record["step"], total=record["steps"], rate=rate, left=time_left
+        )
 
     def _epoch(self, record: dict[str, Any]) -> None:
         if not self._has_header:
             self.print(_HEADER)
             self._has_header = True
-        left = clock(record["seconds"] * (record["epochs"] - record["epoch"]))
+        time_left = clock(record["seconds"] * (record["epochs"] - record["epoch"]))
         epoch = f"{record['epoch']}/{record['epochs']}"
         row = f"{epoch:>9}  {record['loss']:>8.4f}  {record['val_mae']:>8.3f}  {record['val_bias']:>+8.3f}"
-        row += f"  {record['images_s']:>8.1f}  {record['seconds']:>8.1f}  {left:>8}"
+        row += f"  {record['images_s']:>8.1f}  {record['seconds']:>8.1f}  {time_left:>8}"
         self.print(row + "  *" * bool(record["best"]))

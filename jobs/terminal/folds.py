@@ -22,9 +22,9 @@ class FoldProgress(TerminalProgress):
     """
 
     def __init__(self, console: Console | None = None, live: bool = True) -> None:
-        left = TextColumn("{task.fields[left]} left")
+        time_left = TextColumn("{task.fields[left]} left")
         super().__init__(
-            [TextColumn("folds"), BarColumn(), MofNCompleteColumn(), left], console, live, left=""
+            [TextColumn("folds"), BarColumn(), MofNCompleteColumn(), time_left], console, live, left=""
         )
         self._faces, self._error = 0, 0.0
 
@@ -45,8 +45,10 @@ class FoldProgress(TerminalProgress):
             self._error += record["images"] * mae
         if self._faces:
             mae_so_far = self._error / self._faces
-        left = "" if record["left"] is None else clock(record["left"])
+        time_left = ""
+        if record["left"] is not None:
+            time_left = clock(record["left"])
         row = f"{record['done']:>4}/{record['total']:<4}  {record['fold'][:12]:<12}  {record['images']:>6}"
-        row += f"  {mae:>7.3f}  {mae_so_far:>10.3f}  {record['seconds']:>8.1f}  {left:>8}"
+        row += f"  {mae:>7.3f}  {mae_so_far:>10.3f}  {record['seconds']:>8.1f}  {time_left:>8}"
         self.print(row)
-        self.move(completed=record["done"], left=left)
+        self.move(completed=record["done"], left=time_left)

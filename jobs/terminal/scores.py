@@ -29,10 +29,10 @@ def line(record: Record) -> str:
     """A report on one line."""
     if record["state"] == "finishing":
         return f"{record['done']:,} photos done; writing the result"
-    photos, left = f"{record['done']:,}", "starting"
+    photos, time_left = f"{record['done']:,}", "starting"
     if record["total"] is not None:
         photos += f"/{record['total']:,}"
     if record["seconds_left"] is not None:
-        left = f"{clock(record['seconds_left'])} left"
+        time_left = f"{clock(record['seconds_left'])} left"
     rate = f"{record['images_per_second']:,.1f} images/s"
-    return f"{photos} photos  {rate}  {left}  {record['errors']:,} without a face"
+    return f"{photos} photos  {rate}  {time_left}  {record['errors']:,} without a face"

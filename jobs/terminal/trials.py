@@ -75,21 +75,21 @@ class TuneProgress(TerminalProgress):
         seconds = self._time_left.seconds(record["done"], record["total"])
         if self._minutes:
             seconds = min(seconds, 60 * self._minutes - record["clock"])
-        left = clock(max(0.0, seconds))
+        time_left = clock(max(0.0, seconds))
         why = trial.reason
         if not why and trial.state == "stopped":
             why = "stopped early"
         values = list(map(_value_text, trial.values.values()))
-        self.print(self._row(str(trial.number), values, str(len(trial.epochs)), score, best, left, why))
-        self.move(completed=record["done"], total=record["total"], left=left)
+        self.print(self._row(str(trial.number), values, str(len(trial.epochs)), score, best, time_left, why))
+        self.move(completed=record["done"], total=record["total"], left=time_left)
 
     def _row(
-        self, number: str, values: list[str], epochs: str, score: str, best: str, left: str, why: str
+        self, number: str, values: list[str], epochs: str, score: str, best: str, time_left: str, why: str
     ) -> str:
         cells = [f"{number:>5}"]
         for name, value in zip(self._names, values, strict=True):
             cells.append(f"{value:>{max(8, len(name))}}")
-        cells += [f"{epochs:>6}", f"{score:>8}", f"{best:>18}", f"{left:>8}", why]
+        cells += [f"{epochs:>6}", f"{score:>8}", f"{best:>18}", f"{time_left:>8}", why]
         return "  ".join(cells).rstrip()
 
     def _finalists(self, record: Record) -> None:
@@ -99,10 +99,10 @@ class TuneProgress(TerminalProgress):
         self.move(description="finalists", running="", left="", **counts)
 
     def _finalist(self, record: Record) -> None:
-        left = clock(self._time_left.seconds(record["done"], record["total"]))
+        time_left = clock(self._time_left.seconds(record["done"], record["total"]))
         row = f"{record['done']:>4}/{record['total']}  {record['name']:<12}  seed {record['seed']:<3}"
-        self.print(f"{row}  score {record['score']:.3f}  {left:>8} left")
-        self.move(completed=record["done"], total=record["total"], left=left)
+        self.print(f"{row}  score {record['score']:.3f}  {time_left:>8} left")
+        self.move(completed=record["done"], total=record["total"], left=time_left)
 
 
 def _short_name(path: str) -> str:

@@ -80,13 +80,17 @@ def evaluation_report(
         "model": _model(report),
         "method": _method(report),
     }
+    navigation = []
+    for name, link in _SECTIONS:
+        if sections[name]:
+            navigation.append((name, link))
     html = render(
         "evaluation.html",
         folder=Path(__file__).parent,
         title=f"{report['model']['name']} on {report['data']['name']}",
         facts=_facts(report),
         tiles=_tiles(report),
-        navigation=[(name, link) for name, link in _SECTIONS if sections[name]],
+        navigation=navigation,
         warnings=report["warnings"],
         notes=report["notes"],
         **sections,

@@ -108,8 +108,10 @@ def _medians(true_N: Ages, predicted_N: Ages, fewest: int = 5) -> tuple[Ages, Ag
     band_N = np.floor(true_N / 5)
     bands, counts = np.unique(band_N, return_counts=True)
     bands = bands[counts >= fewest]
-    medians = np.array([np.median(predicted_N[band_N == band]) for band in bands])
-    return 5 * bands + 2.5, medians
+    medians = []
+    for band in bands:
+        medians.append(np.median(predicted_N[band_N == band]))
+    return 5 * bands + 2.5, np.array(medians)
 
 
 def errors(error_N: Ages) -> Markup:

@@ -65,11 +65,11 @@ def _labels(row: dict[str, Any], filters: Filters) -> dict[str, Any]:
         )
     if filters.single_face and not math.isnan(second):
         raise Unusable("filtered", f"a second face (score {second:g}), and data.filters.single_face=true")
-    taken = float(row["photo_taken"])
-    if not 1 <= taken <= date.max.year:
-        raise ValueError(f"photo_taken {taken:g} is no year")
+    year = float(row["photo_taken"])
+    if not 1 <= year <= date.max.year:
+        raise ValueError(f"photo_taken {year:g} is no year")
     try:
-        age = years(matlab.day(float(row["dob"])), date(int(taken), 7, 1))
+        age = years(matlab.day(float(row["dob"])), date(int(year), 7, 1))
     except ValueError as error:
         raise ValueError(f"dob {error}") from None
     if not 0 <= age <= manifest.OLDEST:

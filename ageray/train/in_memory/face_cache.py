@@ -43,7 +43,10 @@ class FaceCache:
         """The numbers of each part's usable faces, ascending: (N,) int64."""
         numbers = {}
         for name, keys in parts.items():
-            usable = [self.row[key] for key in keys if key in self.row]
+            usable = []
+            for key in keys:
+                if key in self.row:
+                    usable.append(self.row[key])
             numbers[name] = np.array(sorted(usable), np.int64)
         return numbers
 

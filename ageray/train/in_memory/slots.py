@@ -73,7 +73,9 @@ def plan_slots(scale: Scale) -> TaskSlots:
         gpu_share = 1 / math.ceil(count / gpus)
     else:
         # on a machine of its own Ray may have more logical CPUs than there are cores, for decoding
-        cores = min(cpus, os.cpu_count() or 1) if len(nodes) == 1 else cpus
+        cores = cpus
+        if len(nodes) == 1:
+            cores = min(cpus, os.cpu_count() or 1)
         count, gpu_share = scale.parallel_trainings or max(1, int(cores // scale.cpus_per_worker)), 0.0
     cpu_share = min(scale.cpus_per_worker, cpus / count)
     requested = f"scale.cpus_per_worker={scale.cpus_per_worker:g}"
