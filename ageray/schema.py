@@ -69,7 +69,7 @@ def gender(word: str | None) -> str | None:
 
 
 UNSURE = "unsure"
-"""What the `error` of a face begins with whose age would be a guess; its age and interval are null."""
+"""First word of the `error` of a face whose age would be a guess. Its age and interval are null."""
 
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:

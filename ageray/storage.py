@@ -78,7 +78,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def unfinished(uri: str) -> str:
-    """The folder beside `uri` in which `uri` is written. It takes the place of `uri` when complete."""
+    """The folder beside `uri` in which `uri` is written. It replaces `uri` when complete."""
     return uri.rstrip("/") + ".unfinished"
 
 
@@ -151,7 +151,9 @@ def read_part(uri: str, start: int, count: int) -> bytes:
     with _explained(uri):
         fs, path = _fsspec(uri)
         end = min(start + count, fs.size(path))
-        return bytes(fs.cat_file(path, start=start, end=end)) if end > start else b""
+        if end <= start:
+            return b""
+        return bytes(fs.cat_file(path, start=start, end=end))
 
 
 def size(uri: str) -> int:

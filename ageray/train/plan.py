@@ -43,7 +43,7 @@ class Plan:
     sets: tuple[FaceSet, ...]
 
     def folders(self, stage: Stage | None = None) -> list[str]:
-        """The shards of each set that a stage trains on; without a stage, of each set of the run."""
+        """The shards of each set that a stage trains on; without a stage, of the run's sets."""
         if stage is not None and stage.shards:
             return [stage.shards]
         return [each.shards for each in self.sets]
@@ -156,7 +156,7 @@ def _joined(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> 
 
 
 def _facts_of_sets(sets: Sequence[FaceSet], splits_of_sets: Sequence[splits.Split]) -> dict[str, Any]:
-    """For the card of a run on several sets: each set's weight, protocol and faces; else nothing."""
+    """For the card of a run on several sets: each set's weight, protocol and faces."""
     if len(sets) == 1:
         return {}
     rows = []

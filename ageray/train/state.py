@@ -93,8 +93,9 @@ class State:
     """Everything that a run carries from step to step.
 
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
-    on where there are several workers. ema_network: the moving average of the weights, None without
-    `train.ema`. teacher: see `make_teacher`. epoch, step: finished ones over all stages. best: least validation MAE in years.
+    on where there are several workers. ema_network: the moving average of the weights, None
+    without `train.ema`. teacher: see `make_teacher`. epoch, step: finished ones over all stages.
+    best: least validation MAE in years.
     """
 
     config: Experiment

@@ -82,7 +82,8 @@ class TrialFile:
             changes = config.differences(old, new)
             if changes:
                 raise UserError(
-                    f"{folder}: holds a search of other settings ({changes[0]}); give another folder with --out"
+                    f"{folder}: holds a search of other settings ({changes[0]}); "
+                    "give another folder with --out"
                 )
         storage.make_folder(folder)
         storage.write_text(files.config, config.dump(experiment))
