@@ -1,10 +1,15 @@
-"""A deployable model on disk: `model.safetensors`, `config.yaml` (resolved), `card.json`, and `gallery.safetensors` where ages come from the nearest
-training faces. Loading verifies the hashes and never unpickles."""
+"""A bundle: a folder with all files of a model, ready for use.
+
+It has `model.safetensors`, `config.yaml` (complete) and `card.json`; `gallery.safetensors` if ages
+come from the nearest training faces; and `features.safetensors` if the calibration uses the
+distance from the training faces. Loading verifies the hashes and never unpickles.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +20,7 @@ from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
-# Commands load a bundle to read its settings. Only a network needs torch, which takes 4 s to import.
+# Commands load a bundle to read its settings. Only a network needs torch: 4 s to import.
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -25,28 +30,32 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
 FEATURES = "features.safetensors"
-"""What the features of the training faces are like, if the calibration has learnt `unusual`."""
+"""The distribution of the training faces' features, which `unusual` needs."""
 IN_RUN = "bundle"
-"""Name of the bundle's folder within a run folder."""
+"""Name of the bundle's folder in a run folder."""
 _ZOO = Path(__file__).parent / "zoo"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from; `faces` are the bytes of
-    `gallery.safetensors`, None where there is none; `features` those of `features.safetensors`."""
+    """A loaded bundle."""
 
     uri: str
     experiment: Experiment
     card: dict[str, Any]
+    """The content of `card.json`."""
     weights: bytes
     settings: str
+    """The text of `config.yaml`."""
     faces: bytes | None = None
+    """The content of `gallery.safetensors`, if there is one."""
     features: bytes | None = None
+    """The content of `features.safetensors`, if there is one."""
 
     @property
     def identity(self) -> str:
-        """Changes whenever the weights, the configuration, the calibration or the gallery do: 16 hex digits."""
+        """16 hex digits that change with the weights, the configuration, the calibration, the
+        gallery and the features."""
         parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
         if self.faces is not None:
             parts.append(self.card["gallery"]["sha256"])
@@ -56,11 +65,14 @@ class Bundle:
 
     @property
     def calibration(self) -> Calibration:
-        """What `ageray.calibration` learnt on the validation part."""
+        """The calibration on the card; without one, the identity."""
         return Calibration.from_card(self.card.get("calibration"))
 
     def network(self) -> AgeNetwork:
-        """The network with its weights, float32, in eval mode, on CPU. Raises UserError if weights and configuration do not fit."""
+        """The network with its weights, float32, in eval mode, on CPU.
+
+        Raises UserError if the weights do not fit the configuration.
+        """
         from safetensors.torch import load
 
         from ageray.models.build import build
@@ -68,26 +80,27 @@ class Bundle:
         network = build(self.experiment.model, pretrained=False)
         try:
             state = load(self.weights)
-        except Exception as error:  # the library raises what its parser met
+        except Exception as error:  # the library has no base class for its errors
             raise UserError(
                 f"{self.uri}: {WEIGHTS} is not a safetensors file ({error}); copy the bundle again"
             ) from None
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor.float()
         try:
-            network.load_state_dict(
-                {
-                    name: tensor.float() if tensor.is_floating_point() else tensor
-                    for name, tensor in state.items()
-                }
-            )
+            network.load_state_dict(state)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({reason}); copy both from the same bundle"
+                f"{self.uri}: {WEIGHTS} does not fit {CONFIG} ({_reason(error)}); "
+                "copy both from the same bundle"
             ) from None
         return network.eval().requires_grad_(False)
 
     def gallery(self) -> Gallery | None:
-        """The training faces that ages are taken from, on CPU; None where the model has a classifier. Raises UserError if they are broken."""
+        """The training faces whose ages are averaged, on CPU; None if the model has a classifier.
+
+        Raises UserError if the file is broken.
+        """
         if self.faces is None:
             return None
         from safetensors.torch import load
@@ -96,15 +109,16 @@ class Bundle:
 
         try:
             return Gallery.from_tensors(load(self.faces))
-        except Exception as error:  # the library raises what its parser met
+        except Exception as error:  # the library has no base class for its errors
             raise UserError(
-                f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
+                f"{self.uri}: {GALLERY} is not a gallery ({_reason(error)}); copy the bundle again"
             ) from None
 
     def distance(self) -> FeatureDistance | None:
-        """How far faces lie from those of training, on CPU; None where nothing was learnt of it.
+        """The distance of a face from the training faces, on CPU; None if the bundle has none.
 
-        Raises UserError if the file is broken."""
+        Raises UserError if the file is broken.
+        """
         if self.features is None:
             return None
         from safetensors.torch import load
@@ -115,37 +129,49 @@ class Bundle:
             return FeatureDistance.from_tensors(load(self.features))
         except UserError as error:
             raise UserError(f"{self.uri}: {error}") from None
-        except Exception as error:  # the library raises what its parser met
-            reason = " ".join(str(error).split())[:200]
+        except Exception as error:  # the library has no base class for its errors
             raise UserError(
-                f"{self.uri}: {FEATURES} is not a safetensors file ({reason}); copy the bundle again"
+                f"{self.uri}: {FEATURES} is not a safetensors file ({_reason(error)}); copy the bundle again"
             ) from None
 
 
+def _reason(error: Exception) -> str:
+    """The text of an error of another library, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def resolve(model: str) -> str:
-    """The bundle's folder that MODEL names: `zoo:NAME`, `zoo:NAME@VERSION`, a bundle, or a run folder. Raises UserError if
-    there is none."""
+    """The bundle's folder of MODEL: `zoo:NAME`, `zoo:NAME@VERSION`, a bundle, or a run folder.
+
+    Raises UserError if there is none.
+    """
     if model.startswith("zoo:"):
         return _resolve_zoo(model)
     for folder in (model, storage.join(model, IN_RUN)):
         if storage.exists(storage.join(folder, CARD)):
             return folder
     raise UserError(
-        f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) or the folder of a finished training run"
+        f"{model}: not a model; name zoo:default, a bundle (a folder with {CARD}) "
+        "or the folder of a finished training run"
     )
 
 
 def zoo() -> dict[str, list[int]]:
-    """The shipped models: the versions of each name, ascending. `ageray/zoo/NAME/VERSION` is the folder of one."""
+    """The shipped models: the versions of each name, ascending.
+
+    The folder of a model is `ageray/zoo/NAME/VERSION`.
+    """
     versions: dict[str, list[int]] = {}
     for card in sorted(_ZOO.glob(f"*/*/{CARD}")):
         if card.parent.name.isdigit():
             versions.setdefault(card.parent.parent.name, []).append(int(card.parent.name))
-    return {name: sorted(numbers) for name, numbers in versions.items()}
+    for numbers in versions.values():
+        numbers.sort()
+    return versions
 
 
 def _resolve_zoo(model: str) -> str:
-    """The folder of `zoo:NAME`, its newest version, or of `zoo:NAME@VERSION`."""
+    """The folder of `zoo:NAME@VERSION`; for `zoo:NAME`, of its newest version."""
     name, _, version = model.removeprefix("zoo:").partition("@")
     models = zoo()
     if name not in models:
@@ -160,17 +186,21 @@ def _resolve_zoo(model: str) -> str:
 
 
 def model_for_workers(model: str) -> str:
-    """MODEL as processes on other machines and in other folders can load it.
+    """MODEL in a form that processes on other machines and in other folders can load.
 
-    A model of the zoo goes by its name, because each machine has its own installation. Any other goes by
-    the absolute path or url of its bundle. Raises UserError if there is no such model.
+    A model of the zoo keeps its name, because each machine has its own installation. Any other
+    becomes the absolute path or url of its bundle. Raises UserError if there is no such model.
     """
     folder = resolve(model)
     return model if model.startswith("zoo:") else storage.absolute(folder)
 
 
 def load(model: str) -> Bundle:
-    """Loads and verifies a bundle. Raises UserError if it is not one, is incomplete, or its weights or gallery are not those of its card."""
+    """Loads and verifies a bundle.
+
+    Raises UserError if it is not a bundle, if a file is missing, or if a file's hash is not the
+    card's.
+    """
     folder = resolve(model)
     card = _read_card(folder)
     settings = storage.read_text(storage.join(folder, CONFIG))
@@ -181,7 +211,8 @@ def load(model: str) -> Bundle:
         faces = _read_verified(folder, GALLERY, card["gallery"].get("sha256"))
     elif experiment.model.decode.method == "gallery":
         raise UserError(
-            f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; copy the bundle again or train it anew"
+            f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; "
+            "copy the bundle again or train it anew"
         )
     features = None
     if isinstance(card.get("features"), dict):
@@ -191,10 +222,11 @@ def load(model: str) -> Bundle:
 
 def _read_verified(folder: str, name: str, expected: Any) -> bytes:
     content = storage.read_bytes(storage.join(folder, name))
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != expected:
         raise UserError(
-            f"{folder}: {name} has sha256 {found[:12]}..., the card says {str(expected)[:12]}...; copy the bundle again"
+            f"{folder}: {name} has sha256 {digest[:12]}..., the card says {str(expected)[:12]}...; "
+            "copy the bundle again"
         )
     return content
 
@@ -216,57 +248,57 @@ def save(
     card: dict[str, Any],
     gallery: Gallery | None = None,
 ) -> None:
-    """Writes a bundle; `card.json` comes last, so that a folder that has it is complete.
+    """Writes a bundle. `card.json` is written last, so that a folder with a card is complete.
 
-    Matrices are stored as float16 (an age moves by about 0.01 years), vectors as float32. gallery: for `decode.method: gallery`. It holds
-    no pictures, but embeddings of the training faces with their ages, genders and subject numbers.
+    Matrices are stored as float16 (an age changes by about 0.01 years), vectors as float32.
+    gallery: for `decode.method: gallery`. It has no pictures, only embeddings of the training
+    faces with their ages, genders and subject numbers.
     """
     from safetensors.torch import save as save_safetensors
 
     assert gallery is not None or experiment.model.decode.method != "gallery"
-    weights = save_safetensors({name: _stored(tensor) for name, tensor in network.state_dict().items()})
+    weights = save_safetensors(_compact(network.state_dict()))
     full = {**card, "code": f"ageray {version('ageray')}", "sha256": hashlib.sha256(weights).hexdigest()}
     storage.make_folder(folder)
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     if gallery is not None:
-        held = save_safetensors(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()}
-        )
-        storage.write_bytes(storage.join(folder, GALLERY), held)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()}
+        faces = save_safetensors(tensors)
+        storage.write_bytes(storage.join(folder, GALLERY), faces)
         full["gallery"] = {
             "faces": len(gallery),
             "gender_by": gallery.gender_by,
-            "sha256": hashlib.sha256(held).hexdigest(),
+            "sha256": hashlib.sha256(faces).hexdigest(),
         }
     write_card(folder, full)
 
 
 def write_card(folder: str, card: dict[str, Any]) -> None:
-    """Replaces a bundle's card, as when metrics or a calibration become known."""
+    """Replaces a bundle's card, for example to add metrics or a calibration."""
     storage.write_text(storage.join(folder, CARD), json.dumps(card, indent=1) + "\n")
 
 
 def add_distance(folder: str, card: dict[str, Any], distance: FeatureDistance) -> dict[str, Any]:
-    """Writes the file FEATURES into a bundle and returns its card with the file's hash.
-
-    `write_card` must follow."""
+    """Writes the file FEATURES into a bundle. Returns the card with the file's hash, for
+    `write_card`, which the caller must call next."""
     from safetensors.torch import save as save_safetensors
 
-    content = save_safetensors({name: _stored(tensor) for name, tensor in distance.tensors().items()})
+    content = save_safetensors(_compact(distance.tensors()))
     storage.write_bytes(storage.join(folder, FEATURES), content)
     digest = hashlib.sha256(content).hexdigest()
     return card | {"features": {"rank": int(distance.basis.shape[1]), "sha256": digest}}
 
 
-def _stored(tensor: Tensor) -> Tensor:
+def _compact(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as they are stored: matrices within float16's range as float16."""
     import torch
 
-    half = tensor.detach().cpu().contiguous()
-    if (
-        tensor.is_floating_point()
-        and tensor.ndim > 1
-        and float(half.abs().max()) < torch.finfo(torch.float16).max
-    ):
-        half = half.half()
-    return half
+    largest = torch.finfo(torch.float16).max
+    compact = {}
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        if tensor.is_floating_point() and tensor.ndim > 1 and float(stored.abs().max()) < largest:
+            stored = stored.half()
+        compact[name] = stored
+    return compact

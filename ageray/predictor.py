@@ -1,4 +1,8 @@
-"""Bundle to ages for a batch of faces: the same code in evaluation, scoring and serving. Shape letters: B faces, C side of a canvas, K bins."""
+"""From a bundle and a batch of faces to ages. Evaluation, scoring and serving all use this code.
+
+Shape letters: B faces, C side of a canvas, K age bins, L limits of age checks, M measures, D
+features, Q quantile levels.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from ageray.calibration import LIMITS, TAILS, Answers, Person, combine_people, s
 from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
+from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, embeddings, predict
 
 Array = NDArray[np.float32]
@@ -23,90 +28,105 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Ages:
-    """`age`, `low`, `high` (B,) in years, low and high the 90 % interval; `posterior` (B, K) before calibration; `decoded` (B, 3): age and the
-    5 % and 95 % quantiles before calibration; `over` (B, L), probability of being of each of `calibration.LIMITS` or older.
+    """The answers for B faces. `age`, `low` and `high`, the 90 % interval, are in years, (B,) each.
 
-    (B,) each, None where the model's card has not learnt them: `quality` of the picture, 0 to 1; `unusual`, distance from the faces of
-    training, above 1 is unusual; `widening`, the factor that they widen the interval by; `refused`, bool, faces whose expected error is more
-    than an interval can say. `measures` (B, M) and `distance` (B,) are what they come from.
-
-    Of a model with a gallery also (B,) each: `female`, the share of women among the nearest faces (None where the gallery knows no gender),
-    `neighbours`, how many ages were averaged, and `own`, how many of the nearest are of the face's own subject; see `Prediction`."""
+    The fields from `quality` to `distance` are None if the model's calibration has no difficulty.
+    Those from `female` on are None for a model without a gallery; see `Prediction`.
+    """
 
     age: Array
     low: Array
     high: Array
     posterior: Array
+    """(B, K), before calibration."""
     decoded: Array
+    """(B, 3): age, 5 % and 95 % quantile before calibration."""
     over: Array
+    """(B, L): probability that the person has reached each age of `calibration.LIMITS`."""
     quality: Array | None = None
+    """(B,): of the picture, 0 to 1."""
     unusual: Array | None = None
+    """(B,): distance from the training faces; above 1 is unusual."""
     widening: Array | None = None
+    """(B,): the factor by which `quality` and `unusual` widen the interval."""
     refused: NDArray[np.bool_] | None = None
+    """(B,): faces whose expected error is larger than an interval can express."""
     measures: Array | None = None
+    """(B, M): the measures of the picture that give `quality`."""
     distance: Array | None = None
+    """(B,): the distance that gives `unusual`."""
     female: Array | None = None
+    """(B,): share of women among the nearest faces; None if the gallery has no genders."""
     neighbours: Array | None = None
+    """(B,): how many ages were averaged."""
     own: Array | None = None
+    """(B,): how many of the nearest faces are of the same person."""
 
 
 class Predictor:
-    """A network on its device, ready for batches."""
+    """A network on its device with its calibration, ready for batches."""
 
     def __init__(
         self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto"
     ) -> None:
-        """device: `auto` takes a GPU where there is one. threads: of this process's CPU operations, 0 for all cores. precision: `float32`,
-        `bf16`, or `auto`: bf16 where the model was trained with it and the hardware has instructions for it (ages differ by about 0.05
-        years from float32's)."""
+        """Loads the network of `bundle`.
+
+        device: `auto` takes a GPU if there is one. threads: CPU threads of this process, 0 for all
+        cores. precision: `float32`, `bf16` or `auto`. `auto` takes bf16 if the model was trained
+        with it and the hardware has instructions for it; ages then differ by about 0.05 years from
+        those of float32.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.bundle = bundle
-        self.device = torch.device(
-            ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        )
+        self.device = torch.device(device)
         if self.device.type == "cpu":
             torch.set_num_threads(threads or os.cpu_count() or 1)
-        wanted = bundle.experiment.train.precision if precision == "auto" else precision
-        self._autocast = wanted == "bf16" and (precision == "bf16" or _fast_bf16(self.device))
+        self._autocast = precision == "bf16"
+        if precision == "auto":
+            trained_in_bf16 = bundle.experiment.train.precision == "bf16"
+            self._autocast = trained_in_bf16 and _fast_bf16(self.device)
         self._network = bundle.network().to(self.device)
-        gallery = bundle.gallery() if bundle.experiment.model.decode.method == "gallery" else None
-        self._gallery = None if gallery is None else gallery.to(self.device)
+        self._gallery: Gallery | None = None
+        if bundle.experiment.model.decode.method == "gallery":
+            gallery = bundle.gallery()
+            assert gallery is not None  # `bundle.load` checks it
+            self._gallery = gallery.to(self.device)
         self._bins = bins(bundle.experiment.model).to(self.device)
         self._calibration = bundle.calibration
-        distance = bundle.distance()
-        self._distance = None if distance is None else distance.to(self.device)
+        self._distance = bundle.distance()
+        if self._distance is not None:
+            self._distance = self._distance.to(self.device)
 
     @torch.inference_mode()
     def predict(
         self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None
     ) -> Ages:
-        """Ages of B faces: canvases uint8 (B, C, C, 3) with points (B, 5, 2) and boxes (B, 4) in canvas pixels, as
-        `ageray.faces.canvases.face_canvases` makes them.
+        """The ages of B faces.
 
-        subject: (B,) as `ageray.data.stream.subject_number` makes them, 0 unknown. A gallery's faces of the same subject are counted and,
-        with `decode.gallery.exclude_subject`, left out."""
+        canvas: uint8 (B, C, C, 3). points: (B, 5, 2) and box: (B, 4), in canvas pixels.
+        `ageray.faces.canvases.face_canvases` makes all three. subject: (B,) numbers of
+        `ageray.data.stream.subject_number`, 0 unknown. Gallery faces of the same subject are
+        counted and, with `decode.gallery.exclude_subject`, left out.
+        """
         config = self.bundle.experiment
         if len(canvas) == 0:
-            return self._nobody()
+            return self._no_ages()
         batch = self._batch(canvas, points, box)
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
-        said = predict(
+        prediction = predict(
             self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None
         )
-        probabilities = said.posterior
-        age = decode(probabilities, config.model)
-        tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
+        age = decode(prediction.posterior, config.model)
+        tails = quantiles(prediction.posterior, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
-        posterior = probabilities.cpu().numpy()
-        measures = None if said.measures is None else said.measures.cpu().numpy()
+        posterior = prediction.posterior.cpu().numpy()
+        measures = _optional_array(prediction.measures)
         distance = None
-        if self._distance is not None and said.embedding is not None:
-            distance = self._distance(said.embedding).cpu().numpy()
+        if self._distance is not None and prediction.embedding is not None:
+            distance = self._distance(prediction.embedding).cpu().numpy()
         answers = self.recalibrated(decoded, posterior, measures, distance)
-        female, neighbours, own = (
-            None if column is None else column.float().cpu().numpy()
-            for column in (said.female, said.neighbours, said.own)
-        )
         return Ages(
             answers.age,
             answers.low,
@@ -120,16 +140,17 @@ class Predictor:
             refused=answers.refused,
             measures=measures,
             distance=distance,
-            female=female,
-            neighbours=neighbours,
-            own=own,
+            female=_optional_array(prediction.female),
+            neighbours=_optional_array(prediction.neighbours),
+            own=_optional_array(prediction.own),
         )
 
-    def _nobody(self) -> Ages:
+    def _no_ages(self) -> Ages:
+        """The answer for an empty batch."""
         none = np.zeros(0, np.float32)
-        posterior, decoded, over = (
-            np.zeros((0, width), np.float32) for width in (len(self._bins), 3, len(LIMITS))
-        )
+        posterior = np.zeros((0, len(self._bins)), np.float32)
+        decoded = np.zeros((0, 3), np.float32)
+        over = np.zeros((0, len(LIMITS)), np.float32)
         empty = Ages(none, none, none, posterior, decoded, over, widening=none + 1, refused=np.zeros(0, bool))
         if self._distance is None:
             return empty
@@ -142,9 +163,12 @@ class Predictor:
         )
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
-        """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
-        said = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
-        return (self._calibration.scale * said + self._calibration.shift).astype(np.float32)
+        """Quantiles of the calibrated posteriors at `levels` (Q,), in years: (B, Q).
+
+        They do not include the interval's conformal margin.
+        """
+        years = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
+        return (self._calibration.scale * years + self._calibration.shift).astype(np.float32)
 
     def recalibrated(
         self,
@@ -153,8 +177,8 @@ class Predictor:
         measures: NDArray[np.floating[Any]] | None = None,
         distance: NDArray[np.floating[Any]] | None = None,
     ) -> Answers:
-        """What the card's calibration makes of what `predict` gave before it: `decoded` (B, 3), `posterior` (B, K),
-        `measures` (B, M) and `distance` (B,)."""
+        """Applies the card's calibration to columns of `Ages`: `decoded` (B, 3), `posterior` (B,
+        K), `measures` (B, M) and `distance` (B,)."""
         line = self._calibration
         share = shares_above(posterior, self._bins.cpu().numpy(), line.scale, line.shift)
         return line.answers(decoded, share, measures, MEASURES, distance)
@@ -162,40 +186,40 @@ class Predictor:
     def people(
         self, ages: Ages, subject: Sequence[str | None], years: Sequence[float] | None = None
     ) -> list[Person]:
-        """One age for each person of whom `ages` holds photos, sorted by `subject` (B,), None unknown.
+        """One age for each person, from all photos of that person, sorted by subject.
 
-        years: how long before the date that is asked about each photo was taken (B,); all at that date where it is
-        None. How alike the errors of one person's photos are is on the model's card.
+        subject: (B,) the person on each photo, None unknown. years: (B,) how long before the date
+        in question each photo was taken; None puts all photos at that date. The model's card has
+        the correlation between the errors of two photos of one person.
         """
         correlation = self._calibration.correlation
         return combine_people(subject, ages.age, ages.low, ages.high, years, correlation)
 
     @property
     def classifier_names(self) -> tuple[str, ...]:
-        """Of a network with several classifiers (DHAA), the one that decides last; else none."""
+        """The classifiers of a network with several (DHAA). The last one decides. Else empty."""
         return self._network.classifier_names
 
     @torch.inference_mode()
     def classifiers(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Array:
-        """The age that each classifier says, decoded as the model decodes but not calibrated: (B, classifiers)."""
+        """The age by each classifier, decoded as `decode` says but not calibrated: (B,
+        classifiers)."""
         if len(canvas) == 0:
             return np.zeros((0, len(self.classifier_names)), np.float32)
         config = self.bundle.experiment
-        said = classifier_posteriors(self._network, self._batch(canvas, points, box), config, self._autocast)
-        return (
-            torch.stack([decode(said[name], config.model) for name in self.classifier_names], -1)
-            .cpu()
-            .numpy()
-        )
+        batch = self._batch(canvas, points, box)
+        posteriors = classifier_posteriors(self._network, batch, config, self._autocast)
+        ages = [decode(posteriors[name], config.model) for name in self.classifier_names]
+        return torch.stack(ages, -1).cpu().numpy()
 
     @property
     def has_embedding(self) -> bool:
-        """Whether `embeddings` has something to give."""
+        """Whether the network has embeddings; `embeddings` needs them."""
         return "embedding" in self._network.outputs
 
     @torch.inference_mode()
     def embeddings(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Array:
-        """The network's embeddings, (B, D), of one face or more."""
+        """The network's embeddings, (B, D). B must be at least 1."""
         batch = self._batch(canvas, points, box)
         return embeddings(self._network, batch, self.bundle.experiment, self._autocast).cpu().numpy()
 
@@ -208,8 +232,17 @@ class Predictor:
         return to_tensors(columns, self.device)
 
 
+def _optional_array(tensor: torch.Tensor | None) -> Array | None:
+    if tensor is None:
+        return None
+    return tensor.float().cpu().numpy()
+
+
 def _fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 is faster than float32: on tensor cores and on CPUs with AMX or AVX-512 BF16; elsewhere it is emulated."""
+    """Whether bf16 is faster than float32: on tensor cores, and on CPUs with AMX or AVX-512 BF16.
+
+    Other hardware emulates it.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())

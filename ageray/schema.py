@@ -69,7 +69,7 @@ def gender(word: str | None) -> str | None:
 
 
 UNSURE = "unsure"
-"""The `error` of a face starts with this if its age would be a guess; age and interval are null."""
+"""First word of the `error` of a face whose age would be a guess. Its age and interval are null."""
 
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:

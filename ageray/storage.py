@@ -82,7 +82,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def unfinished(uri: str) -> str:
-    """The folder beside `uri` in which `uri` is written; it is renamed to `uri` when complete."""
+    """The folder beside `uri` in which `uri` is written. It replaces `uri` when complete."""
     return uri.rstrip("/") + ".unfinished"
 
 

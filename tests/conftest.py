@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# oneDNN's barriers spin: with two threads on two busy cores a step takes many times as long as with one
+# oneDNN's barriers spin: on two busy cores a step with two threads takes many times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
@@ -19,7 +19,8 @@ REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests (`-n 2 --dist loadgroup`): one has those that need Ray, which often wait, and a file stays whole."""
+    """Groups the tests for two processes (`-n 2 --dist loadgroup`). One process runs the files that
+    need Ray, which often wait; the tests of a file stay together."""
     with_ray = {item.path for item in items if ON_RAY in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.stem))
@@ -27,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
-    """A Ray on this machine with 4 logical CPUs: with 2, actors can hold every CPU and wait for ever."""
+    """A local Ray with 4 logical CPUs. With 2, actors can occupy every CPU and wait for ever."""
     import ray
 
     from ageray import cluster

@@ -1,4 +1,4 @@
-"""A deployable model on disk: what is written, what comes back, what is refused, and that nothing is unpickled."""
+"""A deployable model on disk: writing, reading, mistakes; and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SETTINGS = Experiment.model_validate(
 @pytest.fixture(scope="module")
 def network() -> Classifier:
     """Random weights, with a kernel that float16 cannot hold."""
-    made = build(SETTINGS.model, seed=0)
+    network = build(SETTINGS.model, seed=0)
     with torch.no_grad():
-        made.get_parameter("backbone.layers.conv2_3x3_reduce.weight")[0, 0] = 1e6
-    return made
+        network.get_parameter("backbone.layers.conv2_3x3_reduce.weight")[0, 0] = 1e6
+    return network
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def edit_card(folder: Path, **changes: Any) -> None:
     bundle.write_card(str(folder), card | changes)
 
 
-# --- round trip -----------------------------------------------------------------------------------------------------
+# --- round trip -----------------------------------------------------------------------------------
 
 
 def test_save_and_load_give_the_same_model(saved: Path, network: Classifier) -> None:
@@ -72,9 +72,8 @@ def test_matrices_are_stored_as_float16_and_vectors_as_float32(saved: Path, netw
     stored = load_file(saved / "model.safetensors")
     wide = "backbone.layers.conv2_3x3_reduce.weight"
     for name, tensor in network.state_dict().items():
-        assert stored[name].dtype == (torch.float16 if tensor.ndim > 1 and name != wide else torch.float32), (
-            name
-        )
+        dtype = torch.float16 if tensor.ndim > 1 and name != wide else torch.float32
+        assert stored[name].dtype == dtype, name
         exact = tensor if stored[name].dtype == torch.float32 else tensor.half()
         assert torch.equal(stored[name], exact), name
 
@@ -112,7 +111,7 @@ def test_the_starting_point_is_not_needed_again(network: Classifier, tmp_path: P
     assert torch.equal(bundle.load(str(tmp_path / "b")).network().head.bias, network.head.bias)
 
 
-# --- written whole or not at all ------------------------------------------------------------------------------------
+# --- a whole bundle or none -----------------------------------------------------------------------
 
 
 def test_the_card_comes_last(saved: Path) -> None:
@@ -128,7 +127,7 @@ def test_a_bundle_whose_writing_broke_off_is_none(network: Classifier, tmp_path:
         bundle.load(str(tmp_path))
 
 
-# --- what is refused ------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 def test_weights_that_were_tampered_with(saved: Path) -> None:
@@ -137,8 +136,8 @@ def test_weights_that_were_tampered_with(saved: Path) -> None:
     (saved / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError) as caught:
         bundle.load(str(saved))
-    found = hashlib.sha256(weights).hexdigest()[:12]
-    assert str(caught.value).startswith(f"{saved}: model.safetensors has sha256 {found}..., the card says ")
+    digest = hashlib.sha256(weights).hexdigest()[:12]
+    assert str(caught.value).startswith(f"{saved}: model.safetensors has sha256 {digest}..., the card says ")
     assert str(caught.value).endswith("copy the bundle again")
 
 
@@ -178,7 +177,7 @@ def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- finding a model ------------------------------------------------------------------------------------------------
+# --- finding a model ------------------------------------------------------------------------------
 
 
 def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(
@@ -220,17 +219,17 @@ def test_an_empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("what", ["nothing", "an empty folder", "a file", "an unfinished run"])
 def test_what_is_no_model(what: str, tmp_path: Path) -> None:
-    place = tmp_path / "place"
+    path = tmp_path / "model"
     if what == "a file":
-        place.write_text("")
+        path.write_text("")
     elif what != "nothing":
-        place.mkdir()
+        path.mkdir()
     if what == "an unfinished run":
-        (place / "config.yaml").write_text(config.dump(SETTINGS))
+        (path / "config.yaml").write_text(config.dump(SETTINGS))
     with pytest.raises(UserError) as caught:
-        bundle.load(str(place))
+        bundle.load(str(path))
     assert str(caught.value).startswith(
-        f"{place}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of"
+        f"{path}: not a model; name zoo:default, a bundle (a folder with card.json) or the folder of"
     )
 
 
@@ -251,12 +250,15 @@ def test_a_model_of_the_zoo_is_whole(name: str) -> None:
 
 
 def test_the_shipped_model_is_the_one_that_was_measured() -> None:
-    """Its figures in docs/benchmarks.md and its card belong to this identity; what bundles learn to hold must not change it."""
+    """The figures of docs/benchmarks.md and of its card belong to this identity.
+
+    New files and fields of bundles must not change it.
+    """
     assert bundle.load("zoo:default@1").identity == "334d18d5abf39183"
     assert bundle.load("zoo:default@1").gallery() is None
 
 
-# --- identity -------------------------------------------------------------------------------------------------------
+# --- identity -------------------------------------------------------------------------------------
 
 
 def test_identity_names_weights_settings_and_calibration(
@@ -283,7 +285,7 @@ def test_identity_is_that_of_a_copy(saved: Path, tmp_path: Path) -> None:
     assert bundle.load(str(tmp_path / "copy")).identity == bundle.load(str(saved)).identity
 
 
-# --- with a gallery -------------------------------------------------------------------------------------------------
+# --- with a gallery -------------------------------------------------------------------------------
 
 
 NEAREST = Experiment.model_validate(
@@ -293,12 +295,12 @@ NEAREST = Experiment.model_validate(
 
 def gallery(seed: int = 0, gendered: bool = True) -> Gallery:
     """Three faces."""
-    made = torch.Generator().manual_seed(seed)
-    rows = {"embedding": torch.randn(3, 1024, generator=made), "age": torch.tensor([4.0, 30.5, 61])}
+    generator = torch.Generator().manual_seed(seed)
+    rows = {"embedding": torch.randn(3, 1024, generator=generator), "age": torch.tensor([4.0, 30.5, 61])}
     rows |= {"gender": torch.tensor([0, 1, -1]), "subject": torch.tensor([0, 2**55, 7])}
-    return Gallery.of(
-        [rows | ({"gender_embedding": torch.randn(3, 10, generator=made).half()} if gendered else {})]
-    )
+    if gendered:
+        rows["gender_embedding"] = torch.randn(3, 10, generator=generator).half()
+    return Gallery.of([rows])
 
 
 @pytest.fixture
@@ -310,16 +312,16 @@ def nearest(network: Classifier, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("gendered", [True, False])
 def test_a_gallery_comes_back_as_it_was(gendered: bool, network: Classifier, tmp_path: Path) -> None:
-    given = gallery(gendered=gendered)
-    bundle.save(str(tmp_path / "b"), network, NEAREST, {}, given)
+    before = gallery(gendered=gendered)
+    bundle.save(str(tmp_path / "b"), network, NEAREST, {}, before)
     assert {file.name for file in (tmp_path / "b").iterdir()} == FILES | {"gallery.safetensors"}
     loaded = bundle.load(str(tmp_path / "b"))
-    found = loaded.gallery()
-    assert found is not None
-    assert found.tensors().keys() == given.tensors().keys()
-    for name, tensor in given.tensors().items():
-        assert torch.equal(found.tensors()[name], tensor), name
-        assert found.tensors()[name].dtype == tensor.dtype
+    after = loaded.gallery()
+    assert after is not None
+    assert after.tensors().keys() == before.tensors().keys()
+    for name, tensor in before.tensors().items():
+        assert torch.equal(after.tensors()[name], tensor), name
+        assert after.tensors()[name].dtype == tensor.dtype
     content = (tmp_path / "b" / "gallery.safetensors").read_bytes()
     by = "gender_embedding" if gendered else "embedding"
     assert loaded.card["gallery"] == {
@@ -386,9 +388,10 @@ def test_what_is_no_gallery_though_its_hash_is_right(content: str, nearest: Path
         tensors = {"head.weight": torch.zeros(3)}
     elif content == "tensors that do not fit":
         tensors["age"] = torch.zeros(2)
-    held = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}.get(content, save(tensors))
-    (nearest / "gallery.safetensors").write_bytes(held)
-    edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(held).hexdigest()})
+    others = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}
+    data = others.get(content, save(tensors))
+    (nearest / "gallery.safetensors").write_bytes(data)
+    edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(data).hexdigest()})
     with pytest.raises(
         UserError, match=r"gallery\.safetensors is not a gallery \(.*\); copy the bundle again$"
     ) as caught:
@@ -397,7 +400,7 @@ def test_what_is_no_gallery_though_its_hash_is_right(content: str, nearest: Path
     assert not marker.exists()
 
 
-# --- nothing is unpickled -------------------------------------------------------------------------------------------
+# --- nothing is unpickled -------------------------------------------------------------------------
 
 
 class Trap:
@@ -431,7 +434,7 @@ def test_weights_that_are_a_pickle_are_not_opened_as_one(saved: Path, tmp_path: 
     assert marker.exists()
 
 
-# --- for other processes ---------------------------------------------------------------------------
+# --- for other processes --------------------------------------------------------------------------
 
 
 def test_workers_get_an_absolute_path_or_a_name_of_the_zoo(

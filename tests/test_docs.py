@@ -1,4 +1,5 @@
-"""The commands that README and docs show: each parses, names files that are there and settings that exist; and what pages link to is there."""
+"""The commands in README and docs: each parses, and its files and settings exist. Every link of a
+page has a target."""
 
 from __future__ import annotations
 
@@ -19,20 +20,21 @@ _PLACEHOLDERS = ("RECIPE", "$SMALL", "OVERRIDES", "=E")  # commands that stand f
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Job and words of each command of a page's blocks, lines that end in a backslash joined, comments and what is optional left out."""
-    found = []
+    """Job and words of each command of a page's blocks.
+
+    Lines that end in a backslash are joined; comments and optional words are left out.
+    """
+    pairs = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         match = COMMAND.search(line)
         shown = line.startswith(("python", "ray job", "    python", "    ray job"))
         if not match or not shown or any(mark in line for mark in _PLACEHOLDERS):
             continue
-        words = (
-            re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", match[2])
-            if "'" not in match[2]
-            else match[2]
-        )
-        found.append((match[1], shlex.split(words, comments=True)))
-    return found
+        words = match[2]
+        if "'" not in words:
+            words = re.sub(r"\[[^\]=]*\]|\[key=value \.\.\.\]|\.\.\.", "", words)
+        pairs.append((match[1], shlex.split(words, comments=True)))
+    return pairs
 
 
 SHOWN = [(page.name, job, words) for page in PAGES for job, words in commands(page.read_text())]
@@ -60,14 +62,15 @@ def test_a_command_that_a_page_shows_is_one(
         config.parse(Service, overrides=[word for word in words if re.match(r"[a-z_.]+=", word)])
     else:
         settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
-        for read in (
-            [[file] for file in files] if "--cross" in words else [files]
-        ):  # that one takes several sets
-            config.read(read, settings)
+        experiments = [files]
+        if "--cross" in words:  # every file is a set of its own
+            experiments = [[file] for file in files]
+        for paths in experiments:
+            config.read(paths, settings)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_what_a_page_links_to_is_there(page: Path) -> None:
-    for place in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
-        if "://" not in place:
-            assert (page.parent / place).exists(), place
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link

@@ -1,4 +1,4 @@
-"""Bundle to ages: by hand from the network, whatever the batch, with mirror image and calibration."""
+"""Bundle to ages: against the network by hand, for any batch, with mirror image and calibration."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ def canvases(count: int = 7) -> Canvases:
 
 
 def talkative(experiment: Experiment) -> Classifier:
-    """An untrained network whose answers differ from face to face: its classifier is scaled to its features, about a prior at 40 years."""
+    """An untrained network whose answers differ from face to face.
+
+    Its classifier is scaled to its features, around a prior at 40 years.
+    """
     network, faces = build(experiment.model, seed=1).eval(), canvases()
     canvas = torch.from_numpy(faces.pixels.transpose(0, 3, 1, 2).copy())
     aligned, _ = align_faces(
@@ -67,9 +70,9 @@ def make(
     name: str = "baseline",
 ) -> str:
     """A bundle of such a network."""
-    model = {"name": name, "ages": [-15, 120], "decode": {"flip": flip, "method": method}} | (
-        {"head": "plain"} if name == "cluster_cnn" else {}
-    )
+    model = {"name": name, "ages": [-15, 120], "decode": {"flip": flip, "method": method}}
+    if name == "cluster_cnn":
+        model["head"] = "plain"
     experiment = Experiment.model_validate(
         {"model": model, "align": ALIGN, "train": {"precision": "float32"}}
     )
@@ -100,15 +103,15 @@ def naive_quantile(shares: np.ndarray[tuple[int], np.dtype[np.float64]], level: 
     return float(np.interp(level, np.concatenate([[0], shares.cumsum()]), np.arange(-15.5, 121)))
 
 
-# --- by hand --------------------------------------------------------------------------------------------------------
+# --- by hand --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("flip", "method"), [(True, "expectation"), (False, "median"), (True, "argmax")])
 def test_ages_equal_the_network_decoded_by_hand(flip: bool, method: str, tmp_path: Path) -> None:
     loaded, faces = bundle.load(make(tmp_path / "b", flip, method)), canvases()
-    found = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
+    ages = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
     posterior = by_hand(loaded, faces)
-    assert found.posterior == pytest.approx(posterior, abs=1e-5)
+    assert ages.posterior == pytest.approx(posterior, abs=1e-5)
     years = np.arange(-15, 121)
     age = {
         "expectation": posterior @ years,
@@ -116,19 +119,19 @@ def test_ages_equal_the_network_decoded_by_hand(flip: bool, method: str, tmp_pat
         "argmax": years[posterior.argmax(1)],
     }[method]
     low, high = (np.array([naive_quantile(row, level) for row in posterior]) for level in (0.05, 0.95))
-    assert found.decoded == pytest.approx(np.stack([age, low, high], 1), abs=2e-3)
+    assert ages.decoded == pytest.approx(np.stack([age, low, high], 1), abs=2e-3)
     line = [np.maximum(1.1 * ends - 6, 0) for ends in (age, low, high)]
-    assert found.age == pytest.approx(line[0], abs=3e-3)
-    assert found.low == pytest.approx(np.minimum(np.maximum(line[1] - 1.5, 0), line[0]), abs=5e-3)
-    assert found.high == pytest.approx(np.maximum(line[2] + 1.5, line[0]), abs=5e-3)
-    assert float(found.age.std()) > 0.5  # else nothing here would tell one face from another
-    assert (found.low < found.age).any()
+    assert ages.age == pytest.approx(line[0], abs=3e-3)
+    assert ages.low == pytest.approx(np.minimum(np.maximum(line[1] - 1.5, 0), line[0]), abs=5e-3)
+    assert ages.high == pytest.approx(np.maximum(line[2] + 1.5, line[0]), abs=5e-3)
+    assert float(ages.age.std()) > 0.5  # else nothing here would tell one face from another
+    assert (ages.low < ages.age).any()
 
 
 def test_types_and_shapes_for_faces_and_for_none(tmp_path: Path) -> None:
     predictor, faces = Predictor(bundle.load(make(tmp_path / "b")), "cpu", 1), canvases()
     for count in (0, 1, 3):
-        found = predictor.predict(faces.pixels[:count], faces.points[:count], faces.box[:count])
+        ages = predictor.predict(faces.pixels[:count], faces.points[:count], faces.box[:count])
         shapes = {
             "age": (count,),
             "low": (count,),
@@ -137,17 +140,11 @@ def test_types_and_shapes_for_faces_and_for_none(tmp_path: Path) -> None:
             "decoded": (count, 3),
         }
         for name, shape in shapes.items():
-            column = getattr(found, name)
+            column = getattr(ages, name)
             assert (column.shape, column.dtype) == (shape, np.float32), name
     side = canvas_side(ALIGN)
-    assert (
-        len(
-            predictor.predict(
-                np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 5, 2)), np.zeros((0, 4))
-            ).age
-        )
-        == 0
-    )  # type: ignore[arg-type]
+    empty = (np.zeros((0, side, side, 3), np.uint8), np.zeros((0, 5, 2)), np.zeros((0, 4)))
+    assert len(predictor.predict(*empty).age) == 0  # type: ignore[arg-type]
 
 
 def test_memory_that_may_not_be_written_is_taken(tmp_path: Path) -> None:
@@ -159,7 +156,7 @@ def test_memory_that_may_not_be_written_is_taken(tmp_path: Path) -> None:
     assert np.array_equal(predictor.predict(*read_only).age, expected)  # type: ignore[arg-type]
 
 
-# --- the batch does not matter --------------------------------------------------------------------------------------
+# --- the batch does not matter --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["baseline", "cluster_cnn"])
@@ -167,20 +164,18 @@ def test_memory_that_may_not_be_written_is_taken(tmp_path: Path) -> None:
 def test_other_faces_in_the_batch_do_not_change_an_age(name: str, precision: str, tmp_path: Path) -> None:
     if precision == "bf16" and not _fast_bf16(torch.device("cpu")):
         pytest.skip("bf16 is emulated here")
-    predictor, faces = (
-        Predictor(bundle.load(make(tmp_path / "b", name=name)), "cpu", 1, precision),
-        canvases(),
-    )
+    predictor = Predictor(bundle.load(make(tmp_path / "b", name=name)), "cpu", 1, precision)
+    faces = canvases()
     together = predictor.predict(faces.pixels, faces.points, faces.box)
     alone = [predictor.predict(faces.pixels[[k]], faces.points[[k]], faces.box[[k]]) for k in range(7)]
     backwards = predictor.predict(faces.pixels[::-1], faces.points[::-1], faces.box[::-1])
     for column in ("age", "low", "high"):
         expected = getattr(together, column)
-        assert np.concatenate([getattr(one, column) for one in alone]) == pytest.approx(expected, abs=1e-3)
+        assert np.concatenate([getattr(ages, column) for ages in alone]) == pytest.approx(expected, abs=1e-3)
         assert getattr(backwards, column)[::-1] == pytest.approx(expected, abs=1e-3)
 
 
-# --- mirror image ---------------------------------------------------------------------------------------------------
+# --- mirror image ---------------------------------------------------------------------------------
 
 
 def mirrored(faces: Canvases) -> Canvases:
@@ -205,21 +200,21 @@ def test_flip_averaging_gives_a_face_and_its_mirror_image_one_age(tmp_path: Path
     assert averaged[0].posterior == pytest.approx((single[0].posterior + single[1].posterior) / 2, abs=1e-3)
 
 
-# --- calibration and precision --------------------------------------------------------------------------------------
+# --- calibration and precision --------------------------------------------------------------------
 
 
 def test_a_bundle_without_calibration_gives_what_it_decodes(tmp_path: Path) -> None:
     faces = canvases()
-    found = Predictor(bundle.load(make(tmp_path / "b", calibration=None)), "cpu", 1).predict(
+    ages = Predictor(bundle.load(make(tmp_path / "b", calibration=None)), "cpu", 1).predict(
         faces.pixels, faces.points, faces.box
     )
-    expected = np.maximum(found.decoded, 0)
-    assert np.array_equal(found.age, expected[:, 0])
-    assert np.array_equal(found.low, np.minimum(expected[:, 1], expected[:, 0]))
-    assert np.array_equal(found.high, np.maximum(expected[:, 2], expected[:, 0]))
+    expected = np.maximum(ages.decoded, 0)
+    assert np.array_equal(ages.age, expected[:, 0])
+    assert np.array_equal(ages.low, np.minimum(expected[:, 1], expected[:, 0]))
+    assert np.array_equal(ages.high, np.maximum(expected[:, 2], expected[:, 0]))
 
 
-def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path) -> None:
+def test_validation_in_training_equals_the_predictor(tmp_path: Path) -> None:
     model = {"name": "cluster_cnn", "head": "plain", "ages": [-15, 120], "dropout": 0.4}
     experiment = Experiment.model_validate(
         {"model": model, "align": ALIGN, "train": {"precision": "float32"}, "loss": {"neighborhood": {}}}
@@ -234,10 +229,10 @@ def test_validation_in_training_sees_what_the_predictor_will_say(tmp_path: Path)
         "box": faces.box,
         "age": np.zeros(7, np.float32),
     }
-    said = validate(state, [columns]).predicted
-    served = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
-    assert served.decoded[:, 0] == pytest.approx(said, abs=1e-3)
-    assert float(said.std()) > 0.5
+    validated = validate(state, [columns]).predicted
+    ages = Predictor(loaded, "cpu", 1).predict(faces.pixels, faces.points, faces.box)
+    assert ages.decoded[:, 0] == pytest.approx(validated, abs=1e-3)
+    assert float(validated.std()) > 0.5
 
 
 def test_bf16_differs_from_float32_by_little(tmp_path: Path) -> None:
@@ -264,24 +259,23 @@ def test_threads_are_those_asked_for(tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1
 
 
-# --- with a gallery -------------------------------------------------------------------------------------------------
+# --- with a gallery -------------------------------------------------------------------------------
 
 
 def nearest(
     folder: Path, exclude: bool = True, gender: bool = True, flip: bool = False
 ) -> tuple[Predictor, Gallery]:
-    """A predictor whose gallery holds the seven faces themselves, at ages 10, 20 to 70, of subjects 1, 1, 2, 2, 3, 3 and an unknown one."""
+    """A predictor whose gallery consists of the seven faces themselves, at ages 10, 20 to 70.
+
+    Their subjects are 1, 1, 2, 2, 3, 3 and an unknown one.
+    """
     decoding = {"method": "gallery", "flip": flip, "gallery": {"neighbours": 2, "exclude_subject": exclude}}
     model = {"name": "baseline", "ages": [-15, 120], "decode": decoding}
     experiment = Experiment.model_validate(
         {"model": model, "align": ALIGN, "train": {"precision": "float32"}}
     )
-    state = new_state(
-        experiment.model_copy(
-            update={"loss": Experiment.model_validate({"loss": {"cross_entropy": {}}}).loss}
-        ),
-        torch.device("cpu"),
-    )
+    loss = Experiment.model_validate({"loss": {"cross_entropy": {}}}).loss
+    state = new_state(experiment.model_copy(update={"loss": loss}), torch.device("cpu"))
     faces = canvases()
     columns = {
         "canvas": faces.pixels,
@@ -289,49 +283,49 @@ def nearest(
         "box": faces.box,
         "age": np.arange(10, 80, 10, dtype=np.float32),
     }
-    columns |= {"subject": SUBJECTS, "gender": np.array([1, 1, 0, 0, 1, 0, 1]) if gender else np.full(7, -1)}
-    made = build_gallery(state, [columns])
-    assert made is not None
-    bundle.save(str(folder), state.network, experiment, {}, made)
-    return Predictor(bundle.load(str(folder)), "cpu", 1), made
+    columns["subject"] = SUBJECTS
+    columns["gender"] = np.array([1, 1, 0, 0, 1, 0, 1]) if gender else np.full(7, -1)
+    gallery = build_gallery(state, [columns])
+    assert gallery is not None
+    bundle.save(str(folder), state.network, experiment, {}, gallery)
+    return Predictor(bundle.load(str(folder)), "cpu", 1), gallery
 
 
 SUBJECTS = np.array([1, 1, 2, 2, 3, 3, 0])
 
 
 def test_ages_are_the_mean_of_the_nearest_faces(tmp_path: Path) -> None:
-    predictor, made = nearest(tmp_path / "b")
+    predictor, gallery = nearest(tmp_path / "b")
     faces = canvases()
-    found = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
-    distance = torch.cdist(made.embedding.double(), made.embedding.double(), p=1)
+    ages = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    distance = torch.cdist(gallery.embedding.double(), gallery.embedding.double(), p=1)
     for k, subject in enumerate(SUBJECTS.tolist()):
-        others = [
-            place for place in distance[k].argsort().tolist() if subject == 0 or SUBJECTS[place] != subject
-        ][:2]
-        assert found.age[k] == pytest.approx(np.mean([10 + 10 * place for place in others]), abs=0.01)
-        assert found.female is not None
-        assert found.female[k] == made.gender[others].float().mean()
-    assert found.neighbours is not None
-    assert found.neighbours.tolist() == [2] * 7
-    assert found.own is not None
-    assert (found.own[:6] >= 1).all()  # at least itself
-    assert found.own[6] == 0  # unknown is nobody's own
-    assert found.posterior.sum(1) == pytest.approx(1, abs=1e-5)
+        order = distance[k].argsort().tolist()
+        others = [row for row in order if subject == 0 or SUBJECTS[row] != subject][:2]
+        assert ages.age[k] == pytest.approx(np.mean([10 + 10 * row for row in others]), abs=0.01)
+        assert ages.female is not None
+        assert ages.female[k] == gallery.gender[others].float().mean()
+    assert ages.neighbours is not None
+    assert ages.neighbours.tolist() == [2] * 7
+    assert ages.own is not None
+    assert (ages.own[:6] >= 1).all()  # at least itself
+    assert ages.own[6] == 0  # unknown is nobody's own
+    assert ages.posterior.sum(1) == pytest.approx(1, abs=1e-5)
 
 
-def test_own_faces_are_used_where_the_subject_is_not_told_or_the_settings_say_so(tmp_path: Path) -> None:
+def test_own_faces_are_used_for_an_unknown_subject_or_if_the_settings_allow_it(tmp_path: Path) -> None:
     faces = canvases()
-    told, _ = nearest(tmp_path / "told")
+    strict, _ = nearest(tmp_path / "strict")
     lenient, _ = nearest(tmp_path / "lenient", exclude=False)
-    strangers = told.predict(faces.pixels, faces.points, faces.box)
+    unknown = strict.predict(faces.pixels, faces.points, faces.box)
     used = lenient.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
-    assert used.age == pytest.approx(strangers.age, abs=1e-3)
-    assert strangers.own is not None
-    assert strangers.own.tolist() == [0] * 7
+    assert used.age == pytest.approx(unknown.age, abs=1e-3)
+    assert unknown.own is not None
+    assert unknown.own.tolist() == [0] * 7
     assert used.own is not None
     assert (used.own[:6] >= 1).all()
-    excluded = told.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
-    assert float(np.abs(excluded.age - strangers.age)[:6].min()) > 1
+    excluded = strict.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    assert float(np.abs(excluded.age - unknown.age)[:6].min()) > 1
 
 
 def test_gender_is_not_guessed_where_the_gallery_knows_none(tmp_path: Path) -> None:
@@ -350,6 +344,6 @@ def test_a_gallery_with_mirror_images_and_for_no_face(tmp_path: Path) -> None:
 
 def test_a_classifier_says_nothing_of_neighbours(tmp_path: Path) -> None:
     predictor, faces = Predictor(bundle.load(make(tmp_path / "b")), "cpu", 1), canvases()
-    found = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
-    assert (found.female, found.neighbours, found.own) == (None, None, None)
-    assert np.array_equal(found.age, predictor.predict(faces.pixels, faces.points, faces.box).age)
+    ages = predictor.predict(faces.pixels, faces.points, faces.box, SUBJECTS)
+    assert (ages.female, ages.neighbours, ages.own) == (None, None, None)
+    assert np.array_equal(ages.age, predictor.predict(faces.pixels, faces.points, faces.box).age)

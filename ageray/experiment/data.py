@@ -75,8 +75,9 @@ class FaceSet(Strict):
     weight: Positive = 1.0
     """How often each of its training faces comes in an epoch, on average."""
     age_std: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation, in years, of the labels that have none of their own (`age_std` in the shards): 2, say, where only the year of birth
-    and the decade of the photo are known. Read by the losses that have `age_std`."""
+    """Standard deviation, in years, of the labels that have no `age_std` in the shards: about 2 if
+    only the year of birth and the decade of the photo are known. Read by the losses that have
+    `age_std`."""
     protocol: Protocol = Protocol()
     """Which of its faces train, which validate and which test."""
 
@@ -96,7 +97,8 @@ class Data(Strict):
     shards: str | None = None
     """Folder of face shards: written by `jobs.prepare`, read by the others; local path or url."""
     sets: tuple[FaceSet, ...] = ()
-    """Several sets to train on at once, in place of `shards` and `protocol`: each has its own shards, weight and protocol. `jobs.train` only."""
+    """Several sets to train on at once, in place of `shards` and `protocol`. Each has its own
+    shards, weight and protocol. `jobs.train` only."""
     filters: Filters = Filters()
     """Which of the source's faces to prepare."""
     landmarks: Literal["auto", "source", "detect"] = "auto"

@@ -41,7 +41,8 @@ class Neighborhood(Term):
     normalize: bool = False
     """Divide the targets by their sum: DLDL's cross entropy. The paper's Eq. 5 does not."""
     label_std: bool = False
-    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has none."""
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of
+    `data.sets`). The paper has no such width."""
 
 
 class Triplet(Term):
@@ -105,16 +106,18 @@ class DldlV2(Term):
     expectation: Annotated[float, Field(ge=0)] = 1.0
     """lambda: factor of the L1 error (paper: 1)."""
     label_std: bool = False
-    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of `data.sets`); the paper has one for all."""
+    """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of
+    `data.sets`). The paper has one width for all faces."""
 
 
 class Distillation(Term):
     """Cross entropy to the posterior of `train.teacher` (Hinton et al. 2015)."""
 
     below: Annotated[float, Field(gt=0)] | None = None
-    """Only for faces whose true age is below this, in years: softly, by a logistic function; null takes all faces."""
+    """Only for faces whose true age is below this, in years, with a logistic transition; null takes
+    all faces."""
     width: Positive = 2.0
-    """How softly, in years."""
+    """Width of the transition in years."""
 
 
 class MeanVariance(Term):

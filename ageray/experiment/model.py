@@ -47,10 +47,11 @@ class View(Strict):
     """One look of the network at a face, by the same alignment."""
 
     zoom: Annotated[float, Field(ge=0.9, le=1.5)] = 1.0
-    """The crop is enlarged by this about its centre: 1.1 shows a tenth less of the head, 0.9 a ninth more."""
+    """Factor by which the crop is enlarged about its centre. 1.1 shows a tenth less of the head,
+    0.9 a ninth more."""
     size: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Side of the network's input in pixels; 0 takes `align.size`. The photo's pixels are resampled once, to this
-    side."""
+    """Side of the network's input in pixels; 0 takes `align.size`. The photo's pixels are resampled
+    once, to this side."""
 
 
 class Decode(Strict):
@@ -63,8 +64,9 @@ class Decode(Strict):
     flip: bool = True
     """Average the posterior of the face and of its mirror image (DHAA, section 4.2)."""
     views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = (View(),)
-    """The posteriors of these views are averaged, each with its mirror image where `flip` is set. A view costs a
-    forward pass, two with `flip`; `[{}, {zoom: 1.1}, {size: 160}]` are three views."""
+    """The posteriors of these views are averaged, each with its mirror image if `flip` is set. A
+    view costs one forward pass, two with `flip`. `[{}, {zoom: 1.1}, {size: 160}]` are three
+    views."""
     gallery: Gallery = Gallery()
     """Settings of `gallery`."""
 
@@ -120,11 +122,12 @@ class Baseline(ClassifierBase):
     backbone: Backbone = "resnet18"
     """Feature extractor (paper: ResNet-18)."""
     hidden: Annotated[int, Field(ge=0)] = 0
-    """Outputs of a linear layer with ReLU between the backbone's features and the classifier; 0 leaves it out (paper). It trains at the
-    head's rate. The published MobileNetV1 age network has 256."""
+    """Outputs of a linear layer with ReLU between the backbone's features and the classifier; 0
+    leaves it out (paper). It trains at the head's rate. The published MobileNetV1 age network has
+    256."""
     weights_head: bool = True
-    """Take the age layers of the file `weights` too, where it has them and `hidden` is their size: its bins start from its own age layer,
-    bins it lacks from weights of 0 and a low bias."""
+    """Start from the age layers of the file `weights` too, if it has them and `hidden` is their
+    size. Bins that the file lacks start from weights of 0 and a low bias."""
 
 
 class ClusterCnn(ClassifierBase):
@@ -227,7 +230,8 @@ class Siamese(ModelBase):
 
 
 class Young(Strict):
-    """Where `two_tails` believes the published tail: share / (1 + exp((m - age) / width)) of the posterior, m its median in years."""
+    """The weight of the published tail in `two_tails`: share / (1 + exp((m - age) / width)), where
+    m is the median in years of that tail's posterior."""
 
     age: float = 20.0
     """Where the published tail has half of `share`, in years of its own estimate."""
@@ -238,16 +242,19 @@ class Young(Strict):
 
 
 class TwoTails(ModelBase):
-    """A published age network whose last blocks stand twice: as published, for the young, and trained (Li and Hoiem, Learning without
-    Forgetting, ECCV 2016, keep the old head by a loss; here the old blocks are kept themselves)."""
+    """A published age network whose last blocks exist twice: as published, for the young, and
+    trained.
+
+    Learning without Forgetting (Li and Hoiem, ECCV 2016) preserves the old head by a loss; here the
+    old blocks themselves stay."""
 
     name: Literal["two_tails"]
     """Selects this model."""
     backbone: Literal["mobilenet_v1"] = "mobilenet_v1"
     """Feature extractor; `weights` must name a file that has its age layers too."""
     shared_blocks: Annotated[int, Field(ge=1, le=13)] = 10
-    """Blocks, from the input on, that stay as published and that all tails read: the first convolution and so many less one of the thirteen
-    separable blocks."""
+    """Blocks, from the input on, that stay as published and that all tails share. The first
+    convolution is one; the others are separable blocks, of which there are 13."""
     tails: Annotated[int, Field(ge=1, le=8)] = 1
     """Trained tails, whose posteriors are averaged."""
     hidden: Count = 256
@@ -312,9 +319,11 @@ class Member(Strict):
     """One network of an ensemble."""
 
     model: Single
-    """The network, as in its own bundle; its ages lie within the ensemble's. `decode` is the ensemble's."""
+    """The network, as in its own bundle. Its ages lie within the ensemble's. The ensemble's
+    `decode` applies, not its own."""
     size: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Side of its input in pixels, to which the aligned face is resized; 0 takes the face as it is."""
+    """Side of its input in pixels, to which the aligned face is resized; 0 takes the face as it
+    is."""
     standardize: bool = False
     """Its `align.standardize`: the ensemble's own must then be false."""
     weight: Positive = 1.0
@@ -322,8 +331,8 @@ class Member(Strict):
 
 
 class Ensemble(ModelBase):
-    """Several trained networks whose posteriors are averaged. `python -m ageray.zoo.combine` makes a bundle of it from
-    bundles; it is not trained."""
+    """Several trained networks whose posteriors are averaged. It is not trained:
+    `python -m ageray.zoo.combine` makes its bundle from the bundles of its members."""
 
     name: Literal["ensemble"]
     """Selects this model."""

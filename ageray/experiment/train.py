@@ -59,8 +59,9 @@ class Optimizer(Strict):
     body_lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate of the backbone; 0 freezes it."""
     frozen_blocks: Annotated[int, Field(ge=0)] = 0
-    """How many of the backbone's first blocks take no gradient. `mobilenet_v1` has 14 (the first convolution, then thirteen separable blocks),
-    `bvlc_googlenet` 11; torchvision's networks cannot be frozen in part."""
+    """How many of the backbone's first blocks take no gradient. `mobilenet_v1` has 14 (the first
+    convolution, then 13 separable blocks), `bvlc_googlenet` 11. torchvision's networks cannot be
+    frozen in part."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """L2 penalty (decoupled for adamw); biases and norms are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -145,8 +146,9 @@ class Train(Strict):
     augment: Augment = Augment()
     """Random changes of training faces."""
     teacher: str | None = None
-    """The teacher of `loss.distillation`: `start` is the network itself as it starts, so that published ages are not unlearnt; else a model
-    (`zoo:NAME`, a bundle or a run folder) with the same `model.ages`, which sees the same augmented faces."""
+    """The teacher of `loss.distillation`. `start` is the network itself before training, so that it
+    does not unlearn its published ages. Anything else is a model (`zoo:NAME`, a bundle or a run
+    folder) with the same `model.ages`. The teacher sees the same augmented faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then validated and
     saved. 0 is off.

@@ -40,8 +40,9 @@ TERMS: dict[str, Callable[..., Tensor]] = {
     "or_cnn": or_cnn,
 }
 FIELDS = frozenset({"age", "age_std", "bins", "gender", "teacher"})
-"""What a training batch gives beside the model's tensors: `age` (B,) years, `bins` (K,) years, `gender` (B,) 0 male, 1 female, -1 unknown;
-where labels have one, `age_std` (B,) years, their standard deviation; with `train.teacher`, `teacher` (B, K), the teacher's posterior."""
+"""The tensors of a training batch besides the model's: `age` (B,) years; `bins` (K,) years;
+`gender` (B,), 0 male, 1 female, -1 unknown; `age_std` (B,) years, the labels' standard deviation,
+if they have one; `teacher` (B, K), the teacher's posterior, with `train.teacher`."""
 PAIRED = frozenset({"triplet", "contrastive", "gender_contrastive"})
 """Terms on pairs and triplets of faces."""
 _JOINT = PAIRED | {"cluster_scatter"}  # terms that are no means over single faces
@@ -63,8 +64,8 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class _Bound:
-    """A term with the names of the tensors it takes and its options; `stacked` names those that auxiliary classifiers give, `optional` those
-    that it takes where the batch has them."""
+    """A term with the names of the tensors it takes and its options. `stacked` names the tensors of
+    auxiliary classifiers, `optional` those that it takes if the batch has them."""
 
     name: str
     weight: float

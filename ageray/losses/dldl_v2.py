@@ -22,10 +22,14 @@ def dldl_v2(
 ) -> Tensor:
     """Mean over the batch of L_ld + lambda L_er.
 
-    L_ld = sum_k t_k log(t_k / p_k), t_k proportional to exp(-(y_k - y)^2 / (2 sigma^2)) and of sum 1: unlike a cross entropy it is zero
-    where the posterior is the target. L_er = |y - sum_k p_k y_k|; lambda is `expectation`. logits: (B, K). age: (B,) years, y, not rounded.
-    bins: (K,) years, y_k. sigma: years. age_std: (B,) years, the deviation of each label, which widens its target to
-    sqrt(sigma^2 + age_std^2). For an age outside the bins the targets crowd at the nearest end.
+    L_ld = sum_k t_k log(t_k / p_k), with t_k proportional to exp(-(y_k - y)^2 / (2 sigma^2)) and of
+    sum 1. Unlike a cross entropy it is zero if the posterior equals the target.
+    L_er = |y - sum_k p_k y_k|; lambda is `expectation`.
+
+    logits: (B, K). age: (B,) years, y, not rounded. bins: (K,) years, y_k. sigma: years. age_std:
+    (B,) years, the standard deviation of each label, which widens its target to
+    sqrt(sigma^2 + age_std^2). For an age outside the bins the target concentrates at the nearest
+    end.
     """
     log_posterior_BK = posterior.log_posterior(logits)
     width = posterior.widened(sigma, age_std)

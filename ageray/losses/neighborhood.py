@@ -22,11 +22,16 @@ def neighborhood(
     normalize: bool = False,
     age_std: Tensor | None = None,
 ) -> Tensor:
-    """Mean over the batch of L_n = - sum_k exp(-(k - k_n)^2 / sigma^2) log y_k (Eq. 5; the paper sums over the batch).
+    """Mean over the batch of L_n = - sum_k exp(-(k - k_n)^2 / sigma^2) log y_k (Eq. 5).
 
-    No factor 2 and no normalisation, as written; `normalize` divides the targets by their sum (DLDL's cross entropy with standard deviation
-    sigma / sqrt(2)). age_std: (B,) years, the standard deviation of each label: sigma^2 becomes sigma^2 + 2 age_std^2. logits: (B, K). age: (B,) years, k_n, not rounded. bins: (K,) years, k. An age far outside the bins has targets of
-    zero and no gradient as written; normalised, they crowd at the nearest end.
+    The paper sums over the batch. As in the paper there is no factor 2 and no normalisation;
+    `normalize` divides the targets by their sum, which is DLDL's cross entropy with standard
+    deviation sigma / sqrt(2).
+
+    logits: (B, K). age: (B,) years, k_n, not rounded. bins: (K,) years, k. age_std: (B,) years, the
+    standard deviation of each label: sigma^2 becomes sigma^2 + 2 age_std^2. For an age far outside
+    the bins the targets are zero and there is no gradient; normalised targets concentrate at the
+    nearest end.
     """
     width = widened(sigma, None if age_std is None else age_std * math.sqrt(2))
     exponent_BK = -((bins[None, :] - age[:, None]) / width).square()

@@ -33,7 +33,8 @@ def divergence(log_posterior_BK: Tensor, log_target_BK: Tensor) -> Tensor:
 
 
 def widened(sigma: float, age_std_B: Tensor | None) -> float | Tensor:
-    """The width of each face's target in years, sqrt(sigma^2 + age_std^2): (B, 1), or `sigma` where no label has a deviation."""
+    """The width of each face's target in years, sqrt(sigma^2 + age_std^2): (B, 1), or `sigma` if
+    labels have no standard deviation."""
     return sigma if age_std_B is None else (age_std_B.square() + sigma**2).sqrt()[:, None]
 
 

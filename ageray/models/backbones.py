@@ -2,7 +2,8 @@
 
 Shape letters: B faces, S side of the face, D features.
 
-All but those of `_OWN` are torchvision's, under torchvision's own parameter names, without their classifier and auxiliary heads.
+All but those of `_OWN` are torchvision's, with torchvision's parameter names, without their
+classifier and auxiliary heads.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ _OWN: dict[Name, tuple[type[Backbone], str]] = {
 
 
 def make(name: Name, imagenet: bool = False) -> Backbone:
-    """The backbone of that name; with torchvision's ImageNet weights where `imagenet`. Raises UserError where there are none."""
+    """The backbone `name`, with torchvision's ImageNet weights if `imagenet`. Raises UserError if
+    there are none."""
     if name not in _OWN:
         return TorchvisionBackbone(name, imagenet)
     network, described = _OWN[name]

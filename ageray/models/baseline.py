@@ -15,10 +15,15 @@ from torch.nn import functional as F
 
 from ageray.experiment.model import Baseline, ClusterCnn, DeepEmbedding, ResidualCnn
 from ageray.models import backbones
-from ageray.models.network import AgeNetwork, Backbone, Batch, PublishedHead, age_head, head_output
-
-_BELOW = 4.0
-"""How far under the lowest published bias a bin starts that the published age layer has not."""
+from ageray.models.network import (
+    BIAS_GAP,
+    AgeNetwork,
+    Backbone,
+    Batch,
+    PublishedHead,
+    age_head,
+    head_output,
+)
 
 
 class Classifier(AgeNetwork):
@@ -94,7 +99,7 @@ class Classifier(AgeNetwork):
             return
         assert isinstance(self.head, nn.Linear)
         self.head.weight.zero_()
-        self.head.bias.fill_(float(published.age_bias.min()) - _BELOW)
+        self.head.bias.fill_(float(published.age_bias.min()) - BIAS_GAP)
         for row in range(self.head.out_features):
             source = self._first_age + row - published.first_age
             if 0 <= source < len(published.age_bias):

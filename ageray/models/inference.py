@@ -52,12 +52,14 @@ def predict(
     gallery: Gallery | None = None,
     measured: bool = False,
 ) -> Prediction:
-    """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
+    """The network's predictions for canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B,
+    4) on its device.
 
-    The posterior is the mean over `decode.views` and, with `decode.flip`, over their mirror images (DHAA, section 4.2).
-    With `decode.method: gallery` it is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which
-    of them are the face's own. The network must be in eval mode.
-    measured: adds `embedding` and `measures`, both of the first view.
+    The posterior is the mean over `decode.views` and, with `decode.flip`, over their mirror images
+    (DHAA, section 4.2). With `decode.method: gallery` it is the histogram of the ages of the
+    nearest gallery faces; `subject` (B,) then tells which of them are of the same person. The
+    network must be in eval mode. measured: adds `embedding` and `measures`, both of the first
+    view.
     """
     faces = views(batch, config, config.model.decode.flip, measured)
     outputs = [_outputs(network, each, autocast) for each in faces]
@@ -142,8 +144,8 @@ def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = Fal
     """The faces of each of `decode.views` as the network takes them, each followed by its mirror
     images where asked for. measured: the first has the `measures` (B, M) of the pictures too.
 
-    A batch may instead hold `features` (B, 2, D) of the face and of its mirror image, for a network whose backbone was
-    taken away (`ageray.train.in_memory.frozen`).
+    A batch may instead have `features` (B, 2, D) of the face and of its mirror image, for a network
+    without its backbone (`ageray.train.in_memory.frozen`).
     """
     if "features" in batch:
         both = [{"face": batch["features"][:, place]} for place in range(2)]

@@ -17,6 +17,8 @@ from ageray.experiment.model import ClassifierBase
 
 Batch = dict[str, Tensor]
 REMEDY = "name another file, or none"
+BIAS_GAP = 4.0
+"""A bin that a published age layer lacks starts this far below the layer's lowest bias."""
 
 
 class AgeNetwork(nn.Module):
@@ -58,7 +60,8 @@ class AgeNetwork(nn.Module):
         raise NotImplementedError
 
     def fixed_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that no stage trains, whatever its rates; none but in a network that keeps published parts."""
+        """The parameters that no stage trains, whatever its rates. Only a network with published
+        parts that stay as they are has any."""
         return iter(())
 
     @property
@@ -118,15 +121,18 @@ class Backbone(nn.Module):
         return None
 
     def blocks(self) -> list[nn.Module]:
-        """Its parts from the input on, for `optimizer.frozen_blocks`; empty where it cannot be frozen in part."""
+        """Its parts from the input on, for `optimizer.frozen_blocks`; empty if it cannot be frozen
+        in part."""
         return []
 
 
 @dataclass(frozen=True)
 class PublishedHead:
-    """The last layers of a published age network: hidden = relu(W_h x + b_h), logits of one bin a year = W_a hidden + b_a.
+    """The last layers of a published age network: hidden = relu(W_h x + b_h), logits of one bin a
+    year = W_a hidden + b_a.
 
-    hidden_weight (H, D), hidden_bias (H,), age_weight (K, H), age_bias (K,); first_age is the age of the first bin, in years.
+    hidden_weight (H, D), hidden_bias (H,), age_weight (K, H), age_bias (K,); first_age is the age
+    of the first bin, in years.
     """
 
     hidden_weight: Tensor

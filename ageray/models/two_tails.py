@@ -23,10 +23,8 @@ from torch.nn import functional as F
 from ageray.experiment.model import TwoTails as Config
 from ageray.models.decode import bins, quantiles
 from ageray.models.mobilenet import MobileNetV1
-from ageray.models.network import AgeNetwork, Batch, PublishedHead
+from ageray.models.network import BIAS_GAP, AgeNetwork, Batch, PublishedHead
 
-_LOW = 4.0
-"""How far under the lowest published bias a bin starts that the published age layer has not."""
 _LEAST = 1e-12
 """Added to a mixture before its logarithm, so that logits are finite."""
 
@@ -67,7 +65,7 @@ class Tail(nn.Module):
         self.hidden.weight.copy_(published.hidden_weight)
         self.hidden.bias.copy_(published.hidden_bias)
         self.age.weight.zero_()
-        self.age.bias.fill_(float(published.age_bias.min()) - _LOW)
+        self.age.bias.fill_(float(published.age_bias.min()) - BIAS_GAP)
         for row in range(self.age.out_features):
             source = first_age + row - published.first_age
             if 0 <= source < len(published.age_bias):

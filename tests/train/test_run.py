@@ -622,12 +622,13 @@ def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Pa
     assert run.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0
 
 
-# --- several sets ---------------------------------------------------------------------------------------------------
+# --- several sets ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def two_sets(settings: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small experiment on the drawn faces and 64 others, which come twice and whose labels are uncertain."""
+    """The small experiment on the drawn faces and 64 others, which come twice and whose labels are
+    uncertain."""
     folder = tmp_path_factory.mktemp("two-sets")
     faces.write_faces_table(folder / "more", 64, seed=3, size=80)
     content = yaml.safe_load(settings.read_text())
