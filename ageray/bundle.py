@@ -230,14 +230,14 @@ def save(
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))
     if gallery is not None:
-        held = save_safetensors(
+        gallery_bytes = save_safetensors(
             {name: tensor.detach().cpu().contiguous() for name, tensor in gallery.tensors().items()}
         )
-        storage.write_bytes(storage.join(folder, GALLERY), held)
+        storage.write_bytes(storage.join(folder, GALLERY), gallery_bytes)
         full["gallery"] = {
             "faces": len(gallery),
             "gender_by": gallery.gender_by,
-            "sha256": hashlib.sha256(held).hexdigest(),
+            "sha256": hashlib.sha256(gallery_bytes).hexdigest(),
         }
     write_card(folder, full)
 

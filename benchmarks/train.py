@@ -82,10 +82,10 @@ def serve(settings: dict[str, Any]) -> None:
     """
     experiment, plan = Experiment.model_validate(settings["experiment"]), settings["plan"]
     state, streams = begin(experiment, plan, settings["threads"]), Streams(experiment, plan, settings["rows"])
-    held = next(iter(streams.training(state).batches))
+    batch = next(iter(streams.training(state).batches))
     while (name := settings["asked"].get()) is not None:
         if name == "memory":
-            settings["said"].put(timed(state, [held] * plan.steps[0]))
+            settings["said"].put(timed(state, [batch] * plan.steps[0]))
         else:
             faces = streams.training(state)
             turn = timed(state, faces.batches)

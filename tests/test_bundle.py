@@ -386,9 +386,9 @@ def test_what_is_no_gallery_though_its_hash_is_right(content: str, nearest: Path
         tensors = {"head.weight": torch.zeros(3)}
     elif content == "tensors that do not fit":
         tensors["age"] = torch.zeros(2)
-    held = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}.get(content, save(tensors))
-    (nearest / "gallery.safetensors").write_bytes(held)
-    edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(held).hexdigest()})
+    payload = {"no tensors": b"nonsense", "a pickle": pickle.dumps(Trap(marker))}.get(content, save(tensors))
+    (nearest / "gallery.safetensors").write_bytes(payload)
+    edit_card(nearest, gallery={"faces": 3, "gender_by": None, "sha256": hashlib.sha256(payload).hexdigest()})
     with pytest.raises(
         UserError, match=r"gallery\.safetensors is not a gallery \(.*\); copy the bundle again$"
     ) as caught:

@@ -64,7 +64,7 @@ def rgb_faces(count: int, side: int, seed: int = 0) -> Tensor:
 
 
 class Reference:
-    """torchvision's own network, whole, with random weights, batch statistics in keeping with them and its preset's colours."""
+    """torchvision's own network, whole, with random weights, batch statistics that suit them, and its preset's colours."""
 
     def __init__(self, name: Name) -> None:
         self.name = name
