@@ -139,8 +139,8 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
 
 
 def steady(run: Iterator[int], faces: int) -> float:
-    """Faces a second after the first quarter: by then every stage is at work, and what was ready
-    ahead of the first batch is spent.
+    """Faces a second after the first quarter: by then every stage is at work, and the faces
+    decoded before the first batch are used up.
     """
     done = 0
     while done < faces / 4:

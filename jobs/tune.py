@@ -13,7 +13,7 @@ from jobs import cli
 _EPILOG = """\
 One of the files holds `tune`: the settings to search with their ranges, the budget, who is
 retrained. configs/tune/ has some. Any path of the recipe can be searched (loss.neighborhood.sigma,
-train.stages.0.optimizer.lr, model.dropout); alignment, data, protocol, seed and epochs are held
+train.stages.0.optimizer.lr, model.dropout); alignment, data, protocol, seed and epochs are
 fixed. Trials are judged on the validation faces. The best of them and the recipe itself are trained
 again with several seeds and compared on the test faces, which nothing has looked at before.
 

@@ -27,7 +27,7 @@ _HEADERS = {
 }
 
 
-class RequestGuard:
+class RequestMiddleware:
     """Passes a request on to `app`, or refuses it."""
 
     def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], body: int) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from ageray.serve import batch_routes, schemas
 from ageray.serve.errors import ApiError
-from ageray.serve.middleware import RequestGuard
+from ageray.serve.middleware import RequestMiddleware
 from ageray.serve.settings import Limits, Service
 from ageray.serve.uploads import Photo, read_photos
 
@@ -132,7 +132,7 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
 
     batch_routes.add(app, engine.batch_jobs, settings.batches)
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
-    app.add_middleware(RequestGuard, keys=keys, body=int(settings.limits.body_mib * 2**20))
+    app.add_middleware(RequestMiddleware, keys=keys, body=int(settings.limits.body_mib * 2**20))
     return app
 
 

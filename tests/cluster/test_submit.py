@@ -128,7 +128,7 @@ class Cluster:
         token = secrets.token_hex(32)
         (folder / "token").write_text(token)
         self._bearer = {"Authorization": f"Bearer {token}"}
-        self.address, self.door = (
+        self.address, self.dashboard = (
             f"{ray.util.get_node_ip_address()}:{free_port()}",
             f"http://127.0.0.1:{free_port()}",
         )
@@ -145,11 +145,11 @@ class Cluster:
             | settings
             | {"PATH": path, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         )
-        port, door = self.address.split(":")[1], self.door.rsplit(":", 1)[1]
+        port, dashboard_port = self.address.split(":")[1], self.dashboard.rsplit(":", 1)[1]
         head = [
             "--head",
             f"--port={port}",
-            f"--dashboard-port={door}",
+            f"--dashboard-port={dashboard_port}",
             "--dashboard-host=127.0.0.1",
             f"--ray-client-server-port={free_port()}",
         ]
@@ -182,7 +182,7 @@ class Cluster:
         self.wait_for(lambda: self.alive() > before)
 
     def _get(self, path: str) -> Any:
-        answer = requests.get(f"{self.door}{path}", headers=self._bearer, timeout=PATIENCE)
+        answer = requests.get(f"{self.dashboard}{path}", headers=self._bearer, timeout=PATIENCE)
         answer.raise_for_status()
         return answer.json()
 
@@ -217,7 +217,7 @@ class Cluster:
             RAY,
             "job",
             "submit",
-            f"--address={self.door}",
+            f"--address={self.dashboard}",
             f"--submission-id={name}",
             "--working-dir",
             ".",

@@ -321,12 +321,12 @@ def test_what_is_saved() -> None:
 
 def test_half_precision_features_are_taken_in_float32() -> None:
     module, features = started(), normal(6, 4).bfloat16()
-    twin = started()
+    same = started()
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16):
         result = module(features)
     torch.manual_seed(0)
-    expected = twin(features.float())
+    expected = same(features.float())
     assert result.features_GD.dtype == result.centroids_kD.dtype == module.centroids.dtype == torch.float32
     assert torch.equal(result.cluster_G, expected.cluster_G)
     assert torch.equal(result.centroids_kD, expected.centroids_kD)

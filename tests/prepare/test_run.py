@@ -92,7 +92,7 @@ def drawn(seed: int, size: int = 96, quality: int = 95) -> bytes:
 
 
 def chosen(
-    folder: Path, photos: dict[str, tuple[bytes, float | None]], prints: bool = True
+    folder: Path, photos: dict[str, tuple[bytes, float | None]], fingerprint: bool = True
 ) -> tuple[list[str], dict[str, str]]:
     """The keys that are kept, sorted, and the kind of each that is not."""
     keys = sorted(photos)
@@ -107,7 +107,7 @@ def chosen(
             "age": [photos[key][1] for key in keys],
         }
     )
-    kept, problems = select.choose(table, inspect.look(table, "source", Detect(), prints))
+    kept, problems = select.choose(table, inspect.look(table, "source", Detect(), fingerprint))
     return sorted(kept.column("key").to_pylist()), {problem.where: problem.kind for problem in problems}
 
 
@@ -132,7 +132,7 @@ def test_nearly_the_same_picture_is_kept_once_and_not_at_all_if_the_ages_differ(
         "e": other,
         "f": "near duplicate",
     }
-    assert chosen(tmp_path, photos, prints=False) == (sorted(photos), {})
+    assert chosen(tmp_path, photos, fingerprint=False) == (sorted(photos), {})
 
 
 def test_people_of_one_photo_are_no_near_copies(tmp_path: Path) -> None:
