@@ -6,7 +6,8 @@ times as far from the age as the posterior's quantile does (CQR-m of Kivaranovic
 AISTATS 2020; compared with other forms by Sesia and Candes, Stat 2020). Multipliers are fitted by
 decade of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
 apart, with half of the misses allowed on each. Every calibration set has the same weight, whatever
-its size: the intervals are those of the mixture of the sets. Shape letters: N faces, D decades.
+its size, and of the sets that have enough faces in a decade the one that needs the widest interval
+decides. Shape letters: N faces, D decades.
 """
 
 from __future__ import annotations

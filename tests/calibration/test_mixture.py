@@ -265,7 +265,7 @@ def test_checks_of_an_old_card_are_the_posterior_itself() -> None:
 
 
 def test_the_set_that_needs_the_widest_interval_decides() -> None:
-    """Young faces of the second set are three times as wrong; the first set has ten times as many."""
+    """The second set is three times as wrong on young faces; the first has ten times as many."""
     easy, hard = drawn("easy", 5000, 0), drawn("hard", 1000, 1)
     young = hard.decoded[:, 0] < 20
     hard.true[young] = np.maximum(hard.decoded[young, 0] + 3 * (hard.true - hard.decoded[:, 0])[young], 0)
