@@ -6,7 +6,8 @@ times as far from the age as the posterior's quantile does (CQR-m of Kivaranovic
 AISTATS 2020; compared with other forms by Sesia and Candes, Stat 2020). Multipliers are fitted by
 decade of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
 apart, with half of the misses allowed on each. Every calibration set has the same weight, whatever
-its size: the intervals are those of the mixture of the sets. Shape letters: N faces, D decades.
+its size, and of the sets that have enough faces in a decade the one that needs the widest interval
+decides. Shape letters: N faces, D decades.
 """
 
 from __future__ import annotations
@@ -80,25 +81,40 @@ def fit_intervals(
     widening_N: Floats,
     weight_N: Floats,
     level: float,
+    set_N: NDArray[np.int64] | None = None,
 ) -> Intervals:
     """Fits the multipliers on calibrated ages and quantiles of faces whose true age is known;
     `weight_N` makes sets count alike.
 
     A side's multiplier is the weighted (1 + level) / 2 quantile of |true - age| / (widening *
     reach) with its sign, raised by one face more than there are, as in split conformal prediction.
+    set_N: the number of each face's set. Of the sets with enough faces in a decade the one that
+    needs the widest interval decides: the interval then holds for every mixture of the sets.
     """
     below_N, above_N = reaches(age_N, low_N, high_N)
-    score_low_N = (age_N - true_N) / (widening_N * below_N)
-    score_high_N = (true_N - age_N) / (widening_N * above_N)
+    scores_2N = ((age_N - true_N) / (widening_N * below_N), (true_N - age_N) / (widening_N * above_N))
     edges = _merged(age_N, weight_N)
     decade_N = np.searchsorted(edges, age_N, side="right")
     share = (1 + level) / 2
-    low, high = [], []
+    sides: list[list[float]] = [[], []]
     for decade in range(len(edges) + 1):
-        chosen_N = decade_N == decade
-        low.append(_conformal(score_low_N[chosen_N], weight_N[chosen_N], share))
-        high.append(_conformal(score_high_N[chosen_N], weight_N[chosen_N], share))
-    return Intervals(edges, tuple(low), tuple(high))
+        groups = _groups(decade_N == decade, weight_N, set_N)
+        for side, score_N in zip(sides, scores_2N, strict=True):
+            side.append(max(_conformal(score_N[rows_N], weight_N[rows_N], share) for rows_N in groups))
+    return Intervals(edges, tuple(sides[0]), tuple(sides[1]))
+
+
+def _groups(
+    rows_N: NDArray[np.bool_], weight_N: Floats, set_N: NDArray[np.int64] | None
+) -> list[NDArray[np.bool_]]:
+    """The faces of a decade together, and those of each set that has enough of them."""
+    groups = [rows_N]
+    if set_N is not None:
+        for number in np.unique(set_N):
+            own_N = rows_N & (set_N == number)
+            if _count(weight_N[own_N]) >= _FEWEST:
+                groups.append(own_N)
+    return groups
 
 
 def _merged(age_N: Floats, weight_N: Floats) -> tuple[float, ...]:

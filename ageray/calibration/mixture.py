@@ -115,8 +115,9 @@ def _fit(
     if all(each.measures is not None and each.distance is not None for each in sets):
         difficulty, widening_N = _difficulty(sets, names, true_N, (age_N, low_N, high_N))
     use = ordinary_N
+    set_N = np.repeat(np.arange(len(sets)), [len(each.true) for each in sets])
     intervals = fit_intervals(
-        true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], weight_N[use], level
+        true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], weight_N[use], level, set_N[use]
     )
     shares = [shares_above(each.posterior[each.ordinary], bins_K, scale, shift) for each in sets]
     checks = fit_age_checks(true_N[use], np.concatenate(shares), widening_N[use], weight_N[use])

@@ -262,3 +262,13 @@ def test_an_old_card_gives_what_it_gave() -> None:
 
 def test_checks_of_an_old_card_are_the_posterior_itself() -> None:
     assert AgeChecks.from_card(None) == AgeChecks()
+
+
+def test_the_set_that_needs_the_widest_interval_decides() -> None:
+    """The second set is three times as wrong on young faces; the first has ten times as many."""
+    easy, hard = drawn("easy", 5000, 0), drawn("hard", 1000, 1)
+    young = hard.decoded[:, 0] < 20
+    hard.true[young] = np.maximum(hard.decoded[young, 0] + 3 * (hard.true - hard.decoded[:, 0])[young], 0)
+    calibration = fit_mixture([easy, hard], BINS, NAMES, line=(1.0, 0.0))
+    inside, _ = covered(calibration, hard)
+    assert inside[hard.decoded[:, 0] < 15].mean() > 0.87
