@@ -34,7 +34,7 @@ FACTS: dict[str, Any] = {
 
 
 def predicted(name: str = "drawn", count: int = 900, seed: int = 0) -> Predicted:
-    """Ages 0 to 89. Those from 60 on are estimated 6 years too young; the errors of group B are twice
+    """Ages 0 to 89. Those from 60 on are estimated 6 years too young; errors of group B are twice
     as large."""
     rng = np.random.default_rng(seed)
     true = np.arange(count) % 90.0
