@@ -50,9 +50,8 @@ def drawn(
     total = count + degraded
     true = rng.uniform(1, 90, total)
     is_degraded = np.arange(total) >= count
-    noise = (
-        rng.normal(0, 1, total) * (2 + true / 15) * width * np.where(is_degraded, 2, 1) * (1 + 0.5 * strange)
-    )
+    noise = rng.normal(0, 1, total) * (2 + true / 15) * width
+    noise *= np.where(is_degraded, 2, 1) * (1 + 0.5 * strange)
     noise = np.where(noise > 0, noise * skew, noise)
     age = true + noise
     reach = 1.645 * (2 + true / 15)
