@@ -1,8 +1,8 @@
-"""A model's card from its predictions: figures by set with bootstrap intervals, age checks, hard
-faces, and where it is wrong.
+"""Makes a model's card from its predictions on test sets.
 
-Everything that `card.json` says of accuracy is computed here, so that the cards of all models that
-ship are made alike. Shape letters: N faces, L limits.
+The card has figures by set with bootstrap intervals, age checks, hard faces, and sentences on where
+the model is wrong. All accuracy figures of `card.json` come from here, so that all shipped models
+have the same ones. Shape letters: N faces, L limits.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from ageray.calibration import CORRELATION, LIMITS, one_age_each
 from ageray.errors import UserError
 
 FACTS = ("name", "what", "terms", "networks", "sets", "protocol")
-"""What a file of facts must say besides figures: see `build_card`."""
+"""Required keys of a file of facts, see `build_card`."""
 
-_WRONG = 3.0  # years of bias in a decade from which the card says so in words
-_FEWEST = 20  # faces of a decade or group that a sentence is about
+_WRONG = 3.0  # years; a decade with at least this bias gets a sentence
+_FEWEST = 20  # a decade or group needs this many faces for a sentence
 _RULES: tuple[tuple[float, float], ...] = ((18, 18), (18, 25), (25, 25))
 _THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
 
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """A model's answers on one set: `true`, `age`, `low`, `high` (N,) years; `over` (N, L); labels
-    (N,), None where unknown; `refused` (N,), faces that the model would give no age. `seen`:
-    whether faces of this set were trained on, in other parts of it."""
+    """A model's predictions on one set.
+
+    `true`, `age`, `low`, `high`: (N,) years. `over`: (N, L). `gender`, `group`, `subject`: (N,),
+    None if unknown. `refused`: (N,), faces to which the model gives no age. `seen`: whether the
+    model was trained on other faces of this set.
+    """
 
     name: str
     true: ArrayLike
@@ -55,26 +58,32 @@ def build_card(
     correlation: float = CORRELATION,
     resamples: int = 1000,
 ) -> dict[str, Any]:
-    """The card of a bundle: what `card` already holds (hashes, training, calibration), `facts` and
-    the figures of `sets`.
+    """The card of a bundle: the entries of `card` (hashes, training, calibration), `facts` and the
+    figures of `sets`.
 
-    facts: FACTS at least: `name` and `what` of the model, `terms` of its weights, `networks` and
-    `sets` it comes from (each a list of mappings with `name` and `terms`), `protocol`;
-    `not_good_for`, a list, if there is more to say than the figures do; anything else is taken
-    over. `licences` lists networks and sets with their terms, in words that pages show. hard: rows
-    of `benchmarks/hard_faces.py`. training_median: age of the floor that always says one age.
-    Raises UserError if a fact is missing, or a set or network has no terms.
+    facts: at least the keys FACTS. `name` and `what` describe the model; `terms` are those of its
+    weights; `networks` and `sets` are its sources, lists of mappings with `name` and `terms`;
+    `protocol` says how it was trained and tested. `not_good_for` is an optional list of sentences.
+    Other keys are copied. The card's `licences` lists all sources with their terms.
+    hard: rows of `benchmarks/hard_faces.py`. training_median: the age that a constant baseline
+    predicts. correlation: between the errors of two photos of one person. resamples: bootstrap
+    samples. Raises UserError if a fact is missing, or a set or network has no terms.
     """
     _check(facts)
-    figures = {each.name: set_figures(each, training_median, correlation, resamples) for each in sets}
-    wrong = [sentence for each in sets for sentence in where_wrong(each.name, figures[each.name])]
-    full = {**facts, "licences": [], "figures": figures}
+    full = {**facts, "licences": [], "figures": {}}
+    sentences = list(facts.get("not_good_for", []))
+    for predicted in sets:
+        figures = set_figures(predicted, training_median, correlation, resamples)
+        full["figures"][predicted.name] = figures
+        sentences += where_wrong(predicted.name, figures)
     for row in (*facts["networks"], *facts["sets"]):
         full["licences"].append(f"{row['name']}: {row['terms']}")
     if hard:
         full["hard_faces"] = list(hard)
-    full["not_good_for"] = [*facts.get("not_good_for", []), *wrong]
-    return full | {name: value for name, value in card.items() if name not in full}
+    full["not_good_for"] = sentences
+    for name, value in card.items():
+        full.setdefault(name, value)
+    return full
 
 
 def _check(facts: dict[str, Any]) -> None:
@@ -90,8 +99,9 @@ def _check(facts: dict[str, Any]) -> None:
 def set_figures(
     predicted: Predicted, training_median: float | None, correlation: float, resamples: int
 ) -> dict[str, Any]:
-    """Figures of one set; with intervals as [low, high] where there are faces enough for one."""
-    over = np.asarray(predicted.over, np.float64)
+    """The figures of one set. A figure with enough faces has a 95 % interval [low, high] beside
+    it."""
+    over_NL = np.asarray(predicted.over, np.float64)
     tested = metrics.Tested(
         predicted.true,
         predicted.age,
@@ -100,7 +110,7 @@ def set_figures(
         subject=predicted.subject,
         gender=predicted.gender,
         group=predicted.group,
-        over={limit: over[:, number] for number, limit in enumerate(LIMITS)},
+        over=dict(zip(LIMITS, over_NL.T, strict=True)),
     )
     report = metrics.full_report(tested, training_median, rules=_RULES, resamples=resamples)
     estimates = report["estimates"]
@@ -116,14 +126,14 @@ def set_figures(
         **_pair("interval_coverage", overall["coverage"]),
         "interval_mean_width": round(report["interval"]["mean_width"], 2),
         **_pair("mae_18_30", estimates["young_adults"]["mae"]),
-        "by_decade": [_part("ages", row) for row in estimates["by_age"]],
+        "by_decade": _parts("ages", estimates["by_age"]),
     }
     if predicted.refused is not None:
         figures["refused"] = _round(float(np.asarray(predicted.refused, bool).mean()))
     for name in ("gender", "group"):
         rows = estimates.get(f"by_{name}")
         if rows is not None:
-            figures[f"by_{name}"] = [_part(name, row) for row in rows]
+            figures[f"by_{name}"] = _parts(name, rows)
             figures[f"worst_{name}_over_best"] = _ratio(rows, name)
     figures["age_checks"] = _age_checks(estimates)
     if predicted.subject is not None:
@@ -131,19 +141,22 @@ def set_figures(
             predicted.true, predicted.subject, predicted.age, predicted.low, predicted.high, correlation
         )
         if people["people"]:
-            figures["people"] = {name: _round(value) for name, value in people.items()}
+            figures["people"] = {}
+            for name, value in people.items():
+                figures["people"][name] = _round(value)
     return figures
 
 
 def _age_checks(estimates: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a rule, in NIST's words: by the estimate ('18', 'challenge 25') and by the
+    """A row for each rule, in NIST's terms: by the estimated age ('18', 'challenge 25') and by the
     probability."""
     rows = []
     for rule in estimates["challenge"]:
         limit, threshold = int(rule["limit"]), int(rule["threshold"])
-        name = f"estimate of {threshold} or more" if limit == threshold else f"challenge {threshold}"
-        renamed = _renamed(rule)
-        rows.append({"over": limit, "passes": name, **_check_row(renamed)})
+        name = f"challenge {threshold}"
+        if limit == threshold:
+            name = f"estimate of {threshold} or more"
+        rows.append({"over": limit, "passes": name, **_check_row(_renamed(rule))})
     for check in estimates["age_checks"]:
         for row in check["thresholds"]:
             if row["threshold"] in _THRESHOLDS:
@@ -153,30 +166,34 @@ def _age_checks(estimates: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _renamed(rule: dict[str, Any]) -> dict[str, Any]:
-    """A row of `challenge_table` in the words of `age_check_table`."""
+    """A row of `challenge_table` with the keys of `age_check_table`."""
     rates: dict[str, Any] = {"false_adult": rule["false_accept"], "false_minor": rule["false_reject"]}
     for name in ("gender", "group"):
-        if f"by_{name}" in rule:
-            rates[f"by_{name}"] = [
-                {name: part[name], "false_adult": part["false_accept"], "false_minor": part["false_reject"]}
-                for part in rule[f"by_{name}"]
-            ]
+        if f"by_{name}" not in rule:
+            continue
+        rates[f"by_{name}"] = []
+        for part in rule[f"by_{name}"]:
+            row = {name: part[name], "false_adult": part["false_accept"], "false_minor": part["false_reject"]}
+            rates[f"by_{name}"].append(row)
     return rates
 
 
 def _check_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The error rates of a row of `age_check_table`, overall and by gender and group."""
     rates = {**_pair("false_adult", row["false_adult"]), **_pair("false_minor", row["false_minor"])}
     for name in ("gender", "group"):
         parts = row.get(f"by_{name}")
         if parts is None:
             continue
         for rate in ("false_adult", "false_minor"):
-            rates[f"{rate}_by_{name}"] = {part[name]: _round(part[rate]["value"]) for part in parts}
+            by_part = rates[f"{rate}_by_{name}"] = {}
+            for part in parts:
+                by_part[part[name]] = _round(part[rate]["value"])
     return rates
 
 
 def where_wrong(name: str, figures: dict[str, Any]) -> list[str]:
-    """Sentences on the decades of a set whose ages are off on one side, and on the worst group."""
+    """Sentences on biased decades of a set, on its interval's coverage, and on its worst group."""
     sentences = []
     for row in figures["by_decade"]:
         if row["images"] >= _FEWEST and abs(row["bias"]) >= _WRONG:
@@ -189,39 +206,39 @@ def where_wrong(name: str, figures: dict[str, Any]) -> list[str]:
         sentences.append(f"{name}: the 90 % interval covers {coverage:.1%}.")
     ratio = figures.get("worst_group_over_best")
     if ratio is not None and ratio > 1.25:
-        parts = [row for row in figures["by_group"] if _counts(row, "group")]
-        worst = max(parts, key=lambda row: float(row["mae"]))
+        worst = max(_large_parts(figures["by_group"], "group"), key=lambda row: float(row["mae"]))
         sentences.append(
             f"{name}: {worst['group']} faces have {ratio:.2f} times the error of the best group."
         )
     return sentences
 
 
-def _part(name: str, row: dict[str, Any]) -> dict[str, Any]:
-    about = {
-        name: row[name],
-        "images": row["images"],
-        **_pair("mae", row["mae"]),
-        **_pair("bias", row["bias"]),
-    }
-    return about | {"coverage": _round(row["coverage"]["value"])}
+def _parts(name: str, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of each decade, gender or group. `name` is the key of the part's name."""
+    parts = []
+    for row in rows:
+        part = {name: row[name], "images": row["images"]}
+        part |= _pair("mae", row["mae"]) | _pair("bias", row["bias"])
+        part["coverage"] = _round(row["coverage"]["value"])
+        parts.append(part)
+    return parts
 
 
 def _ratio(rows: Sequence[dict[str, Any]], name: str) -> float | None:
-    """The largest MAE of a part over the smallest; None with fewer than two parts big enough."""
-    errors = [row["mae"]["value"] for row in rows if _counts(row, name)]
+    """The largest MAE of a large part over the smallest; None with fewer than two large parts."""
+    errors = [row["mae"]["value"] for row in _large_parts(rows, name)]
     if len(errors) < 2 or min(errors) == 0:
         return None
     return round(float(max(errors) / min(errors)), 3)
 
 
-def _counts(row: dict[str, Any], name: str) -> bool:
-    """Whether a part is known and big enough for a sentence."""
-    return bool(row["images"] >= _FEWEST and row[name] != "unknown")
+def _large_parts(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The parts that are known and have enough faces for a sentence."""
+    return [row for row in rows if row["images"] >= _FEWEST and row[name] != "unknown"]
 
 
 def _pair(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
-    """A figure and, where it has one, its interval."""
+    """A figure and, if it has one, its 95 % interval."""
     figure: dict[str, Any] = {name: _round(estimate["value"])}
     if estimate["low"] is not None:
         figure[f"{name}_95"] = [_round(estimate["low"]), _round(estimate["high"])]

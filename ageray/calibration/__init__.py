@@ -1,5 +1,5 @@
-"""What is learnt after training from faces whose ages are known: a line, intervals, how hard a face
-is, age checks."""
+"""Everything that is fitted after training, on faces with known ages: the line that corrects ages,
+intervals, the difficulty of a face, and age checks."""
 
 from ageray.calibration.age_checks import LIMITS, AgeChecks, shares_above
 from ageray.calibration.difficulty import Difficulty

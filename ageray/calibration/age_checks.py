@@ -1,8 +1,8 @@
-"""The probability that a person is of an age or over: the posterior's share above it, calibrated by
-logistic regression.
+"""The probability that a person has reached an age limit.
 
-Platt's method (1999) on the logit of the share, so that of the faces with 0.9 nine in ten are of
-age on the calibration sets. Shape letters: N faces, K age bins, L limits.
+It is the posterior's share at and above the limit, calibrated by Platt's method (1999), a logistic
+regression on the logit of the share. On the calibration sets nine in ten of the faces with
+probability 0.9 have reached the limit. Shape letters: N faces, K age bins, L limits.
 """
 
 from __future__ import annotations
@@ -16,49 +16,54 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 
 LIMITS = (18, 25)
-"""Ages in completed years that are asked about: columns `over_18`, `over_25`."""
-_LEAST = 1e-4  # of a share, before its logit is taken
+"""The limits, in completed years: columns `over_18`, `over_25`."""
+_LEAST = 1e-4  # lower bound on a share, so that its logit is finite
 
 
 @dataclass(frozen=True)
 class AgeChecks:
-    """Of each of LIMITS a slope and an intercept: probability = sigmoid((slope * logit(share) +
-    intercept) / widening)."""
+    """A slope and an intercept for each of LIMITS:
+    probability = sigmoid((slope * logit(share) + intercept) / widening)."""
 
     slopes: tuple[float, ...] = (1.0,) * len(LIMITS)
     intercepts: tuple[float, ...] = (0.0,) * len(LIMITS)
 
     def apply(self, share_NL: Floats, widening_N: Floats) -> Floats:
-        """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`: a
-        hard face is less certain."""
+        """Probabilities (N, L) from the posterior's shares (N, L) and the factor of `Difficulty`
+        (N,).
+
+        A hard face gets probabilities closer to 0.5.
+        """
         logit_NL = np.asarray(self.slopes) * _logit(share_NL) + np.asarray(self.intercepts)
         probability_NL = _sigmoid(logit_NL / widening_N[:, None])
-        # whoever is 25 is 18: each limit was calibrated by itself
+        # Each limit is calibrated on its own, but P(25 or older) must not exceed P(18 or older).
         return np.asarray(np.minimum.accumulate(probability_NL, axis=-1), np.float64)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
-        pairs = zip(LIMITS, self.slopes, self.intercepts, strict=True)
-        return {
-            str(limit): {"slope": round(slope, 4), "intercept": round(shift, 4)}
-            for limit, slope, shift in pairs
-        }
+        card = {}
+        for limit, slope, intercept in zip(LIMITS, self.slopes, self.intercepts, strict=True):
+            card[str(limit)] = {"slope": round(slope, 4), "intercept": round(intercept, 4)}
+        return card
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> AgeChecks:
-        """From a bundle's card; where it has none the posterior's shares stay as they are."""
+        """From a bundle's card. Without an entry there, shares are the probabilities."""
         if not card:
             return cls()
-        rows = [card[str(limit)] for limit in LIMITS]
-        return cls(tuple(float(row["slope"]) for row in rows), tuple(float(row["intercept"]) for row in rows))
+        slopes, intercepts = [], []
+        for limit in LIMITS:
+            slopes.append(float(card[str(limit)]["slope"]))
+            intercepts.append(float(card[str(limit)]["intercept"]))
+        return cls(tuple(slopes), tuple(intercepts))
 
 
 def shares_above(posterior_NK: NDArray[Any], bins_K: NDArray[Any], scale: float, shift: float) -> Floats:
-    """Share of each posterior at LIMITS and above: (N, L). The posterior goes through the line
+    """Share of each posterior at and above LIMITS: (N, L). Bins are corrected by the line
     scale * bin + shift.
 
-    A person of 18 completed years has the label 18, whose bin reaches from 17.5 to 18.5: the share
-    counts from 17.5 on. A bin's probability is spread evenly over its year.
+    A person of 18 completed years has the label 18, whose bin is 17.5 to 18.5. The share therefore
+    starts at 17.5. A bin's probability is spread evenly over its year.
     """
     shares = []
     for limit in LIMITS:
@@ -92,7 +97,7 @@ def _platt(
         slope_N = weight_N * (_sigmoid(score_N) - of_age_N) / widening_N
         return value, np.array([(slope_N * logit_N).sum(), slope_N.sum()])
 
-    from scipy.optimize import minimize  # here: a bundle is loaded for its settings in no time
+    from scipy.optimize import minimize  # imported here, because loading a bundle must be fast
 
     fitted = minimize(
         loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0.2, 5.0), (-5.0, 5.0)]

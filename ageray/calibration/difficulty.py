@@ -1,8 +1,8 @@
-"""How much larger than usual a face's error is expected to be: by its picture, and by its distance
-from the faces of training.
+"""The difficulty of a face: its expected error relative to that of an ordinary face.
 
-Learnt from faces whose ages are known, good pictures and degraded copies of them, on several sets.
-Shape letters: N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
+It depends on the quality of the picture and on the distance from the training faces. It is fitted
+on faces with known ages from several sets, with degraded copies of their pictures. Shape letters:
+N faces, M measures (`ageray.faces.quality.MEASURES`), H hinges.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ SIDES = {
     "brightness": 1.0,
     "colour": -1.0,
 }
-"""Which side of each measure is the hard one; only there a picture can lose quality. `grain` has
-two: noisy, and blurred."""
+"""The direction in which each measure gets harder: 1 upwards, -1 downwards. `grain` has both: noisy
+and blurred pictures."""
 
 _KNOT_SHARE = 0.75
-"""A hinge begins at the ordinary face that is harder than three in four by that measure."""
-_SHRINK = 2e-3  # of the squared weights: a measure that tells nothing gets none
+"""A hinge starts at this quantile of the ordinary faces' measure."""
+_SHRINK = 2e-3  # penalty on the squared weights, so that an uninformative measure gets no weight
 LARGEST = 3.0
-"""Widest that an interval is stretched, whatever calibration faces show."""
+"""Upper bound on `Difficulty.largest`."""
 _MEASURED_SHARE, _BEYOND, _LEAST_LARGEST = 0.995, 1.05, 1.5
-# `largest` is that quantile of what calibration faces reached, a little more, and 1.5 at least
+# `largest` is 1.05 times the 0.995 quantile of the calibration faces' difficulty, at least 1.5
 
 
 @dataclass(frozen=True)
 class Hinge:
-    """Adds weight * max(0, side * (measure - knot)) to the logarithm of the expected error."""
+    """A term of the logarithm of the expected error: weight * max(0, side * (measure - knot))."""
 
     measure: str
     side: float
@@ -56,11 +56,12 @@ class Hinge:
 @dataclass(frozen=True)
 class Difficulty:
     """Expected error of a face over that of an ordinary one: photo * strangeness, each at least 1.
-    Above `largest` the face is refused.
 
     photo         exp(sum of `hinges`), from the measures of the picture
-    strangeness   exp(slope * max(0, unusual - knot)), from the distance in feature space over
-                  `reference`
+    strangeness   exp(slope * max(0, unusual - knot)), where unusual is the distance in feature
+                  space over `reference`
+
+    A face above `largest` is refused.
     """
 
     hinges: tuple[Hinge, ...]
@@ -70,8 +71,8 @@ class Difficulty:
     largest: float = LARGEST
 
     def quality(self, measures_NM: Floats, names: Sequence[str]) -> Floats:
-        """1 / photo, (N,): 1 for an ordinary picture or a better one, 0.5 where the picture doubles
-        the expected error."""
+        """1 / photo, (N,): 1 for an ordinary picture or a better one, 0.5 for a picture that
+        doubles the expected error."""
         logarithm_N = np.zeros(len(measures_NM))
         for hinge in self.hinges:
             column_N = measures_NM[:, names.index(hinge.measure)]
@@ -79,12 +80,12 @@ class Difficulty:
         return np.asarray(np.exp(-logarithm_N), np.float64)
 
     def unusual(self, distance_N: Floats) -> Floats:
-        """Distance from the faces of training over that of the 99th ordinary face in a hundred,
-        (N,): above 1 is unusual."""
+        """Distance from the training faces over the 99 % quantile of ordinary faces, (N,). Above 1
+        is unusual."""
         return np.asarray(distance_N / self.reference, np.float64)
 
     def widening(self, quality_N: Floats, unusual_N: Floats) -> Floats:
-        """The factor by which intervals are widened, 1 to `largest`: (N,)."""
+        """The factor that widens intervals, 1 to `largest`: (N,)."""
         return np.clip(self.expected(quality_N, unusual_N), 1, self.largest)
 
     def expected(self, quality_N: Floats, unusual_N: Floats) -> Floats:
@@ -102,18 +103,18 @@ class Difficulty:
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Difficulty | None:
-        """From a bundle's card; None where it has none."""
+        """From a bundle's card; None if it has no entry."""
         if not card:
             return None
-        hinges = tuple(
-            Hinge(str(name), *(float(number) for number in rest)) for name, *rest in card["quality"]
-        )
-        about = card["unusual"]
+        hinges = []
+        for name, side, knot, weight in card["quality"]:
+            hinges.append(Hinge(str(name), float(side), float(knot), float(weight)))
+        unusual = card["unusual"]
         return cls(
-            hinges,
-            float(about["reference"]),
-            float(about["knot"]),
-            float(about["slope"]),
+            tuple(hinges),
+            float(unusual["reference"]),
+            float(unusual["knot"]),
+            float(unusual["slope"]),
             float(card["largest"]),
         )
 
@@ -129,20 +130,21 @@ def fit_difficulty(
     """Fits the weights of the hinges and the slope, all at least 0, by an exponential
     quasi-likelihood of the errors.
 
-    errors_N: |error| over the half width that the posterior gives, at least 0. ordinary_N: pictures
-    that are not degraded; knots and the reference distance are theirs. weight_N: of each face, so
-    that sets and degradations count alike. Hinges without weight are left out. `largest` is what
-    one face in 200 reached, and a little more: beyond it nothing was measured.
+    errors_N: |error| over the posterior's half width. measures_NM: columns `names`. ordinary_N:
+    faces whose picture is not degraded; they give the knots and the reference distance. weight_N:
+    weight of each face, with which sets and degradations count equally. Hinges without weight are
+    left out. `largest` is 5 % above the difficulty that one face in 200 exceeds, because there are
+    no data beyond it.
     """
     reference = max(float(quantile(distance_N[ordinary_N], weight_N[ordinary_N], UNUSUAL_SHARE)), 1e-9)
     unusual_N = distance_N / reference
-    columns, places = [], []
+    columns, knots = [], []
     for key, side in SIDES.items():
         name = key.removesuffix("_low")
         column_N = side * measures_NM[:, names.index(name)]
         knot = quantile(column_N[ordinary_N], weight_N[ordinary_N], _KNOT_SHARE)
         columns.append(np.maximum(0, column_N - knot))
-        places.append((name, side, side * knot))
+        knots.append((name, side, side * knot))
     knot = float(quantile(unusual_N[ordinary_N], weight_N[ordinary_N], 0.5))
     columns.append(np.maximum(0, unusual_N - knot))
     slopes_NH = np.stack(columns, -1)
@@ -152,31 +154,33 @@ def fit_difficulty(
     weights_H = _exponential_fit(errors_N, scaled_NH, weight_N / weight_N.sum())
     weights_H = np.where(used_H, weights_H / np.where(used_H, scale_H, 1), 0)
     hinges = []
-    for (name, side, place), weight in zip(places, weights_H[:-1], strict=True):
+    for (name, side, start), weight in zip(knots, weights_H[:-1], strict=True):
         if weight > 1e-3:
-            hinges.append(Hinge(name, side, place, round(float(weight), 4)))
+            hinges.append(Hinge(name, side, start, round(float(weight), 4)))
     fitted = Difficulty(tuple(hinges), reference, knot, round(float(weights_H[-1]), 4))
     expected_N = fitted.expected(fitted.quality(measures_NM, names), unusual_N)
-    most = _BEYOND * quantile(expected_N, weight_N, _MEASURED_SHARE)
-    return replace(fitted, largest=round(float(np.clip(most, _LEAST_LARGEST, LARGEST)), 4))
+    largest = _BEYOND * quantile(expected_N, weight_N, _MEASURED_SHARE)
+    return replace(fitted, largest=round(float(np.clip(largest, _LEAST_LARGEST, LARGEST)), 4))
 
 
 def _exponential_fit(errors_N: Floats, slopes_NH: Floats, weight_N: Floats) -> Floats:
-    """Minimises mean(e / m + log m) + shrinkage with m = exp(intercept + slopes w), w >= 0: the
-    maximum likelihood of exponential errors with mean m, and consistent for any distribution with
-    that mean."""
+    """The weights w >= 0, (H,), that minimise mean(e / m + log m) + shrinkage with
+    m = exp(intercept + slopes w).
+
+    This is the maximum likelihood of exponential errors e with mean m. It is consistent for any
+    distribution with that mean.
+    """
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         logarithm_N = parameters[0] + slopes_NH @ parameters[1:]
         ratio_N = errors_N * np.exp(-logarithm_N)
         slope_N = weight_N * (1 - ratio_N)
-        value = float((weight_N * (ratio_N + logarithm_N)).sum()) + _SHRINK * float(
-            (parameters[1:] ** 2).sum()
-        )
+        value = float((weight_N * (ratio_N + logarithm_N)).sum())
+        value += _SHRINK * float((parameters[1:] ** 2).sum())
         gradient = np.concatenate([[slope_N.sum()], slopes_NH.T @ slope_N + 2 * _SHRINK * parameters[1:]])
         return value, gradient
 
-    from scipy.optimize import minimize  # here: a bundle is loaded for its settings in no time
+    from scipy.optimize import minimize  # imported here, because loading a bundle must be fast
 
     start = np.zeros(slopes_NH.shape[1] + 1)
     start[0] = np.log(max(float((weight_N * errors_N).sum()), 1e-6))
@@ -188,5 +192,5 @@ def quantile(values_N: Floats, weight_N: Floats, share: float) -> float:
     """Weighted quantile: the smallest value with at least this share of the weight up to it."""
     order = np.argsort(values_N, kind="stable")
     cumulative = np.cumsum(weight_N[order])
-    place = int(np.searchsorted(cumulative, share * cumulative[-1] - 1e-12))
-    return float(values_N[order][min(place, len(values_N) - 1)])
+    index = int(np.searchsorted(cumulative, share * cumulative[-1] - 1e-12))
+    return float(values_N[order][min(index, len(values_N) - 1)])

@@ -1,13 +1,12 @@
-"""90 % intervals that differ by the decade of the predicted age and below and above it, learnt on
-several sets at once.
+"""90 % intervals with separate widths for each decade of the predicted age and for each side.
 
-The ends are conformalised posterior quantiles in their multiplicative form: an end lies so many
-times as far from the age as the posterior's quantile does (CQR-m of Kivaranovic, Johnson and Leeb,
-AISTATS 2020; compared with other forms by Sesia and Candes, Stat 2020). Multipliers are fitted by
-decade of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
-apart, with half of the misses allowed on each. Every calibration set has the same weight, whatever
-its size, and of the sets that have enough faces in a decade the one that needs the widest interval
-decides. Shape letters: N faces, D decades.
+The ends are conformalised posterior quantiles in the multiplicative form: a factor scales the
+distance from the age to the posterior's quantile (CQR-m of Kivaranovic, Johnson and Leeb, AISTATS
+2020; compared with other forms by Sesia and Candes, Stat 2020). The factors are fitted by decade
+of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
+separately; each side may miss 5 %. Every calibration set has the same weight, whatever its size.
+Of the sets with enough faces in a decade, the one that needs the widest interval decides. Shape
+letters: N faces, D decades.
 """
 
 from __future__ import annotations
@@ -24,16 +23,18 @@ from ageray.calibration.difficulty import quantile
 Floats = NDArray[np.floating[Any]]
 
 LEAST_REACH = 1.0
-"""Years that a posterior's quantile lies from its age at least, before multiplying."""
-_FEWEST = 60  # faces of a decade, as many as count alike; with fewer it joins the next younger one
+"""Lower bound on the distance from the age to a posterior's quantile, in years."""
+_FEWEST = 60  # effective number of faces of a decade; with fewer it joins the next younger one
 _EDGES = tuple(float(age) for age in range(10, 80, 10))
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """`low`, `high` (D,): multipliers of the distance from the age to the posterior's quantiles,
-    one pair for the predicted ages below edges[0], one from each edge to the next. Between the
-    middles of two decades they are interpolated."""
+    """`low`, `high` (D,): factors of the distance from the age to the posterior's quantiles.
+
+    One pair is for predicted ages below edges[0], one for each range between two edges, one for
+    ages above the last edge. Between the middles of two decades they are interpolated.
+    """
 
     edges: tuple[float, ...]
     low: tuple[float, ...]
@@ -42,8 +43,10 @@ class Intervals:
     def apply(
         self, age_N: Floats, low_N: Floats, high_N: Floats, widening_N: Floats
     ) -> tuple[Floats, Floats]:
-        """Ends of the intervals, (N,) each, from calibrated ages and quantiles and the factor of
-        `Difficulty`; never below 0 years."""
+        """The ends of the intervals in years, (N,) each, at least 0.
+
+        age, low, high: calibrated ages and quantiles. widening: the factor of `Difficulty`.
+        """
         below_N, above_N = reaches(age_N, low_N, high_N)
         middles_D = _middles(self.edges)
         start_N = age_N - widening_N * np.interp(age_N, middles_D, self.low) * below_N
@@ -51,7 +54,7 @@ class Intervals:
         return np.maximum(start_N, 0), end_N
 
     def times(self, factor: float) -> Intervals:
-        """Wider by `factor` on both sides."""
+        """Intervals that are wider by `factor` on both sides."""
         low, high = factor * np.array(self.low), factor * np.array(self.high)
         return Intervals(self.edges, tuple(low.tolist()), tuple(high.tolist()))
 
@@ -62,10 +65,11 @@ class Intervals:
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Intervals | None:
-        """From a bundle's card; None where it has none."""
+        """From a bundle's card; None if it has no entry."""
         if not card:
             return None
-        return cls(*(tuple(map(float, card[name])) for name in ("edges", "low", "high")))
+        edges, low, high = card["edges"], card["low"], card["high"]
+        return cls(tuple(map(float, edges)), tuple(map(float, low)), tuple(map(float, high)))
 
 
 def reaches(age_N: Floats, low_N: Floats, high_N: Floats) -> tuple[Floats, Floats]:
@@ -83,13 +87,13 @@ def fit_intervals(
     level: float,
     set_N: NDArray[np.int64] | None = None,
 ) -> Intervals:
-    """Fits the multipliers on calibrated ages and quantiles of faces whose true age is known;
-    `weight_N` makes sets count alike.
+    """Fits the factors on calibrated ages and quantiles of faces whose true age is known.
 
-    A side's multiplier is the weighted (1 + level) / 2 quantile of |true - age| / (widening *
-    reach) with its sign, raised by one face more than there are, as in split conformal prediction.
-    set_N: the number of each face's set. Of the sets with enough faces in a decade the one that
-    needs the widest interval decides: the interval then holds for every mixture of the sets.
+    A side's factor is the weighted (1 + level) / 2 quantile of the signed error over
+    widening * reach, where the count N of faces is raised to N + 1, as in split conformal
+    prediction. weight_N: weight of each face, with which sets count equally. set_N: the number of
+    each face's set. Of the sets with enough faces in a decade, the one that needs the widest
+    interval decides, so that the interval holds for every mixture of the sets.
     """
     below_N, above_N = reaches(age_N, low_N, high_N)
     scores_2N = ((age_N - true_N) / (widening_N * below_N), (true_N - age_N) / (widening_N * above_N))
@@ -119,20 +123,22 @@ def _groups(
 
 def _merged(age_N: Floats, weight_N: Floats) -> tuple[float, ...]:
     """The edges between decades, without those that would leave too few faces on a side."""
-    kept: list[float] = []
+    edges: list[float] = []
+    start = -np.inf
     for edge in _EDGES:
-        start = kept[-1] if kept else -np.inf
-        if (
-            _count(weight_N[(age_N >= start) & (age_N < edge)]) >= _FEWEST
-            and _count(weight_N[age_N >= edge]) >= _FEWEST
-        ):
-            kept.append(edge)
-    return tuple(kept)
+        younger = _count(weight_N[(age_N >= start) & (age_N < edge)])
+        older = _count(weight_N[age_N >= edge])
+        if younger >= _FEWEST and older >= _FEWEST:
+            edges.append(edge)
+            start = edge
+    return tuple(edges)
 
 
 def _count(weight_N: Floats) -> float:
-    """How many faces of equal weight tell as much (Kish): (sum w)^2 / sum w^2."""
-    return float(weight_N.sum() ** 2 / (weight_N**2).sum()) if len(weight_N) else 0.0
+    """Kish's effective number of faces: (sum w)^2 / sum w^2."""
+    if len(weight_N) == 0:
+        return 0.0
+    return float(weight_N.sum() ** 2 / (weight_N**2).sum())
 
 
 def _conformal(score_N: Floats, weight_N: Floats, share: float) -> float:
@@ -143,7 +149,7 @@ def _conformal(score_N: Floats, weight_N: Floats, share: float) -> float:
 
 
 def _middles(edges: Sequence[float]) -> Floats:
-    """The middle age of each decade; the first and the last reach ten years beyond their edge."""
+    """The middle age of each decade. The first and the last extend ten years beyond their edge."""
     if not edges:
         return np.zeros(1)
     ends = np.array([edges[0] - 10, *edges, edges[-1] + 10])

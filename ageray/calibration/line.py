@@ -1,9 +1,9 @@
-"""What is learnt from the validation part after training: a line that undoes the pull to the
-middle, and 90 % intervals.
+"""The calibration of a model: a line that corrects ages, and 90 % intervals.
 
-The interval is conformalised quantile regression (Romano, Patterson and Candes, NeurIPS 2019): the
-posterior's 5 % and 95 % quantiles, moved outwards (or inwards) by the one margin that covers 90 %
-of the validation faces.
+The line removes the model's bias towards the middle ages. `fit` fits both on the validation faces.
+Its interval is conformalised quantile regression (Romano, Patterson and Candes, NeurIPS 2019): the
+posterior's 5 % and 95 % quantiles, moved outwards (or inwards) by the margin that covers 90 % of
+the validation faces. Shape letters: N faces, M measures, L limits.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ from ageray.calibration.people import CORRELATION
 Ages = NDArray[np.floating[Any]]
 
 LEVEL = 0.9
-"""Share of faces that an interval is meant to cover."""
+"""Nominal coverage of an interval."""
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-"""The posterior's quantiles that the interval starts from."""
+"""The levels of the posterior's quantiles from which the interval is made."""
 _LINE = "line by least absolute deviations"
-_FEWEST = 30  # with fewer validation faces nothing is fitted
+_FEWEST = 30  # validation faces that a fit needs
 
 
 class Answers(NamedTuple):
-    """What the calibration makes of N faces, (N,) each: `age`, `low`, `high` in years; `quality`
-    and `unusual`, None where the model has not learnt them; `widening`, the factor that they widen
-    the interval by; `over` (N, L), probabilities of LIMITS; `refused`, faces whose expected error
-    is more than an interval can say: their numbers should not be used."""
+    """Calibrated answers for N faces, (N,) each except `over`.
+
+    `age`, `low`, `high`: years. `quality`, `unusual`: see `Difficulty`, None for a model without
+    one. `widening`: the factor by which they widen the interval. `over` (N, L): probabilities of
+    LIMITS. `refused`: faces whose expected error is larger than an interval can express; do not
+    use their ages.
+    """
 
     age: Ages
     low: Ages
@@ -49,11 +52,11 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """age = scale * decoded + shift. `faces` were used.
+    """age = scale * decoded + shift, fitted on `faces` faces.
 
-    Without `intervals`, the interval's ends go through the same line and then `margin` years
-    outwards. With them, they are those of `Intervals`, widened by `difficulty`. `checks` gives the
-    probabilities of LIMITS.
+    Without `intervals`, the interval's ends go through the same line and then move `margin` years
+    outwards. With `intervals`, `Intervals` gives the ends and `difficulty` widens them. `checks`
+    gives the probabilities of LIMITS.
     """
 
     scale: float = 1.0
@@ -64,25 +67,31 @@ class Calibration:
     difficulty: Difficulty | None = None
     checks: AgeChecks = field(default_factory=AgeChecks)
     correlation: float = CORRELATION
-    """Between the errors of two photos of one person, see `ageray.calibration.people`."""
+    """Correlation between the errors of two photos of one person, see
+    `ageray.calibration.people`."""
     sets: dict[str, Any] = field(default_factory=dict)
-    """Of each calibration set what the card says of it: faces; coverage and width where it was left
-    out."""
+    """For each calibration set its card entry: faces; coverage and width with and without the
+    set."""
 
     def apply(
         self, decoded: Ages, low: Ages, high: Ages, widening: Ages | None = None
     ) -> tuple[Ages, Ages, Ages]:
-        """Age and interval (each (N,)) from the decoded age and the posterior's quantiles; below 0
-        years counts as 0, and the age lies within its interval. `widening` (N,), at least 1, widens
-        it where the model has `intervals`."""
-        age, start, end = (np.maximum(self.scale * ends + self.shift, 0) for ends in (decoded, low, high))
+        """Age and interval, (N,) each, from the decoded age and the posterior's quantiles.
+
+        All are at least 0 years, and the age lies within its interval. widening: (N,), at least 1;
+        it widens the interval of a model with `intervals`.
+        """
+        age, start, end = self._line(decoded), self._line(low), self._line(high)
         if self.intervals is None:
             start, end = np.maximum(start - self.margin, 0), end + self.margin
         else:
-            start, end = self.intervals.apply(
-                age, start, end, np.ones(len(age)) if widening is None else widening
-            )
+            if widening is None:
+                widening = np.ones(len(age))
+            start, end = self.intervals.apply(age, start, end, widening)
         return age, np.minimum(start, age), np.maximum(end, age)
+
+    def _line(self, years: Ages) -> Ages:
+        return np.maximum(self.scale * years + self.shift, 0)
 
     def answers(
         self,
@@ -92,11 +101,11 @@ class Calibration:
         names: Sequence[str] = (),
         distance_N: Ages | None = None,
     ) -> Answers:
-        """Everything that the calibration says of N faces.
+        """The answers for N faces.
 
-        decoded: age and the posterior's 5 % and 95 % quantiles, (N, 3). share: `shares_above` of
-        the posteriors, (N, L). measures (N, M) with their `names`, and distance (N,), are needed
-        where the model has `difficulty`.
+        decoded: (N, 3), age and the posterior's 5 % and 95 % quantiles. share: (N, L),
+        `shares_above` of the posteriors. measures (N, M) with their `names`, and distance (N,),
+        are needed by a model with `difficulty`.
         """
         quality: Ages | None = None
         unusual: Ages | None = None
@@ -107,15 +116,19 @@ class Calibration:
             unusual = self.difficulty.unusual(distance_N.astype(np.float64))
             widening = self.difficulty.widening(quality, unusual)
             refused = self.difficulty.expected(quality, unusual) > self.difficulty.largest
+            quality, unusual = quality.astype(np.float32), unusual.astype(np.float32)
         age, low, high = self.apply(decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2], widening)
         over = self.checks.apply(share_NL, widening)
-        age, low, high, widening, over = (
-            column.astype(np.float32) for column in (age, low, high, widening, over)
+        return Answers(
+            age.astype(np.float32),
+            low.astype(np.float32),
+            high.astype(np.float32),
+            quality,
+            unusual,
+            widening.astype(np.float32),
+            over.astype(np.float32),
+            refused,
         )
-        quality, unusual = (
-            None if column is None else column.astype(np.float32) for column in (quality, unusual)
-        )
-        return Answers(age, low, high, quality, unusual, widening, over, refused)
 
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
@@ -135,7 +148,7 @@ class Calibration:
 
     @classmethod
     def from_card(cls, card: dict[str, Any] | None) -> Calibration:
-        """From a bundle's card; none there means none to apply."""
+        """From a bundle's card; without an entry there, the identity."""
         if not card:
             return cls()
         return cls(
@@ -152,29 +165,32 @@ class Calibration:
 
 
 def fit(true: Ages, decoded: Ages, low: Ages, high: Ages) -> Calibration:
-    """Fits line and margin on validation faces: true age, decoded age and the posterior's
-    quantiles, each (N,).
+    """Fits line and margin on validation faces.
 
-    With fewer than 30 faces nothing is fitted: the identity comes back. The same faces fit the line
-    and the margin, and chose the epoch; the interval is therefore a little optimistic (two
-    parameters on N faces).
+    true: (N,) true ages. decoded: (N,) decoded ages. low, high: (N,) the posterior's quantiles.
+    With fewer than 30 faces it returns the identity. The same faces fit the line and the margin,
+    and selected the epoch; the interval is therefore a little too narrow (two parameters on N
+    faces).
     """
     if len(true) < _FEWEST:
         return Calibration(faces=0)
     scale, shift = fit_line(decoded.astype(np.float64), true.astype(np.float64))
     _, start, end = Calibration(scale, shift).apply(decoded, low, high)
     misses = np.sort(np.maximum(start - true, true - end))
-    rank = math.ceil((len(true) + 1) * LEVEL)
-    return Calibration(scale, shift, float(misses[min(rank, len(misses)) - 1]), len(true))
+    count = math.ceil((len(true) + 1) * LEVEL)
+    return Calibration(scale, shift, float(misses[min(count, len(misses)) - 1]), len(true))
 
 
 def fit_line(
     x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], face_weight: NDArray[Any] | None = None
 ) -> tuple[float, float]:
-    """Least absolute deviations by iteratively reweighted least squares: slope and intercept.
-    `face_weight` (N,) says how much a face counts, all alike where it is None. A slope outside 0.5
-    to 2 is a model that has learnt nothing: then the identity."""
-    face_weight = np.ones_like(x) if face_weight is None else face_weight
+    """Slope and intercept by least absolute deviations, by iteratively reweighted least squares.
+
+    face_weight: (N,) weight of each face; None weighs all equally. A slope outside 0.5 to 2 means
+    that the model has not learnt ages; then the result is the identity.
+    """
+    if face_weight is None:
+        face_weight = np.ones_like(x)
     weight = face_weight
     scale, shift = 1.0, 0.0
     for _ in range(50):
@@ -186,4 +202,6 @@ def fit_line(
         scale = float((weight * (x - mean_x) * (y - mean_y)).sum() / spread)
         shift = float(mean_y - scale * mean_x)
         weight = face_weight / np.maximum(np.abs(y - scale * x - shift), 1e-2)
-    return (scale, shift) if 0.5 <= scale <= 2 else (1.0, 0.0)
+    if not 0.5 <= scale <= 2:
+        return 1.0, 0.0
+    return scale, shift

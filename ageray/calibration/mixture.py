@@ -1,5 +1,5 @@
-"""Calibration on several sets at once, and what it is worth on a set that it has not seen: each set
-is left out in turn.
+"""Calibration on several sets at once, with its coverage on unseen sets: each set is left out in
+turn.
 
 Shape letters: N faces, M measures, K age bins, L limits.
 """
@@ -21,17 +21,17 @@ from ageray.calibration.people import CORRELATION, error_correlation
 from ageray.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
-_MOST = 2.0  # the factor by which intervals are widened at most for the sake of sets that were left out
+_MOST = 2.0  # upper bound on the factor that widens intervals for unseen sets
 
 
 @dataclass(frozen=True, eq=False)
 class CalibrationSet:
-    """Faces of one set whose ages are known and that were not trained on.
+    """Faces of one set with known ages on which the model was not trained.
 
-    `true` (N,) years; `decoded` (N, 3), age and the posterior's 5 % and 95 % quantiles before
-    calibration; `posterior` (N, K). For `quality` and `unusual` also `measures` (N, M) and
-    `distance` (N,). `degraded` (N,): copies whose picture was spoilt on purpose; they teach how
-    much harder such a picture is, and nothing else.
+    `true` (N,): years. `decoded` (N, 3): age and the posterior's 5 % and 95 % quantiles before
+    calibration. `posterior` (N, K). `measures` (N, M) and `distance` (N,) are needed for `quality`
+    and `unusual`. `degraded` (N,): copies with a picture that was degraded on purpose; only the
+    difficulty is fitted on them.
     """
 
     name: str
@@ -45,7 +45,7 @@ class CalibrationSet:
 
     @property
     def ordinary(self) -> NDArray[np.bool_]:
-        """Faces that were not degraded: (N,)."""
+        """Whether a face is not degraded: (N,)."""
         if self.degraded is None:
             return np.ones(len(self.true), bool)
         return ~self.degraded
@@ -58,20 +58,21 @@ def fit_mixture(
     level: float = LEVEL,
     line: tuple[float, float] | None = None,
 ) -> Calibration:
-    """Fits everything on `sets`, each with the same weight, and says under `sets` how each fares
-    when it is left out.
+    """Fits a calibration on `sets`, each with the same weight, and measures its coverage of each
+    set when that set is left out of the fit. `Calibration.sets` has the result.
 
-    bins_K: the age of each bin. names: of the measures' columns. line: slope and intercept where
-    they are not to be fitted. Where sets that were left out are covered less than `level` in the
-    mean, all intervals are widened by the one factor that covers it. Raises UserError where there
-    is no set.
+    bins_K: the age of each bin. names: of the measures' columns. line: slope and intercept; None
+    fits them. If the mean coverage of the sets left out is below `level`, one factor widens all
+    intervals to reach it. Raises UserError if there is no set.
     """
     if not sets:
         raise UserError("calibration: no set is named; give one at least")
     whole = _fit(sets, bins_K, names, level, line)
-    about: dict[str, Any] = {each.name: {"faces": int(each.ordinary.sum())} for each in sets}
+    rows: dict[str, Any] = {}
+    for each in sets:
+        rows[each.name] = {"faces": int(each.ordinary.sum())}
     if len(sets) == 1 or whole.intervals is None:
-        return replace(whole, sets=about, correlation=_correlation(sets, whole, names))
+        return replace(whole, sets=rows, correlation=_correlation(sets, whole, names))
     parts = []
     for left_out in sets:
         rest = [each for each in sets if each is not left_out]
@@ -80,16 +81,16 @@ def fit_mixture(
     for left_out, calibration in parts:
         assert calibration.intervals is not None
         wider = replace(calibration, intervals=calibration.intervals.times(factor))
-        about[left_out.name]["left_out"] = _coverage(left_out, wider, names)
-    fitted = replace(whole, intervals=whole.intervals.times(factor), sets=about)
+        rows[left_out.name]["left_out"] = _coverage(left_out, wider, names)
+    fitted = replace(whole, intervals=whole.intervals.times(factor), sets=rows)
     fitted = replace(fitted, correlation=_correlation(sets, fitted, names))
     for each in sets:
-        about[each.name]["fitted"] = _coverage(each, fitted, names)
+        rows[each.name]["fitted"] = _coverage(each, fitted, names)
     return fitted
 
 
 def _pooled(sets: Sequence[CalibrationSet], name: str) -> Floats:
-    """A column of all sets, one after the other."""
+    """The values of one field in all sets, concatenated."""
     return np.concatenate([np.asarray(getattr(each, name), np.float64) for each in sets])
 
 
@@ -100,11 +101,8 @@ def _fit(
     level: float,
     line: tuple[float, float] | None,
 ) -> Calibration:
-    true_N, decoded_N3, ordinary_N = (
-        _pooled(sets, "true"),
-        _pooled(sets, "decoded"),
-        _pooled(sets, "ordinary") > 0,
-    )
+    true_N, decoded_N3 = _pooled(sets, "true"), _pooled(sets, "decoded")
+    ordinary_N = _pooled(sets, "ordinary") > 0
     weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])
     scale, shift = line or fit_line(decoded_N3[ordinary_N, 0], true_N[ordinary_N], weight_N[ordinary_N])
     age_N, low_N, high_N = Calibration(scale, shift).apply(
@@ -127,8 +125,10 @@ def _fit(
 def _difficulty(
     sets: Sequence[CalibrationSet], names: Sequence[str], true_N: Floats, ages: tuple[Floats, Floats, Floats]
 ) -> tuple[Difficulty, Floats]:
-    """Fitted to all faces, degraded ones too: a set's good pictures count as much as its degraded
-    ones together."""
+    """The difficulty, fitted on all faces including degraded ones, and each face's widening (N,).
+
+    A set's good pictures together have the same weight as its degraded ones together.
+    """
     age_N, low_N, high_N = ages
     below_N, above_N = reaches(age_N, low_N, high_N)
     error_N = np.abs(true_N - age_N) / np.where(true_N < age_N, below_N, above_N)
@@ -144,7 +144,7 @@ def _difficulty(
 
 
 def _ends(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) -> tuple[Floats, ...]:
-    """True age, age, low and high of a set's good pictures."""
+    """True age, age, low and high of the set's faces that are not degraded."""
     use = each.ordinary
     widening_N: Floats = np.ones(int(use.sum()))
     if calibration.difficulty is not None and each.measures is not None and each.distance is not None:
@@ -158,7 +158,7 @@ def _ends(each: CalibrationSet, calibration: Calibration, names: Sequence[str]) 
 
 
 def _correlation(sets: Sequence[CalibrationSet], calibration: Calibration, names: Sequence[str]) -> float:
-    """Of one person's errors, over all sets that know people."""
+    """The correlation between the errors of one person's photos, over all sets with subjects."""
     subjects: list[str | None] = []
     errors, widths = [], []
     for each in sets:
@@ -185,12 +185,11 @@ def _coverage(each: CalibrationSet, calibration: Calibration, names: Sequence[st
 
 
 def _factor(parts: Sequence[tuple[CalibrationSet, Calibration]], names: Sequence[str], level: float) -> float:
-    """The smallest factor, 1 to _MOST, with which the sets left out are covered to `level` in the
-    mean."""
-    needed, weights = [], []
+    """The smallest factor, 1 to _MOST, that gives the sets left out a mean coverage of `level`."""
+    ratios, weights = [], []
     for left_out, calibration in parts:
         true_N, age_N, low_N, high_N = _ends(left_out, calibration, names)
         reach_N = np.where(true_N < age_N, age_N - low_N, high_N - age_N)
-        needed.append(np.abs(true_N - age_N) / np.maximum(reach_N, 1e-9))
+        ratios.append(np.abs(true_N - age_N) / np.maximum(reach_N, 1e-9))
         weights.append(np.full(len(true_N), 1 / len(true_N)))
-    return float(np.clip(quantile(np.concatenate(needed), np.concatenate(weights), level), 1.0, _MOST))
+    return float(np.clip(quantile(np.concatenate(ratios), np.concatenate(weights), level), 1.0, _MOST))

@@ -15,7 +15,7 @@ class Detect(Strict):
     differ."""
 
     threshold: Share = 0.6
-    """Least score of a face (0.8: hardly a false face; 0.6 finds more)."""
+    """Lowest score of a face. At 0.8 false faces are rare; 0.6 finds more faces."""
     max_side: Annotated[int, Field(ge=64)] = 640
     """Longest side of the photo for the detector, in pixels; larger photos are shrunk. Points are
     in pixels of the photo.
@@ -34,8 +34,8 @@ class Filters(Strict):
     max_age: Annotated[float, Field(ge=0, le=123)] = 123
     """Greatest age in years, of any set."""
     min_face_score: float | Literal["any"] = 1.0
-    """Least `face_score`, by the set's own detector; `any` takes every photo, even where it found
-    no face. IMDB-WIKI only: no other set has such scores."""
+    """Lowest `face_score` of the set's own detector. `any` takes every photo, even one without a
+    detected face. IMDB-WIKI only: no other set has such scores."""
     single_face: bool = True
     """Leave out photos with a `second_face_score`: the label may belong to another person.
     IMDB-WIKI only.

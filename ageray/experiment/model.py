@@ -23,15 +23,15 @@ Backbone = Literal[
     "mobilefacenet",
 ]
 """torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another
-network); three small networks that are published with weights learnt on faces."""
+network); three small networks with published weights that were trained on faces."""
 
 
 class Gallery(Strict):
     """Ages by the nearest training faces (siamese paper, section 2.5)."""
 
     neighbours: Count = 20
-    """M: the mean age of so many nearest training faces, by L1 distance of the embeddings (paper:
-    20).
+    """M: how many nearest training faces, by L1 distance of the embeddings, give the mean age
+    (paper: 20).
     """
     exclude_subject: bool = True
     """Leave out training faces of the query's own subject, where both are known: with them the

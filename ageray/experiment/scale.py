@@ -1,4 +1,4 @@
-"""`scale`: with what machine."""
+"""`scale`: workers, CPUs, GPUs and memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ageray.experiment.strict import Count, Positive, Strict
 
 
 class Scale(Strict):
-    """The machine: how many workers, with what, and where runs are kept."""
+    """Workers, their CPUs and GPUs, and the folder of the runs."""
 
     runs: str = "runs"
     """Folder of the run folders; local path or url."""
@@ -20,7 +20,7 @@ class Scale(Strict):
     """
     checkpoint_steps: Annotated[int, Field(ge=0)] = 500
     """Steps between two checkpoints within an epoch, from which an interrupted run continues; 0
-    keeps those of whole epochs only.
+    writes one after each epoch only.
     """
     max_failures: Annotated[int, Field(ge=0)] = 3
     """How often a run that lost a worker or node continues from its last checkpoint by itself."""

@@ -122,11 +122,12 @@ class Train(Strict):
     """
     sync_batchnorm: bool = False
     """Batch statistics of the whole batch over all workers; else each worker's own, with which
-    several workers are not quite one.
+    several workers differ a little from one.
     """
     mining: Literal["local", "global"] = "global"
-    """Pairs and triplets (`triplet`, `contrastive`, `gender_contrastive`) of the whole batch over
-    all workers, as with one; or the mean over workers of what each finds in its own part."""
+    """Where `triplet`, `contrastive` and `gender_contrastive` take their pairs and triplets from.
+    `global`: the whole batch over all workers, as with one worker. `local`: each worker's part of
+    the batch, and the terms are averaged over workers."""
     balance: Literal["none", "resample", "weights"] = "none"
     """How to even out the ages of training faces. `resample`: an epoch shows each year of age
     equally often, as far as no face comes more than ten times (IMDB-WIKI in the neighborhood paper
@@ -138,8 +139,8 @@ class Train(Strict):
     count twice."""
     select: Literal["mae", "decades"] = "mae"
     """The validation figure that chooses the best epoch: the mean absolute error, or its mean over
-    the decades of true age and over the sets of `data.sets`, so that common ages and the largest
-    set do not decide alone."""
+    the decades of true age and over the sets of `data.sets`, in which common ages and the largest
+    set have no more weight than others."""
     patience: Annotated[int, Field(ge=0)] = 0
     """Epochs of the last stage without a better validation figure (`select`) after which training
     ends; 0 never."""

@@ -105,27 +105,28 @@ class Finalists(Strict):
     """
 
     count: Count = 3
-    """How many of the best trials, the recipe's own settings not counted."""
+    """How many of the best trials, besides the recipe's own settings."""
     seeds: Annotated[int, Field(ge=2)] = 3
-    """Trainings of each, with train.seed + 1, + 2, ...: they show how much of a difference is the
-    noise of the seed.
+    """Trainings of each, with train.seed + 1, + 2, .... They show how much of a difference comes
+    from the seed.
     """
 
 
 class Tune(Strict):
-    """A search: the settings with their ranges, the budget, and how its winner is told from
-    luck."""
+    """A search: the settings with their ranges, the budget, and the test of the best trials against
+    chance."""
 
     space: dict[str, Dimension]
     """Path of a setting (`loss.neighborhood.sigma`, `train.stages.0.optimizer.lr`) to its range.
     Alignment, data, protocol, machine, seed and epochs cannot be searched.
     """
     metric: str = "val_mae"
-    """What is minimised: `val_mae`, the mean absolute error of the validation faces in years; or
-    `loss` or `loss.<term>`, the training loss, where no loss setting is searched. Of a trial, the
-    best epoch's counts."""
+    """The figure to minimise: `val_mae`, the mean absolute error of the validation faces in years;
+    or `loss` or `loss.<term>`, the training loss, if no loss setting is searched. A trial's figure
+    is that of its best epoch."""
     trials: Count = 40
-    """Trials in all; the first one has the recipe's own settings, where the ranges hold them."""
+    """Number of trials. The first one has the recipe's own settings, if they are within the
+    ranges."""
     minutes: Annotated[float, Field(ge=0)] = 0.0
     """Time for the trials in minutes, over all runs of the same search, without the finalists.
     Trials that still run then are stopped. 0 is no limit.

@@ -1,8 +1,7 @@
-"""Averages of weights: of a start and what training made of it, and of several trainings from
-one start.
+"""Averages of weights: of the weights before and after a training, and of several trainings.
 
-WiSE-FT (Wortsman et al., CVPR 2022, Eq. 1) and model soups (Wortsman et al., ICML 2022). Whole
-numbers, such as a count of batches, are the last state's.
+WiSE-FT (Wortsman et al., CVPR 2022, Eq. 1) and model soups (Wortsman et al., ICML 2022). Integers,
+such as a count of batches, are not averaged: the last state's are copied.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def interpolate(start: State, end: State, share: float) -> State:
 
 
 def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> State:
-    """The mean of the states, weighted if `weights` are given; they need not add up to 1.
+    """The mean of the states, weighted by `weights`, which need not add up to 1.
 
     Raises UserError if the states are not of one network.
     """

@@ -148,7 +148,7 @@ def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = Fal
     without its backbone (`ageray.train.in_memory.frozen`).
     """
     if "features" in batch:
-        both = [{"face": batch["features"][:, place]} for place in range(2)]
+        both = [{"face": features_BD} for features_BD in batch["features"].unbind(1)]
         return both if mirrored else both[:1]
     inputs: list[Batch] = []
     for each in config.model.decode.views:
@@ -173,15 +173,19 @@ def _mean(parts: list[Tensor]) -> Tensor:
     return total / len(parts)
 
 
-def _both(found: list[Prediction]) -> Prediction:
+def _both(predictions: list[Prediction]) -> Prediction:
     """The mean over a face's views and their mirror images."""
 
     def mean(parts: list[Tensor | None]) -> Tensor | None:
-        there = [part for part in parts if part is not None]
-        return _mean(there) if there else None
+        tensors = [part for part in parts if part is not None]
+        return _mean(tensors) if tensors else None
 
-    about = (mean([getattr(each, name) for each in found]) for name in ("female", "neighbours", "own"))
-    return Prediction(_mean([each.posterior for each in found]), *about)
+    return Prediction(
+        _mean([each.posterior for each in predictions]),
+        mean([each.female for each in predictions]),
+        mean([each.neighbours for each in predictions]),
+        mean([each.own for each in predictions]),
+    )
 
 
 def _of_neighbours(

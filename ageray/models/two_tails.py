@@ -1,10 +1,10 @@
-"""`two_tails`: a published age network that is trained without losing what it knew.
+"""`two_tails`: a published age network that is trained without forgetting.
 
-Its first blocks stay as published and are shared. Its last blocks stand twice: the published
-copy with the published age layer, which stays as it is, and copies that are trained. The
-published tail has learnt from half a million dated photos and knows the young of any photo; the
-trained tails know the adults and the old better. In use, the posterior of a face is a mixture of
-both by the age that the published tail sees.
+All tails share the first blocks, which stay as published. The last blocks exist in several copies,
+the tails: one with the published weights and age layer, which stays as it is, and others that are
+trained. The published tail was trained on half a million dated photos and is better on the young;
+the trained tails are better on adults. The posterior of a face is a mixture of both, weighted by
+the age that the published tail estimates.
 
 Shape letters: B faces, S side of the face, C channels, H height, W width, D features, M hidden
 features, K age bins, A tails.

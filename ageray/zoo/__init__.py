@@ -1,5 +1,4 @@
-"""The models that ship, a folder a version (`ageray.bundle` finds them), and how a bundle is
-made of several.
+"""The models that ship with the package, and tools that combine and export bundles.
 
-Shipped weights lie beside this file, as `NAME/VERSION`.
+The folder of a shipped model is `NAME/VERSION` beside this file; `ageray.bundle` loads it.
 """

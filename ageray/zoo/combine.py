@@ -1,10 +1,10 @@
-"""One bundle of several: an ensemble, or the mean of the weights of several trainings.
+"""Makes one bundle from several: an ensemble, or the mean of the weights of several trainings.
 
     python -m ageray.zoo.combine ensemble FOLDER MODEL MODEL ... [--decode median] [--weight 2 1]
     python -m ageray.zoo.combine soup     FOLDER MODEL MODEL ... [--weight 2 1]
 
-FOLDER is the bundle to write; MODEL is `zoo:NAME`, a bundle or a run folder. The result is not
-calibrated: calibrate it on validation faces, as a trained model is.
+FOLDER is the bundle to write; MODEL is `zoo:NAME`, a bundle or a run folder. The result has no
+calibration: calibrate it on validation faces, like a trained model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ageray.models.average import soup as mean_weights
 from ageray.models.build import build
 
 _FRAMING = ("mode", "coverage", "eyes_scale", "fill")
-"""The settings of `align` that members of an ensemble share; size and standardize are each one's
-own."""
+"""The settings of `align` that members of an ensemble share. Each member has its own size and
+standardize."""
 
 
 def ensemble(
@@ -34,22 +34,27 @@ def ensemble(
 ) -> None:
     """Writes the bundle of an ensemble of `models` to `folder`.
 
-    A face is aligned once, at the largest of the members' sizes, and resized for the others. Its
-    ages span those of all members. decode: None takes the first member's. weights: each member's
-    share of the mean; None gives all the same. Raises UserError if a model cannot be a member.
+    A face is aligned once, at the largest of the members' sizes, and resized for the others. The
+    ensemble's ages span those of all members. decode: None takes the first member's. weights: each
+    member's share of the mean; None gives all the same. Raises UserError if a model cannot be a
+    member.
     """
     sources, shares = _sources(models, weights)
+    first = sources[0].experiment
     align = _common_align(sources)
-    members, state, first = [], {}, sources[0].experiment
-    for place, (source, share) in enumerate(zip(sources, shares, strict=True)):
-        members.append(_member(source, share, align.size))
+    youngest, oldest = first.model.ages
+    members, state = [], {}
+    for number, (source, share) in enumerate(zip(sources, shares, strict=True)):
+        member = _member(source, share, align.size)
+        members.append(member)
+        youngest = min(youngest, member.model.ages[0])
+        oldest = max(oldest, member.model.ages[1])
         for name, tensor in source.network().state_dict().items():
-            state[f"members.{place}.{name}"] = tensor
-    ages = [member.model.ages for member in members]
+            state[f"members.{number}.{name}"] = tensor
     model = Ensemble(
         name="ensemble",
         members=tuple(members),
-        ages=(min(pair[0] for pair in ages), max(pair[1] for pair in ages)),
+        ages=(youngest, oldest),
         decode=decode or first.model.decode,
     )
     experiment = first.model_copy(update={"model": model, "align": align})
@@ -57,31 +62,36 @@ def ensemble(
 
 
 def soup(folder: str, models: Sequence[str], weights: Sequence[float] | None = None) -> None:
-    """Writes the bundle whose weights are the mean of those of `models`, of one configuration,
-    to `folder`.
+    """Writes a bundle to `folder` whose weights are the mean of those of `models`.
 
-    weights: each model's share of the mean; None gives all the same. Raises UserError if the
-    models are not of one network.
+    The models must be trainings of one configuration. weights: each model's share of the mean; None
+    gives all the same. Raises UserError if the models differ in network, ages or alignment, or take
+    ages from a gallery.
     """
     sources, shares = _sources(models, weights)
     first = sources[0].experiment
     for source in sources[1:]:
-        alike = source.experiment.model.name == first.model.name and source.experiment.align == first.align
-        if not alike or source.experiment.model.ages != first.model.ages:
+        other = source.experiment
+        same_network = (other.model.name, other.model.ages) == (first.model.name, first.model.ages)
+        if not same_network or other.align != first.align:
             raise UserError(
                 f"{source.uri}: differs from {sources[0].uri} in model.name, model.ages or align; "
                 "a soup is of trainings of one configuration"
             )
-    if any(source.faces is not None for source in sources):
-        raise UserError(
-            f"{models[0]}: ages come from a gallery, which fits one network's weights; train one anew"
-        )
+    for source in sources:
+        if source.faces is not None:
+            raise UserError(
+                f"{models[0]}: ages come from a gallery, which fits one network's weights; train one anew"
+            )
     state = mean_weights([source.network().state_dict() for source in sources], shares)
     _write(folder, first, state, _card("soup", sources, shares))
 
 
 def _sources(models: Sequence[str], weights: Sequence[float] | None) -> tuple[list[Bundle], list[float]]:
-    shares = [1.0] * len(models) if weights is None else list(weights)
+    """The bundles of `models`, and their shares of the mean."""
+    shares = [1.0] * len(models)
+    if weights is not None:
+        shares = list(weights)
     if len(models) < 2:
         raise UserError(f"{' '.join(models)}: one model is nothing to combine; name two or more")
     if len(shares) != len(models) or min(shares) <= 0:
@@ -90,18 +100,19 @@ def _sources(models: Sequence[str], weights: Sequence[float] | None) -> tuple[li
 
 
 def _common_align(sources: Sequence[Bundle]) -> Align:
-    """The first member's alignment at the largest size, not standardised: members do that
-    themselves."""
+    """The first member's alignment at the largest size. It does not standardise: each member does
+    so itself."""
     first = sources[0].experiment.align
+    size = first.size
     for source in sources[1:]:
         align = source.experiment.align
+        size = max(size, align.size)
         for name in _FRAMING:
             if getattr(align, name) != getattr(first, name):
                 raise UserError(
                     f"{source.uri}: align.{name}={getattr(align, name)}, but {sources[0].uri} has "
                     f"{getattr(first, name)}; members of an ensemble see the same crop"
                 )
-    size = max(source.experiment.align.size for source in sources)
     return first.model_copy(update={"size": size, "standardize": False})
 
 
@@ -121,7 +132,7 @@ def _member(source: Bundle, share: float, size: int) -> Member:
 
 
 def _card(kind: str, sources: Sequence[Bundle], shares: Sequence[float]) -> dict[str, Any]:
-    """What the bundle was made of; `terms` are those of all sources together."""
+    """The card: the sources with their shares, and the licence terms of all sources together."""
     parts: list[dict[str, Any]] = []
     terms: list[str] = []
     for source, share in zip(sources, shares, strict=True):
@@ -131,7 +142,9 @@ def _card(kind: str, sources: Sequence[Bundle], shares: Sequence[float]) -> dict
         if text is not None and str(text) not in terms:
             terms.append(str(text))
     card: dict[str, Any] = {"model": kind, "made_of": parts}
-    return card | ({"terms": " ".join(terms)} if terms else {})
+    if terms:
+        card["terms"] = " ".join(terms)
+    return card
 
 
 def _write(folder: str, experiment: Experiment, state: dict[str, Tensor], card: dict[str, Any]) -> None:
@@ -154,12 +167,12 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--weight", nargs="+", type=float, help="share of each model (default: the same)")
     parser.add_argument("--decode", choices=["expectation", "median", "argmax"], help="of an ensemble")
-    given = parser.parse_args(words)
-    if given.kind == "soup":
-        soup(given.folder, given.models, given.weight)
+    args = parser.parse_args(words)
+    if args.kind == "soup":
+        soup(args.folder, args.models, args.weight)
         return
-    decode = None if given.decode is None else Decode(method=given.decode)
-    ensemble(given.folder, given.models, decode, given.weight)
+    decode = None if args.decode is None else Decode(method=args.decode)
+    ensemble(args.folder, args.models, decode, args.weight)
 
 
 if __name__ == "__main__":

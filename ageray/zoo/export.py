@@ -1,10 +1,10 @@
-"""A model as an ONNX file.
+"""Writes a model as an ONNX file.
 
     python -m ageray.zoo.export MODEL FILE.onnx
 
-MODEL is `zoo:NAME`, a bundle or a run folder. The file takes `face`, float RGB in 0..255, aligned
-at `align.size`, (B, 3, S, S), and gives `posterior` (B, K) and `age` (B,), not calibrated; see
-`ageray.models.export`.
+MODEL is `zoo:NAME`, a bundle or a run folder. Input of the network in the file: `face` (B, 3, S,
+S), float RGB 0..255, aligned, S = `align.size`. Outputs: `posterior` (B, K) and `age` (B,) years,
+both without calibration. See `ageray.models.export`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def main(words: Sequence[str]) -> None:
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("file", metavar="FILE.onnx", type=Path)
-    given = parser.parse_args(words)
-    loaded = bundle.load(given.model)
-    if not given.file.parent.is_dir():
-        raise UserError(f"{given.file}: there is no folder {given.file.parent}; make it first")
-    export(loaded.network(), loaded.experiment, given.file)
+    args = parser.parse_args(words)
+    model = bundle.load(args.model)
+    if not args.file.parent.is_dir():
+        raise UserError(f"{args.file}: there is no folder {args.file.parent}; make it first")
+    export(model.network(), model.experiment, args.file)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Probability of being of age: the posterior's share above a limit, calibrated."""
+"""The probability of having reached an age limit: the posterior's share, calibrated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BINS = np.arange(-15.0, 121.0)
 
 
 def test_share_above_by_hand() -> None:
-    """A person of 18 has the label 18, whose bin reaches down to 17.5."""
+    """A person of 18 has the label 18, whose bin starts at 17.5."""
     posterior = np.zeros((3, len(BINS)))
     posterior[0, BINS == 18] = 1
     posterior[1, BINS == 17] = 1
@@ -32,7 +32,7 @@ def test_the_line_moves_the_posterior() -> None:
 
 
 def test_probabilities_are_calibrated() -> None:
-    """Shares that are too sure and too high: the truth is sigmoid(0.5 logit - 1)."""
+    """The shares are too extreme and too high: the true probability is sigmoid(0.5 logit - 1)."""
     rng = np.random.default_rng(0)
     logit = rng.normal(0, 4, 20_000)
     share = np.stack([expit(logit)] * 2, -1)
@@ -41,22 +41,22 @@ def test_probabilities_are_calibrated() -> None:
     fitted = fit_age_checks(true, share, np.ones(20_000), np.ones(20_000))
     assert fitted.slopes[0] == pytest.approx(0.5, abs=0.04)
     assert fitted.intercepts[0] == pytest.approx(-1, abs=0.1)
-    said = fitted.apply(share, np.ones(20_000))[:, 0]
+    probability = fitted.apply(share, np.ones(20_000))[:, 0]
     for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
-        rows = (said >= low) & (said < high)
-        assert of_age[rows].mean() == pytest.approx(said[rows].mean(), abs=0.03)
+        rows = (probability >= low) & (probability < high)
+        assert of_age[rows].mean() == pytest.approx(probability[rows].mean(), abs=0.03)
 
 
 def test_a_hard_face_is_less_certain() -> None:
-    said = AgeChecks().apply(np.array([[0.99, 0.01]] * 2), np.array([1.0, 3.0]))
-    assert said[0] == pytest.approx([0.99, 0.01])
-    assert 0.5 < said[1, 0] < 0.9
-    assert 0.1 < said[1, 1] < 0.5
+    probability = AgeChecks().apply(np.array([[0.99, 0.01]] * 2), np.array([1.0, 3.0]))
+    assert probability[0] == pytest.approx([0.99, 0.01])
+    assert 0.5 < probability[1, 0] < 0.9
+    assert 0.1 < probability[1, 1] < 0.5
 
 
-def test_whoever_is_25_is_18() -> None:
-    said = AgeChecks((1.0, 1.0), (-3.0, 3.0)).apply(np.array([[0.6, 0.5]]), np.ones(1))
-    assert said[0, 1] == said[0, 0] < 0.1
+def test_25_is_never_more_probable_than_18() -> None:
+    probability = AgeChecks((1.0, 1.0), (-3.0, 3.0)).apply(np.array([[0.6, 0.5]]), np.ones(1))
+    assert probability[0, 1] == probability[0, 0] < 0.1
 
 
 def test_a_set_without_minors_leaves_the_share_as_it_is() -> None:

@@ -1,5 +1,5 @@
-"""The line and the interval learnt on validation faces: known lines, an independent solver,
-coverage by simulation."""
+"""Line and interval, fitted on validation faces: known lines, an independent solver, coverage by
+simulation."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Ages = NDArray[np.float32]
 
 
 def simulated(count: int, seed: int, width: float = 1.0) -> tuple[Ages, Ages, Ages, Ages]:
-    """True age, decoded age pulled to the middle, and the 5 % and 95 % quantiles of a posterior
-    `width` times as wide as the errors, which grow with age: (N,) each."""
+    """True age, decoded age with a bias towards the middle, and the posterior's 5 % and 95 %
+    quantiles: (N,) each. The posterior is `width` times as wide as the errors, which grow with
+    age."""
     rng = np.random.default_rng(seed)
     true = rng.uniform(0, 90, count)
     deviation = 2 + true / 15
@@ -33,26 +34,28 @@ def simulated(count: int, seed: int, width: float = 1.0) -> tuple[Ages, Ages, Ag
 def on_a_line(count: int, scale: float, shift: float, noise: float = 0.0, seed: int = 0) -> tuple[Ages, Ages]:
     rng = np.random.default_rng(seed)
     decoded = rng.uniform(10, 70, count)
-    true = scale * decoded + shift + rng.laplace(0, noise, count) if noise else scale * decoded + shift
+    true = scale * decoded + shift
+    if noise:
+        true += rng.laplace(0, noise, count)
     return true.astype(np.float32), decoded.astype(np.float32)
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.2, -3.0), (0.8, 9.0), (1.9, -15.0), (0.55, 4.0)])
 def test_a_known_line_is_recovered(scale: float, shift: float) -> None:
     true, decoded = on_a_line(200, scale, shift)
-    found = fit(true, decoded, decoded, decoded)
-    assert found.scale == pytest.approx(scale, abs=1e-4)
-    assert found.shift == pytest.approx(shift, abs=1e-2)
-    assert found.faces == 200
-    assert found.margin == pytest.approx(0, abs=0.01)
+    fitted = fit(true, decoded, decoded, decoded)
+    assert fitted.scale == pytest.approx(scale, abs=1e-4)
+    assert fitted.shift == pytest.approx(shift, abs=1e-2)
+    assert fitted.faces == 200
+    assert fitted.margin == pytest.approx(0, abs=0.01)
 
 
 def test_a_known_line_is_recovered_from_noise_and_outliers() -> None:
     true, decoded = on_a_line(2000, 1.2, -3.0, noise=3.0)
     true[::15] += 60  # one in fifteen labels is far too old: least squares would move by 4 years
-    found = fit(true, decoded, decoded, decoded)
-    assert found.scale == pytest.approx(1.2, abs=0.03)
-    assert found.scale * 40 + found.shift == pytest.approx(45, abs=0.6)
+    fitted = fit(true, decoded, decoded, decoded)
+    assert fitted.scale == pytest.approx(1.2, abs=0.03)
+    assert fitted.scale * 40 + fitted.shift == pytest.approx(45, abs=0.6)
 
 
 def test_the_line_is_that_of_least_absolute_deviations() -> None:
@@ -63,13 +66,13 @@ def test_the_line_is_that_of_least_absolute_deviations() -> None:
     equations = np.hstack([x[:, None], np.ones((count, 1)), np.eye(count), -np.eye(count)])
     bounds = [(None, None)] * 2 + [(0, None)] * (2 * count)
     best = linprog(np.r_[0, 0, np.ones(2 * count)], A_eq=equations, b_eq=y, bounds=bounds)
-    found = fit(true, decoded, decoded, decoded)
-    ours = float(np.abs(y - found.scale * x - found.shift).sum())
+    fitted = fit(true, decoded, decoded, decoded)
+    ours = float(np.abs(y - fitted.scale * x - fitted.shift).sum())
     assert best.fun - 1e-3 <= ours <= best.fun * 1.002
 
 
 @pytest.mark.parametrize("count", [0, 1, 29])
-def test_too_few_faces_say_nothing(count: int) -> None:
+def test_too_few_faces_give_the_identity(count: int) -> None:
     true, decoded, low, high = simulated(count, 0)
     assert fit(true, decoded, low, high) == Calibration(1.0, 0.0, 0.0, 0)
 
@@ -81,14 +84,14 @@ def test_thirty_faces_are_enough() -> None:
 
 
 @pytest.mark.parametrize("kind", ["constant", "unrelated", "backwards"])
-def test_a_model_that_has_learnt_nothing_keeps_its_line_but_gets_an_interval(kind: str) -> None:
+def test_a_model_without_skill_gets_the_identity_and_an_interval(kind: str) -> None:
     rng = np.random.default_rng(0)
     true = rng.uniform(0, 90, 400).astype(np.float32)
     answers = {"constant": np.full(400, 35.0), "unrelated": rng.uniform(0, 90, 400), "backwards": 90 - true}
     decoded = answers[kind].astype(np.float32)
-    found = fit(true, decoded, decoded, decoded)
-    assert (found.scale, found.shift) == (1.0, 0.0)
-    _, low, high = found.apply(decoded, decoded, decoded)
+    fitted = fit(true, decoded, decoded, decoded)
+    assert (fitted.scale, fitted.shift) == (1.0, 0.0)
+    _, low, high = fitted.apply(decoded, decoded, decoded)
     assert float(((true >= low) & (true <= high)).mean()) >= LEVEL
 
 
@@ -96,25 +99,25 @@ def test_a_model_that_has_learnt_nothing_keeps_its_line_but_gets_an_interval(kin
     ("width", "more"), [(0.3, 0.015), (1.0, 0.015), (3.0, 0.04)], ids=["too narrow", "right", "too wide"]
 )
 def test_the_interval_covers_nine_fresh_faces_in_ten(width: float, more: float) -> None:
-    """Of posteriors that are too wide a few faces more: an interval that would turn inside out ends
-    at the age."""
-    covered, margins = [], []
+    """Posteriors that are too wide cover a few faces more, because an inverted interval ends at the
+    age."""
+    coverage, margins = [], []
     for seed in range(8):
-        found = fit(*simulated(500, seed, width))
+        fitted = fit(*simulated(500, seed, width))
         true, decoded, low, high = simulated(5000, 1000 + seed, width)
-        _, start, end = found.apply(decoded, low, high)
-        covered.append(float(((true >= start) & (true <= end)).mean()))
-        margins.append(found.margin)
-    assert LEVEL - 0.015 < np.mean(covered) < LEVEL + more
-    assert min(covered) > LEVEL - 0.05
+        _, start, end = fitted.apply(decoded, low, high)
+        coverage.append(float(((true >= start) & (true <= end)).mean()))
+        margins.append(fitted.margin)
+    assert LEVEL - 0.015 < np.mean(coverage) < LEVEL + more
+    assert min(coverage) > LEVEL - 0.05
     if width != 1:
         assert np.sign(margins).tolist() == [1 if width < 1 else -1] * 8
 
 
-def test_the_line_takes_out_the_pull_to_the_middle() -> None:
-    found = fit(*simulated(1000, 0))
+def test_the_line_removes_the_bias_towards_the_middle() -> None:
+    fitted = fit(*simulated(1000, 0))
     true, decoded, low, high = simulated(5000, 1)
-    age, _, _ = found.apply(decoded, low, high)
+    age, _, _ = fitted.apply(decoded, low, high)
     for part in (true < 20, true > 70):
         assert abs(float((age - true)[part].mean())) < 0.6 * abs(float((decoded - true)[part].mean()))
     assert float(np.abs(age - true).mean()) < float(np.abs(decoded - true).mean())
@@ -126,9 +129,8 @@ def test_apply_by_hand() -> None:
     assert age == pytest.approx([51, 0, 29])
     assert start == pytest.approx([43.5, 0, 25.9])
     assert end == pytest.approx([59.6, 3.5, 32.1])
-    _, start, end = Calibration(margin=-3).apply(
-        decoded, low, high
-    )  # an interval that would turn inside out ends at the age
+    # An inverted interval ends at the age.
+    _, start, end = Calibration(margin=-3).apply(decoded, low, high)
     assert (start[2], end[2]) == (30, 30)
 
 
@@ -157,8 +159,8 @@ def test_never_negative_and_the_age_lies_within_its_interval(
 
 
 def test_an_empty_batch() -> None:
-    nobody = np.zeros(0, np.float32)
-    assert [len(part) for part in Calibration(1.1, 2, 3, 50).apply(nobody, nobody, nobody)] == [0, 0, 0]
+    empty = np.zeros(0, np.float32)
+    assert [len(part) for part in Calibration(1.1, 2, 3, 50).apply(empty, empty, empty)] == [0, 0, 0]
 
 
 def test_identity_leaves_ages_as_they_are() -> None:
@@ -169,17 +171,17 @@ def test_identity_leaves_ages_as_they_are() -> None:
 
 
 def test_card_round_trip() -> None:
-    found = fit(*simulated(100, 3))
-    card: dict[str, Any] = json.loads(json.dumps(found.to_card()))
-    assert Calibration.from_card(card) == found
+    fitted = fit(*simulated(100, 3))
+    card: dict[str, Any] = json.loads(json.dumps(fitted.to_card()))
+    assert Calibration.from_card(card) == fitted
     assert card["level"] == LEVEL
     assert Calibration.from_card(None) == Calibration.from_card({}) == Calibration()
 
 
 def test_the_margin_is_the_conformal_quantile_of_40_faces() -> None:
-    """Intervals reach 1, 2, ... 40 years too far. The margin is the 37th smallest of -40, ..., -1:
+    """Intervals are 1, 2, ... 40 years too wide. The margin is the 37th smallest of -40, ..., -1.
 
-    ceil((40 + 1) * 0.9) = 37. Without the + 1 it would be the 36th, and promise too much.
+    ceil((40 + 1) * 0.9) = 37. Without the + 1 it would be the 36th, and the interval too narrow.
     """
     true = np.linspace(50, 89, 40, dtype=np.float32)
     reach = np.arange(1, 41, dtype=np.float32)

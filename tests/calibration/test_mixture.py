@@ -1,4 +1,4 @@
-"""Intervals by mixture of sets, decade and side; how hard a face is; refusal: by simulation and by
+"""Intervals by mixture of sets, decade and side; difficulty and refused faces: by simulation and by
 hand."""
 
 from __future__ import annotations
@@ -40,49 +40,51 @@ def drawn(
     degraded: int = 0,
     strange: float = 0.0,
 ) -> CalibrationSet:
-    """Faces whose errors are `width` times as wide as the posterior says, on the high side `skew`
-    times more. The last `degraded` faces have half the resolution and errors twice as wide;
-    `strange` is added to distances, and each unit of it adds half to the errors."""
+    """Faces whose errors are `width` times as wide as the posterior, positive ones `skew` times
+    more.
+
+    The last `degraded` faces have half the resolution and twice the errors. `strange` is added to
+    distances; each unit of it increases the errors by half.
+    """
     rng = np.random.default_rng(seed)
     total = count + degraded
     true = rng.uniform(1, 90, total)
-    spoilt = np.arange(total) >= count
-    noise = rng.normal(0, 1, total) * (2 + true / 15) * width * np.where(spoilt, 2, 1) * (1 + 0.5 * strange)
+    is_degraded = np.arange(total) >= count
+    noise = rng.normal(0, 1, total) * (2 + true / 15) * width
+    noise *= np.where(is_degraded, 2, 1) * (1 + 0.5 * strange)
     noise = np.where(noise > 0, noise * skew, noise)
     age = true + noise
     reach = 1.645 * (2 + true / 15)
     measures = np.zeros((total, len(NAMES)))
-    measures[:, 0] = np.where(spoilt, -1.0, 0.0)
+    measures[:, 0] = np.where(is_degraded, -1.0, 0.0)
     distance = 1 + rng.uniform(0, 0.2, total) + strange
     posterior = np.exp(-((BINS - age[:, None]) ** 2) / (2 * (reach[:, None] / 1.645) ** 2))
     posterior /= posterior.sum(-1, keepdims=True)
     decoded = np.stack([age, age - reach, age + reach], -1)
-    return CalibrationSet(name, true, decoded, posterior, measures, distance, spoilt)
+    return CalibrationSet(name, true, decoded, posterior, measures, distance, is_degraded)
 
 
-def covered(calibration: Calibration, faces: CalibrationSet) -> tuple[Floats, Floats]:
+def coverage(calibration: Calibration, faces: CalibrationSet) -> tuple[Floats, Floats]:
     """Whether each face's age is in its interval, and the interval's width."""
     shares = np.zeros((len(faces.true), 2))
-    said = calibration.answers(faces.decoded, shares, faces.measures, NAMES, faces.distance)
-    return (faces.true >= said.low) & (faces.true <= said.high), said.high - said.low
+    answers = calibration.answers(faces.decoded, shares, faces.measures, NAMES, faces.distance)
+    return (faces.true >= answers.low) & (faces.true <= answers.high), answers.high - answers.low
 
 
 def test_each_side_misses_half_of_what_is_allowed() -> None:
-    """Errors twice as wide above: one margin for both would miss on one side alone."""
+    """Positive errors are twice as wide: one margin for both sides would miss on one side only."""
     sets = [drawn("a", 3000, 0, skew=2.0)]
     calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
     fresh = drawn("a", 6000, 9, skew=2.0)
     age, low, high = calibration.apply(*fresh.decoded.T)
     assert 0.035 < (fresh.true < low).mean() < 0.065
     assert 0.035 < (fresh.true > high).mean() < 0.065
-    assert (age - low).mean() > 1.5 * (
-        high - age
-    ).mean()  # an age too high by twice as much: the interval reaches down
+    assert (age - low).mean() > 1.5 * (high - age).mean()  # ages are too high, so it extends downwards
 
 
 def test_coverage_holds_in_every_decade_of_the_predicted_age() -> None:
-    """Posteriors whose width does not fit old faces: one margin covers the young too often and the
-    old too seldom."""
+    """Posteriors too narrow for old faces: one margin covers the young too often and the old too
+    seldom."""
 
     def skewed(seed: int, count: int) -> CalibrationSet:
         faces = drawn("a", count, seed)
@@ -92,24 +94,24 @@ def test_coverage_holds_in_every_decade_of_the_predicted_age() -> None:
 
     fresh = skewed(8, 20_000)
     calibration = fit_mixture([skewed(0, 6000)], BINS, NAMES, line=(1.0, 0.0))
-    inside, _ = covered(calibration, fresh)
-    one = fit(skewed(0, 6000).true, *skewed(0, 6000).decoded.T)
-    _, low, high = replace(one, scale=1.0, shift=0.0).apply(*fresh.decoded.T)
-    inside_one = (fresh.true >= low) & (fresh.true <= high)
+    inside, _ = coverage(calibration, fresh)
+    single = fit(skewed(0, 6000).true, *skewed(0, 6000).decoded.T)
+    _, low, high = replace(single, scale=1.0, shift=0.0).apply(*fresh.decoded.T)
+    inside_single = (fresh.true >= low) & (fresh.true <= high)
     for start, end in ((12, 30), (30, 44), (58, 80)):
         rows = (fresh.decoded[:, 0] >= start) & (fresh.decoded[:, 0] < end)
         assert abs(inside[rows].mean() - 0.9) < 0.05
     old = fresh.decoded[:, 0] > 58
-    assert inside_one[old].mean() < 0.85
+    assert inside_single[old].mean() < 0.85
 
 
-def test_sets_count_alike_whatever_their_size() -> None:
-    """Nine tenths of the faces are easy ones; the mixture of sets is half hard."""
+def test_sets_have_the_same_weight_whatever_their_size() -> None:
+    """Nine tenths of the faces are easy, but in the mixture of sets only half."""
     easy, hard = drawn("easy", 9000, 0, width=0.5), drawn("hard", 1000, 1, width=1.5)
     calibration = fit_mixture([easy, hard], BINS, NAMES, line=(1.0, 0.0))
     pooled = replace(calibration, intervals=None, difficulty=None)
     assert pooled.intervals is None
-    inside = [covered(calibration, drawn("fresh", 4000, 5, width=width))[0].mean() for width in (0.5, 1.5)]
+    inside = [coverage(calibration, drawn("fresh", 4000, 5, width=width))[0].mean() for width in (0.5, 1.5)]
     assert np.mean(inside) > 0.89
     assert inside[1] > 0.8
 
@@ -117,15 +119,15 @@ def test_sets_count_alike_whatever_their_size() -> None:
 def test_a_set_left_out_is_covered() -> None:
     sets = [drawn("a", 1500, 0), drawn("b", 1500, 1, width=1.3), drawn("c", 1500, 2, width=1.1)]
     calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
-    about = calibration.sets
-    assert {name: row["faces"] for name, row in about.items()} == {"a": 1500, "b": 1500, "c": 1500}
-    left_out = [row["left_out"]["coverage"] for row in about.values()]
+    rows = calibration.sets
+    assert {name: row["faces"] for name, row in rows.items()} == {"a": 1500, "b": 1500, "c": 1500}
+    left_out = [row["left_out"]["coverage"] for row in rows.values()]
     assert np.mean(left_out) >= 0.895
     assert min(left_out) > 0.82
-    assert covered(calibration, drawn("d", 4000, 7, width=1.2))[0].mean() > 0.87
+    assert coverage(calibration, drawn("d", 4000, 7, width=1.2))[0].mean() > 0.87
 
 
-def test_spoilt_pictures_teach_quality_and_nothing_else() -> None:
+def test_degraded_pictures_fit_the_quality_and_nothing_else() -> None:
     sets = [drawn("a", 2000, 0, degraded=2000), drawn("b", 2000, 1, degraded=2000)]
     calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
     assert calibration.difficulty is not None
@@ -134,12 +136,12 @@ def test_spoilt_pictures_teach_quality_and_nothing_else() -> None:
     quality = calibration.difficulty.quality(fresh.measures, NAMES)  # type: ignore[arg-type]
     assert quality[:3000] == pytest.approx(1)
     assert quality[3000:] == pytest.approx(0.5, abs=0.08)  # their errors are twice as large
-    inside, width = covered(calibration, fresh)
+    inside, width = coverage(calibration, fresh)
     assert inside[:3000].mean() == pytest.approx(0.9, abs=0.025)
     assert inside[3000:].mean() == pytest.approx(0.9, abs=0.04)
-    assert covered(plain, fresh)[0][3000:].mean() < 0.7
+    assert coverage(plain, fresh)[0][3000:].mean() < 0.7
     assert width[3000:].mean() > 1.5 * width[:3000].mean()
-    assert calibration.faces == 4000  # spoilt copies are no faces of the calibration
+    assert calibration.faces == 4000  # degraded copies are not counted
 
 
 def test_faces_far_from_training_get_wider_intervals() -> None:
@@ -147,12 +149,12 @@ def test_faces_far_from_training_get_wider_intervals() -> None:
     calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
     assert calibration.difficulty is not None
     near, far = drawn("n", 3000, 5), drawn("f", 3000, 6, strange=1.0)
-    assert covered(calibration, far)[1].mean() > 1.3 * covered(calibration, near)[1].mean()
+    assert coverage(calibration, far)[1].mean() > 1.3 * coverage(calibration, near)[1].mean()
     unusual = calibration.difficulty.unusual(far.distance)  # type: ignore[arg-type]
     assert unusual.mean() > calibration.difficulty.unusual(near.distance).mean()  # type: ignore[arg-type]
 
 
-def test_a_measure_that_tells_nothing_gets_no_weight() -> None:
+def test_an_uninformative_measure_gets_no_weight() -> None:
     rng = np.random.default_rng(0)
     measures = rng.normal(0, 1, (4000, len(NAMES)))
     errors = rng.exponential(1, 4000) * np.exp(0.4 * np.maximum(0, measures[:, 3]))
@@ -174,20 +176,20 @@ def test_quality_by_hand() -> None:
     assert difficulty.widening(quality, unusual) == pytest.approx([1, 2, 2, 3])
 
 
-def test_a_face_beyond_what_an_interval_can_say_is_refused() -> None:
+def test_a_face_beyond_the_widest_interval_is_refused() -> None:
     difficulty = Difficulty((Hinge("resolution", -1.0, 0.0, np.log(2)),), 1.0, 1.0, 0.0, 3.0)
     calibration = Calibration(intervals=Intervals((), (1.0,), (1.0,)), difficulty=difficulty)
     decoded = np.array([[30.0, 20.0, 40.0]] * 3)
-    said = calibration.answers(
+    answers = calibration.answers(
         decoded, np.full((3, 2), 0.9), np.array([[0.0], [-1.0], [-2.0]]), ("resolution",), np.ones(3)
     )
-    assert said.refused.tolist() == [False, False, True]
-    assert said.high - said.low == pytest.approx([20, 40, 60])
-    assert said.over[:, 0] == pytest.approx([0.9, 0.75, 0.675], abs=1e-3)  # a hard face is less certain
+    assert answers.refused.tolist() == [False, False, True]
+    assert answers.high - answers.low == pytest.approx([20, 40, 60])
+    assert answers.over[:, 0] == pytest.approx([0.9, 0.75, 0.675], abs=1e-3)  # a hard face is less certain
 
 
-def test_what_was_measured_bounds_what_is_answered() -> None:
-    """Half the resolution doubled the errors of the calibration; a quarter was never seen."""
+def test_faces_harder_than_all_calibration_faces_are_refused() -> None:
+    """Half the resolution doubles the calibration faces' errors; none has a quarter."""
     sets = [drawn("a", 2000, 0, degraded=2000), drawn("b", 2000, 1, degraded=2000)]
     calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
     assert calibration.difficulty is not None
@@ -195,17 +197,17 @@ def test_what_was_measured_bounds_what_is_answered() -> None:
     fresh = drawn("c", 100, 5, degraded=100)
     assert fresh.measures is not None
     fresh.measures[-10:, 0] = -2.0
-    said = calibration.answers(fresh.decoded, np.zeros((200, 2)), fresh.measures, NAMES, fresh.distance)
-    assert not said.refused[:190].any()
-    assert said.refused[190:].all()
+    answers = calibration.answers(fresh.decoded, np.zeros((200, 2)), fresh.measures, NAMES, fresh.distance)
+    assert not answers.refused[:190].any()
+    assert answers.refused[190:].all()
 
 
 def test_intervals_by_hand() -> None:
     intervals = Intervals((30.0,), (1.0, 2.0), (0.5, 1.5))
     age, low, high = np.array([10.0, 30.0, 60.0]), np.array([6.0, 26.0, 50.0]), np.array([14.0, 38.0, 60.5])
     start, end = intervals.apply(age, low, high, np.array([1.0, 1.0, 2.0]))
-    # the middles of the two bands are 25 and 35: at 30 half way
-    # a quantile lies one year from its age at least
+    # The middles of the two ranges are 25 and 35, so that 30 is half way.
+    # The distance to a quantile is at least one year.
     assert start == pytest.approx([6, 30 - 1.5 * 4, 60 - 2 * 2 * 10])
     assert end == pytest.approx([12, 30 + 1.0 * 8, 60 + 2 * 1.5 * 1])
 
@@ -250,13 +252,13 @@ def test_an_old_card_gives_what_it_gave() -> None:
     card = {"method": "...", "level": 0.9, "scale": 0.98, "shift": -0.25, "margin": -1.0, "faces": 1046}
     calibration = Calibration.from_card(card)
     decoded = np.array([[30.0, 20.0, 41.0], [5.0, 4.5, 5.5]], np.float32)
-    said = calibration.answers(decoded, np.array([[0.9, 0.7], [0.0, 0.0]]))
-    assert said.age == pytest.approx([29.15, 4.65])
-    assert said.low == pytest.approx([20.35, 4.65])
-    assert said.high == pytest.approx([38.93, 4.65])
-    assert said.quality is said.unusual is None
-    assert said.over[0] == pytest.approx([0.9, 0.7])
-    assert not said.refused.any()
+    answers = calibration.answers(decoded, np.array([[0.9, 0.7], [0.0, 0.0]]))
+    assert answers.age == pytest.approx([29.15, 4.65])
+    assert answers.low == pytest.approx([20.35, 4.65])
+    assert answers.high == pytest.approx([38.93, 4.65])
+    assert answers.quality is answers.unusual is None
+    assert answers.over[0] == pytest.approx([0.9, 0.7])
+    assert not answers.refused.any()
     assert "intervals" not in calibration.to_card()
 
 

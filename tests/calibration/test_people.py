@@ -1,4 +1,4 @@
-"""Several photos of one person: by hand, and by simulation of people who look older or younger than
+"""One age from several photos: by hand, and by simulation of people who look older or younger than
 they are."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ageray.calibration import combine, combine_people, error_correlation, one_a
 from ageray.errors import UserError
 
 
-def test_a_sure_photo_counts_more() -> None:
+def test_a_photo_with_a_narrow_interval_weighs_more() -> None:
     age, low, high = combine([30, 40], [25, 30], [35, 50], correlation=0.0)
     assert age == pytest.approx(0.8 * 30 + 0.2 * 40)
     share = (0.8**2 + 0.2**2) ** 0.5
@@ -18,11 +18,11 @@ def test_a_sure_photo_counts_more() -> None:
 
 
 def test_photos_of_other_days_are_moved_to_the_date() -> None:
-    """A photo of ten years before says twenty: thirty at the date."""
+    """A photo from ten years earlier with age 20 gives 30 at the date."""
     assert combine([20, 30], [15, 25], [25, 35], years=[10, 0])[0] == pytest.approx(30)
 
 
-def test_errors_that_are_alike_keep_the_interval_wide() -> None:
+def test_correlated_errors_leave_the_interval_wide() -> None:
     photos = ([30] * 4, [20] * 4, [40] * 4)
     assert np.subtract(*combine(*photos, correlation=1.0)[:0:-1]) == pytest.approx(20)
     assert np.subtract(*combine(*photos, correlation=0.0)[:0:-1]) == pytest.approx(10)
@@ -57,7 +57,7 @@ def drawn(own: float, photo: float) -> tuple[list[str], np.ndarray, np.ndarray]:
     return subject, true, true + error
 
 
-def test_the_correlation_is_found() -> None:
+def test_the_correlation_is_that_of_the_simulation() -> None:
     subject, true, age = drawn(3, 4)
     assert error_correlation(subject, age - true, np.full(1500, 16.4)) == pytest.approx(9 / 25, abs=0.06)
     assert error_correlation(["one"] * 1500, age - true, np.full(1500, 16.4)) == 0.5  # too few people

@@ -1,5 +1,5 @@
-"""Bundles made of bundles: the posterior of an ensemble, the weights of a soup, cards, what is
-refused."""
+"""Bundles made from bundles: the posterior of an ensemble, the weights of a soup, cards,
+mistakes."""
 
 from __future__ import annotations
 
