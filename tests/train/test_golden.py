@@ -46,6 +46,7 @@ RECIPES = {
     "default": Scaled(3),
     "fast": Scaled(3),
     "accurate": Scaled(3),
+    "two_tails": Scaled(3),
     "googlenet": Scaled(8),
     "baseline": Scaled(300),
     "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
