@@ -19,10 +19,13 @@ from ageray.experiment import Experiment
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from ageray.models.distance import FeatureDistance
     from ageray.models.gallery import Gallery
     from ageray.models.network import AgeNetwork
 
 WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
+FEATURES = "features.safetensors"
+"""What the features of the training faces are like, if the calibration has learnt `unusual`."""
 IN_RUN = "bundle"
 """Name of the bundle's folder within a run folder."""
 _ZOO = Path(__file__).parent / "zoo"
@@ -31,7 +34,7 @@ _ZOO = Path(__file__).parent / "zoo"
 @dataclass(frozen=True)
 class Bundle:
     """A loaded bundle. `card` is what `card.json` says, `settings` the text of `config.yaml`; `uri` is where it came from; `faces` are the bytes of
-    `gallery.safetensors`, None where there is none."""
+    `gallery.safetensors`, None where there is none; `features` those of `features.safetensors`."""
 
     uri: str
     experiment: Experiment
@@ -39,6 +42,7 @@ class Bundle:
     weights: bytes
     settings: str
     faces: bytes | None = None
+    features: bytes | None = None
 
     @property
     def identity(self) -> str:
@@ -46,6 +50,8 @@ class Bundle:
         parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
         if self.faces is not None:
             parts.append(self.card["gallery"]["sha256"])
+        if self.features is not None:
+            parts.append(self.card["features"]["sha256"])
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     @property
@@ -93,6 +99,26 @@ class Bundle:
         except Exception as error:  # the library raises what its parser met
             raise UserError(
                 f"{self.uri}: {GALLERY} is not a gallery ({' '.join(str(error).split())[:200]}); copy the bundle again"
+            ) from None
+
+    def distance(self) -> FeatureDistance | None:
+        """How far faces lie from those of training, on CPU; None where nothing was learnt of it.
+
+        Raises UserError if the file is broken."""
+        if self.features is None:
+            return None
+        from safetensors.torch import load
+
+        from ageray.models.distance import FeatureDistance
+
+        try:
+            return FeatureDistance.from_tensors(load(self.features))
+        except UserError as error:
+            raise UserError(f"{self.uri}: {error}") from None
+        except Exception as error:  # the library raises what its parser met
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.uri}: {FEATURES} is not a safetensors file ({reason}); copy the bundle again"
             ) from None
 
 
@@ -157,7 +183,10 @@ def load(model: str) -> Bundle:
         raise UserError(
             f"{folder}: model.decode.method=gallery needs {GALLERY}, and the card names none; copy the bundle again or train it anew"
         )
-    return Bundle(folder, experiment, card, weights, settings, faces)
+    features = None
+    if isinstance(card.get("features"), dict):
+        features = _read_verified(folder, FEATURES, card["features"].get("sha256"))
+    return Bundle(folder, experiment, card, weights, settings, faces, features)
 
 
 def _read_verified(folder: str, name: str, expected: Any) -> bytes:
@@ -216,6 +245,18 @@ def save(
 def write_card(folder: str, card: dict[str, Any]) -> None:
     """Replaces a bundle's card, as when metrics or a calibration become known."""
     storage.write_text(storage.join(folder, CARD), json.dumps(card, indent=1) + "\n")
+
+
+def add_distance(folder: str, card: dict[str, Any], distance: FeatureDistance) -> dict[str, Any]:
+    """Writes the file FEATURES into a bundle and returns its card with the file's hash.
+
+    `write_card` must follow."""
+    from safetensors.torch import save as save_safetensors
+
+    content = save_safetensors({name: _stored(tensor) for name, tensor in distance.tensors().items()})
+    storage.write_bytes(storage.join(folder, FEATURES), content)
+    digest = hashlib.sha256(content).hexdigest()
+    return card | {"features": {"rank": int(distance.basis.shape[1]), "sha256": digest}}
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
-"""The exception for a user's mistake."""
+"""The exception for a user's mistake, and an exception's text on one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """A mistake of the user, told in one line with the key, the value and the remedy.
+    """A mistake of the user: one line with the key, the value and the remedy.
 
-    Commands print it without a traceback and exit with 2. A plain ValueError does not get that treatment: torch, numpy and Arrow raise those
-    for our own mistakes too, and then the traceback is what helps.
+    Commands print it without a traceback and exit with 2. A plain ValueError is not treated like
+    this: torch, numpy and Arrow raise it for mistakes in our code, and then the traceback is
+    needed.
     """
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
@@ -15,5 +16,6 @@ class UserError(ValueError):
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line."""
-    return " ".join(str(error).split())[:200]
+    """The text of an exception, or else its class, on one line of at most 200 characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from ageray.bundle import Bundle
-from ageray.calibration import TAILS
+from ageray.calibration import LIMITS, TAILS, Answers, Person, combine_people, shares_above
 from ageray.faces.canvases import to_tensors
+from ageray.faces.quality import MEASURES
 from ageray.models.decode import bins, decode, quantiles
 from ageray.models.inference import classifier_posteriors, embeddings, predict
 
@@ -22,7 +24,11 @@ Array = NDArray[np.float32]
 @dataclass(frozen=True)
 class Ages:
     """`age`, `low`, `high` (B,) in years, low and high the 90 % interval; `posterior` (B, K) before calibration; `decoded` (B, 3): age and the
-    5 % and 95 % quantiles before calibration.
+    5 % and 95 % quantiles before calibration; `over` (B, L), probability of being of each of `calibration.LIMITS` or older.
+
+    (B,) each, None where the model's card has not learnt them: `quality` of the picture, 0 to 1; `unusual`, distance from the faces of
+    training, above 1 is unusual; `widening`, the factor that they widen the interval by; `refused`, bool, faces whose expected error is more
+    than an interval can say. `measures` (B, M) and `distance` (B,) are what they come from.
 
     Of a model with a gallery also (B,) each: `female`, the share of women among the nearest faces (None where the gallery knows no gender),
     `neighbours`, how many ages were averaged, and `own`, how many of the nearest are of the face's own subject; see `Prediction`."""
@@ -32,6 +38,13 @@ class Ages:
     high: Array
     posterior: Array
     decoded: Array
+    over: Array
+    quality: Array | None = None
+    unusual: Array | None = None
+    widening: Array | None = None
+    refused: NDArray[np.bool_] | None = None
+    measures: Array | None = None
+    distance: Array | None = None
     female: Array | None = None
     neighbours: Array | None = None
     own: Array | None = None
@@ -59,6 +72,8 @@ class Predictor:
         self._gallery = None if gallery is None else gallery.to(self.device)
         self._bins = bins(bundle.experiment.model).to(self.device)
         self._calibration = bundle.calibration
+        distance = bundle.distance()
+        self._distance = None if distance is None else distance.to(self.device)
 
     @torch.inference_mode()
     def predict(
@@ -71,30 +86,89 @@ class Predictor:
         with `decode.gallery.exclude_subject`, left out."""
         config = self.bundle.experiment
         if len(canvas) == 0:
-            none = np.zeros(0, np.float32)
-            return Ages(
-                none, none, none, np.zeros((0, len(self._bins)), np.float32), np.zeros((0, 3), np.float32)
-            )
+            return self._nobody()
         batch = self._batch(canvas, points, box)
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
-        said = predict(self._network, batch, config, self._autocast, self._gallery)
+        said = predict(
+            self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None
+        )
         probabilities = said.posterior
         age = decode(probabilities, config.model)
         tails = quantiles(probabilities, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
-        calibrated = self._calibration.apply(decoded[:, 0], decoded[:, 1], decoded[:, 2])
-        years, low, high = (ages.astype(np.float32) for ages in calibrated)
-        about = [
+        posterior = probabilities.cpu().numpy()
+        measures = None if said.measures is None else said.measures.cpu().numpy()
+        distance = None
+        if self._distance is not None and said.embedding is not None:
+            distance = self._distance(said.embedding).cpu().numpy()
+        answers = self.recalibrated(decoded, posterior, measures, distance)
+        female, neighbours, own = (
             None if column is None else column.float().cpu().numpy()
             for column in (said.female, said.neighbours, said.own)
-        ]
-        return Ages(years, low, high, probabilities.cpu().numpy(), decoded, *about)
+        )
+        return Ages(
+            answers.age,
+            answers.low,
+            answers.high,
+            posterior,
+            decoded,
+            answers.over,
+            quality=answers.quality,
+            unusual=answers.unusual,
+            widening=answers.widening,
+            refused=answers.refused,
+            measures=measures,
+            distance=distance,
+            female=female,
+            neighbours=neighbours,
+            own=own,
+        )
+
+    def _nobody(self) -> Ages:
+        none = np.zeros(0, np.float32)
+        posterior, decoded, over = (
+            np.zeros((0, width), np.float32) for width in (len(self._bins), 3, len(LIMITS))
+        )
+        empty = Ages(none, none, none, posterior, decoded, over, widening=none + 1, refused=np.zeros(0, bool))
+        if self._distance is None:
+            return empty
+        return replace(
+            empty,
+            quality=none,
+            unusual=none,
+            measures=np.zeros((0, len(MEASURES)), np.float32),
+            distance=none,
+        )
 
     def quantiles(self, ages: Ages, levels: Sequence[float]) -> Array:
         """The calibrated posteriors' quantiles at `levels` (Q,), in years: (B, Q). The interval's conformal margin is not in them."""
         said = quantiles(torch.from_numpy(ages.posterior), self._bins.cpu(), torch.tensor(levels)).numpy()
         return (self._calibration.scale * said + self._calibration.shift).astype(np.float32)
+
+    def recalibrated(
+        self,
+        decoded: NDArray[np.floating[Any]],
+        posterior: NDArray[np.floating[Any]],
+        measures: NDArray[np.floating[Any]] | None = None,
+        distance: NDArray[np.floating[Any]] | None = None,
+    ) -> Answers:
+        """What the card's calibration makes of what `predict` gave before it: `decoded` (B, 3), `posterior` (B, K),
+        `measures` (B, M) and `distance` (B,)."""
+        line = self._calibration
+        share = shares_above(posterior, self._bins.cpu().numpy(), line.scale, line.shift)
+        return line.answers(decoded, share, measures, MEASURES, distance)
+
+    def people(
+        self, ages: Ages, subject: Sequence[str | None], years: Sequence[float] | None = None
+    ) -> list[Person]:
+        """One age for each person of whom `ages` holds photos, sorted by `subject` (B,), None unknown.
+
+        years: how long before the date that is asked about each photo was taken (B,); all at that date where it is
+        None. How alike the errors of one person's photos are is on the model's card.
+        """
+        correlation = self._calibration.correlation
+        return combine_people(subject, ages.age, ages.low, ages.high, years, correlation)
 
     @property
     def classifier_names(self) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
-"""Arrow schemas of the two tables that everything exchanges, and their checks.
+"""Arrow schemas of the two tables that all commands exchange, and the words of the column `gender`.
 
-faces: one row a face, image bytes as they came. scores: one row a face found (or one a photo that gave none, with `error` set).
-Points are x, y in pixels of the upright photo (EXIF orientation applied), the centre of the first pixel at (0, 0); their order is viewer-left
-eye, viewer-right eye, nose tip, viewer-left and viewer-right mouth corner. Boxes are x0, y0, x1, y1.
+faces: one row a face, with the bytes of its image file. scores: one row a detected face, or one row
+with `error` for a photo without a face.
+
+Points are x, y in pixels of the upright photo (EXIF orientation applied); the centre of the first
+pixel is (0, 0). Their order: viewer-left eye, viewer-right eye, nose tip, viewer-left and
+viewer-right mouth corner. Boxes are x0, y0, x1, y1.
 """
 
 from __future__ import annotations
@@ -39,20 +42,41 @@ SCORES = pa.schema(
         pa.field("age_low", pa.float32()),
         pa.field("age_high", pa.float32()),
         pa.field("error", pa.string()),
+        pa.field("quality", pa.float32()),
+        pa.field("unusual", pa.float32()),
+        pa.field("over_18", pa.float32()),
+        pa.field("over_25", pa.float32()),
     ]
 )
+
+OF_THE_MODEL = ("age", "age_low", "age_high", "quality", "unusual", "over_18", "over_25")
+"""Columns of SCORES that the model fills; the others come from the detector."""
 
 POSTERIOR = pa.field("posterior", pa.list_(pa.float32()))
 
 NO_FACE = "no face found"
-"""The `error` of a photo in which the detector found nothing; `face` is -1 there."""
+"""The `error` of a photo without a detected face; its `face` is -1."""
+
+GENDERS = ("male", "female")
+_GENDER_OF_WORD = dict.fromkeys(("male", "m", "man", "boy"), "male") | dict.fromkeys(
+    ("female", "f", "w", "woman", "girl"), "female"
+)
+
+
+def gender(word: str | None) -> str | None:
+    """`male` or `female` for a word that data sets use (any case); None for every other word."""
+    return _GENDER_OF_WORD.get((word or "").strip().lower())
+
+
+UNSURE = "unsure"
+"""What the `error` of a face begins with whose age would be a guess; its age and interval are null."""
 
 
 def check(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
     """`table` with exactly the columns of `schema`, in its order and types.
 
-    A nullable column that is missing is filled with nulls. Raises ValueError naming the column that is missing, cannot be cast or holds
-    nulls where none may be; `name` says which table is meant (a path, for instance).
+    A missing nullable column is filled with nulls. Raises ValueError that names the table by `name`
+    (its path) and the column that is missing, cannot be cast, or has nulls although it must not.
     """
     columns = []
     for field in schema:

@@ -1,8 +1,11 @@
-"""Where bytes live: local paths and any fsspec url (`s3://`, `memory://`, ...); the only module that knows the
-difference.
+"""Reads and writes bytes at local paths and at any fsspec url (`s3://`, `memory://`, ...).
 
-S3 takes credentials, region and endpoint from the usual AWS variables (`AWS_ACCESS_KEY_ID`, `AWS_REGION`,
-`AWS_ENDPOINT_URL`, ...). Whatever is missing, forbidden or out of reach is a UserError that names the uri.
+This is the only module that tells them apart. Both go through fsspec, except where a local disk can
+do more: a file is replaced atomically, a folder is renamed, Parquet is read by Arrow itself.
+
+S3 takes credentials, region and endpoint from the usual AWS variables (`AWS_ACCESS_KEY_ID`,
+`AWS_REGION`, `AWS_ENDPOINT_URL`, ...). What is missing, forbidden or out of reach is a UserError
+that names the uri.
 """
 
 from __future__ import annotations
@@ -18,22 +21,30 @@ from typing import IO, Any
 
 import fsspec
 import pyarrow.fs
+from fsspec.implementations.local import LocalFileSystem
 
-from ageray.errors import UserError
+from ageray.errors import UserError, one_line
 
 MARKER = "_unfinished"
 """A file of this name marks a folder whose files are being replaced; do not read such a folder."""
 
 ENDPOINT = "AWS_ENDPOINT_URL"
-"""The variable from which every client of S3 takes the server's address."""
+"""The variable with the address of the S3 server, which every client of S3 reads."""
 
-_AHEAD = 8 * 2**20  # bytes that a file read from front to back is fetched by
+READERS = 16
+"""Threads of a task that fetch files: an object store takes long to answer, and waiting needs no
+CPU.
+"""
+
+_READ_AHEAD = 8 * 2**20  # bytes of one fetch of a file that is read from front to back
+_LOCAL = LocalFileSystem()
 
 
 def use_endpoint(url: str | None) -> None:
-    """Makes `s3://` mean the server at `url`, here and in processes started from here; None leaves it as it is.
+    """Makes `s3://` mean the server at `url`, in this process and its children. None changes
+    nothing.
 
-    Raises UserError if that is no address of a server.
+    Raises UserError if `url` is not the address of a server.
     """
     if url is None:
         return
@@ -45,21 +56,24 @@ def use_endpoint(url: str | None) -> None:
 
 
 def is_remote(uri: str) -> bool:
-    """Whether `uri` is on another store than this machine's file system."""
+    """Whether `uri` is on a store other than this machine's file system."""
     return "://" in uri and not uri.startswith(("file://", "local://"))
 
 
 def absolute(uri: str) -> str:
-    """`uri` as processes in other folders can use it: a whole path, links followed; a remote url stays as it is."""
+    """`uri` as an absolute path with links followed, for processes in other folders; a remote url
+    unchanged.
+    """
     return uri if is_remote(uri) else str(_local(uri).resolve())
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` extended by path parts; an absolute path or a url among them starts anew."""
+    """`uri` extended by path parts. An absolute path or a url among them starts anew."""
     for part in parts:
-        whole = "://" in part or part.startswith("/")
-        base = uri if uri.endswith("/") else uri + "/"
-        uri = part if whole else base + part
+        if "://" in part or part.startswith("/"):
+            uri = part
+        else:
+            uri = uri + part if uri.endswith("/") else f"{uri}/{part}"
     return uri
 
 
@@ -74,8 +88,10 @@ def half_written(uri: str) -> bool:
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Arrow's file system for Parquet, and the path within it; for S3 Arrow's own, which reads much faster than
-    s3fs."""
+    """Arrow's file system for Parquet, and the path within it.
+
+    For S3 it is Arrow's own, which reads much faster than s3fs.
+    """
     if not is_remote(uri):
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
     with _explained(uri):
@@ -86,46 +102,43 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or a non-empty folder."""
-    if not is_remote(uri):
-        return _local(uri).exists()
+    """Whether there is a file or a folder (on an object store: any key that starts with `uri`)."""
     with _explained(uri):
         fs, path = _fsspec(uri)
         return bool(fs.exists(path))
 
 
 def is_folder(uri: str) -> bool:
-    """Whether `uri` is a folder (on an object store: whether any key starts with it)."""
-    if not is_remote(uri):
-        return _local(uri).is_dir()
+    """Whether `uri` is a folder (on an object store: whether any key starts with `uri` and a
+    slash).
+    """
     with _explained(uri):
         fs, path = _fsspec(uri)
         return bool(fs.isdir(path))
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """All files below a folder whose names end in one of `suffixes` (any case; none given: all), as sorted uris.
+    """All files below a folder, sorted, whose names end in one of `suffixes` (in any case) or,
+    without suffixes, all.
 
-    Files and folders whose name starts with a dot are left out. Raises UserError if there is no such folder.
+    Leaves out files and folders whose name starts with a dot. Raises UserError if there is no such
+    folder.
     """
     root = uri.rstrip("/") or "/"
     if not is_folder(root):
         raise UserError(f"{uri}: there is no such folder; check the path or url")
+    endings = tuple(map(str.lower, suffixes)) or ("",)
+    files = []
     with _explained(uri):
-        names = list(_names(root))
-    endings = tuple(suffix.lower() for suffix in suffixes)
-    kept = (name for name in names if not endings or name.lower().endswith(endings))
-    return sorted(
-        join(root, name) for name in kept if not any(part.startswith(".") for part in name.split("/"))
-    )
+        for name in _names(root):
+            if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
+                files.append(join(root, name))
+    return sorted(files)
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file, or its first `limit` bytes."""
     with _explained(uri):
-        if not is_remote(uri):
-            with _local(uri).open("rb") as file:
-                return file.read(-1 if limit is None else limit)
         fs, path = _fsspec(uri)
         if limit is None:
             return bytes(fs.cat_file(path))
@@ -134,37 +147,29 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
 
 def read_part(uri: str, start: int, count: int) -> bytes:
-    """`count` bytes of a file from `start` on, fewer where it ends."""
+    """`count` bytes of a file from `start` on; fewer at its end."""
     with _explained(uri):
-        if is_remote(uri):
-            fs, path = _fsspec(uri)
-            end = min(start + count, fs.size(path))
-            return bytes(fs.cat_file(path, start=start, end=end)) if end > start else b""
-        with _local(uri).open("rb") as file:
-            file.seek(start)
-            return file.read(count)
+        fs, path = _fsspec(uri)
+        end = min(start + count, fs.size(path))
+        return bytes(fs.cat_file(path, start=start, end=end)) if end > start else b""
 
 
 def size(uri: str) -> int:
     """Bytes of a file."""
     with _explained(uri):
-        if not is_remote(uri):
-            return _local(uri).stat().st_size
         fs, path = _fsspec(uri)
         return int(fs.size(path))
 
 
 @contextmanager
 def reading(uri: str) -> Iterator[IO[bytes]]:
-    """A file open for reading from front to back, far larger than memory if need be. What goes wrong while it is open
-    is told as everywhere here."""
+    """A file open for reading from front to back; it may be far larger than memory.
+
+    Errors while it is open become UserErrors too.
+    """
     with _explained(uri):
-        if not is_remote(uri):
-            with _local(uri).open("rb") as file:
-                yield file
-            return
         fs, path = _fsspec(uri)
-        with fs.open(path, "rb", block_size=_AHEAD, cache_type="readahead") as file:
+        with fs.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead") as file:
             yield file
 
 
@@ -179,7 +184,11 @@ def read_text(uri: str) -> str:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes a file whole or not at all, with the folders above it."""
+    """Writes a whole file or nothing, and makes the folders above it.
+
+    On a local disk the data goes to a draft beside the file, is flushed, and then replaces the
+    file.
+    """
     with _explained(uri):
         if is_remote(uri):
             fs, path = _fsspec(uri)
@@ -200,40 +209,39 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Writes a UTF-8 file whole or not at all."""
+    """Writes a whole UTF-8 file or nothing."""
     write_bytes(uri, text.encode())
 
 
 def make_folder(uri: str) -> None:
-    """Makes a folder and those above it; an object store needs none."""
+    """Makes a folder and the folders above it. An object store needs none."""
     if not is_remote(uri):
         with _explained(uri):
             _local(uri).mkdir(parents=True, exist_ok=True)
 
 
 def copy_tree(src: str, dst: str) -> None:
-    """Copies every file below `src` to the same place below `dst`; the two may be on different stores."""
+    """Copies every file below `src` to the same path below `dst`; the two may be on different
+    stores.
+    """
     for file in list_files(src):
         write_bytes(join(dst, file[len(src.rstrip("/")) + 1 :]), read_bytes(file))
 
 
 def remove_tree(uri: str) -> None:
-    """Removes a folder with all below it; does nothing if it is not there."""
-    with _explained(uri):
-        if not is_remote(uri):
-            with suppress(FileNotFoundError):
-                shutil.rmtree(_local(uri))
-            return
+    """Removes a folder with everything below it. Does nothing if there is none."""
+    with _explained(uri), suppress(FileNotFoundError):
         fs, path = _fsspec(uri)
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
 
 def replace_folder(src: str, dst: str, last: str) -> None:
-    """Puts the finished folder `src` in the place of `dst` (same store), so that half of it is never read.
+    """Replaces the folder `dst` by the finished folder `src` of the same store.
 
-    A local folder is renamed. On an object store, and where `dst` is a mounted volume, the files are copied one by
-    one, the one named `last` at the end, and until then `dst` holds a file `_unfinished`.
+    A local folder is renamed. On an object store, and if `dst` is a mounted volume, the files are
+    copied one by one, the one named `last` at the end. Until then `dst` has a file `_unfinished`,
+    so that nobody reads a part of it.
     """
     with _explained(dst):
         try:
@@ -263,9 +271,10 @@ def _refill(src: str, dst: str, last: str) -> None:
         for path in fs.find(target):
             if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
-        # some writers leave an empty object named like the folder
-        files = [path for path in fs.find(origin) if path.rstrip("/") != origin]
-        for path in sorted(files, key=lambda path: (path == f"{origin}/{last}", path)):
+        files = sorted(fs.find(origin), key=lambda path: (path == f"{origin}/{last}", path))
+        for path in files:
+            if path.rstrip("/") == origin:  # some writers leave an empty object with the name of the folder
+                continue
             fs.cp_file(path, target + path.removeprefix(origin))
         fs.rm_file(f"{target}/{MARKER}")
     remove_tree(src)
@@ -276,23 +285,31 @@ def _local(uri: str) -> Path:
 
 
 def _names(root: str) -> Iterator[str]:
-    """Every file below a folder, as paths relative to it."""
+    """Every file below a folder, as a path relative to it."""
     if is_remote(root):
         fs, path = _fsspec(root)
-        yield from (found[len(path) :].lstrip("/") for found in fs.find(path))
+        for file in fs.find(path):
+            yield file[len(path) :].lstrip("/")
         return
 
-    def fail(error: OSError) -> None:  # os.walk would pass over a folder that it may not enter
+    # fsspec's own walk takes 4 times as long, skips folders that it may not enter, and lists links
+    # to folders as files
+    def fail(error: OSError) -> None:
         raise error
 
     for folder, _, files in os.walk(_local(root), onerror=fail):
-        inner = Path(folder).relative_to(_local(root)).as_posix()
-        yield from (name if inner == "." else f"{inner}/{name}" for name in files)
+        inner = Path(folder).relative_to(_local(root)).as_posix() + "/"
+        for name in files:
+            yield (inner + name).removeprefix("./")
 
 
 def _fsspec(uri: str) -> tuple[Any, str]:
-    # A cached listing would hide what other processes write.
-    fs, path = fsspec.core.url_to_fs(uri, **({"use_listings_cache": False} if uri.startswith("s3") else {}))
+    """The file system of fsspec, and the path within it."""
+    if not is_remote(uri):
+        return _LOCAL, str(_local(uri))
+    # a cached listing would hide what other processes write
+    options = {"use_listings_cache": False} if uri.startswith("s3") else {}
+    fs, path = fsspec.core.url_to_fs(uri, **options)
     fs.invalidate_cache()
     return fs, path.rstrip("/")
 
@@ -307,41 +324,32 @@ def _s3(uri: str) -> pyarrow.fs.FileSystem:
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Turns what the stores raise into a UserError that names the uri and the remedy."""
+    """Turns an error of a store into a UserError that names the uri and the remedy."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        trouble = _trouble(error)
-        if trouble is None:
+        text = _explain(error)
+        if text is None:
             raise
-        raise UserError(f"{uri}: {trouble}") from None
+        raise UserError(f"{uri}: {text}") from None
 
 
-def _trouble(error: Exception) -> str | None:
-    """What went wrong and what to do, or None where the error is none of a store's."""
+def _explain(error: Exception) -> str | None:
+    """What is wrong and what to do; None if the error is not a store's."""
     match error:
         case FileNotFoundError():
             return "not found; check the path or url"
         case PermissionError():
-            return f"access denied; check the permissions or the store's credentials ({_brief(error)})"
+            return f"access denied; check the permissions or the store's credentials ({one_line(error)})"
         case IsADirectoryError() | NotADirectoryError() | FileExistsError():
             return f"{error.strerror or 'wrong kind of path'}; check whether a file or a folder is meant"
         case ImportError():
-            return f"this kind of url needs another package ({_brief(error)})"
+            return f"this kind of url needs another package ({one_line(error)})"
         case ValueError():
-            return f"not a path or url that can be used ({_brief(error)})"
-    # The stores' clients have families of errors of their own.
+            return f"not a path or url that can be used ({one_line(error)})"
+    # the clients of the stores have exceptions of their own
     if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("botocore", "aiohttp"):
-        return f"cannot be reached or used; check the url, credentials and network ({_brief(error)})"
+        return f"cannot be reached or used; check the url, credentials and network ({one_line(error)})"
     return None
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-READERS = 16
-"""Threads of a task that fetch files: on an object store they take long to come and nothing to compute."""

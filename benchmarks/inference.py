@@ -1,12 +1,14 @@
 """Faces a second of each model's predictor, float32 and bf16, measured in turns so that all see the
-same machine.
+same machine; beside it what its network costs.
 
-    python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128]
-                                   [RECIPE ...]
+    python benchmarks/inference.py [--batch 64] [--rounds 3] [--device cpu] [--size 128] [NAME ...]
 
-From canvases in memory to calibrated ages: alignment, forward passes (two where the recipe averages
-with the mirror image), decoding, for `siamese` a search among 20,000 faces. Weights are random, at
-each recipe's own size unless --size gives one for all.
+NAME is a recipe of configs/, a backbone (`mobilenet_v1`, `resnet18` ...: with one classifier), or a
+MODEL (`zoo:NAME`, a bundle, a run folder). From canvases in memory to calibrated ages: alignment,
+forward passes (two where the mirror image counts, times the views), decoding, for `siamese` a
+search among 20,000 faces. Weights are random but a MODEL's; sizes are each one's own unless --size
+gives one for all recipes and backbones. `parameters` are millions; `GFLOP` is one forward pass of
+one face; `network/s` is faces a second of that pass alone, float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -23,8 +26,9 @@ from numpy.typing import NDArray
 
 from ageray import bundle, config
 from ageray.experiment import Align
-from ageray.experiment.model import Siamese
+from ageray.experiment.model import Backbone, Siamese
 from ageray.faces.canvases import face_canvases
+from ageray.models import cost
 from ageray.models.build import build
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor, _fast_bf16
@@ -70,17 +74,28 @@ def contenders(
     """A predictor and its batch for each recipe and precision."""
     predictors = {}
     for recipe in recipes:
-        experiment = config.load([str(ROOT / "configs" / f"{recipe}.yaml")], ["model.weights=none", *words])
-        gallery = (
-            random_gallery(experiment.model.age_features) if isinstance(experiment.model, Siamese) else None
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            bundle.save(folder, build(experiment.model, seed=0), experiment, {}, gallery)
-            loaded = bundle.load(folder)
-        faces = drawn(batch, experiment.align)
+        loaded = model_of(recipe, words)
+        faces = drawn(batch, loaded.experiment.align)
         for precision in PRECISIONS:
             predictors[recipe, precision] = (Predictor(loaded, device, threads, precision), faces)
     return predictors
+
+
+def model_of(name: str, words: list[str]) -> bundle.Bundle:
+    """The bundle of a MODEL, or one with random weights of a recipe or a backbone."""
+    recipe = ROOT / "configs" / f"{name}.yaml"
+    if name in get_args(Backbone):
+        settings = [str(ROOT / "configs" / "baseline.yaml")]
+        words = [f"model.backbone={name}", *words]
+    elif recipe.is_file():
+        settings = [str(recipe)]
+    else:
+        return bundle.load(name)
+    experiment = config.load(settings, ["model.weights=none", *words])
+    gallery = random_gallery(experiment.model.age_features) if isinstance(experiment.model, Siamese) else None
+    with tempfile.TemporaryDirectory() as folder:
+        bundle.save(folder, build(experiment.model, seed=0), experiment, {}, gallery)
+        return bundle.load(folder)
 
 
 def seconds_a_batch(
@@ -108,8 +123,8 @@ def main() -> None:
         "recipes",
         nargs="*",
         default=list(RECIPES),
-        metavar="RECIPE",
-        help=f"of {', '.join(RECIPES)} (default: all)",
+        metavar="NAME",
+        help=f"recipe, backbone or MODEL (default: {', '.join(RECIPES)})",
     )
     parser.add_argument(
         "--size", type=int, help="side of the faces in pixels, for all recipes (default: each its own)"
@@ -133,15 +148,22 @@ def main() -> None:
     bf16 = "fast" if _fast_bf16(device) else "emulated"
     rounds = f"median of {arguments.rounds} rounds"
     print(f"{what}, batches of {arguments.batch}, {rounds}; bf16 is {bf16} here")
-    head = f"{'recipe':<14}{'pixels':>8}{'float32/s':>12}{'bf16/s':>10}{'bf16/float32':>14}"
-    print(f"{head}{'bf16/' + arguments.recipes[0]:>18}")
+    columns = ("pixels", "parameters", "GFLOP", "network/s", "float32/s", "bf16/s", "bf16/float32")
+    head = "".join(f"{column:>13}" for column in columns)
+    print(f"{'model':<16}{head}   bf16/{arguments.recipes[0]}")
     durations = seconds_a_batch(predictors, arguments.rounds)
     speed = {name: arguments.batch / seconds for name, seconds in durations.items()}
     for recipe in arguments.recipes:
         exact, rough = (speed[recipe, precision] for precision in PRECISIONS)
-        size = predictors[recipe, "bf16"][0].bundle.experiment.align.size
-        against = rough / speed[arguments.recipes[0], "bf16"]
-        print(f"{recipe:<14}{size:>8}{exact:>12.1f}{rough:>10.1f}{rough / exact:>14.2f}{against:>18.2f}")
+        loaded = predictors[recipe, "bf16"][0].bundle
+        batch = min(arguments.batch, 32)
+        price = cost.measure(loaded.network(), loaded.experiment, batch, arguments.rounds)
+        print(
+            f"{recipe:<16}{loaded.experiment.align.size:>13}"
+            f"{price.parameters / 1e6:>13.2f}{price.flop / 1e9:>13.2f}"
+            f"{price.rate:>13.1f}{exact:>13.1f}{rough:>13.1f}{rough / exact:>13.2f}"
+            f"{rough / speed[arguments.recipes[0], 'bf16']:>10.2f}"
+        )
 
 
 if __name__ == "__main__":

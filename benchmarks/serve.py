@@ -24,7 +24,7 @@ import requests
 
 from ageray import bundle
 from ageray.serve.app import start
-from ageray.serve.ingress import find
+from ageray.serve.ingress import find_faces
 from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
 from ageray.stages.predict import AgeFaces
@@ -44,7 +44,7 @@ def in_process(photos: list[Photo], model: str, rounds: int) -> float:
                 started = time.perf_counter()
             parts = [photos[number::threads] for number in range(threads)]
             for _, found in pool.map(
-                lambda part: find(part, experiment.align, experiment.data.detect, 50), parts
+                lambda part: find_faces(part, experiment.align, experiment.data.detect, 50), parts
             ):
                 aged(found)
     return rounds * len(photos) / (time.perf_counter() - started)

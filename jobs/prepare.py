@@ -10,24 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ageray import config, storage
+from ageray.prepare.layouts.catalog import help_text
 from jobs import cli
 
-_EPILOG = """\
+_EPILOG = f"""\
 layouts (data.layout; auto, the default, recognises them):
-  utkface   files named age_gender_race_datetime.jpg.chip.jpg
-  fgnet     images/001A02.JPG with points/001a02.pts
-  manifest  a .csv or .parquet file with a column 'image' or 'uri' (relative paths start at its
-            folder); optional: key, age, age_std, subject, gender, group, landmarks or x0,y0 ...
-            x4,y4 (viewer's left eye, right eye, nose, left and right mouth corner)
-  folder    any photos, without labels
-  morph           MORPH II: a CSV with photo, age, id_num; or files named 009055_1M54.JPG
-  cacd            celebrity2000_meta.mat, a CSV, or files named 53_Robin_Williams_0001.jpg
-  afad            folders of age and gender: 15/111/638660-1.jpg
-  agedb           files named 0_MariaCallas_35_f.jpg
-  chalearn_lap    train_gt.csv and the like (image, mean, stdv)
-  imdb_wiki       imdb.mat, wiki.mat; data.filters says which photos are taken
-  megaage_asian   list/train_name.txt, list/train_age.txt
-  adience         fold_0_data.txt and the like; a band of ages becomes its middle
+{help_text()}
 
 what is dropped, each listed with its reason in prepare.json beside the shards:
   malformed name, bad row    the name or row does not say what it should
@@ -46,8 +34,9 @@ examples:
   python -m jobs.prepare configs/data/fgnet.yaml data.source=DIR data.shards=shards/fgnet \\
       data.landmarks=detect --fresh
 
-Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command
-or the data, told in one line; 1: anything else.
+docs/prepare.md has the columns of a manifest and more. Runs on the cluster of RAY_ADDRESS, else on
+this machine. Exit 0: done; 2: a mistake in the command or the data, told in one line; 1: anything
+else.
 """
 
 

@@ -25,9 +25,10 @@ INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
 DIR gets
   part-*.parquet  a row for every face: key, image, face (numbered from the left of the photo), box
                   and landmarks (pixels), detection (score), age, age_low and age_high (90 %
-                  interval), error (null)
-  errors.parquet  the same columns, a row for every photo that gave no face: face is -1, error says
-                  why
+                  interval), error (null), quality and unusual (why an interval is wide),
+                  over_18, over_25 (probabilities)
+  errors.parquet  the same columns, a row for every photo that gave no face (face is -1) and for
+                  every face that gave no age: error says why
   summary.json    photos, faces, errors by kind, photos a second, which model
   report.html     a sample of the photos with their ages, a histogram, the errors, the model's card
 Until all is done it grows in DIR.unfinished (progress.json there tells how far it is). The same

@@ -9,8 +9,9 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 
+from ageray import config
 from ageray.errors import UserError
-from ageray.serve.settings import from_words
+from ageray.serve.settings import Service
 from jobs import cli
 
 _EPILOG = """\
@@ -27,7 +28,7 @@ AGERAY_API_KEYS=KEY[,KEY...]
 
 examples:
   python -m jobs.serve
-  python -m jobs.serve --model runs/dhaa-1a2b3c4d limits.images=16 faces_a_batch=64
+  python -m jobs.serve --model runs/dhaa-1a2b3c4d limits.images=16 max_batch_size=64
   python -m jobs.serve 'batches.inputs=[/data/photos]' 'batches.outputs=[/data/scores]'
   AGERAY_API_KEYS=$(openssl rand -hex 32) python -m jobs.serve --host 0.0.0.0
 
@@ -52,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Serves until SIGINT or SIGTERM. Raises UserError for mistakes in the command."""
     arguments = parser().parse_intermixed_args(words)
-    settings = from_words(arguments.words, model=arguments.model)
+    model = {"model": arguments.model}
+    settings, _ = config.parse(Service, overrides=arguments.words, base=model, base_name="--model")
     _check_port(arguments.host, arguments.port)
 
     import ray
@@ -66,7 +68,7 @@ def main(words: Sequence[str]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"{arguments.model}: http://{host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
+        print(f"{settings.model}: http://{host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
         stopped.wait()
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ageray import config
+from ageray.serve.settings import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -55,7 +56,9 @@ def test_a_command_that_a_page_shows_is_one(
     parser.parse_intermixed_args(words)  # ends the test with SystemExit where it does not parse
     files = [word for word in words if word.endswith(".yaml")]
     assert all((ROOT / file).is_file() for file in files)
-    if job != "serve":
+    if job == "serve":
+        config.parse(Service, overrides=[word for word in words if re.match(r"[a-z_.]+=", word)])
+    else:
         settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
         for read in (
             [[file] for file in files] if "--cross" in words else [files]

@@ -1,4 +1,6 @@
-"""Every shipped recipe: it loads with every set and machine, builds its network and its loss, and names files that exist."""
+"""Every shipped recipe: it loads with every set and machine, builds its network and its loss, and
+names files that exist.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Reading, writing and replacing on this machine, in memory and on an S3-compatible server over HTTP."""
+"""Reading, writing and replacing on this machine, in memory and on an S3-compatible server over
+HTTP.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +124,8 @@ def test_replace_folder_is_marked_unfinished_until_the_last_file(
         storage.write_text(storage.join(new, name), "new")
     storage.write_text(storage.join(old, "report"), "old")
     if kind == "mounted":
-        # A mounted volume refuses to be renamed; making one needs privileges that a test should not have.
+        # A mounted volume refuses to be renamed; making one needs privileges that a test should not
+        # have.
         monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy")))
     fs, _ = storage._fsspec(root)
     copy, copied = type(fs).cp_file, list[str]()

@@ -2,6 +2,6 @@
 
 import json
 
-from ageray.config.load import json_schema
+from ageray.config.experiments import json_schema
 
 print(json.dumps(json_schema(), indent=2))

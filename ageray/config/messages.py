@@ -1,4 +1,5 @@
-"""The keys and values that configuration allows, read off Experiment's JSON schema, and what to say about others."""
+"""What to say about a wrong key or value: the message is read off the JSON schema of a
+pydantic class."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
+from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ageray.config.nodes import Keys, Node, Problem, dotted
-from ageray.experiment import Experiment
 
 Schema: TypeAlias = dict[str, Any]
+_TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "object": "a mapping"}
 _BOUNDS = {
     "minimum": "at least",
     "exclusiveMinimum": "above",
@@ -22,151 +24,181 @@ _BOUNDS = {
 }
 
 
+# --- the schema -----------------------------------------------------------------------------------
+
+
 @functools.cache
-def schema() -> Schema:
-    """JSON schema of a whole experiment; not to be changed."""
-    return Experiment.model_json_schema()
+def schema(model: type[BaseModel]) -> Schema:
+    """The JSON schema of `model` with each `$ref` replaced by what it names. Not to be changed."""
+    root = model.model_json_schema()
+    return _inline(root, root.get("$defs", {}))  # type: ignore[no-any-return]
 
 
-def at(keys: Keys) -> list[Schema]:
-    """The schemas that a value at `keys` may follow, none if there is no such key."""
-    here = [schema()]
+def _inline(node: Any, definitions: Schema) -> Any:
+    if isinstance(node, list):
+        return [_inline(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    own = {key: _inline(value, definitions) for key, value in node.items() if key not in ("$defs", "$ref")}
+    if "$ref" not in node:
+        return own
+    return {**_inline(definitions[node["$ref"].rpartition("/")[2]], definitions), **own}
+
+
+def at(root: Schema, keys: Keys) -> list[Schema]:
+    """The schemas that a value at `keys` may follow; none if there is no such key."""
+    schemas = [root]
     for key in keys:
-        here = inside(here, key)
-    return here
+        schemas = inside(schemas, key)
+    return schemas
 
 
 def inside(schemas: Iterable[Schema], key: str | int) -> list[Schema]:
     """The schemas of the value at one key or index."""
-    found = []
-    for branch in members(schemas):
-        if key in branch.get("properties", {}):
-            found.append(branch["properties"][key])
-        elif isinstance(key, int) and branch.get("type") == "array":
-            found += branch["prefixItems"][key : key + 1] if "prefixItems" in branch else [branch["items"]]
-        elif isinstance(branch.get("additionalProperties"), dict):
-            found.append(branch["additionalProperties"])
-    return found
-
-
-def branches(schemas: Iterable[Schema]) -> list[Schema]:
-    """References followed and `anyOf` taken apart; a choice by a key's value (`model` by `name`) stays whole."""
-    found = []
-    for node in schemas:
-        if "anyOf" in node:
-            found += branches(node["anyOf"])
-        else:
-            found.append(schema()["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node)
-    return found
+    fields = []
+    for member in members(schemas):
+        if key in member.get("properties", {}):
+            fields.append(member["properties"][key])
+        elif isinstance(key, int) and "prefixItems" in member:
+            fields += member["prefixItems"][key : key + 1]
+        elif isinstance(key, int) and member.get("type") == "array":
+            fields.append(member["items"])
+        elif isinstance(member.get("additionalProperties"), dict):
+            fields.append(member["additionalProperties"])
+    return fields
 
 
 def members(schemas: Iterable[Schema]) -> list[Schema]:
-    """`branches`, with each choice by a key's value taken apart too."""
-    return [member for branch in branches(schemas) for member in branches(branch.get("oneOf", [branch]))]
+    """The schemas with each `anyOf` and `oneOf` replaced by its alternatives."""
+    parts = []
+    for node in schemas:
+        alternatives = node.get("anyOf") or node.get("oneOf")
+        if alternatives:
+            parts += members(alternatives)
+        else:
+            parts.append(node)
+    return parts
 
 
 def choice(schemas: Iterable[Schema]) -> tuple[str, dict[str, Schema]] | None:
-    """The key that chooses among these schemas, and the schema for each of its values; None if nothing is to choose."""
-    for branch in branches(schemas):
-        if "discriminator" in branch:
-            mapping = branch["discriminator"]["mapping"]
-            key: str = branch["discriminator"]["propertyName"]
-            return key, {value: {"$ref": target} for value, target in mapping.items()}
+    """The key whose value chooses among the schemas (`model` by `name`), and the schema of each
+    value.
+
+    None if there is no such key.
+    """
+    for node in schemas:
+        for branch in node.get("anyOf", [node]):
+            if "discriminator" in branch:
+                key: str = branch["discriminator"]["propertyName"]
+                return key, {member["properties"][key]["const"]: member for member in branch["oneOf"]}
     return None
 
 
-def locate(location: Keys) -> tuple[Keys, list[Schema]]:
-    """The user's keys for a pydantic error's location, and the schemas there.
-
-    pydantic names the chosen member of a union in its locations (`model, cluster_cnn, ages`), users do not. For a key
-    that does not exist, give the location of the mapping that it stands in.
-    """
-    keys: Keys = ()
-    here = [schema()]
-    for part in location:
-        chosen = choice(here)
-        if chosen is not None and part in chosen[1]:
-            here = [chosen[1][str(part)]]
-        elif found := inside(here, part):
-            keys, here = (*keys, part), found
-    return keys, here
-
-
 def names(schemas: Iterable[Schema]) -> list[str]:
-    """The keys of the mappings among these schemas."""
-    return list(dict.fromkeys(name for member in members(schemas) for name in member.get("properties", {})))
+    """The keys of the mappings among the schemas."""
+    keys: dict[str, None] = {}
+    for member in members(schemas):
+        keys |= dict.fromkeys(member.get("properties", {}))
+    return list(keys)
 
 
-def explain(root: Node, error: ErrorDetails) -> Problem:
-    """The problem that one pydantic error means, in the user's keys and with the place of what was written there."""
+# --- problems -------------------------------------------------------------------------------------
+
+
+def explain(model: type[BaseModel], root: Node, error: ErrorDetails) -> Problem:
+    """The problem that a pydantic error means, in the user's keys, at the place of the value."""
     kind, location = error["type"], error["loc"]
     if kind == "extra_forbidden":
-        keys, known = locate(location[:-1])
-        key = location[-1]
-        return _problem(root, (*keys, key), _of_another_choice(root, keys, key) or unknown_key(key, known))
-    keys, known = locate(location)
+        keys, schemas = _locate(schema(model), location[:-1])
+        text = _key_of_another_choice(model, root, keys, location[-1]) or unknown_key(location[-1], schemas)
+        return _problem(root, (*keys, location[-1]), text)
+    keys, schemas = _locate(schema(model), location)
     if kind in ("value_error", "assertion_error") or (kind.startswith("string_") and kind != "string_type"):
-        return _problem(
-            root, keys, error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-        )
-    chosen = choice(known) if kind.startswith("union_tag_") else None
-    if chosen is not None:
-        keys, known = (*keys, chosen[0]), [{"enum": list(chosen[1])}]
-    written = root.find(keys)
-    return _problem(
-        root, keys, missing_value(known) if written is None else wrong_value(written.plain(), known)
-    )
+        text = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        return _problem(root, keys, text)
+    options = choice(schemas)
+    if kind.startswith("union_tag_") and options is not None:
+        keys, schemas = (*keys, options[0]), [{"enum": list(options[1])}]
+    node = root.find(keys)
+    if node is None:
+        return _problem(root, keys, f"required (allowed: {_either(_options(schemas))})")
+    return _problem(root, keys, wrong_value(node.plain(), schemas))
+
+
+def _locate(root: Schema, location: Keys) -> tuple[Keys, list[Schema]]:
+    """The user's keys for the location of a pydantic error, and the schemas there.
+
+    pydantic adds the chosen member of a union to the location (`model, cluster_cnn, ages`).
+    """
+    keys: Keys = ()
+    schemas = [root]
+    for part in location:
+        options = choice(schemas)
+        fields = inside(schemas, part)
+        if options is not None and part in options[1]:
+            schemas = [options[1][str(part)]]
+        elif fields:
+            keys, schemas = (*keys, part), fields
+    return keys, schemas
 
 
 def _problem(root: Node, keys: Keys, text: str) -> Problem:
-    """Placed at the value, else at what should hold it; a mapping that several sources wrote is the last one's."""
-    node = root.nearest(keys)
+    """At the place of the value, or of the mapping that should hold it.
+
+    If several sources wrote a mapping, the place of the last one counts.
+    """
+    node = root.closest_node(keys)
     last = max(node.places(), key=lambda place: place.order)
-    return Problem(last if last.order > node.place.order and node is not root else node.place, keys, text)
+    if node is root or last.order <= node.place.order:
+        return Problem(node.place, keys, text)
+    return Problem(last, keys, text)
 
 
-def _of_another_choice(root: Node, keys: Keys, key: str | int) -> str | None:
-    """What to say about a key that the mapping would have if, say, its `name` were another one."""
-    name, options = choice(at(keys)) or ("", {})
-    owners = [value for value, member in options.items() if key in names([member])]
-    chosen = root.find((*keys, name))
-    if not owners or chosen is None:
+def _key_of_another_choice(model: type[BaseModel], root: Node, keys: Keys, key: str | int) -> str | None:
+    """What to say about a key that exists only with another value of, say, `model.name`."""
+    name, options = choice(at(schema(model), keys)) or ("", {})
+    owners = [repr(value) for value, member in options.items() if key in names([member])]
+    value = root.find((*keys, name))
+    if not owners or value is None:
         return None
     return (
-        f"no such key with {name} {chosen.value!r} ({chosen.place}), but with {' or '.join(map(repr, owners))}: "
-        f"take it out, or add {dotted((*keys, key))}=null (known: {', '.join(names([options[chosen.value]]))})"
+        f"no such key with {name} {value.value!r} ({value.place}), but with {' or '.join(owners)}: "
+        f"take it out, "
+        f"or add {dotted((*keys, key))}=null (known: {', '.join(names([options[value.value]]))})"
     )
+
+
+# --- words ----------------------------------------------------------------------------------------
 
 
 def unknown_key(key: str | int, schemas: Iterable[Schema]) -> str:
     """What to say about a key that does not exist."""
-    known = names(schemas)
-    return f"unknown key{_nearest(key, known)} (known: {', '.join(known)})"
+    keys = names(schemas)
+    return f"unknown key{nearest(key, keys)} (known: {', '.join(keys)})"
 
 
 def wrong_value(value: Any, schemas: Iterable[Schema]) -> str:
     """What to say about a value that is not allowed."""
     options = _options(schemas)
-    hint = _nearest(value, options)
+    hint = nearest(value, options)
     if "text" in options and isinstance(value, int | float):
         hint = f"; as text it needs quotes: '{json.dumps(value)}'"
     return f"{show(value)} is not allowed{hint} (allowed: {_either(options)})"
 
 
-def missing_value(schemas: Iterable[Schema]) -> str:
-    """What to say where a value is required."""
-    return f"required (allowed: {_either(_options(schemas))})"
-
-
 def show(value: Any) -> str:
-    """A value in a message: short, on one line."""
-    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    """A value on one line of at most 60 characters."""
+    text = repr(value)
+    if not isinstance(value, str):
+        text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(word: Any, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1) if isinstance(word, str) else []
-    return f"; did you mean {near[0]!r}?" if near else ""
+def nearest(word: Any, options: list[str]) -> str:
+    """The hint at the option that was probably meant; empty if none is similar."""
+    for near in difflib.get_close_matches(str(word), options, n=1):
+        return f"; did you mean {near!r}?"
+    return ""
 
 
 def _either(options: list[str]) -> str:
@@ -174,28 +206,24 @@ def _either(options: list[str]) -> str:
 
 
 def _options(schemas: Iterable[Schema]) -> list[str]:
-    return list(dict.fromkeys(option for member in members(schemas) for option in _described(member)))
+    options: dict[str, None] = {}
+    for member in members(schemas):
+        options |= dict.fromkeys(_describe(member))
+    return list(options)
 
 
-def _described(node: Schema) -> list[str]:
+def _describe(node: Schema) -> list[str]:
     if "enum" in node or "const" in node:
         values = node.get("enum", [node.get("const")])
-        return [value if isinstance(value, str) else json.dumps(value) for value in values]
+        return [json.dumps(value).strip('"') for value in values]
     kind: str = node.get("type", "any value")
     if kind == "boolean":
         return ["true", "false"]
-    if kind == "array":
-        return [_described_list(node)]
-    words = {"integer": "a whole number", "number": "a number", "string": "text", "object": "a mapping"}.get(
-        kind, kind
-    )
-    limits = " and ".join(f"{phrase} {node[bound]:g}" for bound, phrase in _BOUNDS.items() if bound in node)
-    return [f"{words}, {limits}" if limits else words]
-
-
-def _described_list(node: Schema) -> str:
     if "prefixItems" in node:
         items = [_either(_options([item])) for item in node["prefixItems"]]
-        return f"a list of {len(items)}: {', '.join(items)}"
-    least = f" of at least {node['minItems']}" if "minItems" in node else ""
-    return f"a list{least}, each {_either(_options([node['items']]))}"
+        return [f"a list of {len(items)}: {', '.join(items)}"]
+    if kind == "array":
+        length = f" of at least {node['minItems']}, each" if "minItems" in node else ", each"
+        return [f"a list{length} {_either(_options([node['items']]))}"]
+    limits = " and ".join(f"{phrase} {node[bound]:g}" for bound, phrase in _BOUNDS.items() if bound in node)
+    return [", ".join(filter(None, [_TYPES.get(kind, kind), limits]))]

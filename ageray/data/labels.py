@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-MALE = frozenset({"male", "m", "man", "boy"})
-FEMALE = frozenset({"female", "f", "w", "woman", "girl"})
-"""Words for the two genders, in lower case."""
+from ageray import schema
 
 
 def gender_number(name: str | None) -> int:
     """0 male, 1 female, -1 anything else."""
-    word = (name or "").strip().lower()
-    if word in MALE:
-        return 0
-    return 1 if word in FEMALE else -1
+    gender = schema.gender(name)
+    return -1 if gender is None else schema.GENDERS.index(gender)
 
 
 def subject_number(dataset: str, subject: str | None) -> int:

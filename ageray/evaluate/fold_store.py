@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import config, storage
-from ageray.config.load import difference
 from ageray.errors import UserError
 from ageray.evaluate.files import CONFIG, EvaluationFiles
 from ageray.experiment import Experiment
@@ -86,8 +85,10 @@ class FoldStore:
 
 def _check_same_settings(files: EvaluationFiles, experiment: Experiment, out: str) -> None:
     stored = config.loads(storage.read_text(files.config), files.config)
-    if (setting := difference(stored, experiment)) is not None:
+    before, now = (each.model_dump(mode="json", exclude={"scale"}) for each in (stored, experiment))
+    changes = config.differences(before, now)
+    if changes:
         raise UserError(
-            f"--out {out}: holds folds of other settings ({setting}); "
+            f"--out {out}: holds folds of other settings ({changes[0]}); "
             f"give another folder, or --fresh to start anew"
         )

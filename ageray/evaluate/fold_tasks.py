@@ -115,7 +115,7 @@ class FoldTasks:
             if isinstance(cause, torch.cuda.OutOfMemoryError):
                 raise UserError(
                     f"fold {name}: out of GPU memory with {self._slots.gpus:.2g} of a GPU; "
-                    f"lower scale.fold_workers or train.batch_size"
+                    f"lower scale.parallel_trainings or train.batch_size"
                 ) from None
             raise
         return outcome

@@ -87,6 +87,7 @@ def _model(name: str, loaded: Bundle) -> results.Model:
         gallery=loaded.card["gallery"] if decode.method == "gallery" else None,
         exclude_subject=decode.gallery.exclude_subject,
         card=loaded.card,
+        correlation=loaded.calibration.correlation,
     )
 
 

@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy
 
 from ageray import bundle
 from ageray.bundle import Bundle
+from ageray.calibration import LIMITS
 from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
@@ -48,6 +49,9 @@ predicted   predicted age
 low, high   ends of its 90 % interval
 quantiles   of the calibrated posterior at LEVELS
 """
+
+CHECKS = [pa.field(name, pa.float32()) for name in ("over_18", "over_25", "quality", "unusual")]
+"""Further columns of a bundle: those of the same names of the scores table."""
 
 NEAREST = [
     pa.field("gender_number", pa.int8()),
@@ -150,7 +154,7 @@ def mapped(keys: list[str]) -> list[str]:
 
 def _schema(predictor: Predictor) -> pa.Schema:
     """The columns that a model gives."""
-    fields = list(PREDICTED)
+    fields = [*PREDICTED, *CHECKS]
     if predictor.bundle.experiment.model.decode.method == "gallery":
         fields += NEAREST
     if predictor.classifier_names:
@@ -169,7 +173,11 @@ def _numbers(ages: Ages, fine: NDArray[np.bool_]) -> dict[str, NDArray[np.float3
         "female": ages.female,
         "neighbours": ages.neighbours,
         "own": ages.own,
+        "quality": ages.quality,
+        "unusual": ages.unusual,
     }
+    for limit, probabilities in zip(LIMITS, ages.over.T, strict=True):
+        answers[f"over_{limit}"] = probabilities
     columns = {}
     for name, values in answers.items():
         columns[name] = np.full(len(fine), np.nan, np.float32)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ageray import metrics
+from ageray.calibration import LIMITS, one_age_each
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Data
 
@@ -31,6 +32,7 @@ class Model:
     training_median           median age of the training faces, None if it is not known
     classifiers               names of the network's classifiers, empty for a single one
     gallery                   what the card says of the gallery, None without one
+    correlation               of the errors of one person's photos, None where there is no bundle
     exclude_subject           whether the gallery leaves out the face's own subject
     card                      the bundle's card, None where there is no bundle
     """
@@ -43,6 +45,7 @@ class Model:
     gallery: dict[str, Any] | None
     exclude_subject: bool
     card: dict[str, Any] | None
+    correlation: float | None = None
 
 
 def build(
@@ -71,6 +74,7 @@ def build(
         **figures(rows, LEVELS, model.training_median),
         **classifiers(rows, model.classifiers),
         **gallery(rows, model.gallery, model.exclude_subject),
+        **people(rows, model.correlation),
         "audit": audit,
         "unusable": unusable(rows),
         "card": model.card,
@@ -106,8 +110,29 @@ def figures(rows: pa.Table, levels: Sequence[float], training_median: float | No
         age_std=deviations,
         quantiles=_quantiles(rows, len(levels)),
         levels=levels,
+        over=_over(rows),
     )
     return metrics.full_report(tested, training_median)
+
+
+def _over(rows: pa.Table) -> dict[int, NDArray[np.floating[Any]]] | None:
+    """The probabilities of LIMITS, (N,) each; None where the model gives none."""
+    names = {limit: f"over_{limit}" for limit in LIMITS}
+    if not set(names.values()) <= set(rows.column_names):
+        return None
+    return {limit: rows.column(name).to_numpy() for limit, name in names.items()}
+
+
+def people(rows: pa.Table, correlation: float | None) -> dict[str, Any]:
+    """`people`: what several photos of a person are worth, see `ageray.calibration.one_age_each`.
+
+    Empty where no subject has two photos with a prediction, or `correlation` is None."""
+    if correlation is None:
+        return {}
+    fine = rows.filter(pc.is_finite(rows.column("predicted")))
+    true, age, low, high = (fine.column(name).to_numpy() for name in ("age", "predicted", "low", "high"))
+    about = one_age_each(true, fine.column("subject").to_pylist(), age, low, high, correlation)
+    return {"people": about} if about["people"] else {}
 
 
 def unusable(rows: pa.Table) -> dict[str, str]:

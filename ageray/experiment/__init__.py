@@ -1,8 +1,9 @@
-"""The whole vocabulary of `configs/`: every key, its default, its unit and the paper's value.
+"""Every key of `configs/` with its default, its unit and the paper's value.
 
-An experiment has eight top-level keys. Three files share them out: *what* (`model`, `loss`, `align`, `train`), *on what* (`data`,
-`protocol`) and *with what* (`scale`, `storage`). A ninth, `tune`, is of a search over experiments. Files and overrides are read by `ageray.config`;
-this package knows neither YAML nor torch nor Ray.
+An experiment has eight top-level keys. They are spread over three files: *what* (`model`, `loss`,
+`align`, `train`), *on what* (`data`, `protocol`) and *with what* (`scale`, `storage`). A ninth,
+`tune`, describes a search over experiments. `ageray.config` reads files and overrides; this package
+imports neither YAML nor torch nor Ray.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ class Experiment(Strict):
     data: Data = Data()
     """Which faces."""
     protocol: Protocol = Protocol()
-    """Which part does what."""
+    """Which faces train, validate and test."""
     scale: Scale = Scale()
-    """With what machine."""
+    """The machine."""
     storage: Storage = Storage()
     """Where `s3://` is."""
     tune: Tune | None = Field(default=None, exclude=True)
-    """What `jobs.tune` searches; not part of the experiment, so no dump, bundle or digest has it."""
+    """What `jobs.tune` searches. It is not part of an experiment: no dump, bundle or digest has
+    it."""

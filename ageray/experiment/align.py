@@ -10,23 +10,31 @@ from ageray.experiment.strict import Positive, Strict
 
 
 class Align(Strict):
-    """From a photo and five points to the network's square input; the same in training, evaluation, scoring and serving."""
+    """From a photo and five points to the network's square input; the same in training, evaluation,
+    scoring and serving.
+    """
 
     mode: Literal["similarity", "eyes", "box", "none"] = "similarity"
-    """`similarity`: five points to a template by least squares. `eyes`: an upright square of `eyes_scale` x eye distance (Cluster-CNN,
-    section 3.1). `box`: the detector's box, enlarged by `coverage`, as a square. `none`: the whole image, resized."""
+    """`similarity`: five points to a template by least squares. `eyes`: an upright square of
+    `eyes_scale` x eye distance (Cluster-CNN, section 3.1). `box`: the detector's box, enlarged by
+    `coverage`, as a square. `none`: the whole image, resized."""
     size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Side of the network's input in pixels (Cluster-CNN 128, neighborhood 224, DHAA 256)."""
     coverage: Positive = 1.0
-    """How much of the head shows: side of the crop relative to the template's own framing (`similarity`; 1 is hairline to chin) or to the
-    box's longer side (`box`)."""
+    """How much of the head shows: side of the crop relative to the template's own framing
+    (`similarity`; 1 is hairline to chin) or to the box's longer side (`box`)."""
     eyes_scale: Positive = 3.2
-    """alpha of `eyes`: side of the square in eye distances (the paper gives no number; 3.2 lets the whole face fit)."""
+    """alpha of `eyes`: side of the square in eye distances. The paper gives no number; a whole face
+    fits in 3.2.
+    """
     standardize: bool = False
-    """Give each colour channel of each face the same mean and contrast, measured on the middle of the crop: takes out colour casts, faded
-    prints and exposure, in training and in use."""
+    """Give each colour channel of each face the same mean and contrast, measured on the middle of
+    the crop. It removes colour casts, faded prints and exposure, in training and in use.
+    """
     fill: Annotated[int, Field(ge=0, le=255)] = 117
     """Gray value of pixels outside the photo."""
     placement: Literal["worker", "actors"] = "worker"
-    """Where training faces are aligned: in the training worker, on its device, or in an actor of Ray Data beside each worker, with
-    `scale.align_gpus`, which sends float32 faces on. Same results; everything else aligns where the network is."""
+    """Where training faces are aligned. `worker`: in the training worker, on its device. `actors`:
+    in an actor of Ray Data beside each worker, with `scale.align_gpus`, which sends float32 faces
+    to it. The results are equal. All other commands align where the network is.
+    """

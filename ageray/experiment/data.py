@@ -11,28 +11,35 @@ from ageray.experiment.strict import Positive, Share, Strict
 
 
 class Detect(Strict):
-    """The face detector (YuNet); the same settings at preparation and at scoring, or crops differ."""
+    """The face detector (YuNet); the same settings at preparation and at scoring, or crops
+    differ."""
 
     threshold: Share = 0.6
     """Least score of a face (0.8: hardly a false face; 0.6 finds more)."""
     max_side: Annotated[int, Field(ge=64)] = 640
-    """Photos are shrunk for the detector until their longer side is at most this, in pixels. Points are in pixels of the photo."""
+    """Longest side of the photo for the detector, in pixels; larger photos are shrunk. Points are
+    in pixels of the photo.
+    """
     pad: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """If nothing is found, look again with a border of this share of the side: faces that fill the picture need it."""
+    """If no face is found, look again with a border of this share of the side. Faces that fill the
+    picture need it.
+    """
 
 
 class Filters(Strict):
-    """Which faces of a source are worth preparing; what is left out is listed as `filtered`."""
+    """Which faces of a source to prepare. The others are listed as `filtered`."""
 
     min_age: Annotated[float, Field(ge=0, le=123)] = 0
-    """Least age in years, of any set; faces whose age is not known stay."""
+    """Least age in years, of any set. Faces of unknown age stay."""
     max_age: Annotated[float, Field(ge=0, le=123)] = 123
     """Greatest age in years, of any set."""
     min_face_score: float | Literal["any"] = 1.0
-    """Least `face_score`, by the set's own detector; `any` takes every photo, even where it found no face. IMDB-WIKI only: no other set has
-    such scores."""
+    """Least `face_score`, by the set's own detector; `any` takes every photo, even where it found
+    no face. IMDB-WIKI only: no other set has such scores."""
     single_face: bool = True
-    """Leave out photos with a `second_face_score`: the label may be another person's. IMDB-WIKI only."""
+    """Leave out photos with a `second_face_score`: the label may belong to another person.
+    IMDB-WIKI only.
+    """
 
     @model_validator(mode="after")
     def _leaves_ages(self) -> Self:
@@ -80,9 +87,10 @@ class Data(Strict):
     name: str = "faces"
     """Goes into the `dataset` column and the keys."""
     layout: Layout = "auto"
-    """How the source holds labels: in file names (`utkface`, `fgnet`, `agedb`) or folders (`afad`), in the lists that the set comes with
-    (`morph`, `cacd`, `chalearn_lap`, `imdb_wiki`, `megaage_asian`, `adience`), in a CSV or Parquet table (`manifest`), or not at all
-    (`folder`). `auto` finds out which."""
+    """How the source holds labels: in file names (`utkface`, `fgnet`, `agedb`) or folders (`afad`),
+    in the lists that the set comes with (`morph`, `cacd`, `chalearn_lap`, `imdb_wiki`,
+    `megaage_asian`, `adience`), in a CSV or Parquet table (`manifest`), or not at all (`folder`).
+    `auto` recognises the layout."""
     source: str | None = None
     """Folder or manifest that `jobs.prepare` reads; local path or url."""
     shards: str | None = None
@@ -92,12 +100,15 @@ class Data(Strict):
     filters: Filters = Filters()
     """Which of the source's faces to prepare."""
     landmarks: Literal["auto", "source", "detect"] = "auto"
-    """`source` takes the set's own points and fails where there are none, `detect` always runs YuNet, `auto` uses the source's where given."""
+    """`source` takes the set's own points and fails where there are none, `detect` always runs
+    YuNet, `auto` uses the source's where given.
+    """
     detect: Detect = Detect()
     """Detector settings."""
     near_duplicates: Literal["keep", "drop"] = "keep"
-    """Whether to prepare photos that show nearly the same picture as another: 64-bit perceptual hashes at a Hamming distance below 6 (DHAA, section
-    3.1), confirmed by thumbnails. `drop` keeps one of them if their ages agree and none if not, as with identical files; each is listed."""
+    """Whether to prepare photos that show nearly the same picture as another: 64-bit perceptual
+    hashes at a Hamming distance below 6 (DHAA, section 3.1), confirmed by thumbnails. `drop` keeps
+    one of them if their ages agree and none if not, as with identical files; each is listed."""
     shard_mib: Positive = 256
     """Target size of one shard file in MiB."""
 

@@ -1,4 +1,6 @@
-"""`loss`: terms by name, each with its options. A term's name is its key, its file in `ageray.losses` and its function."""
+"""`loss`: terms by name, each with its options. A term's name is its key, its file in
+`ageray.losses` and its function.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ class Term(Strict):
     """One term of the weighted sum."""
 
     weight: Positive = 1.0
-    """Factor of this term in the sum (beta of the Deep Embedding paper is `loss.cross_entropy.weight`)."""
+    """Factor of this term in the sum (beta of the Deep Embedding paper is
+    `loss.cross_entropy.weight`).
+    """
 
 
 class CrossEntropy(Term):
@@ -26,10 +30,14 @@ class CrossEntropy(Term):
 
 
 class Neighborhood(Term):
-    """Neighborhood loss: cross entropy against Gaussian-shaped targets exp(-(k - k_n)^2 / sigma^2) (Kwak et al., Eq. 5)."""
+    """Neighborhood loss: cross entropy against Gaussian-shaped targets exp(-(k - k_n)^2 / sigma^2)
+    (Kwak et al., Eq. 5).
+    """
 
     sigma: Positive = 5.0
-    """Width of the target in years (paper: 5); the Gaussian's standard deviation is sigma / sqrt(2)."""
+    """Width of the target in years (paper: 5); the Gaussian's standard deviation is sigma /
+    sqrt(2).
+    """
     normalize: bool = False
     """Divide the targets by their sum: DLDL's cross entropy. The paper's Eq. 5 does not."""
     label_std: bool = False
@@ -57,7 +65,9 @@ class Contrastive(Term):
     q: Positive = 100.0
     """Q: upper limit of dissimilarity, of the L1 distance (paper: 100)."""
     inclusive: bool = False
-    """A difference equal to the margin is of one class too (section 2.4 says so, section 3 does not)."""
+    """A difference equal to the margin is of one class too (section 2.4 says so, section 3 does
+    not).
+    """
 
 
 class GenderContrastive(Term):
@@ -68,21 +78,27 @@ class GenderContrastive(Term):
 
 
 class ClusterScatter(Term):
-    """S_w / S_b, the spread within clusters over that between their centroids (Shang and Ai, Eq. 1); with a single cluster, S_w."""
+    """S_w / S_b, the spread within clusters over that between their centroids (Shang and Ai, Eq.
+    1); with a single cluster, S_w.
+    """
 
     weight: Positive = 0.1
     """Factor of this term in the sum (not given in the paper)."""
 
 
 class Regression(Term):
-    """Mean absolute error of the posterior's expectation: E_r of Shang and Ai, section 3.3; 1 - lambda is its weight."""
+    """Mean absolute error of the posterior's expectation: E_r of Shang and Ai, section 3.3; 1 -
+    lambda is its weight.
+    """
 
     norm: Literal["l1", "l2"] = "l1"
     """`l1`: absolute error in years (paper). `l2`: squared."""
 
 
 class DldlV2(Term):
-    """DLDL-v2 (Gao et al., IJCAI 2018): Kullback-Leibler divergence from a Gaussian label distribution, plus the expectation's L1 error."""
+    """DLDL-v2 (Gao et al., IJCAI 2018): Kullback-Leibler divergence from a Gaussian label
+    distribution, plus the expectation's L1 error.
+    """
 
     sigma: Positive = 2.0
     """Standard deviation of the label distribution in years (paper: 2)."""
@@ -120,18 +136,22 @@ class Sord(Term):
 
 
 class OrCnn(Term):
-    """Binary cross entropy over all 'older than k' questions (Niu et al., CVPR 2016; Cao et al. 2020 for `classifier: coral`)."""
+    """Binary cross entropy over all 'older than k' questions (Niu et al., CVPR 2016; Cao et al.
+    2020 for `classifier: coral`).
+    """
 
     importance: Literal["uniform", "sqrt_count"] = "uniform"
-    """Weight of each question k: all alike, or sqrt(M_k) / max sqrt(M_j), M_k being the larger of the two groups into which it divides the
-    faces of the batch (Cao et al., section 3.5)."""
+    """Weight of each question k: all alike, or sqrt(M_k) / max sqrt(M_j), M_k being the larger of
+    the two groups into which it divides the faces of the batch (Cao et al., section 3.5)."""
 
 
 class Loss(Strict):
-    """Terms by name, each with its options; a term that is not named is not used."""
+    """Terms by name, each with its options. A term that is not named is not used."""
 
     auxiliary: Annotated[float, Field(ge=0)] = 1.0
-    """Factor of the same terms on a model's auxiliary classifiers, summed over them (DHAA, Eq. 4: 1)."""
+    """Factor of the same terms on a model's auxiliary classifiers, summed over them (DHAA, Eq. 4:
+    1).
+    """
     cross_entropy: CrossEntropy | None = None
     """Softmax cross entropy."""
     neighborhood: Neighborhood | None = None

@@ -22,19 +22,25 @@ Backbone = Literal[
     "edgeface_s",
     "mobilefacenet",
 ]
-"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another network); three small
-networks that are published with weights learnt on faces."""
+"""torchvision's networks; `bvlc_googlenet`, the original GoogLeNet (torchvision's is another
+network); three small networks that are published with weights learnt on faces."""
 
 
 class Gallery(Strict):
     """Ages by the nearest training faces (siamese paper, section 2.5)."""
 
     neighbours: Count = 20
-    """M: the mean age of so many nearest training faces, by L1 distance of the embeddings (paper: 20)."""
+    """M: the mean age of so many nearest training faces, by L1 distance of the embeddings (paper:
+    20).
+    """
     exclude_subject: bool = True
-    """Leave out training faces of the query's own subject, where both are known: with them the figure measures face recognition."""
+    """Leave out training faces of the query's own subject, where both are known: with them the
+    figure measures face recognition.
+    """
     validation_faces: Count = 5000
-    """Training faces in the gallery that judges an epoch; the finished model's gallery holds all of them."""
+    """Training faces in the gallery that judges an epoch; the finished model's gallery holds all of
+    them.
+    """
 
 
 class View(Strict):
@@ -51,8 +57,9 @@ class Decode(Strict):
     """From the network's outputs to a posterior over age bins and an age in years."""
 
     method: Literal["expectation", "median", "argmax", "gallery"] = "expectation"
-    """`expectation` is sum of p_k y_k (DEX; DHAA and neighborhood papers), `median` the age where half of the posterior lies below,
-    `gallery` the mean age of the nearest training faces (siamese paper); its posterior is the histogram of their ages."""
+    """`expectation` is sum of p_k y_k (DEX; DHAA and neighborhood papers), `median` the age where
+    half of the posterior lies below, `gallery` the mean age of the nearest training faces (siamese
+    paper); its posterior is the histogram of their ages."""
     flip: bool = True
     """Average the posterior of the face and of its mirror image (DHAA, section 4.2)."""
     views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = (View(),)
@@ -63,7 +70,9 @@ class Decode(Strict):
 
 
 class NearestFaces(Decode):
-    """`decode` of a model without a classifier: ages from the gallery, without the mirror image unless asked for."""
+    """`decode` of a model without a classifier: ages from the gallery, without the mirror image
+    unless asked for.
+    """
 
     method: Literal["expectation", "median", "argmax", "gallery"] = "gallery"
     """Only `gallery`."""
@@ -75,10 +84,13 @@ class ModelBase(Strict):
     """What every model has: age bins, a starting point and a way of decoding."""
 
     ages: tuple[int, int] = (0, 100)
-    """First and last age bin in years, one bin a year (papers: 0..100). A range that reaches beyond the data, such as [-15, 120], lets a
-    Gaussian-shaped target keep its mean at both ends, which takes the expectation's bias from infants and the very old."""
+    """First and last age bin in years, one bin a year (papers: 0..100). A range that reaches beyond
+    the data, such as [-15, 120], lets a Gaussian-shaped target keep its mean at both ends, which
+    takes the expectation's bias from infants and the very old."""
     weights: str = "none"
-    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or a path or url of a safetensors file."""
+    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or a path or url
+    of a safetensors file.
+    """
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier; share of activations set to 0."""
     decode: Decode = Decode()
@@ -95,8 +107,9 @@ class ClassifierBase(ModelBase):
     """What every model with a classifier over ages has."""
 
     classifier: Literal["softmax", "or_cnn", "coral"] = "softmax"
-    """`softmax`: a logit a bin (`logits`). `or_cnn`: a binary logit 'older than bin k' for each bin but the last (`ordinal_logits`; Niu et al.
-    2016). `coral`: the same with one weight vector for all and a bias each (Cao et al. 2020)."""
+    """`softmax`: a logit a bin (`logits`). `or_cnn`: a binary logit 'older than bin k' for each bin
+    but the last (`ordinal_logits`; Niu et al. 2016). `coral`: the same with one weight vector for
+    all and a bias each (Cao et al. 2020)."""
 
 
 class Baseline(ClassifierBase):
@@ -115,26 +128,31 @@ class Baseline(ClassifierBase):
 
 
 class ClusterCnn(ClassifierBase):
-    """Cluster-CNN (Shang and Ai, ICIP 2017): GoogLeNet features, a cluster module, one branch a cluster."""
+    """Cluster-CNN (Shang and Ai, ICIP 2017): GoogLeNet features, a cluster module, one branch a
+    cluster.
+    """
 
     name: Literal["cluster_cnn"]
     """Selects this model."""
     backbone: Backbone = "bvlc_googlenet"
     """Feature extractor (paper: GoogLeNet)."""
     head: Literal["cluster", "plain"] = "cluster"
-    """`cluster`: the cluster module of section 3.2. `plain`: one linear classifier on the pooled features, the paper's strong baseline
-    (section 4.1.1)."""
+    """`cluster`: the cluster module of section 3.2. `plain`: one linear classifier on the pooled
+    features, the paper's strong baseline (section 4.1.1)."""
     depth: Literal["full", "half"] = "full"
-    """`half` stops the original GoogLeNet after inception 4b, about half of its depth (FG-NET in section 4.2; 72x72 pixels there). Only for
-    `bvlc_googlenet`."""
+    """`half` stops the original GoogLeNet after inception 4b, about half of its depth (FG-NET in
+    section 4.2; 72x72 pixels there). Only for `bvlc_googlenet`."""
     clusters: Annotated[int, Field(ge=1, le=64)] = 5
     """k (paper: 3, 5, 7; 5 in its comparison)."""
     branch_features: Count = 256
-    """Outputs of a branch, v (not given in the paper); one classifier reads those of all branches."""
+    """Outputs of a branch, v (not given in the paper); one classifier reads those of all
+    branches."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """alpha of Eq. 3, by which each face moves its cluster's centroid."""
     init_faces: Count = 5000
-    """Training faces from whose features k-means++ makes the first centroids (paper: 5,000), over all workers."""
+    """Training faces from whose features k-means++ makes the first centroids (paper: 5,000), over
+    all workers.
+    """
     assignment: Literal["nearest", "mixture"] = "nearest"
     """At test time: the branch of the nearest centroid, or all branches weighted by Eq. 2."""
 
@@ -142,37 +160,48 @@ class ClusterCnn(ClassifierBase):
     def _half_of_the_original(self) -> Self:
         if self.depth == "half" and self.backbone != "bvlc_googlenet":
             raise ValueError(
-                f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not '{self.backbone}'"
+                f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not "
+                f"'{self.backbone}'"
             )
         return self
 
 
 class ResidualCnn(ClassifierBase):
-    """The residual network of the neighborhood paper (Kwak et al., Table 1): a 3x3 stride-1 first convolution, then pooling."""
+    """The residual network of the neighborhood paper (Kwak et al., Table 1): a 3x3 stride-1 first
+    convolution, then pooling.
+    """
 
     name: Literal["residual_cnn"]
     """Selects this model."""
     depth: Literal[18, 34] = 18
     """Layers (paper: 18 and 34)."""
     width: Positive = 1.0
-    """Factor of all channel counts, in whole eights, 16 at least (paper: 1); smaller for small machines."""
+    """Factor of all channel counts, in whole eights, 16 at least (paper: 1); smaller for small
+    machines.
+    """
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Dropout before the classifier (paper: keep probability 0.8)."""
 
 
 class DeepEmbedding(ClassifierBase):
-    """Deep Embedding Network (He et al.): VGG-16 whose last features feed the classifier and the triplets."""
+    """Deep Embedding Network (He et al.): VGG-16 whose last features feed the classifier and the
+    triplets.
+    """
 
     name: Literal["deep_embedding"]
     """Selects this model."""
     backbone: Backbone = "vgg16"
     """Feature extractor (paper: VGG-16; its fc7 is the embedding)."""
     embedding: Annotated[int, Field(ge=0)] = 0
-    """Size of a further linear layer that makes the shared embedding; 0 takes the backbone's features as they are (VGG-16: 4096)."""
+    """Size of a further linear layer that makes the shared embedding; 0 takes the backbone's
+    features as they are (VGG-16: 4096).
+    """
 
 
 class Siamese(ModelBase):
-    """Multi-task Siamese network (Jeong et al. 2018): embeddings for age and gender, ages by nearest neighbours."""
+    """Multi-task Siamese network (Jeong et al. 2018): embeddings for age and gender, ages by
+    nearest neighbours.
+    """
 
     name: Literal["siamese"]
     """Selects this model."""
@@ -191,7 +220,8 @@ class Siamese(ModelBase):
     def _by_neighbours(self) -> Self:
         if self.decode.method != "gallery":
             raise ValueError(
-                f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; set decode.method=gallery"
+                f"decode.method '{self.decode.method}' needs a classifier, which 'siamese' has not; "
+                f"set decode.method=gallery"
             )
         return self
 
@@ -227,7 +257,9 @@ class TwoTails(ModelBase):
 
 
 class Dhaa(ClassifierBase):
-    """Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019). Every row of its Table 1 and Figure 5 is a setting."""
+    """Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019). Every row of its Table 1 and
+    Figure 5 is a setting.
+    """
 
     name: Literal["dhaa"]
     """Selects this model."""
@@ -240,17 +272,27 @@ class Dhaa(ClassifierBase):
     )
     """Which branches there are (Table 1: G, L, G-L)."""
     pooling: Literal["arp", "roi"] = "arp"
-    """`arp`: aligned region pooling (Eq. 1). `roi`: upright squares about region centres (Figure 5)."""
+    """`arp`: aligned region pooling (Eq. 1). `roi`: upright squares about region centres (Figure
+    5).
+    """
     fusion: Literal["lstm", "fc"] = "lstm"
-    """`lstm`: recurrent fusion, hidden states summed (Eq. 2, 3). `fc`: a fully connected layer a branch (Figure 5)."""
+    """`lstm`: recurrent fusion, hidden states summed (Eq. 2, 3). `fc`: a fully connected layer a
+    branch (Figure 5).
+    """
     subnetwork_losses: bool = True
-    """Nine further classifiers, one a sub-network, each with the losses of the last (Eq. 4); in training only."""
+    """Nine further classifiers, one a sub-network, each with the losses of the last (Eq. 4); in
+    training only.
+    """
     width: Positive = 1.0
-    """Factor of the residual blocks' channel counts, in whole eights, 16 at least (paper: 1, ResNet-18's); smaller for small machines."""
+    """Factor of the residual blocks' channel counts, in whole eights, 16 at least (paper: 1,
+    ResNet-18's); smaller for small machines.
+    """
     features: Count = 128
     """Size of a sub-network's features and of the hidden state (paper: 128)."""
     region_size: Annotated[int, Field(ge=0)] = 0
-    """Side of an aligned region's feature map (paper: 56 for a 256x256 face); 0 takes the same share, 7/32 of the face's side."""
+    """Side of an aligned region's feature map (paper: 56 for a 256x256 face); 0 takes the same
+    share, 7/32 of the face's side.
+    """
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

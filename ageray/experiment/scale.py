@@ -15,42 +15,58 @@ class Scale(Strict):
     runs: str = "runs"
     """Folder of the run folders; local path or url."""
     workers: Count | tuple[Count, Count] = 1
-    """Training workers: a number, or [least, most] for as many as there is room for. A batch is cut into equal parts, so each number that may
-    occur must divide `train.batch_size`."""
+    """Training workers: a number, or [least, most] for as many as there is room for. A batch is cut
+    into equal parts, so each number in this range must divide `train.batch_size`.
+    """
     checkpoint_steps: Annotated[int, Field(ge=0)] = 500
-    """Steps between two checkpoints within an epoch, from which an interrupted run continues; 0 keeps those of whole epochs only."""
+    """Steps between two checkpoints within an epoch, from which an interrupted run continues; 0
+    keeps those of whole epochs only.
+    """
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """How often a run whose worker or node was lost continues by itself from its last checkpoint."""
+    """How often a run that lost a worker or node continues from its last checkpoint by itself."""
     profile: bool = False
-    """Write a trace of ten training steps, with the waiting for data, into the run folder (`trace.json`, for perfetto.dev or chrome://tracing)."""
+    """Write a trace of ten training steps, with the waiting for data, into the run folder
+    (`trace.json`, for perfetto.dev or chrome://tracing).
+    """
     gpu: bool | Literal["auto"] = "auto"
     """Whether each worker takes a GPU; `auto` takes one where the cluster has any."""
     cpus_per_worker: Positive = 1
     """Logical CPUs that Ray reserves for each training or scoring worker."""
     align_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """GPU, or a share of one, of each aligning actor (`align.placement: actors`); 0 aligns on a CPU."""
+    """GPU, or a share of one, of each aligning actor (`align.placement: actors`); 0 aligns on a
+    CPU.
+    """
     threads: Annotated[int, Field(ge=0)] = 0
-    """Compute threads of a worker; 0 means all cores of a machine on which it is alone, else its CPUs."""
+    """Compute threads of a worker; 0 means all cores of a machine on which it is alone, else its
+    CPUs.
+    """
     local_cpus: Annotated[int, Field(ge=0)] = 0
-    """Logical CPUs of the Ray that starts by itself when there is no cluster; 0 means the machine's cores, but at least 4 (with fewer,
-    actors can hold every CPU and the data they wait for never comes)."""
+    """Logical CPUs of the Ray that starts by itself when there is no cluster; 0 means the machine's
+    cores, but at least 4 (with fewer, the actors can occupy every CPU, so that no task can produce
+    the data that they wait for)."""
     object_store_mib: Annotated[int, Field(ge=0)] = 0
-    """Object store of that Ray in MiB; 0 leaves it to Ray."""
+    """Object store of that Ray in MiB; 0 means Ray's own default."""
     decode_batch: Count = 32
-    """Images per decoding task batch."""
+    """Images of one batch of a decoding task."""
     score_batch: Annotated[int, Field(ge=0)] = 0
     """Faces a forward pass when scoring; 0 means 256 on a GPU and 64 on CPUs."""
     score_workers: Annotated[int, Field(ge=0)] = 0
-    """Scoring actors; 0 means one a GPU or, without GPUs, one for up to 4 logical CPUs and one for every other CPU of more."""
-    fold_workers: Annotated[int, Field(ge=0)] = 0
-    """Folds trained at once by `jobs.evaluate --protocol`; 0 means one a GPU, or as many as the cores hold at `cpus_per_worker` each. More than
-    there are GPUs share them evenly."""
+    """Scoring actors. 0 means one a GPU; without GPUs, one for up to 4 logical CPUs and one more
+    for every second CPU beyond.
+    """
+    parallel_trainings: Annotated[int, Field(ge=0)] = 0
+    """Trainings at once: folds of `jobs.evaluate --protocol`, and trials of `jobs.tune` unless
+    `tune.at_once` is set. 0 means one a GPU, or as many as the cores allow at `cpus_per_worker`
+    each. More trainings than GPUs share the GPUs evenly.
+    """
     audit: bool = True
-    """Whether `jobs.train` looks, before it starts, for test images that are in training too (`jobs.evaluate` always does). The first look at
-    a set takes a fingerprint of every face, some hundreds a second and core, and keeps them beside the shards."""
+    """Whether `jobs.train`, before it starts, looks for test images that are in training too.
+    `jobs.evaluate` always does. The first audit of a set computes a fingerprint of every face, some
+    hundreds a second and core, and stores them beside the shards.
+    """
     progress: bool = True
     """Ray Data's progress bars and the epoch table."""
 
     def faces_a_batch(self, on_gpu: bool) -> int:
-        """`score_batch`, or what it stands for."""
+        """The batch size of scoring: `score_batch`, or its default if it is 0."""
         return self.score_batch or (256 if on_gpu else 64)

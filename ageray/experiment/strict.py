@@ -1,4 +1,4 @@
-"""What all settings share."""
+"""The base class and the number types of all settings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors, values are immutable, attribute docstrings become the JSON schema's descriptions."""
+    """Unknown keys are errors, values are immutable, and attribute docstrings become descriptions
+    in the JSON schema.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -1,4 +1,4 @@
-"""`train`: how the weights come about."""
+"""`train`: how the weights are trained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ageray.experiment.strict import Count, Positive, Share, Strict
 
 
 class Augment(Strict):
-    """Random changes of a training face. The geometric ones join the alignment in one resampling; the others act on the aligned face."""
+    """Random changes of a training face. The geometric ones join the alignment in one resampling;
+    the others change the aligned face.
+    """
 
     flip: Share = 0.5
     """Probability of mirroring."""
@@ -45,11 +47,13 @@ class Augment(Strict):
 
 
 class Optimizer(Strict):
-    """One of the papers' optimisers, with a rate for the new layers and one for the pretrained body."""
+    """One of the papers' optimisers, with a rate for the new layers and one for the pretrained
+    backbone.
+    """
 
     name: Literal["adamw", "adam", "sgd", "adadelta"] = "adamw"
-    """`sgd` uses Nesterov momentum (DHAA); `adam` with beta1 0.9 (Cluster-CNN, neighborhood); `adadelta`
-    is the siamese paper's."""
+    """`sgd` uses Nesterov momentum (DHAA); `adam` with beta1 0.9 (Cluster-CNN, neighborhood);
+    `adadelta` is the siamese paper's."""
     lr: Positive = 3e-4
     """Peak learning rate of the head (and of everything where `body_lr` is null)."""
     body_lr: Annotated[float, Field(ge=0)] | None = None
@@ -75,7 +79,9 @@ class Schedule(Strict):
 
 
 class Stage(Strict):
-    """A stretch of training with one optimiser; pretraining on another set is a stage with its own shards."""
+    """A part of the training with one optimiser. Pretraining on another set is a stage with its own
+    shards.
+    """
 
     name: str = "train"
     """Shown in the log."""
@@ -86,53 +92,74 @@ class Stage(Strict):
     schedule: Schedule = Schedule()
     """Rate over time."""
     shards: str | None = None
-    """Face shards to train on instead of `data.shards`, all of their rows (the papers pretrain on IMDB-WIKI); null uses `data.shards`."""
+    """Face shards to train on instead of `data.shards`, all of their rows (the papers pretrain on
+    IMDB-WIKI); null uses `data.shards`.
+    """
 
 
 class Train(Strict):
-    """How the weights come about."""
+    """How the weights are trained."""
 
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
     """One after the other; each starts a new optimiser on the weights so far."""
     batch_size: Count = 64
     """Faces a step, over all workers (Cluster-CNN 128)."""
     shuffle: Count = 1024
-    """Faces in the buffer from which batches are drawn at random; shards are written in random order, so a small one mixes well."""
+    """Faces in the buffer from which batches are drawn at random; shards are written in random
+    order, so a small one mixes well.
+    """
     precision: Literal["float32", "bf16", "fp16"] = "bf16"
-    """Autocast type of the forward pass; weights and losses stay float32. `fp16` scales the loss so that small gradients survive, and validates
-    in float32."""
+    """Autocast type of the forward pass; weights and losses stay float32. `fp16` scales the loss so
+    that small gradients survive, and validates in float32."""
     accumulate: Count = 1
-    """Pieces in which a worker's part of a batch goes through the network before one step: memory for time. Equal to the whole batch but for
-    batch statistics, dropout's draws, and terms on pairs, triplets and clusters, which see a piece."""
+    """Pieces in which a worker's part of a batch goes through the network before one step: memory
+    for time. Equal to the whole batch but for batch statistics, dropout's draws, and terms on
+    pairs, triplets and clusters, which see a piece."""
     compile: bool = False
-    """Compile the network with torch.compile: minutes before the first step, then faster on a GPU (here slower on a CPU)."""
+    """Compile the network with torch.compile: minutes before the first step, then faster on a GPU
+    (here slower on a CPU).
+    """
     sync_batchnorm: bool = False
-    """Batch statistics of the whole batch over all workers; else each worker's own, with which several workers are not quite one."""
+    """Batch statistics of the whole batch over all workers; else each worker's own, with which
+    several workers are not quite one.
+    """
     mining: Literal["local", "global"] = "global"
-    """Pairs and triplets (`triplet`, `contrastive`, `gender_contrastive`) of the whole batch over all workers, as with one; or the mean over
-    workers of what each finds in its own part."""
+    """Pairs and triplets (`triplet`, `contrastive`, `gender_contrastive`) of the whole batch over
+    all workers, as with one; or the mean over workers of what each finds in its own part."""
     balance: Literal["none", "resample", "weights"] = "none"
-    """Evens out the ages of training faces. `resample`: an epoch shows each year of age equally often, as far as no face comes more than ten
-    times (IMDB-WIKI in the neighborhood paper is evened out). `weights`: a face counts in the loss by the inverse of how common its age is,
-    at most ten times as much as the mean; terms on pairs, triplets and clusters are not weighed."""
+    """How to even out the ages of training faces. `resample`: an epoch shows each year of age
+    equally often, as far as no face comes more than ten times (IMDB-WIKI in the neighborhood paper
+    is evened out). `weights`: a face counts in the loss by the inverse of how common its age is, at
+    most ten times as much as the mean; terms on pairs, triplets and clusters are not weighted."""
     balance_power: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """How far `balance` goes: a face counts by the number of training faces of its year of age to the power of minus this. 1 evens the years
-    out; 0.25 makes an age sixteen times as rare count twice."""
+    """How far `balance` goes. A face counts by the number of training faces of its year of age, to
+    the power of minus this. 1 evens the years out; 0.25 makes an age that is sixteen times as rare
+    count twice."""
     select: Literal["mae", "decades"] = "mae"
-    """What an epoch is chosen by on the validation faces: the mean absolute error, or its mean over the decades of true age and over the sets
-    of `data.sets`, so that common ages and the largest set do not decide alone."""
+    """The validation figure that chooses the best epoch: the mean absolute error, or its mean over
+    the decades of true age and over the sets of `data.sets`, so that common ages and the largest
+    set do not decide alone."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Epochs of the last stage without a better validation figure (`select`) after which training ends; 0 never."""
+    """Epochs of the last stage without a better validation figure (`select`) after which training
+    ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
     teacher: str | None = None
     """The teacher of `loss.distillation`: `start` is the network itself as it starts, so that published ages are not unlearnt; else a model
     (`zoo:NAME`, a bundle or a run folder) with the same `model.ages`, which sees the same augmented faces."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay per step of an exponential moving average of the weights, which then is what is validated and kept; 0 is off."""
+    """Decay per step of an exponential moving average of the weights, which is then validated and
+    saved. 0 is off.
+    """
+    wise_ft: tuple[Share, ...] = ()
+    """Shares of the way from the weights of `model.weights` to the trained ones (WiSE-FT), such as
+    [0.5, 0.75]. After training each is validated, and the best by `select`, or the trained weights,
+    are saved. Each costs one validation. Empty is off."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 is off."""
     calibrate: bool = True
-    """Fit, on the validation part, the line that maps predicted to true age, and the 90 % interval; stored in the bundle's card."""
+    """Fit the line from predicted to true age and the 90 % interval on the validation faces, and
+    store both in the bundle's card.
+    """
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the initial weights, the order of the rows and the augmentation."""
+    """Seed of the initial weights, the order of the rows and the augmentation."""

@@ -1,4 +1,4 @@
-"""`tune`: what `jobs.tune` searches, and how long. No other command reads it."""
+"""`tune`: what `jobs.tune` searches, and for how long. No other command reads it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from ageray.experiment.strict import Count, Positive, Strict
 
 
 class Range(Strict):
-    """What every searched setting has."""
+    """What all searched settings share."""
 
     optional: bool = False
-    """Leave this setting out, with a note, where the experiment does not use it (a loss term that is off, another model's setting) instead of
-    refusing the search. Lets one file serve several recipes."""
+    """Leave this setting out, with a note, where the experiment does not use it (a loss term that
+    is off, another model's setting) instead of refusing the search. So one file serves several
+    recipes."""
 
 
 class Interval(Range):
@@ -86,7 +87,9 @@ Dimension = Annotated[Uniform | LogUniform | Int | Choice, Field(discriminator="
 
 
 class Asha(Strict):
-    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung a trial goes on only if it is among the best of those that got there."""
+    """Asynchronous successive halving (Li et al., MLSys 2020): at each rung a trial goes on only if
+    it is among the best of those that got there.
+    """
 
     enabled: bool = True
     """Whether to stop trials early; false trains all to the end."""
@@ -97,38 +100,50 @@ class Asha(Strict):
 
 
 class Finalists(Strict):
-    """The best trials and the recipe as it stands, trained again with several seeds and compared on the test faces."""
+    """The best trials and the recipe as it stands, trained again with several seeds and compared on
+    the test faces.
+    """
 
     count: Count = 3
     """How many of the best trials, the recipe's own settings not counted."""
     seeds: Annotated[int, Field(ge=2)] = 3
-    """Trainings of each, with train.seed + 1, + 2, ...: differences are told from the noise of the seed."""
+    """Trainings of each, with train.seed + 1, + 2, ...: they show how much of a difference is the
+    noise of the seed.
+    """
 
 
 class Tune(Strict):
-    """A search: the settings with their ranges, the budget, and how its winner is told from luck."""
+    """A search: the settings with their ranges, the budget, and how its winner is told from
+    luck."""
 
     space: dict[str, Dimension]
-    """Path of a setting (`loss.neighborhood.sigma`, `train.stages.0.optimizer.lr`) to its range. Alignment, data, protocol, machine, seed and
-    epochs are held fixed."""
+    """Path of a setting (`loss.neighborhood.sigma`, `train.stages.0.optimizer.lr`) to its range.
+    Alignment, data, protocol, machine, seed and epochs cannot be searched.
+    """
     metric: str = "val_mae"
-    """What is made small: `val_mae`, the mean absolute error of the validation faces in years; or `loss` or `loss.<term>`, the training loss,
-    where no loss setting is searched. Of a trial, the best epoch's counts."""
+    """What is minimised: `val_mae`, the mean absolute error of the validation faces in years; or
+    `loss` or `loss.<term>`, the training loss, where no loss setting is searched. Of a trial, the
+    best epoch's counts."""
     trials: Count = 40
     """Trials in all; the first one has the recipe's own settings, where the ranges hold them."""
     minutes: Annotated[float, Field(ge=0)] = 0.0
-    """Time for the trials, in minutes, over all runs of the same search; finalists come after. What still runs then is given up. 0 is no limit."""
+    """Time for the trials in minutes, over all runs of the same search, without the finalists.
+    Trials that still run then are stopped. 0 is no limit.
+    """
     at_once: Annotated[int, Field(ge=0)] = 0
-    """Trials at once; 0 means one a GPU, or as many as the cores hold. More than there are GPUs share them evenly. With 1 the same search has the
-    same trials each time."""
+    """Trials at once; 0 means `scale.parallel_trainings`. More trials than GPUs share the GPUs
+    evenly. With 1 the same search has the same trials each time.
+    """
     startup: Count = 10
-    """Trials drawn at random before the Parzen estimator (TPE; Bergstra et al., NeurIPS 2011) proposes them."""
+    """Trials drawn at random before the Parzen estimator (TPE; Bergstra et al., NeurIPS 2011)
+    proposes them.
+    """
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the proposals; `train.seed` is the trainings'."""
+    """Seed of the proposals. `train.seed` is that of the trainings."""
     asha: Asha = Asha()
     """When to stop a trial early."""
     finalists: Finalists = Finalists()
-    """Who is trained again."""
+    """Which trials are trained again."""
 
     @model_validator(mode="after")
     def _searches_something(self) -> Self:

@@ -1,1 +1,1 @@
-"""From a photo to an aligned face: detection, geometry, one warp."""
+"""One face from bytes to the network's input: decode, detect, cut a canvas, align, augment."""

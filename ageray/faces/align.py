@@ -1,4 +1,6 @@
-"""The one warp: from a canvas of photo pixels to the network's input, alignment and augmentation composed, resampled once.
+"""From a canvas of photo pixels to the network's input.
+
+Alignment and augmentation are composed to one map for each face, and the pixels are resampled once.
 
 Shape letters: B faces, C side of the canvas, S side of the aligned face.
 """
@@ -13,15 +15,16 @@ from ageray.experiment import Align
 from ageray.faces import geometry
 
 _MIDDLE = 0.6
-_MEAN, _DEVIATION = 117.0, 55.0  # about those of photographed faces, which pretrained weights expect
-_FLATTEST = 4.0  # gray values; a flatter picture has no face to bring out
+_MEAN, _DEVIATION = 117.0, 55.0  # typical of photographed faces, which pretrained weights expect
+_FLATTEST = 4.0  # gray values; a crop with less contrast shows no face
 
 
 def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
     """The map from source pixels to the aligned face without augmentation: (B, 2, 3).
 
-    `similarity` and `eyes` read the points, `box` and `none` the box (for `none` the box is the whole photo). A face whose needed points or
-    box are NaN gives NaN; `ageray.faces.canvases` refuses those earlier.
+    The modes `similarity` and `eyes` read the points. `box` and `none` read the box; for `none` it
+    is the whole photo. A face whose points or box are NaN gives NaN. `ageray.faces.canvases` raises
+    an error for such faces earlier.
     """
     if align.mode == "similarity":
         target = geometry.template(align.size, align.coverage).to(points_B52)
@@ -30,9 +33,8 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
         eyes_B22 = points_B52[:, :2]
         distance_B1 = (eyes_B22[:, 1] - eyes_B22[:, 0]).norm(dim=-1, keepdim=True)
         down = torch.tensor([0.0, geometry.EYES_TO_CENTRE]).to(points_B52)
-        return geometry.rectangle_to_square(
-            _square(eyes_B22.mean(1) + down * distance_B1, align.eyes_scale * distance_B1), align.size
-        )
+        centre_B2 = eyes_B22.mean(1) + down * distance_B1
+        return geometry.rectangle_to_square(_square(centre_B2, align.eyes_scale * distance_B1), align.size)
     if align.mode == "box":
         side_B1 = (box_B4[:, 2:] - box_B4[:, :2]).amax(-1, keepdim=True) * align.coverage
         return geometry.rectangle_to_square(_square((box_B4[:, :2] + box_B4[:, 2:]) / 2, side_B1), align.size)
@@ -40,13 +42,15 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
 
 
 def _square(centre_B2: Tensor, side_B1: Tensor) -> Tensor:
+    """The box x0, y0, x1, y1 of each square: (B, 4)."""
     return torch.cat([centre_B2 - side_B1 / 2, centre_B2 + side_B1 / 2], -1)
 
 
 def warp(canvas_B3CC: Tensor, matrix_B23: Tensor, align: Align) -> Tensor:
-    """Resamples each canvas (uint8 or float, 0..255) through its map, bilinearly, once: float (B, 3, S, S).
+    """Resamples each canvas (uint8 or float, 0..255) once by its map: float (B, 3, S, S).
 
-    Outside the canvas lies the gray value `align.fill`, which the canvas itself uses outside the photo: where a canvas ends does not show.
+    The interpolation is bilinear. Pixels outside the canvas get the gray value `align.fill`. The
+    canvas has the same value outside the photo, so its edge does not show.
     """
     pixels = canvas_B3CC.float() - align.fill
     size = (align.size, align.size)
@@ -57,8 +61,12 @@ def warp(canvas_B3CC: Tensor, matrix_B23: Tensor, align: Align) -> Tensor:
 
 
 def standardize(face_B3SS: Tensor, align: Align) -> Tensor:
-    """With `align.standardize`, faces whose every channel has mean 117 and standard deviation 55 over the middle 60 % of the crop (skin, in an
-    aligned face: background and hair do not count); else the faces as they are. Same shape; values may leave 0..255."""
+    """With `align.standardize`, shifts and scales each channel to mean 117 and deviation 55.
+
+    Mean and deviation are those of the middle 60 % of the crop. In an aligned face that is skin,
+    without background and hair. Without the setting the faces are returned unchanged. Same shape;
+    values may leave 0..255.
+    """
     if not align.standardize:
         return face_B3SS
     edge = round(align.size * (1 - _MIDDLE) / 2)
@@ -71,10 +79,10 @@ def standardize(face_B3SS: Tensor, align: Align) -> Tensor:
 def align_faces(
     canvas_B3CC: Tensor, points_B52: Tensor, box_B4: Tensor, align: Align, augment_B23: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Aligned faces, float (B, 3, S, S) in 0..255, and their five points in them (B, 5, 2).
+    """Aligned faces, float (B, 3, S, S) in 0..255, and their five points in the crop (B, 5, 2).
 
-    `augment` maps aligned pixels to augmented ones and joins the alignment before the resampling. If it mirrors, left and right points are
-    exchanged.
+    augment: a map from aligned to augmented pixels. It is composed with the alignment before the
+    resampling. If it mirrors a face, left and right points are exchanged.
     """
     matrix_B23 = crop_map(points_B52, box_B4, align)
     if augment_B23 is None:

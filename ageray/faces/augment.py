@@ -1,8 +1,11 @@
-"""Random changes of training faces: a map that joins the alignment's, and changes of the aligned pixels.
+"""Augmentation of training faces: a random map composed with the alignment's, and random changes
+of the aligned pixels.
 
-All random numbers come from one CPU generator in a fixed order, so a run is the same on every device. They are drawn for a whole batch, of which
-the faces at hand may be a part (`Draws`), so that several workers change their faces as one would. Shape letters: B faces at hand, S side of
-the aligned face.
+All random numbers come from one CPU generator in a fixed order, so a run is the same on every
+device. They are drawn for the whole batch. A worker's faces may be a part of it (`Draws`), so that
+N workers change their faces as one worker would.
+
+Shape letters: B faces of this worker, S side of the aligned face.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for `total` faces, of which only those of `rows` (B,) are handed out."""
+    """Draws random numbers for `total` faces and returns those of `rows` (B,)."""
 
     generator: Generator
     total: int
@@ -33,36 +36,42 @@ class Draws:
 
     @classmethod
     def of(cls, count: int, generator: Generator, rank: int = 0, world: int = 1) -> Draws:
-        """For the `count` faces of part `rank` of `world` equal parts of a batch."""
+        """Draws for the `count` faces of part `rank` of `world` equal parts of a batch."""
         return cls(generator, world * count, torch.arange(rank * count, (rank + 1) * count))
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """(B, *shape), uniform in low..high."""
+        """Uniform numbers in low..high: (B, *shape)."""
         numbers = torch.rand(self.total * math.prod(shape), generator=self.generator) * (high - low) + low
         return numbers.view(self.total, *shape)[self.rows]
 
     def normal(self, *shape: int) -> Tensor:
-        """(B, *shape), standard normal."""
+        """Standard normal numbers: (B, *shape)."""
         return torch.randn((self.total, *shape), generator=self.generator)[self.rows]
 
     def shared(self, low: float, high: float) -> float:
         """One number for all faces."""
         return float(torch.rand(1, generator=self.generator) * (high - low) + low)
 
-    def chosen(self, probability: float) -> tuple[Tensor, Draws]:
-        """Faces drawn with a probability, as numbers among the B, and the draws of all that were drawn of the whole batch."""
-        hit = torch.rand(self.total, generator=self.generator) < probability
-        place = hit.cumsum(0) - 1
-        mine = hit[self.rows]
-        return mine.nonzero().squeeze(-1), Draws(self.generator, int(hit.sum()), place[self.rows][mine])
+    def subset(self, probability: float) -> tuple[Tensor, Draws]:
+        """A random subset of the faces, each with the same probability.
+
+        Returns the indices of this worker's faces in it, and draws for the subset of the whole
+        batch.
+        """
+        selected = torch.rand(self.total, generator=self.generator) < probability
+        position = selected.cumsum(0) - 1
+        own = selected[self.rows]
+        draws = Draws(self.generator, int(selected.sum()), position[self.rows][own])
+        return own.nonzero().squeeze(-1), draws
 
 
 def geometric_map(
     count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
 ) -> Tensor:
-    """A random map of the aligned crop for each face: mirror, then zoom and turn about the centre, then shift; (B, 2, 3) on CPU.
+    """A random map of the aligned crop for each face: (B, 2, 3) on CPU.
 
-    The `count` faces are part `rank` of `world` equal parts of a batch.
+    It mirrors, then zooms and rotates about the centre, then shifts. The `count` faces are part
+    `rank` of `world` equal parts of a batch.
     """
     draws = Draws.of(count, generator, rank, world)
     angle = draws.uniform(-augment.rotation, augment.rotation) * (math.pi / 180)
@@ -81,27 +90,32 @@ def geometric_map(
 def photometric(
     face_B3SS: Tensor, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
 ) -> Tensor:
-    """Aligned faces in 0..255 with random colour, sharpness and compression; same shape and range. rank, world: as in `geometric_map`."""
+    """Aligned faces in 0..255 with random colour, sharpness and compression.
+
+    Same shape and range. rank, world: as in `geometric_map`.
+    """
     return _changed(face_B3SS, augment, Draws.of(len(face_B3SS), generator, rank, world))
 
 
-def maps_ahead(
+def upcoming_maps(
     steps: int, count: int, size: int, augment: Augment, generator: Generator, rank: int = 0, world: int = 1
 ) -> Tensor:
-    """The maps that `geometric_map` will give in the next `steps` steps of training, between which `photometric` draws too: (steps, B, 2, 3).
+    """The maps that `geometric_map` will give in the next `steps` training steps: (steps, B, 2, 3).
 
-    The generator stays where it is. Costs what the random numbers cost, most of all those of `augment.noise`.
+    `photometric` draws random numbers between two of them, so these are drawn as well. The state of
+    `generator` does not change. Most of the time goes into the random numbers of `augment.noise`.
     """
-    ahead, nothing = Generator(), torch.empty(0, 3, size, size)
-    ahead.set_state(generator.get_state())
+    copy, no_faces = Generator(), torch.empty(0, 3, size, size)
+    copy.set_state(generator.get_state())
     maps = [torch.empty(0, count, 2, 3)]
     for _ in range(steps):
-        maps.append(geometric_map(count, size, augment, ahead, rank, world)[None])
-        _changed(nothing, augment, Draws(ahead, world * count, torch.empty(0, dtype=torch.int64)))
+        maps.append(geometric_map(count, size, augment, copy, rank, world)[None])
+        _changed(no_faces, augment, Draws(copy, world * count, torch.empty(0, dtype=torch.int64)))
     return torch.cat(maps)
 
 
 def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
+    """`photometric`, with numbers from `draws`. For no faces it draws the same numbers."""
     device = face_B3SS.device
     luma = torch.tensor(_LUMA, device=device).view(1, 3, 1, 1)
 
@@ -124,10 +138,11 @@ def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
         (augment.erase, _erase),
     )
     for probability, change in changes:
-        chosen, theirs = draws.chosen(probability)
-        if theirs.total:
-            chosen = chosen.to(device)
-            face_B3SS = face_B3SS.index_copy(0, chosen, change(face_B3SS[chosen], theirs).to(face_B3SS.dtype))
+        subset, subset_draws = draws.subset(probability)
+        if subset_draws.total:
+            subset = subset.to(device)
+            changed = change(face_B3SS[subset], subset_draws)
+            face_B3SS = face_B3SS.index_copy(0, subset, changed.to(face_B3SS.dtype))
     return face_B3SS.clamp(0, 255)
 
 
@@ -146,7 +161,7 @@ def _tint_and_gamma(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor
 def _blur(face_B3SS: Tensor, draws: Draws) -> Tensor:
     size = face_B3SS.shape[-1]
     sigma = draws.uniform(0.3, 2.0) * (size / 128)
-    if not len(face_B3SS):  # the numbers are drawn all the same
+    if not len(face_B3SS):  # after the draw, which every worker makes
         return face_B3SS
     kernel = 2 * math.ceil(2.5 * 2.0 * size / 128) + 1
     blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma.view(-1, 1).expand(-1, 2).to(face_B3SS))
@@ -154,7 +169,9 @@ def _blur(face_B3SS: Tensor, draws: Draws) -> Tensor:
 
 
 def _downscale(face_B3SS: Tensor, draws: Draws) -> Tensor:
-    """One size for all faces chosen in this batch: sizes of their own would need a resampling each."""
+    """Shrinks and enlarges. All faces take one size, because different sizes would need a
+    resampling for each face.
+    """
     size = face_B3SS.shape[-1]
     small = max(8, round(size * draws.shared(0.3, 0.8)))
     if not len(face_B3SS):

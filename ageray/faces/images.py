@@ -1,4 +1,8 @@
-"""Photo bytes to upright uint8 pixels, by the decoder's own down-scaling where a smaller picture is enough."""
+"""Photo bytes to upright uint8 pixels.
+
+If a smaller picture is enough, a JPEG is shrunk by its decoder, which is faster than decoding it in
+full.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,17 @@ from ageray import storage
 from ageray.errors import UserError
 
 MAX_PIXELS = 100_000_000
-"""Larger photos are refused: a few kilobytes of PNG can unpack to gigabytes."""
+"""Larger photos give an error, because a few kilobytes of PNG can unpack to gigabytes."""
+MAX_FILE_BYTES = 256 * 2**20
+"""Larger files give an error."""
+PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings of photo files, in any case."""
 
 _DRAFTS = (8, 4, 2)
 _ORIENTATION = 0x0112
-_TURNED = (5, 6, 7, 8)  # orientations that exchange width and height
-# Which stored axis (0 = x, 1 = y) runs backwards along the upright x and along the upright y, by EXIF orientation.
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+# By EXIF orientation: the stored axis (0 = x, 1 = y) that runs backwards along the upright x, and
+# the one that runs backwards along the upright y.
 _BACKWARDS: dict[int, tuple[int | None, int | None]] = {
     2: (0, None),
     3: (0, 1),
@@ -31,16 +40,18 @@ _BACKWARDS: dict[int, tuple[int | None, int | None]] = {
 
 
 class ImageError(ValueError):
-    """Bytes that are no picture we can read; the message is short enough for a table's `error` column."""
+    """Bytes that cannot be read as a picture. The message is short enough for a table's `error`."""
 
 
 @dataclass(frozen=True)
 class Photo:
     """An upright photo, possibly decoded at 1/2, 1/4 or 1/8 of its size.
 
-    `pixels` is uint8 (H, W, 3) RGB; `scale` says how many full-size pixels one of its pixels spans; `width` and `height` are full size.
-    `shrinks` says whether its decoder can do that at all (JPEG).
-    Points are measured from the centre of the first pixel, so a pixel of the small picture sits between those it was made from.
+    `pixels` is uint8 (H, W, 3) RGB. `scale` is the number of full-size pixels along one of its
+    pixels. `width` and `height` are full size. `offset` (x, y) is the part of the first pixel that
+    lies outside the photo, in full-size pixels. `shrinks` says whether the decoder can shrink
+    (JPEG). Points are measured from the centre of the first pixel, so a pixel of the small picture
+    lies between those that it was made from.
     """
 
     pixels: NDArray[np.uint8]
@@ -64,8 +75,9 @@ class Photo:
 def fetch(uri: str) -> bytes | UserError | ImageError:
     """The encoded photo at `uri`.
 
-    Errors are returned, not raised, because threads fetch many photos at once: UserError if the file
-    cannot be read, ImageError if it is larger than MAX_FILE_BYTES (at most one byte more is read).
+    Errors are returned, not raised, because threads fetch many photos at once: UserError if the
+    file cannot be read, ImageError if it has more than MAX_FILE_BYTES (at most one byte more is
+    read).
     """
     try:
         content = storage.read_bytes(uri, MAX_FILE_BYTES + 1)
@@ -80,10 +92,11 @@ def too_large() -> ImageError:
 
 
 def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
-    """Decodes a photo upright (EXIF), RGB, first frame.
+    """Decodes a photo: upright (EXIF), RGB, first frame.
 
-    A JPEG is shrunk while it is decoded to 1/`scale` (1, 2, 4 or 8) or, with `max_side`, as far as leaves its longer side that many pixels;
-    other formats come in full size. Raises ImageError for anything that cannot be read whole or has over 100 megapixels.
+    A JPEG is shrunk to 1/`scale` (1, 2, 4 or 8) while it is decoded. With `max_side`, `scale` is
+    the largest that leaves the longer side at least that many pixels. Other formats come in full
+    size. Raises ImageError if the photo cannot be read whole, or has over 100 megapixels.
     """
     if not data:
         raise ImageError("empty file")
@@ -101,26 +114,28 @@ def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
         raise ImageError(str(error)) from None
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
-    except (
-        Exception
-    ) as error:  # PIL's plugins raise whatever their parser met: struct.error, SyntaxError, KeyError, ...
+    except Exception as error:  # PIL's plugins raise many types: struct.error, SyntaxError, KeyError
         raise ImageError(f"cannot decode: {type(error).__name__}: {error}") from None
 
 
-def _upright(image: Image.Image, wanted: int) -> Photo:
+def _upright(image: Image.Image, target: int) -> Photo:
+    """Decodes at 1/`target` if the decoder can, else in full size, and turns upright."""
     width, height = image.size
     shrinks = image.format in ("JPEG", "MPO")
     # PIL takes the largest of its scales that leaves at least this size.
-    image.draft("RGB", (max(1, width // wanted), max(1, height // wanted)))
-    scale = wanted if shrinks and image.size == (-(-width // wanted), -(-height // wanted)) else 1
-    # The last pixel of the small picture may reach past the edge; if the axis is turned round, that overhang comes first.
+    image.draft("RGB", (max(1, width // target), max(1, height // target)))
+    scale = 1
+    if shrinks and image.size == (-(-width // target), -(-height // target)):
+        scale = target
+    # The last pixel of the small picture may reach past the edge. If its axis runs backwards, that
+    # overhang comes first.
     overhang = (image.width * scale - width, image.height * scale - height)
     orientation = image.getexif().get(_ORIENTATION, 1)
     back_x, back_y = _BACKWARDS.get(orientation, (None, None))
-    offset = (overhang[back_x] if back_x is not None else 0, overhang[back_y] if back_y is not None else 0)
-    image.load()  # a TIFF is turned here, and then says that it is upright
+    offset = (0 if back_x is None else overhang[back_x], 0 if back_y is None else overhang[back_y])
+    image.load()  # turns a TIFF upright and changes its orientation tag
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # 16-bit gray: PIL's conversion would clip instead of scaling
+    if upright.mode.startswith("I;16"):  # 16-bit gray, which PIL's conversion would clip
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if scale == 1:
         width, height = upright.size
@@ -129,24 +144,18 @@ def _upright(image: Image.Image, wanted: int) -> Photo:
     return Photo(np.asarray(upright.convert("RGB")), scale, width, height, offset, shrinks)
 
 
-MAX_FILE_BYTES = 256 * 2**20
-"""Larger files are refused: they are no photos."""
-
-PHOTOS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-"""Endings (any case) of the files that are taken for photos."""
-
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-
-
 def upright_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height by the header, as the image is seen; None if it has none. Nothing is decoded."""
+    """Width and height of the upright image, from the header; None if it cannot be read.
+
+    No pixel is decoded.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content)) as image:
-                size, orientation = image.size, image.getexif().get(0x0112, 1)
-    except (
-        Exception
-    ):  # PIL's plugins raise whatever their parser met, or that it is a bomb; decoding says what is wrong
+                size, orientation = image.size, image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # PIL's plugins raise many types; `decode` reports what is wrong
         return None
-    return (size[1], size[0]) if orientation in _TURNED else size
+    if orientation in _TURNED:
+        return size[1], size[0]
+    return size

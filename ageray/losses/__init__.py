@@ -1,1 +1,4 @@
-"""Loss terms, one file each, and their weighted sum. Models are unknown here: a term names the tensors that it needs."""
+"""Loss terms, one file each, and their weighted sum.
+
+A term names the tensors that it needs. No loss imports a model.
+"""

@@ -44,10 +44,11 @@ FIELDS = frozenset({"age", "age_std", "bins", "gender", "teacher"})
 where labels have one, `age_std` (B,) years, their standard deviation; with `train.teacher`, `teacher` (B, K), the teacher's posterior."""
 PAIRED = frozenset({"triplet", "contrastive", "gender_contrastive"})
 """Terms on pairs and triplets of faces."""
-_JOINT = PAIRED | {"cluster_scatter"}  # no means over faces one by one
+_JOINT = PAIRED | {"cluster_scatter"}  # terms that are no means over single faces
 _WEIGHT = "weight"
 AUXILIARY = "aux_"
-"""Before a classifier's tensor name: those of A further classifiers, stacked along dimension 1, as `aux_logits` (B, A, K)."""
+"""Prefix of the tensors of A auxiliary classifiers, stacked along dimension 1: `aux_logits`
+(B, A, K)."""
 _CLUSTERED = "set model.name=cluster_cnn and model.head=cluster"
 _REMEDIES = {
     "logits": "set model.classifier=softmax (any model but siamese)",
@@ -57,7 +58,7 @@ _REMEDIES = {
     "cluster": _CLUSTERED,
     "centroids": _CLUSTERED,
 }
-"""Settings with which a model gives a tensor."""
+"""For each tensor the settings with which a model gives it."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +94,28 @@ class _Bound:
         return value_B.sum() if self.options.get("reduction") == "sum" else value_B.mean()
 
     def auxiliary(self, tensors: dict[str, Tensor]) -> Tensor:
-        """The sum over the auxiliary classifiers."""
-        each = zip(*(tensors[AUXILIARY + field].unbind(1) for field in self.stacked), strict=True)
-        values = [self.value({**tensors, **dict(zip(self.stacked, one, strict=True))}) for one in each]
+        """The sum of the term over the auxiliary classifiers."""
+        stacks = [tensors[AUXILIARY + field].unbind(1) for field in self.stacked]
+        values = []
+        for outputs in zip(*stacks, strict=True):
+            values.append(self.value({**tensors, **dict(zip(self.stacked, outputs, strict=True))}))
         return torch.stack(values).sum()
 
 
 class Criterion:
-    """Calls each configured term with the tensors that its required parameters name, weighs and sums.
+    """Calls each configured term with the tensors that its required parameters name; sums the
+    results with the terms' weights.
 
-    Where a model has auxiliary classifiers (it gives `aux_logits`), every term on `logits` is applied to each of them too and their sum is
-    weighed by `loss.auxiliary` besides (DHAA, Eq. 4).
+    If the model has auxiliary classifiers (it gives `aux_logits`), every term on `logits` is also
+    applied to each of them. That sum is multiplied by `loss.auxiliary` as well (DHAA, Eq. 4).
     """
 
     def __init__(self, config: Loss, outputs: Collection[str], model: str) -> None:
-        """outputs: names of the model's tensors. Raises UserError if no term is configured, or a term needs a tensor the model lacks."""
+        """outputs: names of the model's tensors. model: its name, for messages.
+
+        Raises UserError if no term is configured, or if a term needs a tensor that the model does
+        not give.
+        """
         self._auxiliary = config.auxiliary
         self._terms: list[_Bound] = []
         for name, function in TERMS.items():
@@ -121,23 +129,27 @@ class Criterion:
             ]
             missing = [field for field in required if field not in FIELDS and field not in outputs]
             if missing:
-                raise _refusal(name, missing, outputs, model)
+                raise _missing_tensors(name, missing, outputs, model)
             stacked = [field for field in required if AUXILIARY + field in outputs]
             options = term.model_dump(exclude={"weight", "label_std"})
             optional = ["age_std"] if getattr(term, "label_std", False) else []
             self._terms.append(_Bound(name, term.weight, function, required, stacked, options, optional))
         if not self._terms:
             raise UserError(
-                f"loss: no term is configured; name at least one of {', '.join(TERMS)}, e.g. loss.neighborhood.sigma=5"
+                f"loss: no term is configured; name at least one of {', '.join(TERMS)}, "
+                "e.g. loss.neighborhood.sigma=5"
             )
 
     def __call__(
         self, tensors: dict[str, Tensor], own: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum (a scalar with gradient), and every unweighted term (detached; `aux_` before those of auxiliary classifiers).
+        """The weighted sum (a scalar with gradient), and each term's value without its weight.
 
-        tensors: by name; with `weight` (B,) too, faces count unequally in the terms that are means over faces. own: those of one worker's part of
-        the batch, on which the terms of `PAIRED` are then computed.
+        The values are detached. Those of auxiliary classifiers have the prefix `aux_`.
+
+        tensors: by name. `weight` (B,), if present, multiplies each face's part in the terms that
+        are means over faces. own: the tensors of this worker's part of the batch; if given, the
+        terms of `PAIRED` are computed from them.
         """
         weighted: list[Tensor] = []
         values: dict[str, Tensor] = {}
@@ -152,18 +164,24 @@ class Criterion:
         return torch.stack(weighted).sum(), values
 
 
-def _refusal(term: str, missing: list[str], outputs: Collection[str], model: str) -> UserError:
+def _missing_tensors(term: str, missing: list[str], outputs: Collection[str], model: str) -> UserError:
+    """The error for a term that needs tensors which the model does not give."""
     remedies = list(dict.fromkeys(_REMEDIES[field] for field in missing if field in _REMEDIES))
     return UserError(
-        f"loss.{term}: model '{model}' does not give {', '.join(missing)} (it gives {', '.join(sorted(outputs))}); "
+        f"loss.{term}: model '{model}' does not give {', '.join(missing)} "
+        f"(it gives {', '.join(sorted(outputs))}); "
         f"{'; '.join(remedies) or 'use another model'}, or leave this term out"
     )
 
 
 def check_finite(values: dict[str, Tensor], step: int) -> None:
-    """Raises FloatingPointError naming the terms that are not finite and the step. Reads the values, so it waits for the device."""
+    """Raises FloatingPointError with the step and the terms that are not finite.
+
+    It reads the values, so it waits for the device.
+    """
     bad = [name for name, value in values.items() if not bool(torch.isfinite(value))]
     if bad:
         raise FloatingPointError(
-            f"step {step}: loss term {', '.join(bad)} is not finite; lower the learning rate, or set train.clip"
+            f"step {step}: loss term {', '.join(bad)} is not finite; "
+            "lower the learning rate, or set train.clip"
         )

@@ -1,4 +1,7 @@
-"""Softmax cross entropy on the age bin (DEX, Rothe et al. 2018). Shape letters: B faces, K bins."""
+"""Softmax cross entropy on the age bin (DEX, Rothe et al. 2018).
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,11 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor:
-    """Mean over the batch of -log p(bin of the age) (He et al., Eq. 3); `reduction="sum"` is the sum of their Eq. 4.
+    """Mean over the batch of -log p(bin of the age) (He et al., Eq. 3).
 
-    logits: (B, K). age: (B,) years; rounded to the nearest bin (half up), ages outside the bins count as the outermost. bins: (K,) years,
-    ascending by one.
+    logits: (B, K). age: (B,) years, rounded to the nearest bin (half up); ages outside the bins
+    count as the outermost bin. bins: (K,) years, in steps of 1. reduction: `sum` gives the sum of
+    their Eq. 4.
     """
     index_B = ((age - bins[0]) + 0.5).floor().long().clamp(0, len(bins) - 1)
     return F.cross_entropy(

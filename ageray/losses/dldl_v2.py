@@ -1,4 +1,7 @@
-"""DLDL-v2 (Gao et al., IJCAI 2018): label distribution and expectation learned together. Shape letters: B faces, K bins."""
+"""DLDL-v2 (Gao et al., IJCAI 2018): label distribution and expectation learned together.
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 

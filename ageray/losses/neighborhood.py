@@ -1,4 +1,7 @@
-"""Neighborhood loss (Kwak et al.): cross entropy against Gaussian-shaped targets. Shape letters: B faces, K bins."""
+"""Neighborhood loss (Kwak et al.): cross entropy against Gaussian-shaped targets.
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 

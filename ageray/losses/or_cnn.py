@@ -1,4 +1,7 @@
-"""OR-CNN: ordinal regression by binary questions (Niu et al., CVPR 2016). Shape letters: B faces, K bins, Q = K - 1 questions."""
+"""OR-CNN: ordinal regression by binary questions (Niu et al., CVPR 2016).
+
+Shape letters: B faces, K bins, Q = K - 1 questions.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +21,17 @@ def or_cnn(
     *,
     importance: Literal["uniform", "sqrt_count"] = "uniform",
 ) -> Tensor:
-    """Mean over the batch of sum_k lambda_k BCE(question k), question k being 'older than bin k'.
+    """Mean over the batch of sum_k lambda_k BCE(question k). Question k is 'older than bin k?'.
 
-    Niu et al. have a weight vector for each question (`classifier: or_cnn`), Cao et al. 2020 one for all (`coral`); the loss is the same.
-    lambda_k = 1, or with `sqrt_count` sqrt(M_k) / max_j sqrt(M_j), M_k being the larger of the two groups into which question k divides the
-    faces (Cao et al.). They count in the training set, we in the batch: a loss knows no more than it is given.
+    Niu et al. have a weight vector for each question (`classifier: or_cnn`). Cao et al. 2020 have
+    one for all questions (`coral`). The loss is the same.
 
-    ordinal_logits: (B, K - 1). age: (B,) years; rounded to the nearest bin (half up), ages outside the bins count as the outermost. bins:
-    (K,) years, ascending by one.
+    importance: `uniform` sets lambda_k = 1. `sqrt_count` sets sqrt(M_k) / max_j sqrt(M_j), where
+    question k divides the faces into two groups and M_k is the size of the larger (Cao et al.).
+    Departure: they count in the training set, we count in the batch.
+
+    ordinal_logits: (B, K - 1). age: (B,) years, rounded to the nearest bin (half up); ages outside
+    the bins count as the outermost bin. bins: (K,) years, in steps of 1.
     """
     logits_BQ = at_least_float32(ordinal_logits)
     older_BQ = (age[:, None] >= bins[:-1] + 0.5).to(logits_BQ.dtype)
@@ -36,6 +42,7 @@ def or_cnn(
 
 
 def _sqrt_count(older_BQ: Tensor) -> Tensor:
+    """lambda_k of `sqrt_count`: (Q,)."""
     share_Q = older_BQ.mean(0)
     root_Q = torch.maximum(share_Q, 1 - share_Q).sqrt()
     return root_Q / root_Q.max()

@@ -1,4 +1,7 @@
-"""The posterior over age bins, as the losses on `logits` use it. Shape letters: B faces, K bins."""
+"""The posterior over age bins, as the losses on `logits` use it.
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,18 @@ def log_posterior(logits_BK: Tensor) -> Tensor:
 
 
 def expectation(log_posterior_BK: Tensor, bins_K: Tensor) -> Tensor:
-    """sum_k p_k y_k in years: (B,). A product and a sum, not a matrix product: autocast would take that to half precision."""
+    """sum_k p_k y_k in years: (B,).
+
+    It is a product and a sum, because autocast would compute a matrix product in half precision.
+    """
     return (log_posterior_BK.exp() * bins_K).sum(-1)
 
 
 def divergence(log_posterior_BK: Tensor, log_target_BK: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of each face's target t from its posterior, sum_k t_k (log t_k - log p_k): (B,)."""
+    """Kullback-Leibler divergence of each face's target t from its posterior: (B,).
+
+    It is sum_k t_k (log t_k - log p_k).
+    """
     return (log_target_BK.exp() * (log_target_BK - log_posterior_BK)).sum(-1)
 
 

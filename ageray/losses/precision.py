@@ -1,4 +1,4 @@
-"""The number format that losses are computed in, whatever autocast gave."""
+"""The floating-point type that losses are computed in, whatever autocast gave."""
 
 from __future__ import annotations
 
@@ -7,5 +7,8 @@ from torch import Tensor
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is float64 already: half precision has too few digits for sums, exponentials and distances."""
+    """The tensor as float32; float64 stays float64.
+
+    Half precision has too few digits for sums, exponentials and distances.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,4 +1,7 @@
-"""Error of the posterior's expectation (Shang and Ai, section 3.3). Shape letters: B faces, K bins."""
+"""Error of the posterior's expectation (Shang and Ai, section 3.3).
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ from ageray.losses.posterior import expectation, log_posterior
 def regression(logits: Tensor, age: Tensor, bins: Tensor, *, norm: Literal["l1", "l2"] = "l1") -> Tensor:
     """Mean over the batch of E_r = |y - sum_k p_k y_k| in years, or of its square.
 
-    logits: (B, K). age: (B,) years, y, not rounded. bins: (K,) years, y_k. The paper does not define its
-    prediction; we take the posterior's expectation, as when an age is decoded. An age outside the bins cannot be reached: its error is at
-    least its distance to the outermost bin.
+    logits: (B, K). age: (B,) years, y, not rounded. bins: (K,) years, y_k. norm: `l2` squares.
+    The paper does not define its prediction. We take the posterior's expectation, as in decoding.
+    The expectation cannot leave the bins: for an age outside them the error is at least its
+    distance to the outermost bin.
     """
     error_B = expectation(log_posterior(logits), bins) - age
-    return (error_B.abs() if norm == "l1" else error_B.square()).mean()
+    if norm == "l1":
+        return error_B.abs().mean()
+    return error_B.square().mean()

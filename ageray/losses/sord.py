@@ -1,4 +1,7 @@
-"""SORD, soft labels for ordinal regression (Diaz and Marathe, CVPR 2019). Shape letters: B faces, K bins."""
+"""SORD, soft labels for ordinal regression (Diaz and Marathe, CVPR 2019).
+
+Shape letters: B faces, K bins.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ def sord(
 ) -> Tensor:
     """Mean over the batch of - sum_k t_k log p_k, t = softmax_k(-alpha phi(y, y_k)).
 
-    phi = |y - y_k| or its square, by `metric`. `l2` is `neighborhood` with normalised targets and sigma = 1 / sqrt(alpha). logits: (B, K).
-    age: (B,) years, y, not rounded. bins: (K,) years, y_k. For an age outside the bins the targets crowd at the nearest end.
+    metric: `l1` sets phi = |y - y_k|, `l2` its square. `l2` is `neighborhood` with normalised
+    targets and sigma = 1 / sqrt(alpha).
+
+    logits: (B, K). age: (B,) years, y, not rounded. bins: (K,) years, y_k. If an age lies outside
+    the bins, most of its target falls on the nearest bins.
     """
     difference_BK = bins[None, :] - age[:, None]
     phi_BK = difference_BK.abs() if metric == "l1" else difference_BK.square()

@@ -12,6 +12,7 @@ from ageray.metrics.accuracy import (
     mean_absolute_error,
     mean_over_subjects,
 )
+from ageray.metrics.age_checks import age_check_table, young_adult_mae
 from ageray.metrics.bootstrap import Bootstrap
 from ageray.metrics.breakdown import by_band, by_decade, by_label
 from ageray.metrics.challenge import challenge_table
@@ -24,6 +25,7 @@ from ageray.metrics.summary import Tested, full_report, summary
 __all__ = [
     "Bootstrap",
     "Tested",
+    "age_check_table",
     "area_under_risk",
     "bias",
     "by_band",
@@ -46,4 +48,5 @@ __all__ = [
     "mean_width",
     "risk_coverage",
     "summary",
+    "young_adult_mae",
 ]

@@ -6,7 +6,7 @@ can hold. `full_report` adds bootstrap intervals. Shape letters: N faces, Q quan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from ageray.metrics.accuracy import (
     pair,
     subject_weights,
 )
+from ageray.metrics.age_checks import YOUNG, age_check_means, young_adult_mean
 from ageray.metrics.bootstrap import Bootstrap, estimate, with_intervals
 from ageray.metrics.breakdown import Part, bands, by_decade, decades, labelled
 from ageray.metrics.challenge import RULES, Rule, challenge_means
@@ -68,7 +69,8 @@ class Tested:
 
     `predicted` is NaN where the model gave no age. `low` and `high` are the ends of its 90 %
     interval. `age_std` is the annotators' standard deviation (NaN where unknown). `quantiles`
-    (N, Q) are the posterior's at `levels` (Q,). Raises ValueError if the lengths differ.
+    (N, Q) are the posterior's at `levels` (Q,). `over` maps an age limit to the probabilities
+    (N,) of being that old. Raises ValueError if the lengths differ.
     """
 
     true: ArrayLike
@@ -81,12 +83,15 @@ class Tested:
     age_std: ArrayLike | None = None
     quantiles: ArrayLike | None = None
     levels: Sequence[float] = ()
+    over: Mapping[int, ArrayLike] | None = None
 
     def __post_init__(self) -> None:
         faces = len(self)
         for name in ("predicted", "low", "high", "age_std"):
             if (column := getattr(self, name)) is not None:
                 pair(self.true, column)
+        for probability in (self.over or {}).values():
+            pair(self.true, probability)
         for name in ("subject", "gender", "group", "quantiles"):
             if (column := getattr(self, name)) is not None and len(column) != faces:
                 raise ValueError(f"{len(column)} entries of {name} for {faces} faces")
@@ -103,6 +108,8 @@ class Tested:
         for name in ("subject", "gender", "group"):
             if (column := getattr(self, name)) is not None:
                 columns[name] = [column[row] for row in np.flatnonzero(chosen_N)]
+        if self.over is not None:
+            columns["over"] = {limit: np.asarray(of, np.float64)[chosen_N] for limit, of in self.over.items()}
         return Tested(**columns)
 
 
@@ -125,6 +132,8 @@ def full_report(
     constant       the floors of `summary`
     by_age         by decade of true age; by_gender and by_group where they are given
     challenge      see `challenge_table`
+    age_checks     see `age_check_table`, where `over` is given
+    young_adults   see `young_adult_mae`
     calibration    see `calibration_curve`, where quantiles are given
     risk_coverage  see `ageray.metrics.risk_coverage`
 
@@ -169,6 +178,10 @@ def _tree(fine: Tested, training_median: float | None, rules: Sequence[Rule]) ->
             labels[name] = label_per_face
             tree[f"by_{name}"] = _breakdown(fine, name, labelled(label_per_face, len(fine)))
     tree["challenge"] = challenge_means(true_N, predicted_N, labels, rules)
+    tree["young_adults"] = {"ages": list(YOUNG), "mae": young_adult_mean(true_N, predicted_N, fine.gender)}
+    tree["age_checks"] = None
+    if fine.over is not None:
+        tree["age_checks"] = age_check_means(true_N, fine.over, labels)
     tree["calibration"] = None
     if fine.quantiles is not None:
         tree["calibration"] = calibration_means(true_N, fine.quantiles, fine.levels)

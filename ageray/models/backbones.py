@@ -1,4 +1,6 @@
-"""Feature extractors by name: RGB faces in 0..255 in, pooled features out. Shape letters: B faces, S side of the face, D features.
+"""Feature extractors by name: RGB faces in 0..255 in, pooled features out.
+
+Shape letters: B faces, S side of the face, D features.
 
 All but those of `_OWN` are torchvision's, under torchvision's own parameter names, without their classifier and auxiliary heads.
 """
@@ -21,21 +23,23 @@ from ageray.models.network import Backbone, no_imagenet
 Colour = tuple[float, float, float]
 _IMAGENET: tuple[Colour, Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF: tuple[Colour, Colour] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""What torchvision's `transform_input` makes of pictures normalised by ImageNet's mean: its two networks that were ported from TensorFlow
-want (x - 0.5) / 0.5. Done here at once."""
+"""The networks that torchvision ported from TensorFlow take (x - 0.5) / 0.5. Its own
+`transform_input` computes that from pictures normalised by ImageNet's mean."""
 
 
 @dataclass(frozen=True)
 class _Network:
-    """One of torchvision's networks: how wide its features are, and which parts are left out."""
+    """What the backbone needs to know of one of torchvision's networks."""
 
     features: int
     classifier: tuple[str, ...]
-    """The last linear layer, and dropout on pooled features before it, which is a model's own `dropout`."""
+    """Parts left out: the last linear layer, and the dropout before it, because models have their
+    own `dropout`."""
     auxiliary: tuple[str, ...] = ()
-    """Heads that only torchvision's own training uses."""
+    """Parts left out that only torchvision's own training uses."""
     least_side: int = 16
-    """The smallest face, in pixels, that its poolings leave something of; 16 is the least of `align.size`."""
+    """The smallest face in pixels that the poolings do not reduce to nothing; 16 is the least
+    `align.size`."""
     normalise: tuple[Colour, Colour] = _IMAGENET
     """Mean and standard deviation of the colours, as shares of 255."""
 
@@ -44,7 +48,7 @@ _NETWORKS: dict[Name, _Network] = {
     "resnet18": _Network(512, ("fc",)),
     "resnet34": _Network(512, ("fc",)),
     "resnet50": _Network(2048, ("fc",)),
-    # fc7 after its ReLU and its dropout: fc6 and fc7 are part of the features
+    # The features are those of fc7, after its ReLU and its dropout.
     "vgg16": _Network(4096, ("classifier.6",), least_side=32),
     "googlenet": _Network(1024, ("fc", "dropout"), ("aux1", "aux2"), normalise=_HALF),
     "inception_v3": _Network(2048, ("fc", "dropout"), ("AuxLogits",), least_side=75, normalise=_HALF),
@@ -55,10 +59,13 @@ _NETWORKS: dict[Name, _Network] = {
 
 
 class TorchvisionBackbone(Backbone):
-    """One of torchvision's networks up to the features that its classifier sees: (B, 3, S, S) to (B, D)."""
+    """One of torchvision's networks without its classifier: (B, 3, S, S) to (B, D)."""
 
     def __init__(self, name: Name, imagenet: bool = False) -> None:
-        """imagenet: with torchvision's IMAGENET1K_V1 weights, downloaded once (OSError if they cannot be), else random ones."""
+        """imagenet: load torchvision's IMAGENET1K_V1 weights instead of random ones.
+
+        They are downloaded once. Raises OSError if that fails.
+        """
         super().__init__()
         spec = _NETWORKS[name]
         self.name, self.features, self.least_side = name, spec.features, spec.least_side
@@ -75,21 +82,29 @@ class TorchvisionBackbone(Backbone):
         return features_BD
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes torchvision's own state dict of this network; classifier and auxiliary heads are left out. Raises RuntimeError if it differs."""
-        kept = {name: tensor for name, tensor in state.items() if not name.startswith(self._left_out)}
-        self.network.load_state_dict(
-            {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in kept.items()}
-        )
+        """Loads torchvision's state dict of this network, without classifier and auxiliary heads.
+
+        Raises RuntimeError if it belongs to another network.
+        """
+        own = {}
+        for name, tensor in state.items():
+            if not name.startswith(self._left_out):
+                own[name] = tensor.float() if tensor.is_floating_point() else tensor
+        self.network.load_state_dict(own)
 
 
 def _without_classifier(name: Name, spec: _Network, imagenet: bool) -> nn.Module:
-    import torchvision  # here: the import takes seconds, and networks of our own do without
+    """torchvision's network of that name without the parts that `spec` leaves out."""
+    import torchvision  # imported here, because it takes seconds and our own networks do not need it
 
-    # torchvision refuses these two options beside weights and warns without them
-    options = {"aux_logits": False, "init_weights": True} if spec.auxiliary and not imagenet else {}
-    network: Any = torchvision.models.get_model(
-        name, weights="IMAGENET1K_V1" if imagenet else None, **options
-    )
+    options: dict[str, Any] = {}
+    if imagenet:
+        options["weights"] = "IMAGENET1K_V1"
+    elif spec.auxiliary:
+        # With weights, torchvision raises an error for these options. Without weights it warns if
+        # they are missing.
+        options.update(aux_logits=False, init_weights=True)
+    network: Any = torchvision.models.get_model(name, **options)
     for part in spec.classifier:
         network.set_submodule(part, nn.Identity())
     if spec.auxiliary:

@@ -1,4 +1,6 @@
-"""Configuration to network: the one place that knows every model by name, and how a starting point is loaded.
+"""From a configuration to a network with its initial weights.
+
+This is the only module that knows every model by name.
 
 Shape letters: B faces, S side of the aligned face, K age bins, D features.
 """
@@ -46,7 +48,8 @@ def _ensemble(config: experiment.model.Ensemble) -> AgeNetwork:
 def build(config: experiment.Model, seed: int | None = None, pretrained: bool = True) -> AgeNetwork:
     """The network of a configuration, on CPU, in training mode.
 
-    seed: of the random initial weights. pretrained: load `config.weights`; a bundle that brings its own weights says False.
+    seed: of the random initial weights. pretrained: load `config.weights`; False for a bundle,
+    which has its own weights.
     Raises UserError if the weights are missing or are those of another network.
     """
     if pretrained and config.name == "ensemble":
@@ -71,25 +74,25 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
 
 
 def load_start(network: AgeNetwork, weights: str) -> None:
-    """Loads a safetensors file into the network: one of our own models whole, or the backbone's published weights."""
+    """Loads a safetensors file: a whole model of our own, or published weights of the backbone.
+
+    Raises UserError if the file cannot be read or belongs to another network.
+    """
     try:
         state = load_safetensors(storage.read_bytes(weights))
     except UserError as error:
         raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
-    except Exception as error:  # the library raises what its parser met
+    except Exception as error:  # safetensors raises many types
         raise UserError(f"model.weights={weights}: not a safetensors file ({error}); {REMEDY}") from None
     try:
         if state.keys() == network.state_dict().keys():
-            network.load_state_dict(
-                {
-                    name: tensor.float() if tensor.is_floating_point() else tensor
-                    for name, tensor in state.items()
-                }
-            )
+            tensors = {}
+            for name, tensor in state.items():
+                tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+            network.load_state_dict(tensors)
         else:
             network.load_backbone(state)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.weights={weights}: not weights of {getattr(network.get_backbone(), 'name', 'this network')} ({reason}); {REMEDY}"
-        ) from None
+        model = getattr(network.get_backbone(), "name", "this network")
+        raise UserError(f"model.weights={weights}: not weights of {model} ({reason}); {REMEDY}") from None

@@ -1,7 +1,9 @@
-"""Cluster-CNN (Shang and Ai, ICIP 2017): a backbone's features go to one of k clusters, whose branch leads to the ages.
+"""Cluster-CNN (Shang and Ai, ICIP 2017).
 
-Shape letters: B faces of this worker, G faces of the whole batch over all workers, D features, V outputs of a branch, K age bins (or K - 1
-binary questions), k clusters.
+Each face's features belong to one of k clusters. The cluster's branch leads to the ages.
+
+Shape letters: B faces of this worker, G faces of the whole batch of all workers, D features, V
+outputs of a branch, K age bins (or K - 1 binary questions), k clusters.
 """
 
 from __future__ import annotations
@@ -24,45 +26,50 @@ Config = experiment.model.ClusterCnn
 
 
 def make(config: Config) -> AgeNetwork:
-    """The network of `model.name: cluster_cnn`: with the cluster module, or the paper's strong baseline, which is a plain `Classifier`."""
+    """The network of `model.name: cluster_cnn`.
+
+    `head: plain` is the paper's strong baseline, a plain `Classifier` without clusters.
+    """
     if config.head == "plain":
         return Classifier(config, _backbone(config))
     return ClusterCnn(config)
 
 
 def _backbone(config: Config) -> Backbone:
-    if config.depth == "half" and config.weights != "imagenet":  # which `make` refuses
+    if config.depth == "half" and config.weights != "imagenet":  # `make` raises an error for imagenet
         return GoogLeNet("half")
     return backbones.make(config.backbone, imagenet=config.weights == "imagenet")
 
 
 class ClusterCnn(AgeNetwork):
-    """Features x, the drawn or nearest cluster c_i, v = relu(W_i (x - u_ci) + b_i) (section 3.2.1), and a classifier on v.
+    """v = relu(W_i (x - u_ci) + b_i) of features x in cluster c_i, and a classifier on v.
 
-    The branch of a cluster is its W_i and b_i, the only weights that the paper calls distinct; the classifier, which it does not describe,
-    is one for all. Yields `logits` (B, K) or `ordinal_logits` (B, K - 1) and `embedding`, the features x (B, D): v of different branches
-    are not comparable. In training also what S_w / S_b needs (Eq. 1), each for the whole batch over all workers: `features` (G, D) and
-    `centroids` (k, D), float32, and `cluster` (G,). The centroids, here and in x - u, are those that the batch has moved, as in
-    Algorithm 1, where the update comes before the forward pass; they carry (1 - alpha) x's gradient.
+    The branch of a cluster is its W_i and b_i (section 3.2.1). The paper calls only them distinct
+    and does not describe the classifier, so one classifier serves all branches.
 
-    In training a cluster is drawn by Eq. 2. In eval mode nothing is drawn and no centroid moves: the branch of the nearest centroid, or, for
-    `assignment: mixture`, all of them: logits of the branches' posteriors, weighed by Eq. 2.
+    Yields `logits` (B, K) or `ordinal_logits` (B, K - 1), and `embedding` (B, D), the features x,
+    because v of different branches are not comparable. In training it also yields what S_w / S_b
+    (Eq. 1) needs, for the whole batch of all workers: `features` (G, D) and `centroids` (k, D),
+    float32, and `cluster` (G,).
+
+    In training the cluster is drawn by Eq. 2. As in Algorithm 1 the centroids are updated before
+    the forward pass, and x - u uses the updated ones. They carry the gradient of (1 - alpha) x. In
+    eval mode nothing is drawn and no centroid moves. The nearest centroid's branch is used; with
+    `assignment: mixture` all branches are, and their posteriors are averaged with the weights of
+    Eq. 2.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self._name, self._mixture, self._init_faces = (
-            head_output(config),
-            config.assignment == "mixture",
-            config.init_faces,
-        )
+        self._name = head_output(config)
+        self._mixture = config.assignment == "mixture"
+        self._init_faces = config.init_faces
         self.whole_batch = frozenset({"features", "cluster", "centroids"})
         self.outputs = self.whole_batch | {self._name, "embedding"}
         self.backbone = _backbone(config)
         self.clusters = Clusters(config.clusters, self.backbone.features, config.momentum)
-        self.branches = nn.Linear(
-            self.backbone.features, config.clusters * config.branch_features
-        )  # W_1 above W_2 and so on
+        # The rows of W_1, then those of W_2 and so on.
+        self.branches = nn.Linear(self.backbone.features, config.clusters * config.branch_features)
         nn.init.kaiming_normal_(self.branches.weight, nonlinearity="relu")
         nn.init.zeros_(self.branches.bias)
         self.dropout = nn.Dropout(config.dropout)
@@ -70,8 +77,10 @@ class ClusterCnn(AgeNetwork):
 
     @property
     def num_init_faces(self) -> int:
-        """Faces for k-means++, as long as there are no centroids; weights of a trained network bring theirs."""
-        return 0 if bool(self.clusters.started) else self._init_faces
+        """Number of faces for k-means++; 0 once there are centroids, as in a trained network."""
+        if bool(self.clusters.started):
+            return 0
+        return self._init_faces
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to the tensors named above."""
@@ -100,8 +109,9 @@ class ClusterCnn(AgeNetwork):
     def _classified(self, difference_BD: Tensor, cluster_B: Tensor) -> Tensor:
         """x - u through the branch of each face's cluster, then the classifier: (B, K).
 
-        Every face goes through all branches in one product and its own is picked: a branch costs less than a thousandth of the backbone, and nothing
-        waits to learn how many faces a cluster has.
+        Every face goes through all branches in one product, and its own branch is selected. A
+        branch costs less than a thousandth of the backbone, and the CPU need not wait for the
+        number of faces in each cluster.
         """
         all_BkV = self.branches(difference_BD).unflatten(1, (len(self.clusters.centroids), -1))
         v_BV = F.relu(all_BkV.take_along_dim(cluster_B[:, None, None], 1).squeeze(1))
@@ -109,8 +119,12 @@ class ClusterCnn(AgeNetwork):
         return logits_BK
 
     def _mixed(self, features_BD: Tensor) -> Tensor:
-        """sum_i p(c_i | x) p(age | branch i), as its logarithm (B, K), whose softmax it is; of binary questions, made to fall within each
-        branch as decoding would, the log odds of sum_i p(c_i | x) p(older | branch i) (B, K - 1)."""
+        """Logits of the mixture of all branches.
+
+        For a softmax the logarithm of sum_i p(c_i | x) p(age | branch i), (B, K). For binary
+        questions the log odds of sum_i p(c_i | x) p(older | branch i), (B, K - 1); within each
+        branch a running minimum makes p(older) fall, as in decoding.
+        """
         centroids_kD = self.clusters.centroids
         count, features = centroids_kD.shape
         with torch.autocast(features_BD.device.type, enabled=False):
@@ -122,12 +136,12 @@ class ClusterCnn(AgeNetwork):
         if self._name == "logits":
             return torch.logsumexp(log_weight_Bk1 + F.log_softmax(logits_BkK, -1), 1)
         older_BkK = logits_BkK.cummin(-1).values
-        return torch.logsumexp(log_weight_Bk1 + F.logsigmoid(older_BkK), 1) - torch.logsumexp(
-            log_weight_Bk1 + F.logsigmoid(-older_BkK), 1
-        )
+        log_older_BK = torch.logsumexp(log_weight_Bk1 + F.logsigmoid(older_BkK), 1)
+        log_younger_BK = torch.logsumexp(log_weight_Bk1 + F.logsigmoid(-older_BkK), 1)
+        return log_older_BK - log_younger_BK
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the branches and the classifier."""
+        """The parameters of the branches and the classifier."""
         return chain(self.branches.parameters(), self.head.parameters())
 
     def get_backbone(self) -> nn.Module:
@@ -139,10 +153,10 @@ class ClusterCnn(AgeNetwork):
         self.backbone.load_backbone(state)
 
     def init_features(self, batch: Batch) -> Tensor:
-        """The features, for k-means++: (B, D)."""
+        """The backbone's features, for k-means++: (B, D)."""
         features_BD: Tensor = self.backbone(batch["face"])
         return features_BD
 
     def init_from_features(self, features_ND: Tensor, generator: torch.Generator) -> None:
-        """First centroids by k-means++; see `clusters.kmeans` for errors."""
+        """Sets the first centroids by k-means++; see `clusters.kmeans` for errors."""
         self.clusters.start(features_ND, generator)

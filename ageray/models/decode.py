@@ -1,4 +1,7 @@
-"""From a posterior over age bins to an age in years, and to quantiles. Shape letters: B faces, K bins, Q quantiles."""
+"""From a posterior over age bins to an age in years, and to quantiles.
+
+Shape letters: B faces, K bins, Q quantiles.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,12 @@ def bins(config: ModelBase) -> Tensor:
 
 
 def classifier_posterior(outputs: dict[str, Tensor]) -> Tensor:
-    """The posterior (B, K), float32, of a classifier's tensors: softmax of `logits`, or of `ordinal_logits` (B, K - 1) the differences of
-    p(older than bin k), made to fall with k by a running minimum where independent questions contradict each other (Niu et al. 2016)."""
+    """The posterior (B, K), float32, of a classifier's tensors.
+
+    `logits` (B, K) go through softmax. For `ordinal_logits` (B, K - 1) it is the differences of
+    p(older than bin k). Independent questions may contradict each other (Niu et al. 2016), so a
+    running minimum makes p fall with k.
+    """
     if "logits" in outputs:
         return torch.softmax(outputs["logits"].float(), -1)
     older_BQ = torch.sigmoid(outputs["ordinal_logits"].float()).cummin(-1).values
@@ -25,12 +32,13 @@ def classifier_posterior(outputs: dict[str, Tensor]) -> Tensor:
 
 
 def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
-    """Age in years (B,), not rounded: the posterior's expectation (DEX), median or mode, as `config.decode.method` says."""
+    """Age in years (B,), not rounded.
+
+    `config.decode.method` chooses the posterior's expectation (DEX), median or mode. A gallery's
+    posterior is the histogram of the neighbours' ages; its expectation is taken.
+    """
     bins_K = bins(config).to(posterior_BK)
-    if config.decode.method in (
-        "expectation",
-        "gallery",
-    ):  # the gallery's posterior is the histogram of the neighbours' ages
+    if config.decode.method in ("expectation", "gallery"):
         return posterior_BK @ bins_K
     if config.decode.method == "argmax":
         return bins_K[posterior_BK.argmax(-1)]
@@ -38,12 +46,16 @@ def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
 
 
 def quantiles(posterior_BK: Tensor, bins_K: Tensor, levels_Q: Tensor) -> Tensor:
-    """Ages below which the given shares of the posterior lie: (B, Q). A bin's probability is spread evenly over its year, bin y covering
-    y - 0.5 to y + 0.5."""
+    """Ages below which the given shares of the posterior lie: (B, Q).
+
+    A bin's probability is spread evenly over its year. Bin y reaches from y - 0.5 to y + 0.5.
+    """
     cumulative_BK = posterior_BK.cumsum(-1)
     total_B1 = cumulative_BK[:, -1:]
-    wanted_BQ = levels_Q.expand(len(posterior_BK), -1) * total_B1
-    index_BQ = torch.searchsorted(cumulative_BK, wanted_BQ.contiguous()).clamp_max(len(bins_K) - 1)
+    wanted_BQ = levels_Q * total_B1
+    # as torch.searchsorted counts, but exportable to ONNX
+    below_BKQ = cumulative_BK[:, :, None] < wanted_BQ[:, None]
+    index_BQ = below_BKQ.sum(1).clamp_max(len(bins_K) - 1)
     mass_BQ = posterior_BK.gather(-1, index_BQ)
     below_BQ = cumulative_BK.gather(-1, index_BQ) - mass_BQ
     share_BQ = ((wanted_BQ - below_BQ) / mass_BQ.clamp_min(torch.finfo(mass_BQ.dtype).tiny)).clamp(0, 1)

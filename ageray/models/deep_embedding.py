@@ -1,4 +1,6 @@
-"""`deep_embedding`: the Deep Embedding Network of He et al., VGG-16 whose last features feed classifier and triplets alike.
+"""`deep_embedding`: the Deep Embedding Network of He et al.
+
+The last features of VGG-16 go to the classifier and to the triplet loss.
 
 Shape letters: B faces, S side of the face, K age bins, D size of the embedding.
 """
@@ -16,12 +18,16 @@ from ageray.models.network import age_head
 
 
 class DeepEmbedding(Classifier):
-    """A backbone, one embedding f, and a linear classifier on it (Fig. 1): W_T are the weights up to f, W_S the classifier's.
+    """A backbone, an embedding f, and a linear classifier on it (Fig. 1).
 
-    Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, D), f of Eq. 1, both with a gradient into the same weights, so that
-    classification and triplet loss (Eq. 4) act together. f is the backbone's own features where `config.embedding` is 0 (VGG-16: fc7 after its
-    ReLU and, in training, its dropout of one half, which the triplets see too, as they do where Caffe drops in place), else a further linear
-    layer of that size. It is not normalised here: the triplet term does that where it is told to.
+    W_T are the weights up to f, W_S those of the classifier. Yields `logits` (B, K) (or
+    `ordinal_logits` (B, K - 1)) and `embedding` (B, D), f of Eq. 1. Both pass a gradient to the
+    same weights, so classification and triplet loss (Eq. 4) act together.
+
+    If `config.embedding` is 0, f is the backbone's features. For VGG-16 they are fc7 after its ReLU
+    and, in training, its dropout of one half. The triplets see the dropout too, as with Caffe's
+    in-place dropout. Otherwise f is a further linear layer of size `config.embedding`. f is not
+    normalised here; the triplet term has an option for that.
     """
 
     def __init__(self, config: experiment.model.DeepEmbedding) -> None:
@@ -35,10 +41,10 @@ class DeepEmbedding(Classifier):
             self.head = age_head(config, config.embedding)
 
     def embed(self, face_B3SS: Tensor) -> Tensor:
-        """f: (B, D)."""
+        """The embedding f: (B, D)."""
         embedding_BD: Tensor = self.embedding(self.backbone(face_B3SS))
         return embedding_BD
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The further embedding layer's, if there is one, and the classifier's."""
+        """The parameters of the embedding layer, if there is one, and of the classifier."""
         return chain(self.embedding.parameters(), self.head.parameters())

@@ -1,7 +1,11 @@
-"""`dhaa`: Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019): global, local and global-local branches of three sub-networks each.
+"""`dhaa`: Deep Hybrid-Aligned Architecture (Tan et al., IJCAI 2019).
 
-Sub-networks are named as in the paper's Figure 6: G-1 to G-3, L-1 to L-3, GL-1 to GL-3. Shape letters: B faces, S side of the aligned face, K
-age bins, A auxiliary classifiers, T sub-networks of a branch, C channels, H and W sides of a feature map, D features.
+It has a global, a local and a global-local branch of three sub-networks each. They are named as in
+the paper's Figure 6: G-1 to G-3, L-1 to L-3, GL-1 to GL-3. docs/dhaa.md lists what we decided where
+the paper is silent.
+
+Shape letters: B faces, S side of the aligned face, K age bins, A auxiliary classifiers, T
+sub-networks of a branch, C channels, H and W sides of a feature map, D features.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from ageray.models.network import AgeNetwork, Batch, age_head, head_output, no_i
 from ageray.models.regions import REGIONS, RegionPooling
 
 BRANCHES = {"global": "G", "local": "L", "global_local": "GL"}
-"""The branches in the order of the paper's concatenation, and the letters of their sub-networks."""
+"""The branches in the paper's order of concatenation, with the letters of their sub-networks."""
 FINAL = "DHAA"
-"""Figure 6's name of the last classifier."""
-_STRIDE = 4  # of the shared features C^B1
+"""The last classifier's name in Figure 6."""
+_STRIDE = 4  # of the shared features C^B1, in pixels
 _WHOLE = "G-1"  # "we simply use the entire features of C^B1 as the first global feature"
 _CHANNELS = (64, 128, 256, 512)
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -31,15 +35,17 @@ def _subnetworks(branch: str) -> list[str]:
 
 
 def _parents(name: str) -> tuple[str, str]:
-    """The global and the local sub-network whose second blocks feed a global-local one."""
+    """The global and the local sub-network whose second blocks a global-local one reads."""
     return name.replace("GL", "G"), name.replace("GL", "L")
 
 
 def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """A residual block of the paper: two residual units. Parameters are named as those of torchvision's `layer1` to `layer4`."""
-    from torchvision.models.resnet import (
-        BasicBlock,
-    )  # here: the import takes seconds, and other networks do without
+    """A residual block of the paper: two residual units.
+
+    Parameters have the names of torchvision's `layer1` to `layer4`.
+    """
+    # Imported here, because it takes seconds and other networks do not need it.
+    from torchvision.models.resnet import BasicBlock
 
     shortcut = None
     if stride != 1 or inputs != outputs:
@@ -48,7 +54,7 @@ def _layer(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class Trunk(nn.Module):
-    """What all branches share: ResNet-18's stem and its first residual block C^B1."""
+    """The part that all branches share: ResNet-18's stem and first residual block C^B1."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -61,39 +67,36 @@ class Trunk(nn.Module):
         self.std: Tensor
 
     def forward(self, face_B3SS: Tensor) -> Tensor:
-        """Float RGB in 0..255, (B, 3, S, S), to (B, C, S / 4, S / 4), the quotient rounded up."""
+        """Float RGB in 0..255, (B, 3, S, S), to (B, C, S / 4, S / 4), rounded up."""
         x = F.relu(self.bn1(self.conv1((face_B3SS - self.mean) / self.std)))
         features: Tensor = self.layer1(F.max_pool2d(x, 3, 2, 1))
         return features
 
 
 class Blocks(nn.Module):
-    """ResNet-18's blocks: the shared trunk, region pooling, and each sub-network's own second, third and fourth block.
+    """ResNet-18's blocks: the shared trunk, region pooling, and three blocks of each sub-network.
 
-    Only what the chosen branches need is there: with `global_local` alone the global and local sub-networks end after their second block.
+    It has only the blocks that the configured branches need. With `global_local` alone the global
+    and local sub-networks end after their second block.
     """
 
-    name = "resnet18"  # whose published weights fit
+    name = "resnet18"  # the network whose published weights fit
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         one, two, three, four = (scaled(channels, config.width) for channels in _CHANNELS)
-        self.names = [
-            name for branch in BRANCHES if branch in config.branches for name in _subnetworks(branch)
-        ]
-        second = sorted(
-            {
-                parent
-                for name in self.names
-                for parent in (_parents(name) if name.startswith("GL") else [name])
-            }
-        )
+        self.names: list[str] = []
+        for branch in BRANCHES:
+            if branch in config.branches:
+                self.names += _subnetworks(branch)
+        second = self._second_blocks()
         self.trunk = Trunk(one)
         self.pooling = RegionPooling([name for name in second if name in REGIONS], config.pooling, _STRIDE)
         self.layer2 = nn.ModuleDict({name: _layer(one, two, 2) for name in second})
-        self.layer3 = nn.ModuleDict(
-            {name: _layer(2 * two if name.startswith("GL") else two, three, 2) for name in self.names}
-        )
+        self.layer3 = nn.ModuleDict()
+        for name in self.names:
+            inputs = 2 * two if name.startswith("GL") else two
+            self.layer3[name] = _layer(inputs, three, 2)
         self.layer4 = nn.ModuleDict({name: _layer(three, four, 2) for name in self.names})
         self.channels = four
         self._region_size = config.region_size
@@ -101,21 +104,31 @@ class Blocks(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
+    def _second_blocks(self) -> list[str]:
+        """The global and local sub-networks that have a second block, sorted by name."""
+        names: set[str] = set()
+        for name in self.names:
+            names |= set(_parents(name)) if name.startswith("GL") else {name}
+        return sorted(names)
+
     def forward(self, face_B3SS: Tensor, points_B52: Tensor) -> dict[str, Tensor]:
-        """Faces and their points, in pixels of the face, to each sub-network's last feature map (B, C, H, W)."""
+        """Each sub-network's last feature map (B, C, H, W), of faces and their points in pixels."""
         shared_BCHW = self.trunk(face_B3SS)
-        # seven thirty-seconds of the face's side, 56 of 256, rounded half up
+        # 7/32 of the face's side, which is 56 for 256, rounded half up
         size = self._region_size or (7 * face_B3SS.shape[-1] + 16) // 32
         regions = {_WHOLE: shared_BCHW, **self.pooling(shared_BCHW, points_B52, size)}
         second = {name: layer(regions[name]) for name, layer in self.layer2.items()}
-        return {
-            name: self.layer4[name](layer(self._third_input(name, second)))
-            for name, layer in self.layer3.items()
-        }
+        maps = {}
+        for name, layer in self.layer3.items():
+            maps[name] = self.layer4[name](layer(self._third_input(name, second)))
+        return maps
 
     @staticmethod
     def _third_input(name: str, second: dict[str, Tensor]) -> Tensor:
-        """A sub-network's second block; for a global-local one both parents', the global resized to the local where they differ (k = 1)."""
+        """The map of a sub-network's second block; for a global-local one those of both parents.
+
+        The global map is resized to the local one if their sides differ (k = 1).
+        """
         if not name.startswith("GL"):
             return second[name]
         whole, part = (second[parent] for parent in _parents(name))
@@ -124,10 +137,12 @@ class Blocks(nn.Module):
         return torch.cat([whole, part], 1)
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes a state dict of torchvision's resnet18: stem and layer1 into the trunk, layer2 to layer4 into every sub-network.
+        """Loads a state dict of torchvision's resnet18.
 
-        A global-local third block has twice the input channels: its first kernels are halved and repeated, so that equal parents give what
-        one would. The 1000-way classifier is left out. Raises RuntimeError if the state is another network's.
+        The trunk gets stem and layer1, every sub-network gets layer2 to layer4. The third block of
+        a global-local sub-network has twice the input channels. Its first kernels are halved and
+        repeated, so that two equal parents give the output of one. The 1000-way classifier is left
+        out. Raises RuntimeError if the state belongs to another network.
         """
         parts: dict[str, dict[str, Tensor]] = {"trunk": {}, "layer2": {}, "layer3": {}, "layer4": {}}
         for name, tensor in state.items():
@@ -139,23 +154,29 @@ class Blocks(nn.Module):
         self.trunk.load_state_dict(parts["trunk"])
         for part, layers in (("layer2", self.layer2), ("layer3", self.layer3), ("layer4", self.layer4)):
             for name, layer in layers.items():
-                twice = part == "layer3" and name.startswith("GL")
-                layer.load_state_dict(_repeated(parts[part]) if twice else parts[part])
+                weights = parts[part]
+                if part == "layer3" and name.startswith("GL"):
+                    weights = _repeated(weights)
+                layer.load_state_dict(weights)
 
 
 def _repeated(layer3: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The block's weights for two inputs one after the other: kernels that read the input, halved and repeated."""
-    doubled = {
-        name: torch.cat([layer3[name], layer3[name]], 1) / 2
-        for name in ("0.conv1.weight", "0.downsample.0.weight")
-    }
-    return {**layer3, **doubled}
+    """The block's weights for two concatenated inputs.
+
+    The kernels that read the input are halved and repeated.
+    """
+    weights = dict(layer3)
+    for name in ("0.conv1.weight", "0.downsample.0.weight"):
+        weights[name] = torch.cat([layer3[name], layer3[name]], 1) / 2
+    return weights
 
 
 class Tail(nn.Module):
-    """A sub-network's end: a convolution to few channels, global average pooling, a fully connected layer (section 2.3).
+    """The end of a sub-network (section 2.3).
 
-    The paper says neither the convolution's size nor what follows it: 1x1, then batch normalisation and ReLU, as everywhere in the network.
+    A convolution to few channels, global average pooling, a fully connected layer. The paper gives
+    neither the convolution's size nor what follows it. Here it is 1x1, with batch normalisation and
+    ReLU as everywhere in the network.
     """
 
     def __init__(self, channels: int, features: int) -> None:
@@ -174,19 +195,23 @@ class Tail(nn.Module):
 
 
 class RecurrentFusion(nn.Module):
-    """h_k = LSTM(z_k, h_k-1) over a branch's sub-networks in order, h = sum_k h_k (Eq. 2, 3): (B, T, D) to (B, D)."""
+    """h = sum_k h_k with h_k = LSTM(z_k, h_k-1) over a branch's sub-networks in order (Eq. 2, 3).
+
+    (B, T, D) to (B, D).
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, features, batch_first=True)
         for name, parameter in self.lstm.named_parameters():
             for gate, part in zip(("input", "forget", "cell", "output"), parameter.chunk(4), strict=True):
-                if name.startswith("bias"):
-                    nn.init.constant_(
-                        part, float(gate == "forget" and name == "bias_ih_l0")
-                    )  # the forget gate starts open
+                if name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(part)
+                elif name.startswith("weight_hh"):
+                    nn.init.orthogonal_(part)
                 else:
-                    (nn.init.xavier_uniform_ if name.startswith("weight_ih") else nn.init.orthogonal_)(part)
+                    # The forget gate starts open.
+                    nn.init.constant_(part, float(gate == "forget" and name == "bias_ih_l0"))
 
     def forward(self, z_BTD: Tensor) -> Tensor:
         """Features of the sub-networks to the branch's."""
@@ -195,7 +220,10 @@ class RecurrentFusion(nn.Module):
 
 
 class FcFusion(nn.Module):
-    """Figure 5's 'FC Fus.': one fully connected layer (and ReLU) on a branch's concatenated features, (B, T, D) to (B, D)."""
+    """Figure 5's 'FC Fus.': (B, T, D) to (B, D).
+
+    A fully connected layer and ReLU on a branch's concatenated features.
+    """
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -209,11 +237,14 @@ class FcFusion(nn.Module):
 
 
 class Dhaa(AgeNetwork):
-    """Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding`, the fused branches one after the other, (B, branches x D).
+    """Yields `logits` (B, K) (or `ordinal_logits` (B, K - 1)) and `embedding` (B, branches x D).
 
-    In training also `aux_logits` (B, A, K) (or `aux_ordinal_logits`), a classifier for each sub-network in the order of `subnetworks`, unless
-    `subnetwork_losses` is off.
+    The embedding is the concatenation of the fused branches. In training it also yields
+    `aux_logits` (B, A, K) (or `aux_ordinal_logits`), unless `subnetwork_losses` is off. They come
+    from a classifier for each sub-network, in the order of `subnetworks`.
     """
+
+    reads_points = True
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -222,22 +253,24 @@ class Dhaa(AgeNetwork):
                 f"dhaa with model.width={config.width:g}", "set model.width=1, or model.weights=none"
             )
         self._name = head_output(config)
-        self.outputs = frozenset(
-            {self._name, "embedding"} | ({f"aux_{self._name}"} if config.subnetwork_losses else set())
-        )
+        self.outputs = frozenset({self._name, "embedding"})
+        if config.subnetwork_losses:
+            self.outputs |= {f"aux_{self._name}"}
         self.backbone = Blocks(config)
         self.subnetworks = self.backbone.names
-        self.tails = nn.ModuleDict(
-            {name: Tail(self.backbone.channels, config.features) for name in self.subnetworks}
-        )
+        self.tails = nn.ModuleDict()
+        for name in self.subnetworks:
+            self.tails[name] = Tail(self.backbone.channels, config.features)
         self._branches = [branch for branch in BRANCHES if branch in config.branches]
         fusion = RecurrentFusion if config.fusion == "lstm" else FcFusion
         self.fusions = nn.ModuleDict({branch: fusion(config.features) for branch in self._branches})
         self.dropout = nn.Dropout(config.dropout)
         self.head = age_head(config, len(self._branches) * config.features)
-        with_own = self.subnetworks if config.subnetwork_losses else []
-        self.subnetwork_heads = nn.ModuleDict({name: age_head(config, config.features) for name in with_own})
-        self.classifier_names = (*with_own, FINAL) if with_own else ()
+        self.subnetwork_heads = nn.ModuleDict()
+        if config.subnetwork_losses:
+            for name in self.subnetworks:
+                self.subnetwork_heads[name] = age_head(config, config.features)
+            self.classifier_names = (*self.subnetworks, FINAL)
         if config.weights == "imagenet":
             import torchvision
 
@@ -253,7 +286,10 @@ class Dhaa(AgeNetwork):
         return outputs
 
     def classifiers(self, batch: Batch) -> dict[str, Tensor]:
-        """What every classifier says, in any mode: `logits` (or `ordinal_logits`) of G-1 to GL-3 and, last, of DHAA; the bars of Figure 6."""
+        """The output of every classifier, in any mode: the bars of Figure 6.
+
+        It has `logits` (or `ordinal_logits`) of G-1 to GL-3 and, last, of DHAA.
+        """
         z_BD = self._features(batch)
         return {**self._own_logits(z_BD), FINAL: self.head(self.dropout(self._fused(z_BD)))}
 
@@ -262,24 +298,24 @@ class Dhaa(AgeNetwork):
         return {name: tail(maps[name]) for name, tail in self.tails.items()}
 
     def _fused(self, z_BD: dict[str, Tensor]) -> Tensor:
-        branches = [
-            self.fusions[branch](torch.stack([z_BD[name] for name in _subnetworks(branch)], 1))
-            for branch in self._branches
-        ]
+        branches = []
+        for branch in self._branches:
+            z_BTD = torch.stack([z_BD[name] for name in _subnetworks(branch)], 1)
+            branches.append(self.fusions[branch](z_BTD))
         return torch.cat(branches, 1)
 
     def _own_logits(self, z_BD: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: head(z_BD[name]) for name, head in self.subnetwork_heads.items()}
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of everything behind the residual blocks: tails, fusions, classifiers."""
+        """The parameters behind the residual blocks: tails, fusions, classifiers."""
         for part in (self.tails, self.fusions, self.head, self.subnetwork_heads):
             yield from part.parameters()
 
     def get_backbone(self) -> nn.Module:
-        """The residual blocks of trunk and sub-networks."""
+        """The residual blocks of the trunk and the sub-networks."""
         return self.backbone
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """A state dict of torchvision's resnet18; see `Blocks.load_backbone`."""
+        """Loads a state dict of torchvision's resnet18; see `Blocks.load_backbone`."""
         self.backbone.load_backbone(state)

@@ -35,6 +35,7 @@ class Ensemble(AgeNetwork):
         self._first_age, self._bins = config.ages[0], config.ages[1] - config.ages[0] + 1
         self.members = nn.ModuleList(members)
         self.outputs = frozenset({"logits"} | ({"embedding"} & members[0].outputs))
+        self.reads_points = any(network.reads_points for network in members)
         weights = torch.tensor([member.weight for member in config.members])
         self._weights = (weights / weights.sum()).tolist()
 
@@ -43,7 +44,7 @@ class Ensemble(AgeNetwork):
         outputs: Batch = {}
         mean_BK: Tensor | None = None
         for place, (settings, network) in enumerate(zip(self._settings, self.members, strict=True)):
-            own = network(_input(batch, settings))
+            own = network(member_input(batch, settings))
             if place == 0 and "embedding" in self.outputs:
                 outputs["embedding"] = own["embedding"]
             share_BK = self._weights[place] * self._spread(classifier_posterior(own), settings)
@@ -74,14 +75,15 @@ class Ensemble(AgeNetwork):
         return 16
 
 
-def _input(batch: Batch, settings: Member) -> Batch:
+def member_input(batch: Batch, settings: Member) -> Batch:
     """The batch as a member takes it: `face` (B, 3, R, R) and, where there are points, `points`
     in its pixels."""
     face_B3SS, inputs = batch["face"], dict(batch)
     side, size = face_B3SS.shape[-1], settings.size or face_B3SS.shape[-1]
     if size != side:
         resize_RS = resize_matrix(side, size).to(face_B3SS)
-        inputs["face"] = resize_RS @ face_B3SS @ resize_RS.T
+        with torch.autocast(face_B3SS.device.type, enabled=False):  # bf16 has too few digits for pixels
+            inputs["face"] = resize_RS @ face_B3SS @ resize_RS.T
         if "points" in batch:
             inputs["points"] = (batch["points"] + 0.5) * (size / side) - 0.5
     if settings.standardize:
@@ -90,11 +92,15 @@ def _input(batch: Batch, settings: Member) -> Batch:
 
 
 def resize_matrix(side: int, size: int) -> Tensor:
-    """Bilinear interpolation of one axis from `side` to `size` pixels, smoothed where it
-    shrinks: (size, side).
+    """Bilinear interpolation of one axis from `side` to `size` pixels, smoothed where it shrinks
+    (torch's `antialias`): (size, side).
 
-    A picture X (S, S) becomes A X A^T. As a matrix it exports to ONNX and gives the same pixels
-    on every device.
+    A picture X (S, S) becomes A X A^T. As a matrix it exports to ONNX and gives the same pixels on
+    every device. The weight of a pixel falls linearly with its distance from the new pixel's
+    centre, to 0 at the larger of the two pixels' sides.
     """
-    unit = torch.eye(side)[None, None]
-    return F.interpolate(unit, (size, side), mode="bilinear", antialias=True)[0, 0]
+    step = side / size
+    centre_R1 = ((torch.arange(size) + 0.5) * step)[:, None]
+    distance_RS = (torch.arange(side) + 0.5 - centre_R1).abs()
+    weight_RS = (1 - distance_RS / max(step, 1.0)).clamp_min(0)
+    return weight_RS / weight_RS.sum(1, keepdim=True)

@@ -1,6 +1,9 @@
-"""Ages by the nearest training faces (Jeong et al. 2018, section 2.5): a gallery of embeddings with their ages, searched by L1 distance.
+"""Ages by the nearest training faces (Jeong et al. 2018, section 2.5).
 
-Shape letters: B faces asked about, N faces of the gallery, M neighbours, D size of the embedding, G of the embedding for gender, K age bins.
+A gallery has embeddings of faces with their ages. It is searched by L1 distance.
+
+Shape letters: B query faces, N faces of the gallery, M neighbours, D size of the embedding, G size
+of the embedding for gender, K age bins.
 """
 
 from __future__ import annotations
@@ -15,20 +18,22 @@ from torch import Tensor
 from ageray.errors import UserError
 
 _PAIRS = 1 << 22
-"""Distances held at once: some 100 MB with their keys."""
+"""Distances in memory at once: about 100 MB with their keys."""
 _NUMBERS = 1 << 25
-"""Gallery numbers held at once as float32, 128 MB: wide embeddings come in shorter pieces."""
+"""Numbers of the gallery in memory at once as float32: 128 MB."""
 _INFINITY = 0x7F800000  # float32's bits
 _NOBODY = (_INFINITY << 32) | 0xFFFFFFFF
-"""The key of no face at all."""
+"""The key that stands for no face."""
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The M nearest faces of each of B: `index` (B, M) in the gallery, `distance` (B, M), nearest first.
+    """The M nearest faces of each of B: `index` (B, M) in the gallery, `distance` (B, M), nearest
+    first.
 
-    Where there are fewer than M, the rest has distance infinity and index 0. `own` (B,): how many of the M nearest of the *whole* gallery are of
-    the face's own subject; they are left out of `index`, or in it, as was asked for.
+    If there are fewer than M, the other entries have distance infinity and index 0. `own` (B,) is
+    the number of the M nearest in the *whole* gallery that show the face's own subject. `exclude`
+    of `Gallery.nearest` decides whether `index` has them.
     """
 
     index: Tensor
@@ -37,14 +42,18 @@ class Neighbours:
 
     @property
     def present(self) -> Tensor:
-        """Which of the M there are: bool (B, M)."""
+        """Which of the M entries are faces: bool (B, M)."""
         return ~torch.isinf(self.distance)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """N faces, all on one device: `embedding` (N, D) and, where the model has one, `gender_embedding` (N, G), float16 (float32 where that cannot
-    hold them); `age` (N,) float32 years; `gender` (N,) int8, 0 male, 1 female, -1 unknown; `subject` (N,) int64, 0 unknown (`subject_number`)."""
+    """N faces, all on one device.
+
+    `embedding` (N, D) and, if the model has one, `gender_embedding` (N, G) are float16, or float32
+    if a number is too large for float16. `age` (N,) is float32 years. `gender` (N,) is int8: 0
+    male, 1 female, -1 unknown. `subject` (N,) is int64: 0 unknown (`subject_number`).
+    """
 
     embedding: Tensor
     age: Tensor
@@ -54,35 +63,47 @@ class Gallery:
 
     @classmethod
     def of(cls, rows: Iterable[dict[str, Tensor]]) -> Gallery:
-        """The gallery of batches of rows, each with these tensors by name (`gender` and `subject` may be missing: unknown), in their order.
-        There must be one at least."""
+        """The gallery of batches of rows, in their order.
+
+        Each batch has the tensors of a gallery by name. Without `gender` or `subject` they are
+        unknown. At least one batch is necessary.
+        """
         columns: dict[str, list[Tensor]] = {}
         for row in rows:
             unknown = torch.zeros(len(row["age"]), dtype=torch.int64, device=row["age"].device)
             for name, tensor in {"subject": unknown, "gender": unknown - 1, **row}.items():
                 columns.setdefault(name, []).append(tensor)
         whole = {name: torch.cat(parts) for name, parts in columns.items()}
-        kinds = {"age": torch.float32, "gender": torch.int8, "subject": torch.int64}
-        return cls(**{name: tensor.to(kinds.get(name, tensor.dtype)) for name, tensor in whole.items()})
+        dtypes = {"age": torch.float32, "gender": torch.int8, "subject": torch.int64}
+        return cls(**{name: tensor.to(dtypes.get(name, tensor.dtype)) for name, tensor in whole.items()})
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> Gallery:
-        """The gallery of what `tensors` gave. Raises ValueError if a name is missing or strange, or the tensors do not go together."""
+        """The gallery of the tensors that `tensors` returned.
+
+        Raises ValueError if a name is missing or unknown, or if shapes do not match.
+        """
         names = {field.name for field in fields(cls)}
-        missing, strange = names - {"gender_embedding"} - tensors.keys(), tensors.keys() - names
-        if missing or strange:
-            raise ValueError(f"it lacks {sorted(missing)}" if missing else f"it holds {sorted(strange)}")
-        made = cls(**tensors)
+        missing, unknown = names - {"gender_embedding"} - tensors.keys(), tensors.keys() - names
+        if missing:
+            raise ValueError(f"it lacks {sorted(missing)}")
+        if unknown:
+            raise ValueError(f"it holds {sorted(unknown)}")
+        gallery = cls(**tensors)
         for name, tensor in tensors.items():
-            wide = 2 if "embedding" in name else 1
-            if tensor.ndim != wide or len(tensor) != len(made) or len(tensor) == 0:
-                raise ValueError(f"{name} has shape {list(tensor.shape)} for {len(made)} faces")
-        return made
+            dimensions = 2 if "embedding" in name else 1
+            if tensor.ndim != dimensions or len(tensor) != len(gallery) or len(tensor) == 0:
+                raise ValueError(f"{name} has shape {list(tensor.shape)} for {len(gallery)} faces")
+        return gallery
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, where it is."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in held.items() if tensor is not None}
+        """The tensors by name, on their device."""
+        tensors = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is not None:
+                tensors[field.name] = tensor
+        return tensors
 
     def to(self, device: torch.device) -> Gallery:
         """The same faces on another device."""
@@ -93,10 +114,9 @@ class Gallery:
 
     @property
     def finite(self) -> bool:
-        """Whether every embedding is a number. Waits for the device."""
-        return all(
-            bool(tensor.isfinite().all()) for name, tensor in self.tensors().items() if "embedding" in name
-        )
+        """Whether all numbers of the embeddings are finite. Waits for the device."""
+        embeddings = [tensor for name, tensor in self.tensors().items() if "embedding" in name]
+        return all(bool(tensor.isfinite().all()) for tensor in embeddings)
 
     def nearest(
         self,
@@ -107,42 +127,48 @@ class Gallery:
         by: str = "embedding",
         gender: bool = False,
     ) -> Neighbours:
-        """The `count` faces whose embedding is nearest in L1 (Eq. 1); of two equally near the earlier in the gallery.
+        """The `count` faces whose embedding is nearest in L1 (Eq. 1).
 
-        subject_B: (B,) numbers, 0 unknown. exclude: leave out faces of the same known subject. by: which embedding. gender: only faces whose
-        gender is known. The gallery is read in pieces, so that memory does not grow with it; the pieces do not change the result.
+        Of two equally near faces the earlier one in the gallery comes first.
+
+        subject_B: (B,) numbers of subjects, 0 unknown. exclude: leave out faces of the same known
+        subject. by: the name of the embedding. gender: take only faces of known gender. The gallery
+        is searched in pieces, so that memory does not grow with it. The result does not depend on
+        the pieces.
         """
         bank_ND = self._bank(by, query_BD.shape[-1])
         query_BD = query_BD.float()
         piece = max(1, min(_PAIRS // max(1, len(query_BD)), _NUMBERS // bank_ND.shape[-1]))
-        kept_BM = torch.full((len(query_BD), count), _NOBODY, dtype=torch.int64, device=query_BD.device)
-        whole_BM = kept_BM
+        nearest_BM = torch.full((len(query_BD), count), _NOBODY, dtype=torch.int64, device=query_BD.device)
+        whole_BM = nearest_BM
         for start in range(0, len(self), piece):
-            here = slice(start, start + piece)
-            key_BN = _keys(torch.cdist(query_BD, bank_ND[here].float(), p=1), start)
+            rows = slice(start, start + piece)
+            key_BN = _keys(torch.cdist(query_BD, bank_ND[rows].float(), p=1), start)
             if gender:
-                key_BN = key_BN.masked_fill(self.gender[here] < 0, _NOBODY)
+                key_BN = key_BN.masked_fill(self.gender[rows] < 0, _NOBODY)
             if subject_B is not None and exclude:
                 whole_BM = _smallest(whole_BM, key_BN)
-                key_BN = key_BN.masked_fill(self._own(subject_B, self.subject[here]), _NOBODY)
-            kept_BM = _smallest(kept_BM, key_BN)
-        own_B = self._own_among(whole_BM if exclude else kept_BM, subject_B)
-        return Neighbours(*_parts(kept_BM), own_B)
+                key_BN = key_BN.masked_fill(self._own(subject_B, self.subject[rows]), _NOBODY)
+            nearest_BM = _smallest(nearest_BM, key_BN)
+        own_B = self._own_among(whole_BM if exclude else nearest_BM, subject_B)
+        return Neighbours(*_parts(nearest_BM), own_B)
 
     def _bank(self, by: str, size: int) -> Tensor:
         bank: Tensor = getattr(self, by)
         if bank.shape[-1] != size:
             raise UserError(
-                f"the gallery's {by} has {bank.shape[-1]} numbers a face and the network gives {size}; copy both from one bundle"
+                f"the gallery's {by} has {bank.shape[-1]} numbers a face and the network gives {size}; "
+                "copy both from one bundle"
             )
         return bank
 
     @staticmethod
     def _own(subject_B: Tensor, subject_N: Tensor) -> Tensor:
-        """Pairs of one known subject: bool (B, N)."""
+        """Pairs that show the same known subject: bool (B, N)."""
         return (subject_B[:, None] == subject_N) & (subject_B > 0)[:, None]
 
     def _own_among(self, key_BM: Tensor, subject_B: Tensor | None) -> Tensor:
+        """How many of M keys are faces of the query's own subject: (B,)."""
         if subject_B is None:
             return key_BM.new_zeros(len(key_BM))
         index_BM, distance_BM = _parts(key_BM)
@@ -150,59 +176,73 @@ class Gallery:
         return (own_BM & ~torch.isinf(distance_BM)).sum(-1)
 
     def posterior(self, neighbours: Neighbours, bins_K: Tensor) -> Tensor:
-        """The histogram of the neighbours' ages over the bins, (B, K) float32, summing to 1.
+        """The histogram of the neighbours' ages over the bins: (B, K) float32, of sum 1.
 
-        Each neighbour counts 1/M, or 1 over how many there are, and is shared out between the two bins about its age so that the mean is kept:
-        the expectation is the neighbours' mean age, the paper's prediction. An age beyond the bins counts in the outermost. A face without any
-        neighbour (all are of its own subject) gets the same probability for every bin: nothing is known of it.
+        Each neighbour has the same weight. It is divided between the two bins around its age in
+        such a way that the mean does not change: the expectation is the neighbours' mean age, which
+        is the paper's prediction. An age outside the bins counts in the outermost bin. If a face
+        has no neighbour, because all show its own subject, every bin has the same probability.
         """
         age_BM = self.age[neighbours.index].clamp(bins_K[0], bins_K[-1])
         near_BMK = (1 - (age_BM[..., None] - bins_K).abs()).clamp_min(0)  # bins are a year apart
         return _mean(near_BMK, neighbours.present, 1 / len(bins_K))
 
     def female(self, neighbours: Neighbours) -> Tensor:
-        """The share of women among the neighbours, (B,) float32; 0.5 where there are none. The neighbours must be of known gender."""
+        """The share of women among the neighbours: (B,) float32; 0.5 without neighbours.
+
+        The neighbours' gender must be known.
+        """
         return _mean(self.gender[neighbours.index].float()[..., None], neighbours.present, 0.5).squeeze(-1)
 
     @cached_property
     def gender_by(self) -> str | None:
-        """The embedding that tells gender: that for gender where there is one, else the one for age; None if no face's gender is known."""
+        """The name of the embedding that gender is estimated from.
+
+        It is the embedding for gender if there is one, else that for age; None if no gender is
+        known.
+        """
         if not bool((self.gender >= 0).any()):
             return None
-        return "embedding" if self.gender_embedding is None else "gender_embedding"
+        if self.gender_embedding is None:
+            return "embedding"
+        return "gender_embedding"
 
     @cached_property
     def all_genders_known(self) -> bool:
-        """Whether no face's gender is unknown."""
+        """Whether the gender of every face is known."""
         return bool((self.gender >= 0).all())
 
 
-def _mean(values_BMX: Tensor, present_BM: Tensor, nothing: float) -> Tensor:
-    """The mean over the neighbours there are, (B, X); `nothing` where there are none."""
+def _mean(values_BMX: Tensor, present_BM: Tensor, default: float) -> Tensor:
+    """The mean over the present neighbours: (B, X); `default` if there are none."""
     count_B1 = present_BM.sum(-1, keepdim=True)
     mean_BX = (values_BMX * present_BM[..., None]).sum(1) / count_B1.clamp_min(1)
-    return mean_BX.masked_fill(count_B1 == 0, nothing)
+    return mean_BX.masked_fill(count_B1 == 0, default)
 
 
 def _keys(distance_BN: Tensor, start: int) -> Tensor:
-    """One int64 a pair that sorts by distance, then by place in the gallery: a non-negative float's bits ascend as it does. All keys of a face
-    differ, so that no choice is left to the sorting."""
-    place_N = torch.arange(start, start + distance_BN.shape[-1], device=distance_BN.device)
-    return (distance_BN.contiguous().view(torch.int32).long() << 32) | place_N
+    """An int64 key for each pair, which sorts by distance and then by index in the gallery.
+
+    The bits of non-negative floats have the same order as the floats. All keys of a face differ, so
+    the order never depends on the sorting algorithm.
+    """
+    index_N = torch.arange(start, start + distance_BN.shape[-1], device=distance_BN.device)
+    return (distance_BN.contiguous().view(torch.int32).long() << 32) | index_N
 
 
-def _smallest(kept_BM: Tensor, key_BN: Tensor) -> Tensor:
-    """The M smallest of both, ascending."""
-    return torch.cat([kept_BM, key_BN], -1).topk(kept_BM.shape[-1], largest=False, sorted=True).values
+def _smallest(nearest_BM: Tensor, key_BN: Tensor) -> Tensor:
+    """The M smallest keys of both tensors, ascending."""
+    return torch.cat([nearest_BM, key_BN], -1).topk(nearest_BM.shape[-1], largest=False, sorted=True).values
 
 
 def _parts(key_BM: Tensor) -> tuple[Tensor, Tensor]:
-    """Index and distance; index 0 for nobody."""
+    """Index and distance of each key: (B, M) each. The key of no face has index 0."""
     distance_BM = (key_BM >> 32).int().view(torch.float32)
     return (key_BM & 0xFFFFFFFF).masked_fill(torch.isinf(distance_BM), 0), distance_BM
 
 
 def compact(embedding_ND: Tensor) -> Tensor:
-    """As float16 where it can hold every number."""
-    fits = bool(embedding_ND.abs().max() < torch.finfo(torch.float16).max) if len(embedding_ND) else True
-    return embedding_ND.half() if fits else embedding_ND.float()
+    """The embedding as float16, or as float32 if a number is too large for float16."""
+    if len(embedding_ND) and not bool(embedding_ND.abs().max() < torch.finfo(torch.float16).max):
+        return embedding_ND.float()
+    return embedding_ND.half()

@@ -1,6 +1,7 @@
-"""The original GoogLeNet (Szegedy et al., CVPR 2015; BVLC's Caffe training), the network the Cluster-CNN paper builds on.
+"""The original GoogLeNet (Szegedy et al., CVPR 2015; BVLC's Caffe training).
 
-No batch normalisation, real 5x5 branches, local response normalisation, ceil-mode pooling: torchvision's `googlenet` is another network.
+The Cluster-CNN paper builds on it. torchvision's `googlenet` is another network: this one has no
+batch normalisation, real 5x5 branches, local response normalisation and ceil-mode pooling.
 Parameter names are Caffe's layer names with '/' written '_'.
 """
 
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from ageray.models.network import Backbone
 
-# Output channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection (Table 1 of the paper).
+# Output channels of 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection (Table 1).
 _INCEPTION = {
     "3a": (64, 96, 128, 16, 32, 32),
     "3b": (128, 128, 192, 32, 96, 64),
@@ -27,20 +28,21 @@ _INCEPTION = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 _POOL_BEFORE = ("4a", "5a")
-_HALF = ("3a", "3b", "4a", "4b")  # 11 of the 22 layers: three convolutions and four times two
+_HALF = ("3a", "3b", "4a", "4b")  # 11 of 22 layers: three convolutions, and two in each block
 _MEAN_RGB = (123.0, 117.0, 104.0)
 
 
 class _Normalise(torch.autograd.Function):
-    """y = x s^-3/4 with s = 1 + band * x^2 (* a 1x1 convolution); its gradient g s^-3/4 - 3/2 x band * (g x s^-7/4), written out because
-    autograd's own chain of products takes 1.7 times as long."""
+    """y = x s^-3/4 with s = 1 + band * x^2, where * is a 1x1 convolution.
+
+    The gradient is g s^-3/4 - 3/2 x band * (g x s^-7/4). Autograd's own takes 1.7 times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, band: Tensor) -> Tensor:
         s = F.conv2d(x.square(), band).add_(1.0)
-        root = s.rsqrt().to(
-            x.dtype
-        )  # autocast on a GPU makes it float32, which the convolution of the backward pass could not join
+        # Autocast on a GPU computes float32. The convolution of the backward pass needs x's type.
+        root = s.rsqrt().to(x.dtype)
         power = root * root.sqrt()
         ctx.save_for_backward(x, s, power, band)
         return x * power
@@ -49,13 +51,16 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         x, s, power, band = ctx.saved_tensors
         scaled = gradients[0] * power
-        # band is symmetric, so the transposed convolution is the convolution itself
+        # `band` is symmetric, so the transposed convolution equals the convolution.
         return scaled.addcmul(F.conv2d((scaled * x).div_(s), band), x, value=-1.5), None
 
 
 class ResponseNorm(nn.Module):
-    """Local response normalisation across channels, x / (1 + alpha/5 sum_5 x^2)^0.75, as a banded 1x1 convolution over squared channels
-    (several times as fast in training as torch's own)."""
+    """Local response normalisation across channels, x / (1 + alpha/5 sum_5 x^2)^0.75.
+
+    It is a banded 1x1 convolution of squared channels: in training several times as fast as
+    torch's own.
+    """
 
     def __init__(self, channels: int, size: int = 5, alpha: float = 1e-4) -> None:
         super().__init__()
@@ -71,10 +76,10 @@ class ResponseNorm(nn.Module):
 
 
 class GoogLeNet(Backbone):
-    """RGB faces in 0..255 to pooled features (B, 1024); any input side from 32 pixels.
+    """RGB faces in 0..255 to pooled features (B, 1024); the side is at least 32 pixels.
 
-    depth: `half` ends after inception 4b, after 11 of the 22 layers, with features (B, 512): for small sets of small faces (Cluster-CNN
-    paper, section 4.2, which does not say where it cuts).
+    depth: `half` ends after inception 4b, after 11 of the 22 layers, with features (B, 512). It is
+    for small sets of small faces (Cluster-CNN paper, section 4.2, which does not say where to cut).
     """
 
     name = "bvlc_googlenet"
@@ -123,9 +128,8 @@ class GoogLeNet(Backbone):
     def forward(self, face_B3SS: Tensor) -> Tensor:
         """Float RGB in 0..255, (B, 3, S, S), to (B, features)."""
         x = self.layers["conv1_7x7_s2"](face_B3SS - self.mean)
-        x = self.norm1(
-            F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True))
-        )  # the maximum first: the same, with a quarter of the work
+        # ReLU after the pooling gives the same values with a quarter of the work.
+        x = self.norm1(F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))
         x = self._relu("conv2_3x3", self._relu("conv2_3x3_reduce", x))
         x = F.max_pool2d(self.norm2(x), 3, 2, ceil_mode=True)
         for name in self._blocks:
@@ -143,14 +147,16 @@ class GoogLeNet(Backbone):
         ]
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes BVLC weights (BGR input, `<layer>.weight`); the 1000-way classifier is left out, and so is what half a depth has not.
-        Raises KeyError, RuntimeError if they differ."""
-        unused = (
-            "loss3_classifier",
-            *(f"inception_{name}_" for name in _INCEPTION if name not in self._blocks),
-        )
-        own = {
-            f"layers.{name}": tensor.float() for name, tensor in state.items() if not name.startswith(unused)
-        }
+        """Loads BVLC's weights (BGR input, `<layer>.weight`).
+
+        The 1000-way classifier is left out, and with half the depth the later blocks. Raises
+        KeyError or RuntimeError if the weights belong to another network.
+        """
+        unused = ["loss3_classifier"]
+        unused += [f"inception_{name}_" for name in _INCEPTION if name not in self._blocks]
+        own = {}
+        for name, tensor in state.items():
+            if not name.startswith(tuple(unused)):
+                own[f"layers.{name}"] = tensor.float()
         own["layers.conv1_7x7_s2.weight"] = own["layers.conv1_7x7_s2.weight"].flip(1)  # BGR to RGB
         self.load_state_dict(own)

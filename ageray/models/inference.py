@@ -1,9 +1,13 @@
-"""The forward pass that decides: aligned faces to a posterior over age bins, averaged with the mirror image. Used by validation and by the
-predictor, so that what was selected is what is served. Shape letters: B faces, K bins, M neighbours, D size of an embedding."""
+"""The forward pass from canvases to a posterior over age bins, averaged with the mirror image.
+
+Validation and the predictor both use it, so the selected model is served as it was measured.
+
+Shape letters: B faces, K bins, M neighbours, D size of an embedding.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 from ageray.experiment import Experiment
 from ageray.experiment.model import ClassifierBase, ModelBase, View
 from ageray.experiment.model import Gallery as Settings
-from ageray.faces import geometry
+from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
@@ -23,30 +27,50 @@ _LABELS = ("age", "gender", "subject")
 
 @dataclass(frozen=True)
 class Prediction:
-    """`posterior` (B, K) float32. From a gallery alone: `female` (B,), the share of women among the neighbours (None where the gallery knows no
-    gender), `neighbours` (B,), how many ages were averaged, and `own` (B,), how many of the M nearest are of the face's own subject. With the
-    mirror image these are means over both."""
+    """`posterior` (B, K), float32, and with a gallery what its neighbours tell.
+
+    `female` (B,) is the share of women among the neighbours; None if the gallery has no genders.
+    `neighbours` (B,) is the number of averaged ages. `own` (B,) is the number of the M nearest that
+    show the face's own subject. With the mirror image all are means over both. On request,
+    `embedding` (B, D) of the face as it is, and `measures` (B, M) of its picture
+    (`ageray.faces.quality`), float32.
+    """
 
     posterior: Tensor
     female: Tensor | None = None
     neighbours: Tensor | None = None
     own: Tensor | None = None
+    embedding: Tensor | None = None
+    measures: Tensor | None = None
 
 
 def predict(
-    network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
+    network: nn.Module,
+    batch: Batch,
+    config: Experiment,
+    autocast: bool,
+    gallery: Gallery | None = None,
+    measured: bool = False,
 ) -> Prediction:
     """What the network says of canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B, 4) on its device.
 
     The posterior is the mean over `decode.views` and, with `decode.flip`, over their mirror images (DHAA, section 4.2).
     With `decode.method: gallery` it is the histogram of the nearest gallery faces' ages; `subject` (B,) then tells which
     of them are the face's own. The network must be in eval mode.
+    measured: adds `embedding` and `measures`, both of the first view.
     """
-    outputs = [_outputs(network, each, autocast) for each in views(batch, config, config.model.decode.flip)]
+    faces = views(batch, config, config.model.decode.flip, measured)
+    outputs = [_outputs(network, each, autocast) for each in faces]
     if config.model.decode.method != "gallery":
-        return Prediction(_mean([classifier_posterior(each) for each in outputs]))
-    assert gallery is not None
-    return _both([_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs])
+        prediction = Prediction(_mean([classifier_posterior(each) for each in outputs]))
+    else:
+        assert gallery is not None
+        prediction = _both(
+            [_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs]
+        )
+    if not measured:
+        return prediction
+    return replace(prediction, embedding=outputs[0]["embedding"].float(), measures=faces[0]["measures"])
 
 
 def posterior(
@@ -59,32 +83,46 @@ def posterior(
 def classifier_posteriors(
     network: AgeNetwork, batch: Batch, config: Experiment, autocast: bool
 ) -> dict[str, Tensor]:
-    """The posterior (B, K) of each of the network's classifiers, of a batch as `predict` takes it; with `decode.flip` the mean over both images."""
-    name = head_output(config.model) if isinstance(config.model, ClassifierBase) else "logits"
-    found: list[Batch] = []
+    """The posterior (B, K) of each of the network's classifiers, by name.
+
+    The batch is that of `predict`. With `decode.flip` each is the mean over both images.
+    """
+    tensor = "logits"
+    if isinstance(config.model, ClassifierBase):
+        tensor = head_output(config.model)
+    posteriors: dict[str, list[Tensor]] = {}
     for view in views(batch, config, config.model.decode.flip):
         with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
-            found.append(network.classifiers(view))
-    return {each: _mean([classifier_posterior({name: said[each]}) for said in found]) for each in found[0]}
+            outputs = network.classifiers(view)
+        for name, logits in outputs.items():
+            posteriors.setdefault(name, []).append(classifier_posterior({tensor: logits}))
+    return {name: _mean(parts) for name, parts in posteriors.items()}
 
 
 def embeddings(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Tensor:
-    """The network's `embedding` (B, D), float32, of a batch as `predict` takes it, not mirrored."""
+    """The network's `embedding` (B, D), float32, without the mirror image.
+
+    The batch is that of `predict`.
+    """
     return _outputs(network, _view(batch, config), autocast)["embedding"].float()
 
 
 def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Batch:
-    """What `Gallery.of` takes, of a batch as `predict` takes it and `age` (B,), `gender` (B,), `subject` (B,): faces as they are, not mirrored."""
+    """Rows for `Gallery.of`, without the mirror image.
+
+    The batch is that of `predict` with `age` (B,), `gender` (B,) and `subject` (B,).
+    """
     outputs = _outputs(network, _view(batch, config), autocast)
-    labels = {name: batch[name] for name in _LABELS if name in batch}
-    return labels | {
-        name: compact(tensor) for name, tensor in outputs.items() if name in ("embedding", "gender_embedding")
-    }
+    rows = {name: batch[name] for name in _LABELS if name in batch}
+    for name in ("embedding", "gender_embedding"):
+        if name in outputs:
+            rows[name] = compact(outputs[name])
+    return rows
 
 
-def _view(batch: Batch, config: Experiment, view: View | None = None) -> Batch:
-    """The faces as the network takes them, `face` (B, 3, S, S) and `points` (B, 5, 2); of `view`, enlarged and at its
-    own side."""
+def _view(batch: Batch, config: Experiment, view: View | None = None, measured: bool = False) -> Batch:
+    """The faces as the network takes them, `face` (B, 3, S, S) and `points` (B, 5, 2); of `view`,
+    enlarged and at its own side. measured: adds the `measures` (B, M) of their pictures."""
     if "features" in batch:
         return {"face": batch["features"][:, 0]}
     align, zoom = config.align, None
@@ -92,13 +130,17 @@ def _view(batch: Batch, config: Experiment, view: View | None = None) -> Batch:
         align = align.model_copy(update={"size": view.size})
     if view is not None and view.zoom != 1:
         zoom = geometry.zoom_map(align.size, view.zoom).to(batch["points"]).expand(len(batch["points"]), 2, 3)
-    faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, zoom)
-    faces = standardize(faces, align).contiguous(memory_format=torch.channels_last)
-    return {"face": faces, "points": points}
+    aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, zoom)
+    faces = standardize(aligned, align).contiguous(memory_format=torch.channels_last)
+    inputs = {"face": faces, "points": points}
+    if measured:
+        inputs["measures"] = quality.measure(aligned, points, batch["points"], batch["box"], align)
+    return inputs
 
 
-def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
-    """The faces of each of `decode.views` as the network takes them, each followed by its mirror images where asked for.
+def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = False) -> list[Batch]:
+    """The faces of each of `decode.views` as the network takes them, each followed by its mirror
+    images where asked for. measured: the first has the `measures` (B, M) of the pictures too.
 
     A batch may instead hold `features` (B, 2, D) of the face and of its mirror image, for a network whose backbone was
     taken away (`ageray.train.in_memory.frozen`).
@@ -108,7 +150,7 @@ def views(batch: Batch, config: Experiment, mirrored: bool) -> list[Batch]:
         return both if mirrored else both[:1]
     inputs: list[Batch] = []
     for each in config.model.decode.views:
-        view = _view(batch, config, each)
+        view = _view(batch, config, each, measured and not inputs)
         inputs.append(view)
         if mirrored:
             points = geometry.mirror_points(view["points"], view["face"].shape[-1])
@@ -143,10 +185,12 @@ def _both(found: list[Prediction]) -> Prediction:
 def _of_neighbours(
     outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None
 ) -> Prediction:
+    """The prediction from the ages of the nearest faces of the gallery."""
     settings, query_BD = config.decode.gallery, outputs["embedding"].float()
     near = gallery.nearest(query_BD, settings.neighbours, subject_B, settings.exclude_subject)
     posterior_BK = gallery.posterior(near, bins(config).to(query_BD.device))
-    broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)  # no distance tells near from far then
+    # An embedding that is not finite has no meaningful distances.
+    broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)
     return Prediction(
         posterior_BK.masked_fill(broken_B1, torch.nan),
         _female(outputs, near, gallery, settings, subject_B),
@@ -158,10 +202,11 @@ def _of_neighbours(
 def _female(
     outputs: Batch, near: Neighbours, gallery: Gallery, settings: Settings, subject_B: Tensor | None
 ) -> Tensor | None:
+    """The share of women among the nearest faces of known gender: (B,); None if there are none."""
     by = gallery.gender_by
     if by is None:
         return None
-    if by != "embedding" or not gallery.all_genders_known:  # else they are the same neighbours
+    if by != "embedding" or not gallery.all_genders_known:  # otherwise the neighbours are the same
         near = gallery.nearest(
             outputs[by].float(), settings.neighbours, subject_B, settings.exclude_subject, by=by, gender=True
         )

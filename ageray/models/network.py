@@ -1,4 +1,4 @@
-"""What every network of this package is: a module from a batch of aligned faces to named tensors.
+"""The interface of every network: a module from a batch of aligned faces to named tensors.
 
 Shape letters: B faces, S side of the aligned face, K age bins, D features.
 """
@@ -20,31 +20,41 @@ REMEDY = "name another file, or none"
 
 
 class AgeNetwork(nn.Module):
-    """forward reads `face` (B, 3, S, S; RGB 0..255) and, where it needs them, `points` (B, 5, 2; pixels of the face), and yields named tensors.
+    """A network that estimates ages.
 
-    `outputs` names the tensors it yields in training. In eval mode it yields those from which an age is decoded, and `embedding`.
+    `forward` reads `face` (B, 3, S, S; RGB 0..255) and, if it needs them, `points` (B, 5, 2; pixels
+    of the face). It returns named tensors: in training those of `outputs`, in eval mode `embedding`
+    and those that an age is decoded from.
     """
 
     outputs: frozenset[str]
     whole_batch: frozenset[str] = frozenset()
     """Those of them that are not of this worker's faces but of the whole batch over all workers."""
+    reads_points: bool = False
+    """Whether `forward` needs `points`."""
     classifier_names: tuple[str, ...] = ()
-    """Of a network with several classifiers: what `classifiers` names them, the one that decides last."""
+    """Names of several classifiers, as `classifiers` gives them. The last one decides."""
 
     def forward(self, batch: Batch) -> Batch:
-        """Faces to named tensors."""
+        """Named tensors of a batch."""
         raise NotImplementedError
 
     def classifiers(self, batch: Batch) -> dict[str, Tensor]:
-        """What each of `classifier_names` says, in any mode: `logits` (B, K) or `ordinal_logits` (B, K - 1)."""
+        """The output of each of `classifier_names`, in any mode.
+
+        Each is `logits` (B, K) or `ordinal_logits` (B, K - 1).
+        """
         return {}
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that start from nothing and take the full learning rate; the others are the backbone."""
+        """The parameters that start from random values and take the full learning rate.
+
+        All others belong to the backbone.
+        """
         raise NotImplementedError
 
     def get_backbone(self) -> nn.Module:
-        """The part that `optimizer.body_lr: 0` freezes, batch statistics included."""
+        """The part that `optimizer.body_lr: 0` freezes, with its batch statistics."""
         raise NotImplementedError
 
     def fixed_parameters(self) -> Iterator[nn.Parameter]:
@@ -53,38 +63,54 @@ class AgeNetwork(nn.Module):
 
     @property
     def num_init_faces(self) -> int:
-        """How many training faces, of all workers, the network wants to see before its first step (see `init_from_features`); 0 for none."""
+        """Number of training faces, of all workers, that `init_from_features` needs before the
+        first step; 0 if the network needs none.
+        """
         return 0
 
     @property
     def least_side(self) -> int:
-        """The smallest face it takes, in pixels: its backbone's, else 16, the least of `align.size`."""
+        """The smallest face in pixels: the backbone's, else 16, the least `align.size`."""
         backbone = self.get_backbone()
-        return backbone.least_side if isinstance(backbone, Backbone) else 16
+        if isinstance(backbone, Backbone):
+            return backbone.least_side
+        return 16
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes published weights of the backbone. Raises KeyError or RuntimeError if they are another network's."""
+        """Loads published weights of the backbone.
+
+        Raises KeyError or RuntimeError if they belong to another network.
+        """
         raise NotImplementedError
 
     def init_features(self, batch: Batch) -> Tensor:
-        """What `init_from_features` takes of these faces: (B, D)."""
+        """The features of these faces that `init_from_features` takes: (B, D)."""
         raise NotImplementedError
 
     def init_from_features(self, features_ND: Tensor, generator: torch.Generator) -> None:
-        """Called once before the first step with what `init_features` gave for `num_init_faces` training faces (or fewer), of all workers."""
+        """Initialises from features of training faces; called once, before the first step.
+
+        features_ND: the `init_features` of `num_init_faces` faces (or fewer), of all workers.
+        """
         raise NotImplementedError
 
 
 class Backbone(nn.Module):
-    """What a network builds on. forward: float RGB in 0..255, (B, 3, S, S), to pooled features (B, D), where D is `features`."""
+    """A feature extractor.
+
+    `forward` takes float RGB in 0..255, (B, 3, S, S), to pooled features (B, D). D is `features`.
+    """
 
     name: str
     features: int
     least_side: int
-    """The smallest face it takes, in pixels."""
+    """The smallest face in pixels."""
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
-        """Takes published weights. Raises KeyError or RuntimeError if they are another network's."""
+        """Takes published weights.
+
+        Raises KeyError or RuntimeError if they are another network's.
+        """
         raise NotImplementedError
 
     def published_head(self, state: dict[str, Tensor]) -> PublishedHead | None:
@@ -111,46 +137,56 @@ class PublishedHead:
 
 
 class Coral(nn.Module):
-    """One weight vector for all questions 'older than bin k', and a bias each (Cao, Mirjalili and Raschka 2020): (B, D) to (B, K - 1)."""
+    """The CORAL layer (Cao, Mirjalili and Raschka 2020): (B, D) to (B, K - 1).
+
+    All questions 'older than bin k?' share one weight vector. Each has its own bias.
+    """
 
     def __init__(self, features: int, questions: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, features))
-        # descending, as the answers are, and spread so that the first posterior is even
+        # Descending biases, so that the first posterior is uniform.
         share = torch.arange(questions, 0, -1) / (questions + 1)
         self.bias = nn.Parameter(torch.logit(share))
         nn.init.normal_(self.weight, std=0.01)
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Features to one logit a question."""
+        """One logit for each question."""
         return F.linear(features_BD, self.weight) + self.bias
 
 
 def age_head(config: ClassifierBase, features: int) -> nn.Module:
-    """The last layer over age bins that `config.classifier` names: (B, features) to (B, K) or (B, K - 1)."""
+    """The last layer, by `config.classifier`: (B, features) to (B, K) or (B, K - 1)."""
     count = config.ages[1] - config.ages[0] + 1
     if config.classifier == "coral":
         return Coral(features, count - 1)
-    layer = nn.Linear(features, count if config.classifier == "softmax" else count - 1)
+    outputs = count if config.classifier == "softmax" else count - 1
+    layer = nn.Linear(features, outputs)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)
     return layer
 
 
 def head_output(config: ClassifierBase) -> str:
-    """The name of that layer's tensor: `logits`, or `ordinal_logits` for binary questions. An auxiliary classifier's has `aux_` before it."""
-    return "logits" if config.classifier == "softmax" else "ordinal_logits"
+    """The name of the last layer's output: `logits`, or `ordinal_logits` for binary questions.
+
+    The output of auxiliary classifiers has the prefix `aux_`.
+    """
+    if config.classifier == "softmax":
+        return "logits"
+    return "ordinal_logits"
 
 
 def scaled(channels: int, width: float) -> int:
-    """A narrower (or wider) network's channel count: whole eights, 16 at least.
+    """The channel count of a network of another width: a multiple of 8, at least 16.
 
-    Below 16 oneDNN 3.12 (torch 2.14) writes past the weight gradient of a strided 1x1 convolution of channels-last input, with two threads on
-    AVX-512: the process aborts, or other memory changes.
+    With fewer than 16 channels, channels-last input and two threads on AVX-512, oneDNN 3.12 (torch
+    2.14) writes beyond the weight gradient of a strided 1x1 convolution. The process aborts, or
+    other memory changes.
     """
     return max(16, 8 * round(channels * width / 8))
 
 
 def no_imagenet(name: str, remedy: str = REMEDY) -> UserError:
-    """The answer to `weights: imagenet` where nobody has published any."""
+    """The error for `weights: imagenet` if no such weights are published."""
     return UserError(f"model.weights=imagenet: there are no published ImageNet weights for {name}; {remedy}")

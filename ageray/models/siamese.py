@@ -1,6 +1,9 @@
-"""`siamese`: a backbone and two linear layers, one embedding for age and one for gender (Jeong et al., Sensors 2018, section 2).
+"""`siamese`: a backbone with one embedding for age and one for gender.
 
-Shape letters: B faces, F features of the backbone, D size of the embedding for age (N_a), G of that for gender (N_g).
+Jeong et al., Sensors 2018, section 2. Each embedding is a linear layer.
+
+Shape letters: B faces, F features of the backbone, D size of the embedding for age (N_a), G size of
+the embedding for gender (N_g).
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ from ageray.models.network import AgeNetwork, Batch
 
 
 class Siamese(AgeNetwork):
-    """Yields `embedding` (B, D) and, unless `gender_features` is 0, `gender_embedding` (B, G), in training and in use, raw as the layers give
-    them: Eq. 1 measures their L1 distance, and Q = 100 sets its scale, so they are not normalised.
+    """Yields `embedding` (B, D) and, unless `gender_features` is 0, `gender_embedding` (B, G).
 
-    One network embeds every face of the batch; the loss then takes all pairs (section 2.2). Both layers compute in float32 whatever the
-    autocast: neighbours lie close together, where bf16's three digits would shuffle them.
+    Both come in training and in eval mode. They are not normalised, because Eq. 1 takes their L1
+    distance and Q = 100 sets its scale. One network embeds every face of the batch; the loss then
+    takes all pairs (section 2.2). Both layers compute in float32, also under autocast: the
+    distances of neighbours differ little, and the three digits of bf16 would change their order.
     """
 
     def __init__(self, config: Config) -> None:
@@ -30,12 +34,11 @@ class Siamese(AgeNetwork):
         self.backbone = backbones.make(config.backbone, imagenet=config.weights == "imagenet")
         self.dropout = nn.Dropout(config.dropout)
         self.embedding = _embedding(self.backbone.features, config.age_features)
-        self.gender_embedding = (
-            _embedding(self.backbone.features, config.gender_features) if config.gender_features else None
-        )
-        self.outputs = frozenset(
-            {"embedding", "gender_embedding"} if self.gender_embedding else {"embedding"}
-        )
+        self.gender_embedding: nn.Linear | None = None
+        self.outputs = frozenset({"embedding"})
+        if config.gender_features:
+            self.gender_embedding = _embedding(self.backbone.features, config.gender_features)
+            self.outputs |= {"gender_embedding"}
 
     def forward(self, batch: Batch) -> Batch:
         """Faces to embeddings, float32."""
@@ -47,7 +50,7 @@ class Siamese(AgeNetwork):
         return outputs
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Those of the two layers."""
+        """The parameters of the two layers."""
         layers = (self.embedding, self.gender_embedding)
         return chain.from_iterable(layer.parameters() for layer in layers if layer is not None)
 
@@ -61,12 +64,15 @@ class Siamese(AgeNetwork):
 
 
 def _embedding(features: int, size: int) -> nn.Linear:
-    """A layer that starts with weights of variance 1 / F and no bias (the paper does not say).
+    """A linear layer that starts with weights of variance 1 / F and zero bias.
 
-    Features that spread by s about their mean then come out sqrt(2) s apart in each of D numbers, on average 1.13 D s in L1: 40 to 80 for
-    D = 70 and s of 0.5 to 1, which is what ImageNet networks' pooled features have behind dropout. Eq. 4 with Q = 100 pulls like pairs
-    together as hard as it drives unlike ones apart (4 x / Q = 5.54 exp(-2.77 x / Q)) at x = 42, so both tasks of the loss have a gradient from
-    the first step: far beyond Q the unlike pairs would have none. Below (10 numbers for gender start at 6 to 11) they have the most.
+    The paper does not give its start. Reason for ours: the pooled features of ImageNet networks
+    spread by s = 0.5 to 1 about their mean after dropout. Two embeddings then differ by sqrt(2) s
+    in each number, on average by 1.13 D s in L1. That is 40 to 80 for D = 70. For Q = 100 the
+    slopes of Eq. 4 for like and unlike pairs are equal at 42 (4 x / Q = 5.54 exp(-2.77 x / Q)). So
+    both parts of the loss have a gradient from the first step. Far above Q the unlike pairs would
+    have none. The 10 numbers for gender start at 6 to 11, where unlike pairs have the largest
+    gradient.
     """
     layer = nn.Linear(features, size)
     nn.init.normal_(layer.weight, std=1 / math.sqrt(features))

@@ -1,4 +1,4 @@
-"""A look at each photo before anything is decided: can it be read, what is its hash, where are its five points."""
+"""Looks at each photo: whether it can be read, its hash, its five points and its fingerprint."""
 
 from __future__ import annotations
 
@@ -32,60 +32,59 @@ INSPECTED_SCHEMA = pa.schema(
         pa.field("thumbnail", pa.binary()),
     ]
 )
-"""One row a photo: `faces` is how many the detector found (null if it did not run), `kind` what is wrong with the photo
-(null: nothing), `phash` and `thumbnail` its fingerprint where one was asked for."""
+"""One row a photo. `faces`: how many the detector found; null if it did not run. `kind` and
+`reason`: what is wrong with the photo; null if nothing is. `phash` and `thumbnail`: its
+fingerprint, if asked for."""
 
 
-def look(photos: pa.Table, landmarks: str, detect: Detect, prints: bool = False) -> pa.Table:
+def look(photos: pa.Table, landmarks: str, detect: Detect, fingerprint: bool = False) -> pa.Table:
     """Reads each photo (columns `key`, `uri`, `landmarks`) and returns its row of INSPECTED_SCHEMA.
 
-    `landmarks` is `data.landmarks`; `prints`: whether fingerprints are wanted. A photo that cannot be used gets a `kind` (unreadable,
-    undecodable, no face, no points) and a reason; nothing is raised for it.
+    landmarks: `data.landmarks`. fingerprint: whether to compute fingerprints.
+    A photo that cannot be used gets a `kind` (unreadable, undecodable, no face, no points) and a
+    reason; nothing is raised for it.
     """
-    cv2.setNumThreads(1)  # one task a core already; more threads would only take turns
+    cv2.setNumThreads(1)  # Ray runs one task a core already
     keys, uris, points = (photos.column(name).to_pylist() for name in ("key", "uri", "landmarks"))
+    rows = []
     with ThreadPoolExecutor(READERS) as pool:
-        contents = pool.map(fetch, uris)
-        rows = [
-            {"key": key, **_print(content, prints), **_seen(content, own, landmarks, detect)}
-            for key, content, own in zip(keys, contents, points, strict=True)
-        ]
+        for key, content, own in zip(keys, pool.map(fetch, uris), points, strict=True):
+            row = {"key": key, **_inspect(content, own, landmarks, detect)}
+            if fingerprint and isinstance(content, bytes):
+                row |= _fingerprint(content)
+            rows.append(row)
     return pa.Table.from_pylist(rows, schema=INSPECTED_SCHEMA)
 
 
-def _print(content: bytes | UserError | ImageError, wanted: bool) -> dict[str, Any]:
-    if not wanted or not isinstance(content, bytes):
-        return {}
+def _fingerprint(content: bytes) -> dict[str, Any]:
     try:
-        found = fingerprints(content)
+        fingerprint = fingerprints(content)
     except ImageError:
         return {}
-    return {"phash": found.phash, "thumbnail": found.thumbnail}
+    return {"phash": fingerprint.phash, "thumbnail": fingerprint.thumbnail}
 
 
-def _seen(
+def _inspect(
     content: bytes | UserError | ImageError, points: list[float] | None, landmarks: str, detect: Detect
 ) -> dict[str, Any]:
     if isinstance(content, UserError):
         return {"kind": "unreadable", "reason": str(content)}
     if isinstance(content, ImageError):
         return {"kind": "undecodable", "reason": str(content)}
-    search = landmarks == "detect" or (landmarks == "auto" and points is None)
+    run_detector = landmarks == "detect" or (landmarks == "auto" and points is None)
     try:
-        photo = images.decode(content, detect.max_side if search else None)
+        photo = images.decode(content, detect.max_side if run_detector else None)
     except ImageError as error:
         return {"kind": "undecodable", "reason": str(error)}
-    known = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    if not search:
-        missing = {"kind": "no points", "reason": "the source gives none and data.landmarks=source"}
-        return {**known, **({"landmarks": points} if points else missing)}
+    row: dict[str, Any] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if not run_detector:
+        if not points:
+            return {**row, "kind": "no points", "reason": "the source gives none and data.landmarks=source"}
+        return {**row, "landmarks": points}
     faces = detector(detect).detect(photo)
+    row["faces"] = len(faces)
     if not faces:
-        return {
-            **known,
-            "faces": 0,
-            "kind": "no face",
-            "reason": f"no face found at data.detect.threshold={detect.threshold:g}",
-        }
+        reason = f"no face found at data.detect.threshold={detect.threshold:g}"
+        return {**row, "kind": "no face", "reason": reason}
     face = subject_of(faces, photo.width, photo.height)
-    return {**known, "faces": len(faces), "landmarks": face.points.ravel().tolist(), "box": face.box.tolist()}
+    return {**row, "landmarks": face.points.ravel().tolist(), "box": face.box.tolist()}

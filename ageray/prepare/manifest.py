@@ -1,4 +1,6 @@
-"""The manifest: where each photo is and what is known of it, without its bytes; and reading one from a file."""
+"""The manifest: a table with the uri and the labels of each photo; read from a file or built from
+rows.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +35,16 @@ MANIFEST = pa.schema(
 )
 
 OLDEST = 123
-"""Years; the oldest person on record was 122."""
+"""Greatest age in years; the oldest person on record reached 122."""
 
 _COORDINATES = tuple(f"{axis}{point}" for point in range(5) for axis in "xy")
-_SURPLUS = " surplus"  # stripped names of columns do not begin with a space
-_KNOWN = ("image", "uri", "key", "age", "age_std", "subject", "gender", "group", "landmarks", *_COORDINATES)
+_SURPLUS = " surplus"  # no name of a column begins with a space, because they are stripped
+_COLUMNS = ("image", "uri", "key", "age", "age_std", "subject", "gender", "group", "landmarks", *_COORDINATES)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that was left out: where (a key, uri or row), of which kind, and why."""
+    """A photo or row that was left out: where (a key, uri or row), of which kind, and why."""
 
     where: str
     kind: str
@@ -50,68 +52,71 @@ class Problem:
 
 
 def build(rows: Iterable[dict[str, Any]], problems: list[Problem]) -> pa.Table:
-    """Rows (dicts with the columns of MANIFEST; missing ones are null) as a table sorted by key.
+    """Rows as a table sorted by key. A row has columns of MANIFEST; missing ones are null.
 
-    A key that came before and text that is not UTF-8 go to `problems` instead.
+    A row with the key of an earlier row, or with text that is not UTF-8, goes to `problems`.
     """
-    kept: dict[str, dict[str, Any]] = {}
+    by_key: dict[str, dict[str, Any]] = {}
     for row in rows:
         where = row.pop("where", row["key"])
         try:
-            "".join(value for value in row.values() if isinstance(value, str)).encode()
+            "".join(map(str, row.values())).encode()
         except UnicodeEncodeError:
             problems.append(Problem(ascii(where), "malformed name", "not UTF-8"))
             continue
-        if row["key"] in kept:
+        if row["key"] in by_key:
             problems.append(Problem(where, "bad row", f"key '{row['key']}' came before; keys must be unique"))
             continue
-        kept[row["key"]] = row
-    return pa.Table.from_pylist([kept[key] for key in sorted(kept)], schema=MANIFEST)
+        by_key[row["key"]] = row
+    rows = [row for _, row in sorted(by_key.items())]
+    return pa.Table.from_pylist(rows, schema=MANIFEST)
 
 
 def read_file(uri: str, dataset: str, problems: list[Problem], notes: list[Problem]) -> tuple[pa.Table, int]:
-    """A CSV or Parquet manifest as a MANIFEST table, and how many rows it had.
+    """A CSV or Parquet manifest as a MANIFEST table, and the number of its rows.
 
-    Needs a column `image` (or `uri`): a url, an absolute path or a path relative to the manifest's folder. Optional:
-    `key`, `age` and `age_std` in years, `subject`, `gender`, `group`, and five points as `x0`, `y0` ... `x4`, `y4` or
-    as one list `landmarks`. Rows that cannot be used go to `problems` by number, from 1, the header apart: text that is
-    no number, an age or deviation beyond 0..123, no place, a key that came before, points that are not ten numbers, more
-    values than columns. So does an empty subject where other rows have one: a forgotten name would put one person into
-    training and test alike. A null subject in Parquet says that it is not known; that row stays, with a note.
+    Needs a column `image` (or `uri`): a url, an absolute path, or a path relative to the manifest's
+    folder. Optional: `key`, `age` and `age_std` in years, `subject`, `gender`, `group`, and five
+    points as `x0`, `y0` ... `x4`, `y4` or as one list `landmarks`.
+
+    A row that cannot be used goes to `problems` by its number, counted from 1 after the header:
+    text that is no number, an age or deviation outside 0..123, no path, the key of an earlier row,
+    points that are not ten numbers, more values than columns. So does a row with an empty subject
+    if other rows have one: a forgotten name could put one person into training and test. A null
+    subject in Parquet means an unknown person: that row stays, with a note.
+
     Raises UserError if the file is no such table.
     """
     columns, rows = _parquet_rows(uri) if uri.lower().endswith(".parquet") else _csv_rows(uri)
     _check_columns(uri, columns)
     folder = posixpath.dirname(uri) or "."
-    named = any(_text(row, "subject") for row in rows)
+    has_subjects = any(_text(row, "subject") for row in rows)
 
     def usable() -> Iterator[dict[str, Any]]:
         for count, row in enumerate(rows, start=1):
             where = f"row {count}"
             try:
-                found = _row(row, folder, dataset)
-                if named and row["subject"] is not None and found["subject"] is None:
+                labels = _row(row, folder, dataset)
+                if has_subjects and row["subject"] is not None and labels["subject"] is None:
                     raise ValueError(
                         "subject is empty, but other rows have one; name the person, or leave the column out"
                     )
             except ValueError as error:
                 problems.append(Problem(where, "bad row", str(error)))
                 continue
-            if named and found["subject"] is None:
-                notes.append(
-                    Problem(
-                        where,
-                        "no subject",
-                        "subject is null, but other rows have one; splits take it for a person",
-                    )
-                )
-            yield {**found, "where": where}
+            if has_subjects and labels["subject"] is None:
+                reason = "subject is null, but other rows have one; splits take it for a person"
+                notes.append(Problem(where, "no subject", reason))
+            yield {**labels, "where": where}
 
     return build(usable(), problems), len(rows)
 
 
 def number(row: Mapping[str, Any], name: str, most: float) -> float | None:
-    """The number within 0..`most` in a column, None if it is missing, empty or NaN. Raises ValueError for anything else."""
+    """The number in a column; None if it is missing, empty or NaN.
+
+    Raises ValueError if it is not a number within 0..`most`.
+    """
     text = _text(row, name)
     if text is None or text.lower() == "nan":
         return None
@@ -129,12 +134,13 @@ def _csv_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
         io.StringIO(storage.read_text(uri), newline=""), restkey=_SURPLUS, restval="", strict=True
     )
     try:
-        columns = [str(name).strip() for name in reader.fieldnames or ()]
+        columns = list(map(str.strip, reader.fieldnames or ()))
         reader.fieldnames = columns
         return columns, list(reader)
     except csv.Error as error:
         raise UserError(
-            f"{uri}: line {reader.reader.line_num} is not CSV ({error}); save it again as comma-separated text"
+            f"{uri}: line {reader.reader.line_num} is not CSV ({error}); save it again as "
+            f"comma-separated text"
         ) from None
 
 
@@ -146,8 +152,8 @@ def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
             raise UserError(
                 f"{uri}: holds face shards already, not a manifest; give their folder as data.shards"
             )
-        wanted = [name for name in _KNOWN if name in schema.names]
-        return schema.names, pq.read_table(path, columns=wanted, filesystem=filesystem).to_pylist()
+        columns = [name for name in _COLUMNS if name in schema.names]
+        return schema.names, pq.read_table(path, columns=columns, filesystem=filesystem).to_pylist()
     except FileNotFoundError:
         raise UserError(f"{uri}: not found; check the path or url") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -161,27 +167,28 @@ def _check_columns(uri: str, columns: list[str]) -> None:
         raise UserError(
             f"{uri}: needs a column 'image' (or 'uri'); it has {', '.join(map(str, columns)) or 'none'}{hint}"
         )
-    twice = next((name for name in _KNOWN if columns.count(name) > 1), None)
-    if twice:
-        raise UserError(f"{uri}: has {columns.count(twice)} columns '{twice}'; leave one")
+    for name in _COLUMNS:
+        if columns.count(name) > 1:
+            raise UserError(f"{uri}: has {columns.count(name)} columns '{name}'; leave one")
     for name in columns:
-        if name not in _KNOWN and name.strip().lower() in _KNOWN:
+        if name not in _COLUMNS and name.strip().lower() in _COLUMNS:
             raise UserError(f"{uri}: column '{name}' would not be read; rename it '{name.strip().lower()}'")
-    given = [name for name in _COORDINATES if name in columns]
-    if given and len(given) < len(_COORDINATES):
-        missing = ", ".join(name for name in _COORDINATES if name not in columns)
-        raise UserError(f"{uri}: five points need the columns x0, y0 ... x4, y4; {missing} missing")
+    missing = [name for name in _COORDINATES if name not in columns]
+    if missing and len(missing) < len(_COORDINATES):
+        raise UserError(
+            f"{uri}: five points need the columns x0, y0 ... x4, y4; {', '.join(missing)} missing"
+        )
 
 
 def _row(row: dict[str, Any], folder: str, dataset: str) -> dict[str, Any]:
     if any(row.get(_SURPLUS) or ()):
         raise ValueError("more values than columns; quote values that contain a comma")
-    place = _text(row, "image") or _text(row, "uri")
-    if place is None:
+    path = _text(row, "image") or _text(row, "uri")
+    if path is None:
         raise ValueError("no image path")
     return {
-        "key": _text(row, "key") or f"{dataset}/{posixpath.normpath(place).lstrip('/')}",
-        "uri": storage.join(folder, place),
+        "key": _text(row, "key") or f"{dataset}/{posixpath.normpath(path).lstrip('/')}",
+        "uri": storage.join(folder, path),
         "age": number(row, "age", OLDEST),
         "age_std": number(row, "age_std", OLDEST),
         "subject": _text(row, "subject"),
@@ -204,11 +211,11 @@ def _points(row: dict[str, Any]) -> list[float] | None:
     if isinstance(raw, str):
         raw = raw.strip("[]() ").replace(",", " ").replace(";", " ").split()
     if raw is None or len(raw) == 0:
-        raw = [text for name in _COORDINATES if (text := _text(row, name)) is not None]
+        raw = list(filter(None, (_text(row, name) for name in _COORDINATES)))
     if not raw:
         return None
     try:
-        values = [float(value) for value in raw]
+        values = list(map(float, raw))
     except (TypeError, ValueError):
         raise ValueError("landmarks are not all numbers") from None
     if len(values) != len(_COORDINATES) or not all(map(math.isfinite, values)):

@@ -1,8 +1,9 @@
-"""From a source of photos to face shards, on Ray Data, and reading them back.
+"""A source of photos to face shards, on Ray Data, in two passes over the files.
 
-Two passes over the files. The first looks at every photo and returns a light row each; from these the driver decides
-what is kept, in which order and in which shard. The second writes one shard a task, fetching the files again. So no
-image crosses the object store, and every shard is planned to its bytes before it is written.
+The first pass looks at each photo and returns a light row. From these rows the driver decides which
+photos to keep, in which order and in which shard. The second pass fetches the files again and
+writes one shard a task. So no image goes through the object store, and the size of each shard is
+known before it is written.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import time
 from collections import Counter
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
@@ -22,19 +24,20 @@ from ageray.errors import UserError
 from ageray.experiment import Data, Experiment
 from ageray.prepare import inspect, select, sources
 from ageray.prepare.manifest import Problem
-from ageray.prepare.write import _write
+from ageray.prepare.write import write_shards
 
 REPORT = "prepare.json"
-"""ParsedConfig last: a folder of shards that has it is complete."""
+"""Name of the report. It is written last, so a folder of shards that has it is complete."""
 
-_BLOCKS = 256  # blocks of the first pass, about: enough to fill a cluster, few enough for the driver
-_MOST_ROWS = 4096  # of a block of the first pass, so that a lost task costs seconds
+_BLOCKS = 256  # about so many blocks in the first pass: they fill a cluster and do not load the driver
+_MAX_ROWS = 4096  # rows of a block in the first pass, so that a lost task costs only seconds
 
 
 def check(experiment: Experiment, fresh: bool = False) -> sources.Source:
-    """The source that `prepare` is to read, once all is checked that needs neither Ray nor the photos' bytes.
+    """The source that `prepare` will read, after every check that needs neither Ray nor photos.
 
-    Raises UserError if the source cannot be used or the target is not empty (`fresh` allows earlier shards).
+    Raises UserError if the source cannot be used or the target is not empty; `fresh` allows earlier
+    shards in the target.
     """
     data = experiment.data
     _target(data, fresh)
@@ -49,28 +52,32 @@ def check(experiment: Experiment, fresh: bool = False) -> sources.Source:
 def prepare(
     experiment: Experiment, fresh: bool = False, source: sources.Source | None = None
 ) -> dict[str, Any]:
-    """Writes the face shards of `data.source` to `data.shards`; returns the content of the `prepare.json` beside them.
+    """Writes the face shards of `data.source` to `data.shards`; returns the report `prepare.json`.
 
-    It holds `counts` (photos, kept, dropped by kind), `problems` (every dropped photo, with kind and reason), `notes`
-    (what is odd about kept ones), `shards` and the time taken. Byte-identical photos are kept once; if their ages
-    differ, not at all; with `data.near_duplicates: drop` the same holds of nearly identical ones. Rows stand
-    in an order fixed by a hash of their keys, so that reading with a small shuffle
-    buffer mixes well. The shards grow in `<data.shards>.unfinished`, which takes the place of `data.shards` when
-    complete; what an interrupted run left there is replaced by the next, so two runs must not share a target.
-    `source` is what `check` returned, if it was called already. Raises UserError as `check` does, or if no face is left
-    or the shards cannot be written.
+    The report has `counts` (photos, kept, dropped by kind), `problems` (every dropped photo, with
+    kind and reason), `notes` (on kept photos), `shards` and the time. Of photos with identical
+    bytes one is kept, or none if their ages differ; `data.near_duplicates: drop` treats nearly
+    identical photos in the same way. A hash of the keys fixes the order of the rows, so that a
+    small shuffle buffer mixes well.
+
+    The shards are written to `<data.shards>.unfinished`, which replaces `data.shards` when it is
+    complete. The next run replaces an unfinished folder, so two runs must not share a target.
+
+    source: the result of `check`, if it was called already.
+    Raises UserError as `check` does, and if no face is left or the shards cannot be written.
     """
     started = time.perf_counter()
     data = experiment.data
     source = source or check(experiment, fresh)
     target = _target(data, fresh)
-    seen = _look(source.table, data, experiment.scale.decode_batch)
-    rows, dropped = select.choose(source.table, seen)
+    inspected = _look(source.table, data, experiment.scale.decode_batch)
+    rows, dropped = select.choose(source.table, inspected)
     problems = source.problems + dropped
     if rows.num_rows == 0:
         first = problems[0]
         raise UserError(
-            f"data.source={data.source}: no face is left of {source.photos} photos ({first.where}: {first.reason}); "
+            f"data.source={data.source}: no face is left of {source.photos} photos ({first.where}: "
+            f"{first.reason}); "
             "check that these are photos of faces and that they can be read"
         )
     draft = storage.unfinished(target)
@@ -86,13 +93,13 @@ def prepare(
         "counts": {
             "photos": source.photos,
             "kept": rows.num_rows,
-            **Counter(problem.kind for problem in problems),
+            **Counter(map(attrgetter("kind"), problems)),
         },
-        "shards": _write(rows, draft, data.shard_mib),
+        "shards": write_shards(rows, draft, data.shard_mib),
         "seconds": round(time.perf_counter() - started, 1),
         "photos_per_second": round(source.photos / (time.perf_counter() - started), 1),
-        "problems": [vars(problem) for problem in problems],
-        "notes": [vars(note) for note in source.notes + _several(rows)],
+        "problems": list(map(vars, problems)),
+        "notes": list(map(vars, source.notes + _several_faces(rows))),
     }
     storage.write_text(storage.join(draft, REPORT), json.dumps(report, indent=1) + "\n")
     storage.replace_folder(draft, target, last=REPORT)
@@ -100,7 +107,10 @@ def prepare(
 
 
 def _target(data: Data, fresh: bool) -> str:
-    """Where to write; UserError unless that is free, left half written by us, or finished and to be rewritten."""
+    """The folder to write.
+
+    Raises UserError unless it is empty, unfinished, or finished and `fresh` is true.
+    """
     if data.shards is None:
         raise UserError("data.shards is not set; give the folder to write: data.shards=PATH")
     target = storage.absolute(data.shards.rstrip("/"))
@@ -121,26 +131,26 @@ def _target(data: Data, fresh: bool) -> str:
 
 
 def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
-    """First pass: a row of `inspection.INSPECTED_SCHEMA` for every photo, in any order."""
+    """First pass: a row of `inspect.INSPECTED_SCHEMA` for every photo, in any order."""
     light = photos.select(["key", "uri", "landmarks"]).combine_chunks()
-    step = max(batch, min(-(-light.num_rows // _BLOCKS), _MOST_ROWS))
+    step = max(batch, min(-(-light.num_rows // _BLOCKS), _MAX_ROWS))
     blocks = [light.slice(start, step) for start in range(0, light.num_rows, step)]
-    dataset = ray.data.from_arrow(blocks).map_batches(
-        partial(
-            inspect.look, landmarks=data.landmarks, detect=data.detect, prints=data.near_duplicates == "drop"
-        ),
-        batch_size=batch,
-        batch_format="pyarrow",
+    look = partial(
+        inspect.look,
+        landmarks=data.landmarks,
+        detect=data.detect,
+        fingerprint=data.near_duplicates == "drop",
     )
-    return pa.concat_tables(
-        [table.cast(inspect.INSPECTED_SCHEMA) for table in ray.get(dataset.to_arrow_refs())]
-    )
+    dataset = ray.data.from_arrow(blocks).map_batches(look, batch_size=batch, batch_format="pyarrow")
+    tables = ray.get(dataset.to_arrow_refs())
+    return pa.concat_tables([table.cast(inspect.INSPECTED_SCHEMA) for table in tables])
 
 
-def _several(rows: pa.Table) -> list[Problem]:
+def _several_faces(rows: pa.Table) -> list[Problem]:
     """Notes on kept photos in which the detector found more than one face."""
-    pairs = zip(rows.column("key").to_pylist(), rows.column("faces").to_pylist(), strict=True)
-    several = sorted((key, faces) for key, faces in pairs if faces is not None and faces > 1)
-    return [
-        Problem(key, "several faces", f"the most prominent of {faces} was taken") for key, faces in several
-    ]
+    notes = []
+    columns = rows.select(["key", "faces"]).sort_by("key").to_pydict()
+    for key, faces in zip(columns["key"], columns["faces"], strict=True):
+        if faces is not None and faces > 1:
+            notes.append(Problem(key, "several faces", f"the most prominent of {faces} was taken"))
+    return notes

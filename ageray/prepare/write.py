@@ -1,4 +1,4 @@
-"""TODO."""
+"""Writes the face shards: fetches the chosen photos again, one Ray task a shard."""
 
 from __future__ import annotations
 
@@ -18,22 +18,27 @@ from ageray.prepare import select
 
 _ROW_GROUP = 128 * 2**20  # bytes; a shard a little larger than this is halved, so 64 MiB is the least
 
-_WRITTEN = pa.schema({"file": pa.string(), "rows": pa.int64(), "bytes": pa.int64(), "error": pa.string()})
+_SHARD_SCHEMA = pa.schema(
+    {"file": pa.string(), "rows": pa.int64(), "bytes": pa.int64(), "error": pa.string()}
+)
 
 
-def _write(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]]:
-    """Second pass: the rows as shards of about `shard_mib` each; returns file, rows and bytes of every one."""
+def write_shards(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]]:
+    """Writes the rows as shards of about `shard_mib` MiB; returns file, rows and bytes of each.
+
+    Raises UserError if a shard could not be written.
+    """
     sizes = rows.column("bytes").to_pylist()
     cuts = select.cut(sizes, max(1, round(sum(sizes) / (shard_mib * 2**20))))
     light = rows.drop_columns(["faces", "kind", "reason", "phash", "thumbnail"]).combine_chunks()
     blocks = []
     for shard, (start, end) in enumerate(pairwise(cuts)):
         name = storage.join(folder, f"faces-{shard:05d}-of-{len(cuts) - 1:05d}.parquet")
-        blocks.append(
-            light.slice(start, end - start).append_column("shard", pa.array([name] * (end - start)))
-        )
-    written = ray.data.from_arrow(blocks).map_batches(write_shard, batch_size=None, batch_format="pyarrow")
-    files = sorted(written.take_all(), key=lambda file: str(file["file"]))
+        names = pa.array([name] * (end - start))
+        blocks.append(light.slice(start, end - start).append_column("shard", names))
+    dataset = ray.data.from_arrow(blocks)
+    reports = dataset.map_batches(write_shard, batch_size=None, batch_format="pyarrow").take_all()
+    files = sorted(reports, key=lambda file: str(file["file"]))
     for file in files:
         error = file.pop("error")
         if error is not None:
@@ -42,12 +47,12 @@ def _write(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]
 
 
 def write_shard(rows: pa.Table) -> pa.Table:
-    """Fetches the photos of one shard and writes it in row groups of 64 to 128 MiB (one, if it is smaller).
+    """Fetches the photos of one shard and writes it in row groups of 64 to 128 MiB, or in one.
 
-    `rows` has the columns of FACES without `image`, and `uri`, `bytes`, `sha256` and `shard` (the uri to write).
-    Returns one row with `file`, `rows`, `bytes` and `error`: null, or why the shard could not be written (a photo is
-    gone or has changed since the first look, the disk is full); raised in a task, it would reach the driver as a mere
-    text.
+    `rows` has the columns of FACES without `image`, and `uri`, `bytes`, `sha256` and `shard`, the
+    uri to write. Returns one row with `file`, `rows`, `bytes` and `error`: null, or why the shard
+    could not be written (a photo is gone or has changed, the disk is full). It is returned because
+    an exception in a task reaches the driver only as text.
     """
     uri = rows.column("shard")[0].as_py()
     sizes = rows.column("bytes").to_pylist()
@@ -57,26 +62,26 @@ def write_shard(rows: pa.Table) -> pa.Table:
         with ThreadPoolExecutor(storage.READERS) as pool, _writer(uri) as writer:
             for start, end in pairwise(cuts):
                 group = rows.slice(start, end - start)
-                photos = pool.map(
-                    _fetch_again, group.column("uri").to_pylist(), group.column("sha256").to_pylist()
-                )
-                table = group.append_column("image", pa.array(list(photos), pa.binary()))
+                uris, hashes = group.column("uri").to_pylist(), group.column("sha256").to_pylist()
+                photos = pa.array(list(pool.map(_fetch_again, uris, hashes)), pa.binary())
+                table = group.append_column("image", photos)
                 writer.write_table(schema.check(table, schema.FACES, uri), row_group_size=end - start)
     except UserError as mistake:
         error = str(mistake)
-    except OSError as trouble:
-        error = f"{uri}: cannot be written ({trouble}); check the space and the permissions there"
+    except OSError as failure:
+        error = f"{uri}: cannot be written ({failure}); check the space and the permissions there"
     row = {"file": uri.rsplit("/", 1)[-1], "rows": rows.num_rows, "bytes": sum(sizes), "error": error}
-    return pa.Table.from_pylist([row], schema=_WRITTEN)
+    return pa.Table.from_pylist([row], schema=_SHARD_SCHEMA)
 
 
 def _writer(uri: str) -> pq.ParquetWriter:
     filesystem, path = storage.filesystem(uri)
+    compression = dict.fromkeys(schema.FACES.names, "zstd") | {"image": "none"}
     return pq.ParquetWriter(
         path,
         schema.FACES,
         filesystem=filesystem,
-        compression={name: "none" if name == "image" else "zstd" for name in schema.FACES.names},
+        compression=compression,
         use_dictionary=["subject", "gender", "group", "dataset"],
         write_statistics=["key", "age"],
     )

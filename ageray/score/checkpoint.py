@@ -142,17 +142,3 @@ def read_json(uri: str) -> dict[str, Any] | None:
     except (ValueError, UserError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys in which two plans differ, as `key: value before, now value`; inner keys are joined
-    by dots.
-    """
-    lines = []
-    for key in sorted({*before, *now}):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {json.dumps(old)}, now {json.dumps(new)}")
-    return lines

@@ -102,7 +102,7 @@ def _photos(folder: str, photos: list[Photo], location: str) -> Iterator[dict[st
             source, width, height = thumbnail(images[photo])
         except (KeyError, ImageError):
             source, width, height = "", 1, 1  # deleted or changed since it was scored
-        faces = [_face(row, width, height) for row in rows[photo] if row["face"] >= 0]
+        faces = [_face(row, width, height) for row in rows[photo] if row["age"] is not None]
         yield {
             "name": _short_name(photo, location),
             "source": source,

@@ -13,13 +13,13 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from ageray import bundle, cluster, storage
+from ageray import bundle, cluster, config, storage
 from ageray.bundle import Bundle
 from ageray.cluster.actors import ActorPool, describe, plan_actors
 from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
 from ageray.score import chunks, pipeline, read, results, write
-from ageray.score.checkpoint import ScoreCheckpoint, differences, read_json
+from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
@@ -224,7 +224,7 @@ def check_plan(
     if fresh or unfinished is None:
         checkpoint.delete()
     elif unfinished != plan:
-        changes = "; ".join(differences(unfinished, plan))
+        changes = "; ".join(config.differences(unfinished, plan))
         remedy = "give another folder, or begin anew with --fresh"
         raise UserError(f"--out {out}: {files.unfinished} was begun otherwise ({changes}); {remedy}")
     summary = None if fresh else read_json(files.summary)
@@ -234,6 +234,6 @@ def check_plan(
         return summary
     if unfinished is not None:
         return None  # the unfinished run was started with --fresh, to replace this result
-    changes = "; ".join(differences(summary.get("plan") or {}, plan))
+    changes = "; ".join(config.differences(summary.get("plan") or {}, plan))
     remedy = "give another folder, or replace it with --fresh"
     raise UserError(f"--out {out}: holds a result of other settings ({changes}); {remedy}")

@@ -1,6 +1,7 @@
-"""The service as Serve sees it: which parts, how many copies, and what each takes."""
+"""The application of Ray Serve: its three deployments, their replicas and their resources."""
 
-# no `from __future__ import annotations`: Serve looks at the builder's annotation to make settings of a file's `args`
+# no `from __future__ import annotations`: Serve reads the class of a file's `args` from the
+# annotation of `app`
 
 from typing import Any
 
@@ -18,38 +19,43 @@ from ageray.serve.model import AgeModel
 from ageray.serve.settings import Replicas, Service
 
 NAME = "ageray"
-_BESIDES = 32  # requests of a door besides those that score: pages, health, batches
+_OTHER_REQUESTS = 32  # concurrent requests of an ingress replica that do not score: pages, health, batches
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 def app(settings: Service) -> Application:
-    """The application; API keys are taken from the environment of the process that builds it. Raises UserError if there is no such model."""
+    """The application. API keys come from the environment of the process that builds it.
+
+    Raises UserError if there is no such model, or no GPU and `gpu` is true.
+    """
     settings = settings.model_copy(update={"model": bundle.model_for_workers(settings.model)})
-    limits, batch = settings.limits, settings.faces_a_batch
-    ages = AgeModel.options(  # type: ignore[attr-defined]
-        ray_actor_options={"num_cpus": settings.models.cpus, "num_gpus": int(_on_gpu(settings))},
-        # batches never fill if fewer calls may be under way than a batch holds
-        max_ongoing_requests=4 * batch,
+    limits = settings.limits
+    model = AgeModel.options(  # type: ignore[attr-defined]
+        ray_actor_options={"num_cpus": settings.predictor.cpus, "num_gpus": int(_on_gpu(settings))},
+        # a batch never fills if fewer calls may run at once than a batch holds
+        max_ongoing_requests=4 * settings.max_batch_size,
         health_check_period_s=10,
         health_check_timeout_s=60,
-        **_copies(settings.models),
+        **_scaling(settings.predictor),
     ).bind(settings)
-    scribe = BatchJobs.options(  # type: ignore[attr-defined]
+    batch_jobs = BatchJobs.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100
     ).bind(settings)
     return Ingress.options(  # type: ignore[attr-defined,no-any-return]
-        ray_actor_options={"num_cpus": settings.doors.cpus},
-        max_ongoing_requests=limits.requests + _BESIDES,
-        max_queued_requests=limits.requests + _BESIDES,
+        ray_actor_options={"num_cpus": settings.ingress.cpus},
+        max_ongoing_requests=limits.requests + _OTHER_REQUESTS,
+        max_queued_requests=limits.requests + _OTHER_REQUESTS,
         backpressure_config={"status_code": 503, "retry_after_s": limits.retry_after_s},
         health_check_timeout_s=60,
-        **_copies(settings.doors),
-    ).bind(settings, auth.digests(), ages, scribe)
+        **_scaling(settings.ingress),
+    ).bind(settings, auth.digests(), model, batch_jobs)
 
 
 def start(settings: Service, host: str, port: int, scale: Scale | None = None) -> None:
-    """Serves on `host` and `port`, on the cluster of RAY_ADDRESS or on a Ray that it starts, and returns when the model answers.
+    """Serves on `host` and `port` and returns as soon as the model answers.
 
-    Raises UserError for a host that others reach without keys, a model that is none, a port that is taken.
+    Uses the cluster of RAY_ADDRESS, or a Ray that it starts. Raises UserError if others can reach
+    `host` and there are no keys, if there is no such model, or if the port is taken.
     """
     auth.check_host(host)
     bundle.resolve(settings.model)
@@ -60,24 +66,18 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
         "keep_alive_timeout_s": 30,
         "request_timeout_s": settings.limits.seconds + 30,
     }
-    serve.start(http_options=http, logging_config={"log_level": "WARNING", "enable_access_log": False})
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    serve.run(app(settings), name=NAME, route_prefix="/", logging_config=quiet)
+    serve.start(http_options=http, logging_config=_QUIET)
+    serve.run(app(settings), name=NAME, route_prefix="/", logging_config=_QUIET)
 
 
 def _on_gpu(settings: Service) -> bool:
-    there = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-    if settings.gpu is True and not there:
+    has_gpu = ray.is_initialized() and ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    if settings.gpu is True and not has_gpu:
         raise UserError("gpu=true: the cluster has no GPU; use gpu=auto")
-    return bool(there and settings.gpu is not False)
+    return bool(has_gpu and settings.gpu is not False)
 
 
-def _copies(replicas: Replicas) -> dict[str, Any]:
-    if replicas.least == replicas.most:
-        return {"num_replicas": replicas.least}
-    scaling = {
-        "min_replicas": replicas.least,
-        "max_replicas": replicas.most,
-        "target_ongoing_requests": replicas.ongoing,
-    }
-    return {"autoscaling_config": scaling}
+def _scaling(replicas: Replicas) -> dict[str, Any]:
+    if replicas.min_replicas == replicas.max_replicas:
+        return {"num_replicas": replicas.min_replicas}
+    return {"autoscaling_config": replicas.model_dump(exclude={"cpus"})}

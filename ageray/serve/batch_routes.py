@@ -1,4 +1,4 @@
-"""The routes of scoring jobs."""
+"""The routes of scoring jobs, `/v1/batches`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from ageray.serve.errors import ApiError
 from ageray.serve.settings import Batches
 
 
-def add(made: FastAPI, scribe: Any, settings: Batches) -> None:
-    """Adds them; `scribe` is the handle of `scribe.BatchJobs`."""
+def add(app: FastAPI, batch_jobs: Any, settings: Batches) -> None:
+    """Adds the routes to `app`. `batch_jobs` is the Serve handle of `batches.BatchJobs`."""
 
-    @made.post("/v1/batches", status_code=202)
-    async def submit(asked: schemas.BatchRequest, request: Request) -> schemas.Batch:
-        """Starts `jobs.score`, or has it wait for its turn."""
-        if not request.headers.get("content-type", "").startswith(
-            "application/json"
-        ):  # a form of another site can send anything else
+    @app.post("/v1/batches", status_code=202)
+    async def submit(batch: schemas.BatchRequest, request: Request) -> schemas.Batch:
+        """Starts `jobs.score`, or queues it."""
+        # a form on another site can send any other content type without asking first
+        if not request.headers.get("content-type", "").startswith("application/json"):
             raise ApiError(415, "unsupported", "send application/json")
         if not settings.inputs or not settings.outputs:
             raise ApiError(
@@ -28,31 +27,31 @@ def add(made: FastAPI, scribe: Any, settings: Batches) -> None:
                 "no_batches",
                 "this service has no prefixes for batches; start it with batches.inputs and batches.outputs",
             )
-        found: schemas.Batch = await _ask(scribe.submit, asked)
-        return found
+        return await _call(batch_jobs.submit, batch)  # type: ignore[no-any-return]
 
-    @made.get("/v1/batches")
-    async def every() -> schemas.BatchList:
+    @app.get("/v1/batches")
+    async def list_batches() -> schemas.BatchList:
         """All jobs, the newest first."""
-        found = await _ask(scribe.every)
-        return schemas.BatchList(inputs=list(settings.inputs), outputs=list(settings.outputs), batches=found)
+        batches = await _call(batch_jobs.list_batches)
+        return schemas.BatchList(
+            inputs=list(settings.inputs), outputs=list(settings.outputs), batches=batches
+        )
 
-    @made.get("/v1/batches/{name}")
-    async def one(name: str) -> schemas.Batch:
-        """A job, and how far it is."""
-        found: schemas.Batch = await _ask(scribe.one, name)
-        return found
+    @app.get("/v1/batches/{name}")
+    async def get(name: str) -> schemas.Batch:
+        """A job with its progress."""
+        return await _call(batch_jobs.get, name)  # type: ignore[no-any-return]
 
-    @made.post("/v1/batches/{name}/cancel")
+    @app.post("/v1/batches/{name}/cancel")
     async def cancel(name: str) -> schemas.Batch:
-        """Stops a job; what it has scored stays for the same job to go on with."""
-        found: schemas.Batch = await _ask(scribe.cancel, name)
-        return found
+        """Stops a job. The photos that it has scored stay: the same job submitted again skips
+        them."""
+        return await _call(batch_jobs.cancel, name)  # type: ignore[no-any-return]
 
 
-async def _ask(method: Any, *values: Any) -> Any:
+async def _call(method: Any, *arguments: Any) -> Any:
     try:
-        return await method.remote(*values)
+        return await method.remote(*arguments)
     except RayTaskError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, ApiError):

@@ -1,6 +1,8 @@
-"""Scoring jobs: each a process of its own (`python -m jobs.score`) on the service's cluster, with a record and a log in a local folder.
+"""Scoring jobs. Each is a process `python -m jobs.score` on the service's cluster, with a record
+and a log in a local folder.
 
-A process, not a job of Ray's job server: it needs no dashboard, and what it does is what the same command does in a shell.
+Processes are used instead of Ray's job server, because they need no dashboard and behave exactly
+like the same command in a shell.
 """
 
 from __future__ import annotations
@@ -20,62 +22,58 @@ from ray import serve
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.serve import process as serve_process
-from ageray.serve.allowed_paths import below, first_escaping_link
+from ageray.serve import process
+from ageray.serve.allowed_paths import first_escaping_link, resolve_allowed
 from ageray.serve.errors import ApiError
 from ageray.serve.schemas import Batch, BatchRequest, Progress
 from ageray.serve.settings import Service
 
-_BEAT = 0.5
-_LOST = "the service ended while it ran; submit it again, and it goes on where it stopped"
+_INTERVAL = 0.5  # seconds between two looks at the processes
+_INTERRUPTED = "the service ended while it ran; submit it again, and it goes on where it stopped"
 
 
 @serve.deployment
 class BatchJobs:
-    """Keeps the jobs; there is one copy of it."""
+    """The queue of scoring jobs. There is one replica."""
 
     def __init__(self, settings: Service) -> None:
         self._settings, self._limits = settings, settings.batches
         self._folder = Path(self._limits.records).expanduser()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._address = str(ray.get_runtime_context().gcs_address)
-        self._batches = {
-            batch.id: batch for batch in map(_read, sorted(self._folder.glob("*.json"))) if batch is not None
-        }
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        self._stopping: set[str] = set()
+        self._batches = _read_records(self._folder)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._cancelled: set[str] = set()
         for batch in self._batches.values():
             if batch.state == "running":
-                self._end(batch, "failed", _LOST)
-        self._beat = asyncio.get_event_loop().create_task(self._go())
+                self._end(batch, "failed", _INTERRUPTED)
+        self._loop = asyncio.get_event_loop().create_task(self._run())
 
-    async def submit(self, asked: BatchRequest) -> Batch:
-        """Checks a job and puts it in the queue. Raises ApiError."""
-        inputs = below(asked.input, self._limits.inputs, "input", itself=True)
-        out = below(asked.out, self._limits.outputs, "out")
-        stray = await asyncio.to_thread(first_escaping_link, inputs, self._limits.inputs)
-        if stray is not None:
-            raise ApiError(
-                403, "forbidden", f"input: {Path(stray).name} in it is a link that leads elsewhere"
-            )
-        open_ = [batch for batch in self._batches.values() if batch.state in ("waiting", "running")]
-        if any(batch.out == out for batch in open_):
+    async def submit(self, request: BatchRequest) -> Batch:
+        """Checks a job and queues it. Raises ApiError."""
+        inputs = resolve_allowed(request.input, self._limits.inputs, "input", itself=True)
+        out = resolve_allowed(request.out, self._limits.outputs, "out")
+        link = await asyncio.to_thread(first_escaping_link, inputs, self._limits.inputs)
+        if link is not None:
+            text = f"input: {Path(link).name} in it is a link that leads elsewhere"
+            raise ApiError(403, "forbidden", text)
+        unfinished = self._in_state("waiting", "running")
+        if any(batch.out == out for batch in unfinished):
             raise ApiError(409, "conflict", "out: another job is writing there")
-        if len(open_) >= self._limits.waiting + self._limits.at_once:
+        if len(unfinished) >= self._limits.waiting + self._limits.at_once:
             raise ApiError(503, "busy", "too many jobs are waiting; try again later", {"Retry-After": "60"})
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
-        batch = Batch(
-            **{**asked.model_dump(), "input": inputs, "out": out}, id=name, state="waiting", submitted=_now()
-        )
+        fields = {**request.model_dump(), "input": inputs, "out": out}
+        batch = Batch(**fields, id=name, state="waiting", submitted=_now())
         self._batches[name] = batch
-        self._keep(batch)
+        self._write_record(batch)
         return batch
 
-    async def every(self) -> list[Batch]:
+    async def list_batches(self) -> list[Batch]:
         """All jobs, the newest first."""
-        return [await self.one(name) for name in sorted(self._batches, reverse=True)]
+        return [await self.get(name) for name in sorted(self._batches, reverse=True)]
 
-    async def one(self, name: str) -> Batch:
+    async def get(self, name: str) -> Batch:
         """A job with its progress. Raises ApiError (404)."""
         batch = self._batches.get(name)
         if batch is None:
@@ -85,102 +83,111 @@ class BatchJobs:
         return batch
 
     async def cancel(self, name: str) -> Batch:
-        """Takes a job out of the queue, or stops it. Raises ApiError (404; 409 if it has ended)."""
-        batch = await self.one(name)
+        """Removes a job from the queue, or stops it. Raises ApiError: 404, or 409 if it has
+        ended."""
+        batch = await self.get(name)
         if batch.state == "waiting":
             self._end(batch, "cancelled")
         elif batch.state == "running":
-            self._stopping.add(name)
-            await asyncio.to_thread(serve_process.stop, self._running[name])
-            await self._look()
+            self._cancelled.add(name)
+            await asyncio.to_thread(process.stop, self._processes[name])
+            await self._collect_ended()
         else:
             raise ApiError(409, "conflict", f"the batch has ended already: {batch.state}")
         return batch
 
     def check_health(self) -> None:
-        """Raises if the queue is no longer looked after."""
-        if self._beat.done():
-            self._beat.result()
+        """Raises if the loop that runs the queue has ended."""
+        if self._loop.done():
+            self._loop.result()
 
-    async def _go(self) -> None:
+    async def _run(self) -> None:
         while True:
-            await self._look()
-            waiting = [
-                self._batches[name]
-                for name in sorted(self._batches)
-                if self._batches[name].state == "waiting"
-            ]
-            for batch in waiting[: self._limits.at_once - len(self._running)]:
+            await self._collect_ended()
+            for batch in self._in_state("waiting")[: self._limits.at_once - len(self._processes)]:
                 self._start(batch)
-            await asyncio.sleep(_BEAT)
+            await asyncio.sleep(_INTERVAL)
+
+    def _in_state(self, *states: str) -> list[Batch]:
+        """The jobs in one of `states`, the oldest first."""
+        batches = [self._batches[name] for name in sorted(self._batches)]
+        return [batch for batch in batches if batch.state in states]
 
     def _start(self, batch: Batch) -> None:
         words = [batch.input, "--out", batch.out, "--model", self._settings.model, "--detect", batch.detect]
-        words += (
-            ["--posterior"] * batch.posterior
-            + ["--fresh"] * batch.fresh
-            + ["scale.progress=false", *self._limits.words]
-        )
-        self._running[batch.id] = serve_process.start(words, self._log(batch), self._address)
+        if batch.posterior:
+            words.append("--posterior")
+        if batch.fresh:
+            words.append("--fresh")
+        words += ["scale.progress=false", *self._limits.overrides]
+        self._processes[batch.id] = process.start(words, self._log(batch), self._address)
         batch.state, batch.started = "running", _now()
-        self._keep(batch)
+        self._write_record(batch)
 
-    async def _look(self) -> None:
-        for name, process in list(self._running.items()):
-            if process.poll() is None:
+    async def _collect_ended(self) -> None:
+        for name, job in list(self._processes.items()):
+            if job.poll() is None:
                 continue
             batch = self._batches[name]
-            del self._running[name]
-            batch.progress = (
-                await asyncio.to_thread(_progress, batch.out, process.returncode == 0) or batch.progress
-            )
-            if process.returncode == 0:
+            del self._processes[name]
+            succeeded = job.returncode == 0
+            batch.progress = await asyncio.to_thread(_progress, batch.out, succeeded) or batch.progress
+            if succeeded:
                 self._end(batch, "done")
-            elif name in self._stopping:
+            elif name in self._cancelled:
                 self._end(batch, "cancelled")
             else:
-                self._end(batch, "failed", serve_process.mistake(self._log(batch), process.returncode))
+                self._end(batch, "failed", process.failure(self._log(batch), job.returncode))
 
     def _end(self, batch: Batch, state: Any, message: str | None = None) -> None:
         batch.state, batch.ended, batch.message = state, _now(), message
-        self._keep(batch)
+        self._write_record(batch)
 
-    def _keep(self, batch: Batch) -> None:
+    def _write_record(self, batch: Batch) -> None:
         storage.write_text(str(self._folder / f"{batch.id}.json"), batch.model_dump_json() + "\n")
 
     def _log(self, batch: Batch) -> Path:
         return self._folder / f"{batch.id}.log"
 
 
-def _read(file: Path) -> Batch | None:
-    try:
-        return Batch.model_validate_json(file.read_text())
-    except (OSError, ValidationError):  # of another version
-        return None
+def _read_records(folder: Path) -> dict[str, Batch]:
+    """The jobs recorded in `folder`, without records that another version wrote."""
+    batches = {}
+    for file in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValidationError):
+            batch = Batch.model_validate_json(file.read_text())
+            batches[batch.id] = batch
+    return batches
 
 
 def _progress(out: str, ended: bool = False) -> Progress | None:
-    """What the job has written: the summary once it has ended, else its reports, which older versions do not make."""
+    """The progress of a job: from `summary.json` if it has ended, else from `progress.json`.
+
+    None if there is no such file, as for a job that has just started.
+    """
     if ended:
-        done = _json(storage.join(out, "summary.json"))
-        errors = sum((done.get("errors") or {}).values())
-        figures = {
-            "faces": done.get("faces", 0),
-            "errors": errors,
-            "images_per_second": done.get("images_per_second"),
-        }
-        return Progress(done=done["images"], total=done["images"], **figures) if "images" in done else None
+        summary = _read_object(storage.join(out, "summary.json"))
+        if "images" not in summary:
+            return None
+        return Progress(
+            done=summary["images"],
+            total=summary["images"],
+            faces=summary.get("faces", 0),
+            errors=sum((summary.get("errors") or {}).values()),
+            images_per_second=summary.get("images_per_second"),
+        )
     for folder in (storage.unfinished(out), out):
-        found = _json(storage.join(folder, "progress.json"))
-        if "done" in found:
-            return Progress(**{name: found[name] for name in Progress.model_fields if name in found})
+        report = _read_object(storage.join(folder, "progress.json"))
+        if "done" in report:
+            return Progress(**{name: report[name] for name in Progress.model_fields if name in report})
     return None
 
 
-def _json(uri: str) -> dict[str, Any]:
+def _read_object(uri: str) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
     with suppress(UserError, ValueError):
-        found = json.loads(storage.read_text(uri))
-        return found if isinstance(found, dict) else {}
+        content = json.loads(storage.read_text(uri))
+        return content if isinstance(content, dict) else {}
     return {}
 
 

@@ -1,4 +1,4 @@
-"""The exception that becomes an answer of 400 and above."""
+"""The exception that becomes an answer with a status of 400 or above."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse
 
 
 class ApiError(Exception):
-    """A request that is not served: status, a code for programs, one line for people."""
+    """A request that is refused: status, a code for programs, one line for people."""
 
     def __init__(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -16,7 +16,7 @@ class ApiError(Exception):
         return type(self), (self.status, self.code, self.message, self.headers)
 
     def response(self) -> JSONResponse:
-        """As JSON."""
+        """The error as a JSON answer (`schemas.ErrorBody`)."""
         return JSONResponse(
             {"error": {"code": self.code, "message": self.message}}, self.status, self.headers
         )

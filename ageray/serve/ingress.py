@@ -1,8 +1,10 @@
-"""The part that speaks HTTP. Photos are decoded and their faces found in its threads; the model answers elsewhere."""
+"""The deployment that speaks HTTP. Its threads decode photos and find faces; `AgeModel` gives
+the ages."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from ageray import bundle
+from ageray import bundle, schema
 from ageray.experiment import Align, Detect
 from ageray.faces.images import upright_size
 from ageray.models.decode import bins
@@ -26,45 +28,46 @@ from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
 from ageray.stages.detect import DETECTED_SCHEMA, Item, rows_of
 
-_GROUP = 4  # images that a thread takes at once: the model can start while others are still being decoded
-_FRESH = 1.0  # seconds that an answer about health stays good
+_GROUP = 4  # images of a task of a thread: the model starts on them while others are decoded
+_HEALTH_SECONDS = 1.0  # how long an answer about health is reused
 
 
 @serve.deployment
 @serve.ingress()
 class Ingress:
-    """`web.Engine` on this cluster."""
+    """`routes.Engine` on this cluster."""
 
     def __init__(
         self,
         settings: Service,
         keys: tuple[bytes, ...],
-        ages: DeploymentHandle[Any],
-        scribe: DeploymentHandle[Any],
+        model: DeploymentHandle[Any],
+        batch_jobs: DeploymentHandle[Any],
     ) -> None:
-        self._settings, self._keys, self._ages, self.scribe = settings, keys, ages, scribe
+        self._settings, self._keys, self._model, self.batch_jobs = settings, keys, model, batch_jobs
         self._bundle = bundle.load(settings.model)
         threads = settings.decoders or os.cpu_count() or 1
-        cv2.setNumThreads(1)  # as many of these run at once as there are threads
-        self._hands = ThreadPoolExecutor(threads)
-        # Canvases wait for the model in memory: a door holds those of so many images.
-        self._room = asyncio.Semaphore(2 * threads)
+        cv2.setNumThreads(1)  # the pool below has a thread a core
+        self._pool = ThreadPoolExecutor(threads)
+        # canvases wait for the model in memory: bounds how many groups of images have some
+        self._groups_in_memory = asyncio.Semaphore(2 * threads)
         self._blank = blank_face(self._bundle.experiment.align)
-        self._healthy = -_FRESH
-        self._checking = asyncio.Lock()
+        self._healthy_at = -_HEALTH_SECONDS
+        self._health_lock = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return routes.build(self, self._settings, self._keys)
 
     def about(self) -> schemas.Model:
-        """The model and the limits."""
+        """The answer to `GET /v1/model`."""
         loaded, limits = self._bundle, self._settings.limits
         ages, line = bins(loaded.experiment.model), loaded.calibration
         batches = self._settings.batches
+        name = self._settings.model
+        if not name.startswith("zoo:"):
+            name = str(loaded.card.get("name", "model"))
         return schemas.Model(
-            name=self._settings.model
-            if self._settings.model.startswith("zoo:")
-            else str(loaded.card.get("name", "model")),
+            name=name,
             identity=loaded.identity,
             network=loaded.experiment.model.name,
             bins=schemas.Bins(first=int(ages[0]), count=len(ages), scale=line.scale, shift=line.shift),
@@ -77,42 +80,46 @@ class Ingress:
 
     async def check(self) -> None:
         """Has the model answer for a blank face. Raises ApiError (503) if it does not."""
-        async with self._checking:  # many who ask at once share one pass
-            if time.monotonic() - self._healthy < _FRESH:
+        async with self._health_lock:  # concurrent requests share one pass
+            if time.monotonic() - self._healthy_at < _HEALTH_SECONDS:
                 return
             try:
                 async with asyncio.timeout(self._settings.limits.seconds):
-                    await self._ages.age.remote(self._blank)
+                    await self._model.age.remote(self._blank)
             except (RayError, TimeoutError):
                 raise ApiError(503, "unhealthy", "the model does not answer") from None
-            self._healthy = time.monotonic()
+            self._healthy_at = time.monotonic()
 
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
         """The faces of each image with their ages and posteriors."""
         groups = [photos[start : start + _GROUP] for start in range(0, len(photos), _GROUP)]
-        done = await asyncio.gather(*map(self._group, groups))
-        return [image for group in done for image in group]
+        scored = await asyncio.gather(*map(self._score_group, groups))
+        return list(itertools.chain.from_iterable(scored))
 
-    async def _group(self, photos: list[Photo]) -> list[schemas.Image]:
+    async def _score_group(self, photos: list[Photo]) -> list[schemas.Image]:
         align, detect = self._bundle.experiment.align, self._bundle.experiment.data.detect
-        async with self._room:
+        async with self._groups_in_memory:
             loop = asyncio.get_running_loop()
-            images, found = await loop.run_in_executor(
-                self._hands, find, photos, align, detect, self._settings.limits.megapixels
+            images, faces = await loop.run_in_executor(
+                self._pool, find_faces, photos, align, detect, self._settings.limits.megapixels
             )
-            size = self._settings.faces_a_batch
-            parts = [found.slice(start, size) for start in range(0, found.num_rows, size)]
-            aged = await asyncio.gather(*(self._ages.age.remote(part) for part in parts))
-        for table in aged:
+            size = self._settings.max_batch_size
+            parts = [faces.slice(start, size) for start in range(0, faces.num_rows, size)]
+            tables = await asyncio.gather(*(self._model.age.remote(part) for part in parts))
+        for table in tables:
             for row in table.to_pylist():
                 images[int(row["image"])].faces.append(_face(row))
         return images
 
 
-def find(
+def find_faces(
     photos: list[Photo], align: Align, detect: Detect, megapixels: float
 ) -> tuple[list[schemas.Image], pa.Table]:
-    """Each image without its faces, and the rows of DETECTED_SCHEMA of all their faces; `image` there is the image's number."""
+    """The images of the answer, still without faces, and all faces as rows of DETECTED_SCHEMA.
+
+    The column `image` is the number of the image. `megapixels` bounds the size of an image by its
+    header.
+    """
     images, faces = [], []
     for number, photo in enumerate(photos):
         size = upright_size(photo.content)
@@ -132,6 +139,8 @@ def find(
 
 def _face(row: dict[str, Any]) -> schemas.Face:
     points = row["landmarks"]
-    kept = ("face", "box", "detection", "age", "age_low", "age_high", "posterior", "error")
-    pairs = None if points is None else [list(pair) for pair in zip(points[::2], points[1::2], strict=True)]
-    return schemas.Face.model_construct(**{name: row[name] for name in kept}, landmarks=pairs)
+    fields = ("face", "box", "detection", "error", "posterior", *schema.OF_THE_MODEL)
+    pairs = None
+    if points is not None:
+        pairs = [list(pair) for pair in zip(points[::2], points[1::2], strict=True)]
+    return schemas.Face.model_construct(**{name: row[name] for name in fields}, landmarks=pairs)

@@ -1,4 +1,6 @@
-"""Around every request: who may ask, how much may come, and the headers of every answer. Plain ASGI, so that a body is refused unread."""
+"""ASGI middleware of every request: checks the key, the origin and the size of the body, and
+adds security headers to the answer. It is plain ASGI, so that it can refuse a request before
+reading its body."""
 
 from __future__ import annotations
 
@@ -7,11 +9,12 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ageray.serve.auth import fits, is_loopback
+from ageray.serve.auth import is_loopback, is_valid
 from ageray.serve.errors import ApiError
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
@@ -25,19 +28,20 @@ _HEADERS = {
 
 
 class RequestGuard:
-    """Lets a request through to `app`, or answers it."""
+    """Passes a request on to `app`, or refuses it."""
 
     def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], body: int) -> None:
-        """keys: digests, none if none is asked for. body: the most bytes of a request."""
+        """keys: digests of the API keys; empty if none is asked for. body: the most bytes of a
+        body."""
         self._app, self._keys, self._body = app, keys, body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Handles one ASGI connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
@@ -46,10 +50,10 @@ class RequestGuard:
 
         try:
             self._check(scope)
-        except ApiError as refusal:
-            await refusal.response()(scope, receive, dressed)
+        except ApiError as error:
+            await error.response()(scope, receive, send_with_headers)
             return
-        await self._app(scope, self._counted(receive), dressed)
+        await self._app(scope, self._limited(receive), send_with_headers)
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -70,13 +74,11 @@ class RequestGuard:
         if not scope["path"].startswith("/v1/"):
             return
         kind, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        if not given or not fits(given, self._keys):
-            text = (
-                "wrong API key"
-                if given
-                else "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
-            )
+        key = token.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+        if not is_valid(key, self._keys):
+            text = "wrong API key"
+            if not key:
+                text = "an API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY"
             raise ApiError(401, "unauthorized", text, {"WWW-Authenticate": "Bearer"})
 
     def _check_length(self, length: str | None) -> None:
@@ -92,15 +94,16 @@ class RequestGuard:
             413, "too_large", f"the body is over {self._body / 2**20:g} MiB; send fewer or smaller images"
         )
 
-    def _counted(self, receive: Receive) -> Receive:
-        seen = 0
+    def _limited(self, receive: Receive) -> Receive:
+        """`receive` that raises ApiError as soon as the body is larger than allowed."""
+        size = 0
 
-        async def counted() -> Message:
-            nonlocal seen
+        async def receive_limited() -> Message:
+            nonlocal size
             message: Message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._body:
+            size += len(message.get("body", b""))
+            if size > self._body:
                 raise self._too_large()
             return message
 
-        return counted
+        return receive_limited

@@ -1,4 +1,7 @@
-"""The model behind Serve: the faces of all requests under way share its batches. The ages are those of `ageray.stages.predict`."""
+"""The deployment that holds the model. The faces of concurrent requests share its batches.
+
+The ages are those of `jobs.score`: both run `ageray.stages.predict`.
+"""
 
 from __future__ import annotations
 
@@ -20,42 +23,43 @@ from ageray.stages.predict import AgeFaces
 _POINTS = ((0.36, 0.4), (0.64, 0.4), (0.5, 0.55), (0.39, 0.7), (0.61, 0.7))
 
 
-def _rows(tables: list[pa.Table]) -> int:
+def _count_rows(tables: list[pa.Table]) -> int:
     return sum(table.num_rows for table in tables)
 
 
 @serve.deployment
 class AgeModel:
-    """Rows of `finding.DETECTED_SCHEMA` in, rows of the scores table with their posteriors out."""
+    """Rows of `DETECTED_SCHEMA` in, rows of the scores table with their posteriors out."""
 
     def __init__(self, settings: Service) -> None:
-        self._aged = AgeFaces(settings.model, settings.threads, posterior=True)
+        self._age_faces = AgeFaces(
+            settings.model, settings.threads, posterior=True, precision=settings.precision
+        )
         self._blank = blank_face(bundle.load(settings.model).experiment.align)
-        self._hand = ThreadPoolExecutor(1)  # one forward pass at a time, off the event loop
+        self._thread = ThreadPoolExecutor(1)  # one forward pass at a time, outside of the event loop
         batched: Any = self.age
-        batched.set_max_batch_size(settings.faces_a_batch)
-        batched.set_batch_wait_timeout_s(settings.wait_ms / 1000)
-        self._aged(self._blank)  # the first pass is slow
+        batched.set_max_batch_size(settings.max_batch_size)
+        batched.set_batch_wait_timeout_s(settings.batch_wait_timeout_ms / 1000)
+        self._age_faces(self._blank)  # the first pass is slow
 
-    @serve.batch(batch_size_fn=_rows)
-    async def age(self, found: list[pa.Table]) -> list[pa.Table]:
-        """AgeModel of tables of at most `faces_a_batch` rows each, as Serve collects them."""
-        aged = await self._pass(pa.concat_tables(found))
-        ends = np.cumsum([table.num_rows for table in found]).tolist()
-        return [
-            aged.slice(end - table.num_rows, table.num_rows) for table, end in zip(found, ends, strict=True)
-        ]
+    @serve.batch(batch_size_fn=_count_rows)
+    async def age(self, tables: list[pa.Table]) -> list[pa.Table]:
+        """The ages of several tables of faces; Serve collects up to `max_batch_size` rows."""
+        scores = await self._forward(pa.concat_tables(tables))
+        ends = np.cumsum([table.num_rows for table in tables]).tolist()
+        return [scores.slice(end - len(table), len(table)) for table, end in zip(tables, ends, strict=True)]
 
     async def check_health(self) -> None:
-        """A forward pass of a blank face: a copy that is stuck, or whose GPU is gone, is replaced by Serve."""
-        await self._pass(self._blank)
+        """A forward pass of a blank face. Serve replaces a replica that hangs or has lost its
+        GPU."""
+        await self._forward(self._blank)
 
-    async def _pass(self, found: pa.Table) -> pa.Table:
-        return await asyncio.get_running_loop().run_in_executor(self._hand, self._aged, found)
+    async def _forward(self, faces: pa.Table) -> pa.Table:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._age_faces, faces)
 
 
 def blank_face(align: Align) -> pa.Table:
-    """A row of DETECTED_SCHEMA: a gray canvas with points where a face's would be."""
+    """One row of DETECTED_SCHEMA: a gray canvas with five points where a face would have them."""
     side = canvas_side(align)
     row = {
         "key": "blank",

@@ -1,4 +1,4 @@
-"""One scoring job as a process: started, stopped, found again by a service that starts anew."""
+"""One scoring job as a process: its start, its end, and the reason of a failure."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from pathlib import Path
 
 import ageray
 
-_ENDS_IN = 15.0  # seconds from the polite signal to the other
+_GRACE = 15.0  # seconds between SIGINT and SIGKILL
 
 
 def start(words: list[str], log: Path, address: str) -> subprocess.Popen[bytes]:
-    """`python -m jobs.score` with these words on the cluster at `address`, in a session of its own."""
-    # What Ray tells its own worker would make the job take itself for one.
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("RAY_") or name.startswith("RAY_AUTH")
-    }
-    kept.pop("OMP_NUM_THREADS", None)
+    """Starts `python -m jobs.score` with these arguments on the cluster at `address`, in its own
+    session.
+
+    The output goes to `log`.
+    """
+    environment = {}
+    for name, value in os.environ.items():
+        # with the other variables of a Ray worker the job would take itself for a worker
+        if not name.startswith("RAY_") or name.startswith("RAY_AUTH"):
+            environment[name] = value
+    environment.pop("OMP_NUM_THREADS", None)
     root = str(Path(ageray.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment["RAY_ADDRESS"] = address
     with log.open("wb") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.score", *words],
@@ -32,25 +36,24 @@ def start(words: list[str], log: Path, address: str) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=kept | {"RAY_ADDRESS": address, "PYTHONPATH": path},
+            env=environment,
         )
 
 
-def stop(process: subprocess.Popen[bytes], seconds: float = _ENDS_IN) -> None:
-    """Interrupts a job, and kills it if it does not end."""
-    for how in (signal.SIGINT, signal.SIGKILL):
+def stop(process: subprocess.Popen[bytes], seconds: float = _GRACE) -> None:
+    """Interrupts a job, and kills it if it still runs after `seconds`."""
+    for number in (signal.SIGINT, signal.SIGKILL):
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
+            os.killpg(process.pid, number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
             return
 
 
-def mistake(log: Path, code: int) -> str:
-    """Why a job failed: its line for the user, or where to look. No traceback leaves the machine."""
+def failure(log: Path, code: int) -> str:
+    """Why a job failed: its last line `error: ...`, or the name of the log. Never a traceback."""
     with suppress(OSError):
-        lines = log.read_text(errors="replace").splitlines()[-50:]
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        if told:
-            return told[-1][:500]
+        for line in reversed(log.read_text(errors="replace").splitlines()[-50:]):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")[:500]
     return f"ended with exit code {code}; the log on the server says more ({log.name})"

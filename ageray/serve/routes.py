@@ -1,4 +1,4 @@
-"""The routes: from HTTP to an Engine and back. Knows no Ray."""
+"""The routes: HTTP to an Engine and back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from ageray.serve.uploads import Photo, read_photos
 _PAGE = Path(__file__).parent / "page"
 _CODES = {404: "not_found", 405: "not_allowed", 422: "malformed"}
 _BASE64 = {"type": "string", "format": "byte"}
-_NAMED = {"type": "object", "required": ["data"], "properties": {"name": {"type": "string"}, "data": _BASE64}}
+_NAMED_IMAGE = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"name": {"type": "string"}, "data": _BASE64},
+}
 _BODY = {
     "required": True,
     "content": {
@@ -37,7 +41,7 @@ _BODY = {
             "schema": {
                 "type": "object",
                 "required": ["images"],
-                "properties": {"images": {"type": "array", "items": {"anyOf": [_BASE64, _NAMED]}}},
+                "properties": {"images": {"type": "array", "items": {"anyOf": [_BASE64, _NAMED_IMAGE]}}},
             }
         },
     },
@@ -45,62 +49,64 @@ _BODY = {
 
 
 class Engine(Protocol):
-    """What is behind the routes."""
+    """What the routes call; `ingress.Ingress` is one."""
 
-    scribe: Any
-    """Handle of `scribe.BatchJobs`."""
+    batch_jobs: Any
+    """Serve handle of `batches.BatchJobs`."""
 
     def about(self) -> schemas.Model:
-        """The model and the limits."""
+        """The answer to `GET /v1/model`."""
 
     async def check(self) -> None:
         """Raises ApiError if the model does not answer."""
 
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
-        """Images with faces, ages and posteriors."""
+        """The images of the answer, with faces, ages and posteriors."""
 
 
 class ConcurrencyLimit:
-    """Lets a number of requests in at once; the next is sent away with the time to come back, before its body is read."""
+    """Admits `limits.requests` concurrent requests. The next gets 503 and Retry-After; its
+    body is not read."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._inside = limits, 0
+        self._limits, self._active = limits, 0
 
     @contextmanager
     def __call__(self) -> Any:
-        if self._inside >= self._limits.requests:
+        if self._active >= self._limits.requests:
             wait = self._limits.retry_after_s
             raise ApiError(
                 503, "busy", f"too many requests at once; try again in {wait} s", {"Retry-After": str(wait)}
             )
-        self._inside += 1
+        self._active += 1
         try:
             yield
         finally:
-            self._inside -= 1
+            self._active -= 1
 
 
 def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI:
-    """The app of one door."""
-    # The interactive pages of FastAPI load scripts from other hosts: none of them here.
-    made = FastAPI(
+    """The FastAPI application of one ingress replica. keys: digests of the API keys."""
+    # no interactive pages of FastAPI: they load scripts from other hosts
+    app = FastAPI(
         title="ageray",
-        summary="AgeModel of the faces in photos",
+        summary="Ages of the faces in photos",
         version="1",
         docs_url=None,
         redoc_url=None,
-        responses=_troubles(),
+        responses=_error_answers(),
     )
-    _explain(made)
-    about, turnstile = engine.about(), ConcurrencyLimit(settings.limits)
-    who = schemas.ModelName(name=about.name, identity=about.identity)
+    _handle_errors(app)
+    about, limit = engine.about(), ConcurrencyLimit(settings.limits)
+    model_name = schemas.ModelName(name=about.name, identity=about.identity)
 
-    @made.post("/v1/score", response_model=schemas.Scores, openapi_extra={"requestBody": _BODY})
+    @app.post("/v1/score", response_model=schemas.Scores, openapi_extra={"requestBody": _BODY})
     async def score(
         request: Request, posterior: Annotated[bool, Query(description="add the posteriors")] = False
     ) -> Response:
-        """AgeModel of every face in one or many images. An image that gives none has its own `error`; the others do not suffer."""
-        with turnstile():
+        """Ages of every face in one or many images. An image without a face has its own
+        `error`."""
+        with limit():
             try:
                 async with asyncio.timeout(settings.limits.seconds):
                     images = await engine.score(await read_photos(request, settings.limits))
@@ -108,51 +114,51 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
                 raise ApiError(
                     504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images"
                 ) from None
-        hidden = None if posterior else {"images": {"__all__": {"faces": {"__all__": {"posterior"}}}}}
-        text = schemas.Scores.model_construct(model=who, images=images).model_dump_json(exclude=hidden)
+        exclude: Any = None if posterior else {"images": {"__all__": {"faces": {"__all__": {"posterior"}}}}}
+        scores = schemas.Scores.model_construct(model=model_name, images=images)
+        text = scores.model_dump_json(exclude=exclude)
         return Response(text, media_type="application/json")
 
-    @made.get("/v1/model")
+    @app.get("/v1/model")
     async def model() -> schemas.Model:
-        """The model's card, what its posteriors mean, and the limits of this service."""
+        """The model's card, the ages of its posterior's bins, and the limits of this service."""
         return about
 
-    @made.get("/healthz")
+    @app.get("/healthz")
     async def health() -> schemas.Health:
-        """Has the model answer for a blank face; needs no key."""
+        """Runs the model on a blank face. Needs no key."""
         await engine.check()
         return schemas.Health(status="ok", identity=about.identity)
 
-    batch_routes.add(made, engine.scribe, settings.batches)
-    made.mount("/", StaticFiles(directory=_PAGE, html=True))
-    made.add_middleware(RequestGuard, keys=keys, body=int(settings.limits.body_mib * 2**20))
-    return made
+    batch_routes.add(app, engine.batch_jobs, settings.batches)
+    app.mount("/", StaticFiles(directory=_PAGE, html=True))
+    app.add_middleware(RequestGuard, keys=keys, body=int(settings.limits.body_mib * 2**20))
+    return app
 
 
-def _troubles() -> dict[int | str, dict[str, Any]]:
+def _error_answers() -> dict[int | str, dict[str, Any]]:
     return {status: {"model": schemas.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 422, 503, 504)}
 
 
-def _explain(made: FastAPI) -> None:
-    """Every error is JSON of one form, and none has a traceback."""
+def _handle_errors(app: FastAPI) -> None:
+    """Every error becomes JSON of the form `ErrorBody`, without a traceback."""
 
-    def on(kind: type[Exception], told: Callable[[Any], ApiError]) -> None:
+    def on(kind: type[Exception], translate: Callable[[Any], ApiError]) -> None:
         async def answer(_: Request, error: Exception) -> JSONResponse:
-            return told(error).response()
+            return translate(error).response()
 
-        made.add_exception_handler(kind, answer)
+        app.add_exception_handler(kind, answer)
 
     on(ApiError, lambda error: error)
-    on(
-        HTTPException,
-        lambda error: ApiError(
-            error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail)
-        ),
-    )
-    on(RequestValidationError, lambda error: ApiError(422, "malformed", _first(error)))
+    on(HTTPException, _translate_http)
+    on(RequestValidationError, _translate_validation)
     on(Exception, lambda _: ApiError(500, "internal", "the service failed; its log says more"))
 
 
-def _first(error: RequestValidationError) -> str:
-    found = error.errors()[0]
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}"
+def _translate_http(error: HTTPException) -> ApiError:
+    return ApiError(error.status_code, _CODES.get(error.status_code, "refused"), str(error.detail))
+
+
+def _translate_validation(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    return ApiError(422, "malformed", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")

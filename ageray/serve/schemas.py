@@ -1,4 +1,4 @@
-"""What the service says, field by field: the answers' JSON and its OpenAPI description."""
+"""The JSON of requests and answers, field by field; also the source of the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ApiModel(BaseModel):
-    """Attribute docstrings become descriptions; nothing else is accepted."""
+    """Attribute docstrings become descriptions; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -21,7 +21,8 @@ class Face(ApiModel):
     box: list[float] | None = None
     """x0, y0, x1, y1 in pixels of the upright image."""
     landmarks: list[list[float]] | None = None
-    """Viewer-left eye, viewer-right eye, nose tip, left and right mouth corner: x, y in pixels of the upright image."""
+    """Viewer-left eye, viewer-right eye, nose tip, left and right mouth corner: x, y in pixels
+    of the upright image."""
     detection: float | None = None
     """Score of the detector, 0 to 1."""
     age: float | None = None
@@ -33,7 +34,15 @@ class Face(ApiModel):
     posterior: list[float] | None = None
     """On request: probability of each bin of `GET /v1/model`'s `bins`, before calibration."""
     error: str | None = None
-    """Why this face has no age."""
+    """Why this face has no age; `unsure: ...` where an age would be a guess."""
+    quality: float | None = None
+    """How good the picture of this face is, 0 to 1: 0.5 doubles the interval."""
+    unusual: float | None = None
+    """Distance from the faces of training; above 1 is unusual, and widens the interval."""
+    over_18: float | None = None
+    """Probability of being 18 or older."""
+    over_25: float | None = None
+    """Probability of being 25 or older."""
 
 
 class Image(ApiModel):
@@ -83,14 +92,14 @@ class Bins(ApiModel):
 
 
 class Bounds(ApiModel):
-    """What a request may bring."""
+    """Limits of a request."""
 
     body_mib: float
-    """Size of the body."""
+    """Largest body in MiB."""
     images: int
-    """Number of images."""
+    """Most images."""
     megapixels: float
-    """Size of an image."""
+    """Largest image, width x height in millions."""
 
 
 class Model(ApiModel):
@@ -103,20 +112,20 @@ class Model(ApiModel):
     network: str
     """Kind of network."""
     bins: Bins
-    """What a posterior's numbers mean."""
+    """The ages of the posterior's bins."""
     limits: Bounds
-    """What a request may bring."""
+    """Limits of a request."""
     batches: bool
     """Whether jobs can be started."""
     card: dict[str, Any]
-    """Data and its terms, figures, what the model is not good for."""
+    """Training data and its terms, test figures, and what the model is not good for."""
 
 
 class Health(ApiModel):
     """The answer to `GET /healthz`."""
 
     status: Literal["ok"]
-    """The model has just answered for a blank face."""
+    """The model gave an age for a blank face."""
     identity: str
     """Of that model."""
 
@@ -137,20 +146,20 @@ class BatchRequest(ApiModel):
 
 
 class Progress(ApiModel):
-    """How far a job is."""
+    """The progress of a job."""
 
     done: int
-    """Images done."""
+    """Images that are scored."""
     total: int | None = None
-    """Images in all; null while that is not known."""
+    """Images in all; null until they are counted."""
     faces: int = 0
-    """Faces found."""
+    """Faces in them."""
     errors: int = 0
     """Images without a face, whatever the reason."""
     images_per_second: float | None = None
-    """SchedulerPause."""
+    """Images a second."""
     seconds_left: float | None = None
-    """Time to go; null while that is not known."""
+    """Seconds to the end; null while they cannot be estimated."""
 
 
 class Batch(BatchRequest):
@@ -159,7 +168,7 @@ class Batch(BatchRequest):
     id: str
     """Name of the job."""
     state: Literal["waiting", "running", "done", "failed", "cancelled"]
-    """waiting: for its turn."""
+    """`waiting`: in the queue."""
     submitted: str
     """Time, UTC."""
     started: str | None = None
@@ -167,7 +176,7 @@ class Batch(BatchRequest):
     ended: str | None = None
     """Time, UTC."""
     progress: Progress | None = None
-    """Null before the first report."""
+    """Null until the job reports for the first time."""
     message: str | None = None
     """Why it failed."""
 

@@ -1,4 +1,4 @@
-"""From a request's body to its images: multipart or JSON, in memory alone."""
+"""The body of a request to its images. The body is a form or JSON; nothing is written to disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starlette.requests import Request
 from ageray.serve.errors import ApiError
 from ageray.serve.settings import Limits
 
-_NAME = 255  # characters of an image's name that come back
+_NAME = 255  # most characters of an image's name in the answer
 
 
 class Photo(NamedTuple):
-    """An image as it came."""
+    """One image of a request: its name and its file's bytes."""
 
     name: str
     content: bytes
@@ -36,7 +36,11 @@ class _Body(BaseModel):
 
 
 async def read_photos(request: Request, limits: Limits) -> list[Photo]:
-    """The images of a request. Raises ApiError: 400 for a body that is not what it says, 413 for too many, 415 for another type."""
+    """The images of a request.
+
+    Raises ApiError: 400 for a malformed body, 413 for too many images, 415 for another content
+    type.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         photos = await _multipart(request, limits)
@@ -60,13 +64,13 @@ async def _multipart(request: Request, limits: Limits) -> list[Photo]:
         max_fields=limits.images,
         max_part_size=size,
     )
-    parser.spool_max_size = size + 1  # or larger ones would be written to a temporary file
+    parser.spool_max_size = size + 1  # a larger part would go to a temporary file
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise (
-            _too_many(limits) if "Too many" in error.message else ApiError(400, "malformed", error.message)
-        ) from None
+        if "Too many" in error.message:
+            raise _too_many(limits) from None
+        raise ApiError(400, "malformed", error.message) from None
     try:
         files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
         if len(files) > limits.images:
@@ -81,18 +85,19 @@ def _json(body: bytes, limits: Limits) -> list[Photo]:
         images = _Body.model_validate_json(body).images
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the body"
-        text = f'{place}: {first["msg"]}; expected {{"images": [{{"name": "a.jpg", "data": "BASE64"}}]}}'
+        field = ".".join(map(str, first["loc"])) or "the body"
+        text = f'{field}: {first["msg"]}; expected {{"images": [{{"name": "a.jpg", "data": "BASE64"}}]}}'
         raise ApiError(400, "malformed", text) from None
     if len(images) > limits.images:
         raise _too_many(limits)
-    return [_decoded(image, number) for number, image in enumerate(images)]
+    return [_decode(image, number) for number, image in enumerate(images)]
 
 
-def _decoded(image: _Encoded | str, number: int) -> Photo:
-    name, data = (None, image) if isinstance(image, str) else (image.name, image.data)
+def _decode(image: _Encoded | str, number: int) -> Photo:
+    if isinstance(image, str):
+        image = _Encoded(data=image)
     try:
-        return Photo(_short(name, number), base64.b64decode(data, validate=True))
+        return Photo(_short(image.name, number), base64.b64decode(image.data, validate=True))
     except (binascii.Error, ValueError):
         raise ApiError(400, "malformed", f"images.{number}: the data is not base64") from None
 

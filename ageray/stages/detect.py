@@ -60,7 +60,7 @@ CANVAS_SCHEMA = pa.schema(
 """
 
 DETECTED_SCHEMA = pa.schema(
-    [*(field for field in schema.SCORES if not field.name.startswith("age")), *CANVAS_SCHEMA]
+    [*(field for field in schema.SCORES if field.name not in schema.OF_THE_MODEL), *CANVAS_SCHEMA]
 )
 """A row of scores without its ages, with the face's canvas."""
 

@@ -10,10 +10,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ageray import bundle, schema
+from ageray.calibration import LIMITS
 from ageray.errors import UserError
 from ageray.faces.canvases import canvas_side
-from ageray.predictor import Predictor
+from ageray.predictor import Ages, Predictor
 from ageray.stages.detect import CANVAS_SCHEMA
+
+_REFUSED = ("age", "age_low", "age_high", *(f"over_{limit}" for limit in LIMITS))
+"""Columns that are null where the model refuses an age."""
 
 
 def scores_schema(posterior: bool) -> pa.Schema:
@@ -26,10 +30,12 @@ def scores_schema(posterior: bool) -> pa.Schema:
 class AgeFaces:
     """Gives the faces of a batch their ages. Holds the model."""
 
-    def __init__(self, model: str, threads: int = 0, posterior: bool = False) -> None:
+    def __init__(
+        self, model: str, threads: int = 0, posterior: bool = False, precision: str = "auto"
+    ) -> None:
         loaded = bundle.load(model)
         self._model = model
-        self._predictor = Predictor(loaded, threads=threads)
+        self._predictor = Predictor(loaded, threads=threads, precision=precision)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 
@@ -51,15 +57,41 @@ class AgeFaces:
             raise UserError(f"{self._model}: gives ages that are not numbers; its weights are broken")
         table = rows.drop_columns(CANVAS_SCHEMA.names)
         further = [field for field in table.schema if field.name not in self._schema.names]
-        columns = {"age": ages.age, "age_low": ages.low, "age_high": ages.high, "posterior": ages.posterior}
+        columns = _columns(ages)
         for field in self._schema:
-            if field.name in columns:
+            if field.name in columns and field.name != "error":
                 values: list[Any] = [None] * rows.num_rows
                 for place, value in zip(places, columns[field.name], strict=True):
                     values[place] = value
                 table = table.append_column(field, pa.array(values, field.type))
+        if any(columns["error"]):
+            reasons = table.column("error").to_pylist()
+            for place, reason in zip(places, columns["error"], strict=True):
+                reasons[place] = reason
+            number = table.column_names.index("error")
+            table = table.set_column(number, "error", pa.array(reasons, pa.string()))
         complete = pa.schema([*self._schema, *further])
         return table.select(complete.names).cast(complete)
+
+
+def _columns(ages: Ages) -> dict[str, list[Any]]:
+    """What the scores table says of each face; null where the model has not learnt it, or refuses
+    an age."""
+    nothing: list[Any] = [None] * len(ages.age)
+    columns = {"quality": nothing, "unusual": nothing, "error": list(nothing)}
+    columns |= {"age": list(ages.age), "age_low": list(ages.low), "age_high": list(ages.high)}
+    columns["posterior"] = list(ages.posterior)
+    for limit, probabilities in zip(LIMITS, ages.over.T, strict=True):
+        columns[f"over_{limit}"] = list(probabilities)
+    if ages.quality is None or ages.unusual is None or ages.refused is None:
+        return columns
+    columns |= {"quality": list(ages.quality), "unusual": list(ages.unusual)}
+    for row in np.flatnonzero(ages.refused):
+        for name in _REFUSED:
+            columns[name][row] = None
+        about = f"quality {ages.quality[row]:.2f}, unusual {ages.unusual[row]:.2f}"
+        columns["error"][row] = f"{schema.UNSURE}: an age would be a guess ({about})"
+    return columns
 
 
 def _floats(column: pa.ChunkedArray) -> NDArray[np.float32]:

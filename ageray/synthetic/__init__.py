@@ -1,1 +1,1 @@
-"""TODO."""
+"""Drawn faces and photos, for tests and demonstrations without a download."""

@@ -1,6 +1,6 @@
-"""What faces are drawn with: soft shapes on a canvas, and where a head's own coordinates fall on it.
+"""The tools that faces are drawn with: soft shapes on a canvas, and a head's own coordinates.
 
-Colours are RGB, 0 to 255. Shapes become 8-bit masks and are blended by separate float32 operations, so that the same
+Colours are RGB, 0 to 255. Shapes become 8-bit masks, which separate float32 operations blend. So a
 drawing gives the same bytes on every processor.
 """
 
@@ -20,20 +20,26 @@ Window = tuple[int, int, int, int]
 
 
 class Canvas:
-    """Colour planes (3, H, W), float32: planes broadcast a mask several times faster than interleaved pixels."""
+    """Colour planes (3, H, W), float32.
+
+    A mask is broadcast over planes several times faster than over interleaved pixels.
+    """
 
     def __init__(self, height: int, width: int) -> None:
         self.planes = np.zeros((3, height, width), np.float32)
 
     def window(self, low: Array, high: Array) -> Window:
-        """The whole pixels x0, y0, x1, y1 between two corners, cut to the canvas; of no size where they lie outside."""
+        """The pixels x0, y0, x1, y1 between two corners, cut to the canvas.
+
+        The window is empty if the corners lie outside.
+        """
         _, height, width = self.planes.shape
         (x0, y0), (x1, y1) = np.floor(low), np.ceil(high) + 1
         x0, y0 = min(width, max(0, int(x0))), min(height, max(0, int(y0)))
         return x0, y0, max(x0, min(width, int(x1))), max(y0, min(height, int(y1)))
 
     def blend(self, window: Window, mask: Mask, colour: Array) -> None:
-        """Move the window's pixels towards `colour` by the share `mask` (h, w)."""
+        """Mix `colour` into the window's pixels; `mask` (h, w) is its share."""
         x0, y0, x1, y1 = window
         patch = self.planes[:, y0:y1, x0:x1]
         patch += mask * (colour.astype(np.float32)[:, None, None] - patch)
@@ -41,7 +47,10 @@ class Canvas:
     def fill(
         self, shapes: Sequence[Array], colour: Array, opacity: float, blur: float, inside: Array | None = None
     ) -> None:
-        """Paint polygons, each (n, 2) in pixels, edges blurred by `blur` pixels, only inside the polygon `inside`."""
+        """Paint polygons, each (n, 2) in pixels.
+
+        blur: of the edges, in pixels. inside: a polygon that limits the painting.
+        """
         margin, points = 3 * blur + 2, np.concatenate(shapes)
         window = self.window(points.min(0) - margin, points.max(0) + margin)
         mask = coverage(shapes, window)
@@ -54,7 +63,11 @@ class Canvas:
     def glow(
         self, centre: Array, axes: Array, colour: Array, opacity: float, inside: Array | None = None
     ) -> None:
-        """Paint a soft ellipse that fades out at its rim; the columns of `axes` (2, 2) are its half axes in pixels."""
+        """Paint a soft ellipse that fades out at its rim.
+
+        axes: (2, 2), its half axes in pixels, as columns. inside: a polygon that limits the
+        painting.
+        """
         reach = np.abs(axes).sum(1)
         x0, y0, x1, y1 = window = self.window(centre - reach, centre + reach)
         (a, b), (c, d) = axes / (axes[0, 0] * axes[1, 1] - axes[0, 1] * axes[1, 0])
@@ -68,7 +81,7 @@ class Canvas:
 
 
 def coverage(shapes: Sequence[Array], window: Window) -> Pixels:
-    """255 inside the polygons, less at their edges, over the window."""
+    """The polygons as a mask over the window: 255 inside, less at their edges."""
     x0, y0, x1, y1 = window
     mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
     if mask.size:
@@ -79,7 +92,10 @@ def coverage(shapes: Sequence[Array], window: Window) -> Pixels:
 
 
 def strokes(curves: Array, width: float) -> Array:
-    """Polygons (n, 18, 2) of lines along quadratic curves (n, 3, 2), `width` thick midway, pointed at the ends."""
+    """Polygons (n, 18, 2) of lines along quadratic curves (n, 3, 2).
+
+    The lines are `width` thick midway and pointed at the ends.
+    """
     t = np.linspace(0, 1, 9)[:, None]
     start, bend, end = (curves[:, k, None] for k in range(3))
     line = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end
@@ -102,9 +118,10 @@ def oval(x: float, y: float, rx: float, ry: float) -> Array:
 
 @dataclass(frozen=True)
 class Head:
-    """Where a head is: the middle between the eyes (before yaw) and half its width, in pixels; its turn in degrees.
+    """The position of a head.
 
-    `roll` is clockwise, `yaw` towards the viewer's right.
+    `x`, `y` is the middle between the eyes (before yaw) and `unit` half the head's width, in
+    pixels. `roll` is clockwise and `yaw` towards the viewer's right, in degrees.
     """
 
     x: float
@@ -114,7 +131,10 @@ class Head:
     yaw: float = 0
 
     def __call__(self, points: Array, height: float | Array = 0) -> Array:
-        """Face coordinates (n, 2), at a `height` above the ellipsoid of the head, to pixels (n, 2)."""
+        """From face coordinates (n, 2) to pixels (n, 2).
+
+        height: of the points above the ellipsoid of the head.
+        """
         x, y = points[:, 0], points[:, 1]
         depth = 0.85 * np.sqrt(np.maximum(0, 1 - x**2 - (y / 1.75) ** 2)) + height
         yaw, roll = np.radians(self.yaw), np.radians(self.roll)
@@ -124,5 +144,5 @@ class Head:
 
 
 def dull(rng: np.random.Generator) -> Array:
-    """A colour that is not gaudy."""
+    """A random colour of low saturation."""
     return rng.uniform(40, 210) + rng.uniform(-35, 35, 3)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The drawn photos that `jobs.score --demo` scores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ _DEMO_PHOTOS = 8
 
 
 def draw_demo(folder: str) -> str:
-    """Fills a local folder with drawn photos and, where scikit-image is installed, its astronaut; returns it."""
+    """Draws 8 photos into a local folder and returns the folder.
+
+    If scikit-image is installed, its photo of an astronaut is added. Raises UserError for a remote
+    folder.
+    """
     if storage.is_remote(folder):
         raise UserError(f"{folder}: photos are drawn into local folders only; give a local one")
     faces.write_photos(folder, _DEMO_PHOTOS)

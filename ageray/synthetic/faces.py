@@ -1,6 +1,7 @@
-"""Drawn faces whose age shows and whose five points are known exactly: tests and demonstrations without a download.
+"""Drawn faces of visible age, whose five points are known exactly.
 
-Every random number comes from a `default_rng` seeded by numbers alone: the same seed gives the same bytes everywhere.
+Every random number comes from a `default_rng` that is seeded by numbers only. So a seed gives the
+same bytes everywhere.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ from ageray.synthetic.portrait import Painter
 
 @dataclass(frozen=True)
 class SyntheticFace:
-    """A drawn face: `pixels` (size, size, 3) RGB; `points` (5, 2) and `box` (4,) in pixels, as in the faces table."""
+    """A drawn face: `pixels` (size, size, 3) RGB; `points` (5, 2) and `box` (4,) in pixels.
+
+    Points and box are those of the faces table.
+    """
 
     pixels: Pixels
     points: NDArray[np.float32]
@@ -46,7 +50,10 @@ class SyntheticFace:
 
 @dataclass(frozen=True)
 class SyntheticPhoto:
-    """A drawn photo: `pixels` (H, W, 3) RGB; its N faces, left to right, in `points` (N, 5, 2), `boxes` and `ages`."""
+    """A drawn photo: `pixels` (H, W, 3) RGB, and its N faces from left to right.
+
+    `points` (N, 5, 2) and `boxes` (N, 4) are in pixels, `ages` (N,) in years.
+    """
 
     pixels: Pixels
     points: NDArray[np.float32]
@@ -65,15 +72,18 @@ def draw_face(
     scale: float | None = None,
     shift: tuple[float, float] | None = None,
 ) -> SyntheticFace:
-    """One face of a person (`seed`'s own where `subject` is None) at an age in years; `size` is the side in pixels.
+    """A face of a person at an age in years. `size` is the picture's side in pixels.
 
-    The pose comes from the seed where it is not given: `roll` (clockwise) and `yaw` (towards the viewer's right) in
-    degrees; over `size`, `scale`, half the width of the face, and `shift`, from the picture's centre to the middle of
-    the eyes. Raises ValueError if `seed` or `subject` is negative.
+    subject: the person's number; None takes `seed`. A pose that is not given comes from the seed:
+    `roll` (clockwise) and `yaw` (towards the viewer's right) in degrees; `scale`, half the width of
+    the face, and `shift`, from the picture's centre to the middle of the eyes, both as shares of
+    `size`. Raises ValueError if `seed` or `subject` is negative.
     """
     rng = np.random.default_rng((FACE, seed))
     turn, look_aside, near, right, down, light = rng.uniform(-1, 1, 6)
-    dx, dy = (0.03 * right, 0.03 * down - 0.02) if shift is None else shift
+    if shift is None:
+        shift = (0.03 * right, 0.03 * down - 0.02)
+    dx, dy = shift
     head = Head(
         x=(0.5 + dx) * size - 0.5,
         y=(0.5 + dy) * size - 0.5,
@@ -91,7 +101,7 @@ def draw_face(
 
 
 def draw_photo(seed: int, width: int = 640, height: int = 480) -> SyntheticPhoto:
-    """One to three people side by side, of any age, whose faces do not overlap; sizes in pixels."""
+    """One to three people of any age side by side. Their faces do not overlap. Sizes in pixels."""
     rng = np.random.default_rng((PHOTO, seed))
     canvas, light, count = _background(rng, height, width), rng.uniform(-0.8, 0.8), int(rng.integers(1, 4))
     column, painters = width / count, []
@@ -113,9 +123,10 @@ def draw_photo(seed: int, width: int = 640, height: int = 480) -> SyntheticPhoto
 
 
 def faces(count: int, seed: int = 0, subjects: int | None = None, size: int = 256) -> Iterator[SyntheticFace]:
-    """`count` faces at ages uniform in 0 to 90 years, of `subjects` people in turn, or each of another person.
+    """`count` faces at ages uniform in 0 to 90 years.
 
-    Face k depends on the seed, `subjects` and k alone: a longer set begins with the shorter one.
+    They show `subjects` people in turn, or each another person if it is None. Face k depends only
+    on the seed, `subjects` and k, so a longer set begins with the shorter one.
     """
     for k in range(count):
         age = np.random.default_rng((AGE, seed, k)).uniform(0, 90)
@@ -131,9 +142,9 @@ def write_faces_table(
     shards: int = 1,
     landmarks: bool = True,
 ) -> list[str]:
-    """Write `faces(count, seed, subjects, size)` as Parquet shards of the faces table and give their paths.
+    """Write `faces(count, seed, subjects, size)` as Parquet shards of the faces table.
 
-    Without `landmarks` the points and the box stay empty, as in a table whose faces must still be found.
+    Returns the paths. Without `landmarks`, points and box are null, as in a table before detection.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     drawn, paths = faces(count, seed, subjects, size), []
@@ -146,7 +157,10 @@ def write_faces_table(
 
 
 def write_photos(folder: str | Path, count: int, seed: int = 0) -> list[str]:
-    """Write `draw_photo(seed * STRIDE + k)` for k below `count` as JPEG files and give their paths."""
+    """Write `draw_photo(seed * STRIDE + k)` for each k below `count` as a JPEG file.
+
+    Returns the paths.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     paths = [Path(folder) / f"photo-{k:05d}.jpg" for k in range(count)]
     for k, path in enumerate(paths):
@@ -175,14 +189,12 @@ def _jpeg(pixels: Pixels) -> bytes:
 def _background(rng: np.random.Generator, height: int, width: int) -> Canvas:
     """A gradient between two colours, with some blurred shapes."""
     canvas = Canvas(height, width)
-    one, two = (dull(rng).astype(np.float32)[:, None, None] for _ in range(2))
+    start, end = (dull(rng).astype(np.float32)[:, None, None] for _ in range(2))
     down, across = (np.linspace(0, rng.random() / 2, side, dtype=np.float32) for side in (height, width))
-    canvas.planes[:] = one + (two - one) * (down[:, None] + across)
+    canvas.planes[:] = start + (end - start) * (down[:, None] + across)
     for _ in range(4):
-        centre, axes = (
-            rng.random(2) * (width, height),
-            np.diag(rng.uniform(0.05, 0.4, 2) * max(width, height)),
-        )
+        centre = rng.random(2) * (width, height)
+        axes = np.diag(rng.uniform(0.05, 0.4, 2) * max(width, height))
         canvas.glow(centre, axes, dull(rng), 0.6)
     return canvas
 

@@ -1,7 +1,7 @@
-"""Who is drawn: what a person keeps for life, and how the face looks at an age.
+"""The drawn people: features that last for life, and the look of a face at an age.
 
-Lengths are in face coordinates: the origin midway between the eyes, x to the viewer's right, y down, the unit half the
-width of the face.
+Lengths are in face coordinates. The origin is midway between the eyes, x points to the viewer's
+right, y points down. The unit is half the width of the face.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ HAIR = np.array([(34, 26, 24), (62, 42, 32), (104, 68, 42), (176, 132, 76), (140
 IRIS = np.array([(66, 42, 28), (96, 66, 36), (84, 104, 74), (86, 122, 150)], float)
 FAIR, GREY = np.array((196.0, 160, 112)), np.array((152.0, 150, 148))
 PERSON, FACE, PHOTO, AGE = range(4)
-"""First number of a random stream's seed, so that streams of different kinds never coincide."""
+"""First number of a random stream's seed, so that streams of different kinds differ."""
 STRIDE = 10**9
-"""Face and person k of a set with seed s are numbered s * STRIDE + k: sets with different seeds share nobody."""
+"""Face and person k of a set with seed s have number s * STRIDE + k. So sets with different seeds
+show different people."""
 
 
 @dataclass(frozen=True)
 class Person:
-    """What a person keeps for life: colours, factors of lengths, and how and when age will show."""
+    """Features that last for life: colours, factors of lengths, and how and when age shows."""
 
     skin: Array
     hair: Array
@@ -69,9 +70,10 @@ def person(number: int) -> Person:
 
 
 class Look:
-    """A person at an age in years: the measures and the colours of the face.
+    """The lengths and colours of a person's face at an age in years.
 
-    `grown` runs from 0 at birth to 1 at 20 years, `old` from 0 at 22 to 1 at 90; `lines` is the wrinkles' strength.
+    `grown` rises from 0 at birth to 1 at 20 years, `old` from 0 at 22 to 1 at 90. `lines` is the
+    strength of the wrinkles.
     """
 
     def __init__(self, who: Person, age: float) -> None:
@@ -110,18 +112,24 @@ class Look:
         return baby + (adult - baby) * self.grown
 
     def bright(self, gain: float) -> Array:
-        """Skin that catches the light."""
+        """The colour of lit skin."""
         return np.minimum(gain * self.skin + 10, 255)
 
     def outline(self) -> Array:
-        """The head's contour (72, 2), clockwise from the top: a superellipse above the eyes and another below."""
+        """The head's contour (72, 2), clockwise from the top.
+
+        It is a superellipse above the eyes and another one below.
+        """
         turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
         x, y = np.sin(turn), -np.cos(turn)
         power, height = 2 / np.where(y < 0, self.crown, self.jaw), np.where(y < 0, -self.top, self.chin)
         return np.stack([np.sign(x) * np.abs(x) ** power, np.sign(y) * np.abs(y) ** power * height], 1)
 
     def truth(self, head: Head) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The five points (5, 2) and the box (4,) in pixels; the face spans from the upper forehead to the chin."""
+        """The five points (5, 2) and the box (4,) in pixels.
+
+        The box reaches from the upper forehead to the chin.
+        """
         eye, wide, low = self.who.eye_x, self.mouth_w, self.mouth_y
         points = np.array([(-eye, 0), (eye, 0), (0, self.nose_y), (-wide, low), (wide, low)])
         rim = self.outline()

@@ -1,4 +1,4 @@
-"""How a face is painted, back to front."""
+"""Paints a face, from back to front."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ WHITE, BLACK = np.array((250.0, 248, 244)), np.array((16.0, 12, 12))
 
 
 class Painter:
-    """Paints one head on a canvas; lengths are in face coordinates. `light` in [-1, 1]: from which side it comes."""
+    """Paints a head on a canvas. Lengths are in face coordinates.
+
+    light: the side it comes from, in [-1, 1].
+    """
 
     def __init__(
         self, canvas: Canvas, head: Head, look: Look, light: float, rng: np.random.Generator
@@ -39,7 +42,10 @@ class Painter:
         blur: float,
         inside: Array | None = None,
     ) -> None:
-        """Polygons, projected; only inside another, in pixels."""
+        """Paint polygons in face coordinates.
+
+        inside: a polygon in pixels that limits the painting.
+        """
         pixels = self.head(np.concatenate(list(shapes)))
         ends = np.cumsum([len(shape) for shape in shapes])
         self.canvas.fill(np.split(pixels, ends[:-1]), colour, opacity, blur * self.head.unit, inside)
@@ -52,13 +58,13 @@ class Painter:
         opacity: float,
         height: float = 0,
     ) -> None:
-        """A soft ellipse on the face, foreshortened as the face is there."""
+        """Paint a soft ellipse on the face, foreshortened like the face at that point."""
         near = self.head(np.add(at, [(0, 0), (0.01, 0), (0, 0.01)]), height)
         axes = 100 * (near[1:] - near[0]).T * size
         self.canvas.glow(near[0], axes, colour, opacity, self.rim)
 
     def back(self) -> None:
-        """What is behind the face: long hair, neck, clothes."""
+        """The parts behind the face: long hair, neck, clothes."""
         look, chin = self.look, self.look.chin
         length = look.who.long_hair * look.grown * (1 - 0.5 * look.old)
         if length > 0.1:
@@ -169,10 +175,8 @@ class Painter:
         arch = 1 - t**2
         middle = np.stack([t * w, y + 0.035 * arch], 1)
         bow = lip * arch**0.7 * (0.85 - 0.25 * np.maximum(0, 1 - np.abs(t) / 0.3))
-        top, bottom = (
-            middle - np.stack([0 * t, bow], 1),
-            middle + np.stack([0 * t, 1.15 * lip * arch**0.8], 1),
-        )
+        top = middle - np.stack([0 * t, bow], 1)
+        bottom = middle + np.stack([0 * t, 1.15 * lip * arch**0.8], 1)
         self.glow((0, y + 1.6 * lip + 0.1), (0.8 * w, 0.12), look.shade, 0.45)
         self.fill([np.concatenate([top, middle[::-1]])], 0.84 * look.red, 0.9, 0.018)
         self.fill([np.concatenate([middle, bottom[::-1]])], look.red, 0.9, 0.02)
@@ -182,7 +186,10 @@ class Painter:
             self.glow((side * w, y), (0.1, 0.08), 0.7 * look.shade, 0.6)
 
     def wrinkles(self) -> None:
-        """Forehead lines, crow's feet, frown lines and bags; folds from the nose to the mouth and below it."""
+        """Forehead lines, crow's feet, frown lines and bags.
+
+        Folds run from the nose to the mouth and below it.
+        """
         look, lines = self.look, self.look.lines
         if lines < 0.01:
             return
@@ -196,10 +203,8 @@ class Painter:
             [(corner + 0.05, 0.05 * k), (corner + 0.12, 0.08 * k), (corner + 0.22, 0.16 * k)]
             for k in (-1, 0, 1)
         ]
-        frown, bag = (
-            [(0.07, -0.3), (0.05, -0.2), (0.08, -0.1)],
-            [(eye - 0.13, 0.2), (eye + 0.06, 0.34), (eye + 0.24, 0.18)],
-        )
+        frown = [(0.07, -0.3), (0.05, -0.2), (0.08, -0.1)]
+        bag = [(eye - 0.13, 0.2), (eye + 0.06, 0.34), (eye + 0.24, 0.18)]
         fine = np.concatenate([np.array(forehead), _both(np.array([*feet, frown, bag]))])
         self.fill(strokes(fine, 0.045), look.shade, min(1, 1.1 * lines), 0.016)
         fold = [(1.1 * look.nose_w, look.nose_y), (0.5, look.nose_y + 0.15), (look.mouth_w + 0.12, y + 0.1)]

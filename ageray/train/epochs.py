@@ -62,10 +62,8 @@ def close(
     config = state.config.train
     state.epoch += 1
     true, predicted, _ = validated
-    mae = bias = float("nan")
-    if len(true):
-        mae, bias = metrics.mean_absolute_error(true, predicted), metrics.bias(true, predicted)
-    figure = by_decades(validated) if config.select == "decades" else mae
+    mae, chosen_by = figure(validated, "mae"), figure(validated, config.select)
+    bias = metrics.bias(true, predicted) if len(true) else float("nan")
     record = {
         "kind": "epoch",
         "stage": config.stages[state.stage].name,
@@ -76,19 +74,28 @@ def close(
         **{f"loss.{name}": value for name, value in result.terms.items()},
         "val_mae": mae,
         "val_bias": bias,
-        **({"val_decades": figure} if config.select == "decades" else {}),
+        **({"val_decades": chosen_by} if config.select == "decades" else {}),
         "images": result.images,
         "images_s": result.images / result.seconds,
         "seconds": seconds,
         "stall": waited / result.seconds,
         "skipped": skipped,
-        "best": not figure >= state.best,  # true of NaN too
+        "best": not chosen_by >= state.best,  # true of NaN too
         "time": time.time(),
     }
     state.log.append(record)
     if record["best"]:
-        state.best = figure
+        state.best = chosen_by
     return record
+
+
+def figure(validated: Validated, select: str) -> float:
+    """What epochs are chosen by (`train.select`), in years, less is better; NaN of no face."""
+    if select == "decades":
+        return by_decades(validated)
+    if not len(validated.true):
+        return float("nan")
+    return metrics.mean_absolute_error(validated.true, validated.predicted)
 
 
 def by_decades(validated: Validated) -> float:

@@ -28,7 +28,7 @@ from ageray.distributed import rank_and_world
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
 from ageray.faces.align import align_faces
-from ageray.faces.augment import maps_ahead
+from ageray.faces.augment import upcoming_maps
 from ageray.faces.canvases import to_tensors
 from ageray.train import sampler
 from ageray.train.plan import Plan
@@ -99,7 +99,7 @@ class Streams:
         """The faces warped by an actor of this worker, with the maps that the worker would draw."""
         align, augment = self.experiment.align, self.experiment.train.augment
         steps, count = rows_SB.shape
-        map_SB = maps_ahead(steps, count, align.size, augment, state.generator, *rank_and_world())
+        map_SB = upcoming_maps(steps, count, align.size, augment, state.generator, *rank_and_world())
         map_P = map_SB.flatten(0, 1).numpy()
         aligned: ray.data.Dataset = faces.map_batches(
             Aligner,

@@ -22,6 +22,7 @@ from ageray.experiment import Experiment, FaceSet, Scale, Stage
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
+from ageray.train import wise_ft
 from ageray.train.files import RunFiles
 
 
@@ -212,13 +213,19 @@ def check_model(experiment: Experiment) -> AgeNetwork:
 
     Raises UserError for missing weights, a loss that it cannot feed, or faces too small for it.
     """
+    wise_ft.check(experiment)
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
-    if experiment.align.size < network.least_side:
-        raise UserError(
-            f"align.size={experiment.align.size}: model '{experiment.model.name}' needs faces of at least "
-            f"{network.least_side} pixels; raise it, or choose another backbone"
-        )
+    sizes = {"align.size": experiment.align.size}
+    for place, view in enumerate(experiment.model.decode.views):
+        if view.size:
+            sizes[f"model.decode.views.{place}.size"] = view.size
+    for key, size in sizes.items():
+        if size < network.least_side:
+            raise UserError(
+                f"{key}={size}: model '{experiment.model.name}' needs faces of at least "
+                f"{network.least_side} pixels; raise it, or choose another backbone"
+            )
     return network
 
 

@@ -24,7 +24,7 @@ from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
-from ageray.train import checkpoint, curves, epochs, profiling
+from ageray.train import checkpoint, curves, epochs, profiling, wise_ft
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
 from ageray.train.loop import init_network, train_one_epoch
@@ -187,6 +187,9 @@ class Worker:
         network = state.eval_network
         network.load_state_dict(load_safetensors(storage.read_bytes(self.files.best)))
         card = {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch}
+        if state.config.train.wise_ft and self.plan.parts["val"]:
+            start = wise_ft.start_weights(state.config)
+            card["wise_ft"] = wise_ft.choose(state, start, lambda: validate(state, self.streams.whole("val")))
         draft, gallery = self.files.draft_bundle, self._gallery()
         if self.rank == 0:
             bundle.save(draft, network, state.config, card, gallery)

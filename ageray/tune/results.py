@@ -46,7 +46,9 @@ def report(
     """
     experiment, settings = space.written.experiment, space.tune
     finalists = _Finalists(labelled, cache, fold, settings.metric, chosen, runs)
-    ranges = {path: dimension.model_dump(mode="json") for path, dimension in space.ranges.items()}
+    ranges = {}
+    for path, dimension in space.ranges.items():
+        ranges[path] = dimension.model_dump(mode="json")
     return {
         "model": experiment.model.name,
         "data": {"name": experiment.data.name, "shards": experiment.data.shards},

@@ -112,8 +112,8 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     """
     space, file = plan.space, plan.file
     experiment, settings = space.written.experiment, space.tune
-    at_once = settings.at_once or experiment.scale.fold_workers
-    slots = plan_slots(experiment.scale.model_copy(update={"fold_workers": at_once}))
+    at_once = settings.at_once or experiment.scale.parallel_trainings
+    slots = plan_slots(experiment.scale.model_copy(update={"parallel_trainings": at_once}))
     trials = file.read()
     cache = cache_faces(experiment, plan.labelled)
     precomputed = _cache_features(space, cache, slots)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from ageray.config import ParsedConfig, messages
-from ageray.config.nodes import Place, Problem, flat
+from ageray.config import ParsedConfig, flat, messages
+from ageray.config.nodes import Place, Problem
 from ageray.config.overrides import parts
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Tune
@@ -59,7 +59,7 @@ class Space:
 
     def place(self, path: str) -> Place:
         """File and line of a range."""
-        return self.written.root.nearest(("tune", "space", path)).place
+        return self.written.root.closest_node(("tune", "space", path)).place
 
     def holds(self, values: Values) -> bool:
         """Whether every value lies in its range."""
@@ -84,7 +84,7 @@ def check(written: ParsedConfig) -> Space:
         if unused and dimension.optional:
             notes.append(f"{path} is not searched: {problem}")
         elif problem:
-            place = written.root.nearest(("tune", "space", path)).place
+            place = written.root.closest_node(("tune", "space", path)).place
             remedy = "; or mark it optional: true" if unused else ""
             problems.append(str(Problem(place, (), f"{path}: {problem}{remedy}")))
         else:
@@ -122,8 +122,8 @@ def _problem(path: str, leaves: Values) -> tuple[str, bool]:
     keys = parts(path)
     if _FIXED.fullmatch(path):
         return "is fixed in a search; set it for all trials instead", False
-    schemas = messages.at(keys)
-    if path in leaves and not any(branch.get("type") == "object" for branch in messages.branches(schemas)):
+    schemas = messages.at(messages.schema(Experiment), keys)
+    if path in leaves and not any(branch.get("type") == "object" for branch in messages.members(schemas)):
         return "", False
     if inside := _below(path, leaves):
         return f"is a group of settings; name one, e.g. {inside[0]}", False
@@ -151,8 +151,9 @@ def _unused(path: str, leaves: Values) -> str:
 
 
 def _loss_paths() -> Iterator[str]:
-    for term in messages.names(messages.at(("loss",))):
-        for option in messages.names(messages.at(("loss", term))):
+    schema = messages.schema(Experiment)
+    for term in messages.names(messages.at(schema, ("loss",))):
+        for option in messages.names(messages.at(schema, ("loss", term))):
             yield f"loss.{term}.{option}"
 
 
@@ -162,7 +163,7 @@ def _check_metric(space: Space, metric: str) -> None:
     for name, term in space.written.experiment.loss:
         if name != "auxiliary" and term is not None:
             reported.append(f"loss.{name}")
-    place = space.written.root.nearest(("tune", "metric")).place
+    place = space.written.root.closest_node(("tune", "metric")).place
     if metric not in reported:
         near = get_close_matches(metric, reported, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -10,10 +10,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from ageray import config, storage
-from ageray.config.load import difference
-from ageray.config.nodes import flat
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Tune
+from ageray.experiment import Experiment
 from ageray.tune.files import SearchFiles
 
 _MAY_CHANGE = {"trials", "minutes", "at_once", "finalists"}
@@ -77,11 +75,14 @@ class TrialFile:
                     "or give another folder with --out"
                 )
             before = config.loads(storage.read_text(files.config), files.config)
-            settings_before = json.loads(storage.read_text(files.tune))
-            change = difference(before, experiment) or _difference(settings_before, experiment.tune)
-            if change is not None:
+            old = before.model_dump(mode="json", exclude={"scale"})
+            old["tune"] = _identifying(json.loads(storage.read_text(files.tune)))
+            new = experiment.model_dump(mode="json", exclude={"scale"})
+            new["tune"] = _identifying(experiment.tune.model_dump(mode="json"))
+            changes = config.differences(old, new)
+            if changes:
                 raise UserError(
-                    f"{folder}: holds a search of other settings ({change}); give another folder with --out"
+                    f"{folder}: holds a search of other settings ({changes[0]}); give another folder with --out"
                 )
         storage.make_folder(folder)
         storage.write_text(files.config, config.dump(experiment))
@@ -130,10 +131,6 @@ def search_digest(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _difference(before: dict[str, Any], tune: Tune) -> str | None:
-    """The first setting of `tune` that has changed, with both values; None if none has."""
-    old, new = flat(before), flat(tune.model_dump(mode="json"))
-    for name in {**old, **new}:
-        if name.split(".")[0] not in _MAY_CHANGE and old.get(name) != new.get(name):
-            return f"tune.{name}: {json.dumps(old.get(name))} there, {json.dumps(new.get(name))} here"
-    return None
+def _identifying(tune: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a search that must stay the same when it goes on."""
+    return {name: value for name, value in tune.items() if name not in _MAY_CHANGE}

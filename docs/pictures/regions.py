@@ -1,6 +1,8 @@
-"""The pictures of docs/dhaa.md: the five regions with their points, and what alignment does to a face in other poses. Drawn faces only.
+"""The pictures of docs/dhaa.md, with drawn faces.
 
-python docs/pictures/regions.py
+One shows the five regions with their points. The other shows what alignment does in other poses.
+
+    python docs/pictures/regions.py
 """
 
 from __future__ import annotations
@@ -55,7 +57,10 @@ def to_pixels(unit: Tensor, side: int) -> Tensor:
 
 
 def draw_regions() -> None:
-    """A turned face with its points and the five squares of the template as they lie on it, then each region with source and target points."""
+    """A turned face with its points and the template's five squares on it, then the regions.
+
+    Each region has its source and target points.
+    """
     face, points = picture(16, TURNED)
     pool = RegionPooling(NAMES)
     unit = to_unit(points, SIDE)
@@ -88,7 +93,9 @@ def likeness(first: Tensor, second: Tensor) -> float:
 
 
 def draw_alignment() -> None:
-    """One face in three poses, its regions by either pooling, and how much each resembles the upright face's."""
+    """A face in three poses, its regions by both poolings, and their correlation with the upright
+    face's.
+    """
     names = ["G-2", "L-1", "L-2", "L-3"]
     figure, panels = plt.subplots(len(POSES), 9, figsize=(9.6, 4.1), layout="constrained")
     first: dict[tuple[str, str], Tensor] = {}
@@ -111,16 +118,17 @@ def draw_alignment() -> None:
 
 
 def save(figure: Any, name: str) -> None:
-    """As a PNG of 96 colours: the grain of the drawn skin makes a full one several times as large."""
+    """Saves a PNG of 96 colours; the grain of the skin makes one of all colours several times as
+    large.
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI)
     plt.close(figure)
     IMAGES.mkdir(exist_ok=True)
     small = Image.open(buffer).convert("RGB").quantize(96, dither=Image.Dither.NONE)
     small.save(IMAGES / name, optimize=True)
-    print(
-        f"{IMAGES / name}: {(IMAGES / name).stat().st_size / 1000:.0f} kB, {np.asarray(small).shape[::-1]} pixels"
-    )
+    size = (IMAGES / name).stat().st_size / 1000
+    print(f"{IMAGES / name}: {size:.0f} kB, {np.asarray(small).shape[::-1]} pixels")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ def show(report: Record) -> None:
     data = f"{report['data']['name']}, {report['images']:,} test faces"
     console.print(f"{report['model']['name']} on {data}", markup=False)
     _show_overall(console, report)
+    _show_age_checks(console, report["estimates"])
+    if "people" in report:
+        _show_people(console, report["people"])
     if "gallery" in report:
         _show_gallery(console, report["gallery"])
     if "gender" in report:
@@ -100,6 +103,33 @@ def _show_overall(console: Console, report: Record) -> None:
         if floor is not None:
             table.add_row(f"{label}, {floor['age']:g}", f"{floor['mae']:.3f}")
     console.print(table)
+
+
+def _show_age_checks(console: Console, estimates: Record) -> None:
+    checks = estimates.get("age_checks")
+    if not checks:
+        return
+    table = Table(
+        "age check", "passes from", "false adults", "95 % interval", "false minors", "95 % interval"
+    )
+    for check in checks:
+        for row in check["thresholds"]:
+            cells = [f"over {check['limit']}", f"{row['threshold']:g}"]
+            for rate in (row["false_adult"], row["false_minor"]):
+                cells += [_number(rate, ".3f"), _interval(rate, ".3f")]
+            table.add_row(*cells)
+    console.print(table)
+    young = _number(estimates["young_adults"]["mae"], ".3f")
+    if young:
+        console.print(f"MAE over ages 18 to 30, the mean over sexes and years: {young}", markup=False)
+
+
+def _show_people(console: Console, people: Record) -> None:
+    console.print(f"{people['people']:,} people with several photos, means over people", markup=False)
+    for name, which in (("one", "one photo"), ("all", "all photos")):
+        mae, share, width = (people[f"{figure}_{name}"] for figure in ("mae", "coverage", "width"))
+        text = f"{which}: MAE {mae:.2f}, interval covers {share:.3f}, {width:.1f} years wide"
+        console.print(f"  {text}", markup=False)
 
 
 def _show_gallery(console: Console, gallery: Record) -> None:

@@ -38,7 +38,7 @@ def launched() -> Any:
 def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[None]:
     """A cluster of nodes of other sizes than this machine's."""
     with patch.context() as within:
-        within.setattr(cluster, "nodes", lambda: list(nodes))
+        within.setattr(resources, "nodes", lambda: list(nodes))
         yield
 
 
@@ -154,7 +154,7 @@ def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     with holding(monkeypatch, {"CPU": 8, "GPU": 4}, {"CPU": 8, "GPU": 4}, {"CPU": 1}):
         cluster.check_fits("scale.workers=8", 8, {"CPU": 2, "GPU": 1}, beside=1)
-        cluster.check_fits("scale.fold_workers=16", 16, {"CPU": 1, "GPU": 0.5})
+        cluster.check_fits("scale.parallel_trainings=16", 16, {"CPU": 1, "GPU": 0.5})
         cluster.check_fits("scale.workers=1", 1, {"CPU": 0.1, "GPU": 0})
 
 

@@ -11,7 +11,7 @@ import ray
 
 from ageray import cluster
 from ageray.cluster.actors import ActorPool
-from ageray.train.in_memory.slots import Share
+from ageray.train.in_memory.slots import TaskSlots
 
 ROUNDS = 20
 MEASURED = f"""
@@ -63,7 +63,7 @@ def test_beside_a_gpu_the_system_keeps_its_defaults() -> None:
 
 
 def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
-    fold = Share(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
+    fold = TaskSlots(folds=1, cpus=1, gpus=0, threads=1).task(lambda: dict(os.environ))
     assert cluster.environment().items() <= ray.get(fold.remote()).items()
     for gpus in (0, 1):
         assert ActorPool(1, 1, gpus, 0).options() == {

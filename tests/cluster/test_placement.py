@@ -88,7 +88,7 @@ def fold(number):
 
 
 # eight trainings side by side on four GPUs: two share one
-folds = slots.share_out(Scale(fold_workers=8))
+folds = slots.plan_slots(Scale(parallel_trainings=8))
 report["share"] = folds
 tasks = [(number, (number,)) for number in range(8)]
 report["folds"] = sorted(ray.get(ready) for _, ready in folds.map_unordered(fold, tasks))

@@ -1,4 +1,5 @@
-"""Configuration files and overrides: what they become, and the exact words about every kind of mistake."""
+"""Configuration files and overrides: what they become, and the exact words about every kind of
+mistake."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 
 from ageray import config, experiment
 from ageray.config import messages
+from ageray.config.nodes import Keys
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
 TOP = ", ".join(Experiment.model_fields)
 TERMS = ", ".join(experiment.Loss.model_fields)
-MODELS = list(messages.choice(messages.at(("model",)))[1])  # type: ignore[index]
+MODELS = list(messages.choice(messages.at(messages.schema(Experiment), ("model",)))[1])  # type: ignore[index]
 
 
 NEIGHBORHOOD = ", ".join(experiment.loss.Neighborhood.model_fields)
@@ -42,7 +44,7 @@ def mistake(*words: str, **files: str) -> str:
     return str(caught.value)
 
 
-# --- what loads -----------------------------------------------------------------------------------------------------
+# --- what loads -----------------------------------------------------------------------------------
 
 
 def test_files_and_overrides_make_one_experiment() -> None:
@@ -98,10 +100,15 @@ def test_overrides(words: list[str], keys: str, value: Any) -> None:
 
 def test_an_element_of_a_default_that_differs_between_models(monkeypatch: pytest.MonkeyPatch) -> None:
     at, other = messages.at, {"type": "array", "items": {"type": "integer"}, "default": [5, 50]}
-    monkeypatch.setattr(
-        messages, "at", lambda keys: [*at(keys), other] if keys == ("model", "ages") else at(keys)
+
+    def with_another(root: messages.Schema, keys: Keys) -> list[messages.Schema]:
+        return [*at(root, keys), other] if keys == ("model", "ages") else at(root, keys)
+
+    monkeypatch.setattr(messages, "at", with_another)
+    expected = (
+        "argument 'model.ages.1=90': model.ages: nothing is written there; "
+        "give the whole list, model.ages=[...]"
     )
-    expected = "argument 'model.ages.1=90': model.ages: nothing is written there; give the whole list, model.ages=[...]"
     assert mistake("model.name=cluster_cnn", "model.ages.1=90") == expected
 
 
@@ -121,14 +128,17 @@ def test_a_problem_with_the_base() -> None:
     with pytest.raises(UserError) as caught:
         config.load([], ["model.name=baseline", "protocol.test=0.8"], base=base)
     kinds = {
-        name: messages.names([member]) for name, member in messages.choice(messages.at(("model",)))[1].items()
+        name: messages.names([member])
+        for name, member in messages.choice(messages.at(messages.schema(Experiment), ("model",)))[1].items()
     }  # type: ignore[index]
     own = [key for key in kinds["cluster_cnn"] if key not in kinds["baseline"]]
     assert {"head", "clusters"} <= set(own)
     assert str(caught.value).splitlines()[1:] == [
         *(
-            f"  the given experiment: model.{key}: no such key with name 'baseline' (argument 'model.name=baseline'), but with "
-            f"{' or '.join(repr(name) for name, keys in kinds.items() if key in keys)}: take it out, or add model.{key}=null "
+            f"  the given experiment: model.{key}: no such key with name 'baseline' (argument "
+            f"'model.name=baseline'), but with "
+            f"{' or '.join(repr(name) for name, keys in kinds.items() if key in keys)}: take it "
+            f"out, or add model.{key}=null "
             f"(known: {', '.join(experiment.Baseline.model_fields)})"
             for key in own
         ),
@@ -141,7 +151,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
     assert config.load(["a.yaml"]).data.name == "x"
 
 
-# --- mistakes -------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,13 +170,15 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ("5: {}", f"a.yaml:1: 5: unknown key (known: {TOP})"),
         (
             "model:\n  name: clster_cnn",
-            f"a.yaml:2: model.name: 'clster_cnn' is not allowed; did you mean 'cluster_cnn'? (allowed: {either(MODELS)})",
+            f"a.yaml:2: model.name: 'clster_cnn' is not allowed; did you mean 'cluster_cnn'? "
+            f"(allowed: {either(MODELS)})",
         ),
         ("model:\n  name: 5", f"a.yaml:2: model.name: 5 is not allowed (allowed: {either(MODELS)})"),
         ("\nmodel:\n  ages: [0, 9]", f"a.yaml:2: model.name: required (allowed: {either(MODELS)})"),
         (
             "model: {name: cluster_cnn,\n  heed: plain}",
-            f"a.yaml:2: model.heed: unknown key; did you mean 'head'? (known: {', '.join(experiment.model.ClusterCnn.model_fields)})",
+            f"a.yaml:2: model.heed: unknown key; did you mean 'head'? (known: "
+            f"{', '.join(experiment.model.ClusterCnn.model_fields)})",
         ),
         (
             "model:\n  name: baseline\n  baseline: 3",
@@ -183,7 +195,8 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ("model: {name: baseline, ages: [0]}", "a.yaml:1: model.ages.1: required (allowed: a whole number)"),
         (
             "model: {name: baseline, ages: [0, 1, 2]}",
-            "a.yaml:1: model.ages: [0, 1, 2] is not allowed (allowed: a list of 2: a whole number, a whole number)",
+            "a.yaml:1: model.ages: [0, 1, 2] is not allowed (allowed: a list of 2: a whole number, "
+            "a whole number)",
         ),
         ("model: [baseline]", 'a.yaml:1: model: ["baseline"] is not allowed (allowed: a mapping)'),
         ("data: 3", "a.yaml:1: data: 3 is not allowed (allowed: a mapping)"),
@@ -238,8 +251,10 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ),
         ("train:\n  stages:\n    - 3", "a.yaml:3: train.stages.0: 3 is not allowed (allowed: a mapping)"),
         (
-            "train:\n  stages:\n  -\n    epochs: 1\n  - {epochs: 1,\n     schedule: {milestones: [0.5,\n       7]}}",
-            "a.yaml:7: train.stages.1.schedule.milestones.1: 7 is not allowed (allowed: a number, at least 0 and at most 1)",
+            "train:\n  stages:\n  -\n    epochs: 1\n  - {epochs: 1,\n     schedule: {milestones: "
+            "[0.5,\n       7]}}",
+            "a.yaml:7: train.stages.1.schedule.milestones.1: 7 is not allowed (allowed: a number, "
+            "at least 0 and at most 1)",
         ),
         (
             "scale: {gpu: atuo}",
@@ -251,7 +266,8 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ),
         (
             "data: {source: 1e3}",
-            "a.yaml:1: data.source: 1000.0 is not allowed; as text it needs quotes: '1000.0' (allowed: text or null)",
+            "a.yaml:1: data.source: 1000.0 is not allowed; as text it needs quotes: '1000.0' "
+            "(allowed: text or null)",
         ),
         (
             "data: {shards: [" + "a" * 99 + "]}",
@@ -266,7 +282,8 @@ def test_a_byte_order_mark_and_windows_lines_are_read() -> None:
         ("\n- model", f'a.yaml:2: ["model"] is not allowed; write a mapping of {TOP}'),
         (
             "data: {name: x",
-            "a.yaml:1: not valid YAML: while parsing a flow mapping: expected ',' or '}', but got '<stream end>'",
+            "a.yaml:1: not valid YAML: while parsing a flow mapping: expected ',' or '}', but got "
+            "'<stream end>'",
         ),
         ("data: {}\ndata: {}", "a.yaml:2: data: key given twice (the first is in line 1)"),
     ],
@@ -278,23 +295,32 @@ def test_mistakes_in_a_file(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["loss.neighborhood.sigmma=3"], f"loss.neighborhood.sigmma: unknown key; did you mean 'sigma'? (known: {NEIGHBORHOOD})"),
+        (["loss.neighborhood.sigmma=3"], f"loss.neighborhood.sigmma: unknown key; did you mean "
+                                         f"'sigma'? (known: {NEIGHBORHOOD})"),
         (["los.neighborhood.sigma=3"], f"los: unknown key; did you mean 'loss'? (known: {TOP})"),
         (["los.neighborhood.sigma=null"], f"los: unknown key; did you mean 'loss'? (known: {TOP})"),
-        (["loss.neighborhod=null"], f"loss.neighborhod: unknown key; did you mean 'neighborhood'? (known: {TERMS})"),
-        (["train.batch_size=many"], "train.batch_size: 'many' is not allowed (allowed: a whole number, at least 1)"),
-        (["train.batch_size=8", "train.batch_size.x=3"], "train.batch_size.x: no such key; train.batch_size holds 8"),
-        (["train.stages.3.epochs=1"], "train.stages.3: no such element; train.stages is a list of 1, counted from 0"),
-        (["train.stages=[{}, {}]", "train.stages.2=null"], "train.stages.2: no such element; train.stages is a list of 2, counted from 0"),
-        (["train.stages.last.epochs=1"], "train.stages.last: no such element; train.stages is a list of 1, counted from 0"),
+        (["loss.neighborhod=null"], f"loss.neighborhod: unknown key; did you mean 'neighborhood'? "
+                                    f"(known: {TERMS})"),
+        (["train.batch_size=many"], "train.batch_size: 'many' is not allowed (allowed: a whole "
+                                    "number, at least 1)"),
+        (["train.batch_size=8", "train.batch_size.x=3"], "train.batch_size.x: no such key; "
+                                                         "train.batch_size holds 8"),
+        (["train.stages.3.epochs=1"], "train.stages.3: no such element; train.stages is a list of "
+                                      "1, counted from 0"),
+        (["train.stages=[{}, {}]", "train.stages.2=null"], "train.stages.2: no such element; "
+                                                           "train.stages is a list of 2, counted from 0"),
+        (["train.stages.last.epochs=1"], "train.stages.last: no such element; train.stages is a "
+                                         "list of 1, counted from 0"),
         (["loss.0.weight=3"], f"loss.0: unknown key (known: {TERMS})"),
         (["data.shards="], "data.shards: has no value; write null to take the key away, '' for empty text"),
-        (["data.shards=@x"], "not valid YAML: while scanning for the next token: found character '@' that cannot start any token"),
+        (["data.shards=@x"], "not valid YAML: while scanning for the next token: found character "
+                             "'@' that cannot start any token"),
         (["train={clip: 1, clip: 2}"], "train.clip: key given twice"),
         (["train"], "is not key=value"),
         (["data..name=x"], f"data.: unknown key (known: {DATA})"),
         (["model.ages=[1, 2]"], f"model.name: required (allowed: {either(MODELS)})"),
-        (["protocol={val: .5}", "protocol.test=0.5"], "protocol: val + test must leave faces to train on; got 0.5 + 0.5"),
+        (["protocol={val: .5}", "protocol.test=0.5"], "protocol: val + test must leave faces to "
+                                                      "train on; got 0.5 + 0.5"),
     ],
 )  # fmt: skip
 def test_mistakes_in_arguments(words: list[str], message: str) -> None:
@@ -323,7 +349,8 @@ def test_every_problem_is_told_at_once_in_the_order_of_the_sources() -> None:
 def test_keys_of_another_model() -> None:
     file = "model:\n  name: cluster_cnn\n  head: plain\n"
     assert mistake("model.name=baseline", a=file) == (
-        "a.yaml:3: model.head: no such key with name 'baseline' (argument 'model.name=baseline'), but with 'cluster_cnn': "
+        "a.yaml:3: model.head: no such key with name 'baseline' (argument 'model.name=baseline'), "
+        "but with 'cluster_cnn': "
         f"take it out, or add model.head=null (known: {', '.join(experiment.Baseline.model_fields)})"
     )
     assert config.load(["a.yaml"], ["model.name=baseline", "model.head=null"]).model == experiment.Baseline()
@@ -356,7 +383,7 @@ def test_arguments_are_split() -> None:
         config.parse_arguments(["a.json", "k=v", "--x=3", "=3", "a/b=c"])
 
 
-# --- out and back in ------------------------------------------------------------------------------------------------
+# --- out and back in ------------------------------------------------------------------------------
 
 
 @settings(max_examples=150, deadline=None)
@@ -397,3 +424,10 @@ def test_the_digest_is_of_what_not_of_where() -> None:
         for word in ("train.clip=2", "data.shards=x", "protocol.seed=1")
     ]
     assert len({config.digest(other) for other in [one, *others]}) == 4
+
+
+def test_a_folder_of_an_earlier_version_is_read_with_its_old_keys() -> None:
+    text = config.dump(config.load([], ["scale.parallel_trainings=3"]))
+    before = text.replace("parallel_trainings", "fold_workers")
+    assert config.loads(before, "config.yaml") == config.loads(text, "config.yaml")
+    assert "unknown key" in mistake("scale.fold_workers=3")

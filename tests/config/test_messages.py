@@ -1,4 +1,5 @@
-"""The vocabulary as a whole: all it allows dumps and loads, every key is documented, every file that ships is valid."""
+"""The vocabulary as a whole: all it allows dumps and loads, every key is documented, every
+file that ships is valid."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 
 from ageray import config
 from ageray.config import messages
-from ageray.config.nodes import YamlText
+from ageray.config.yaml_text import YamlText
 from ageray.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,8 +30,8 @@ CONFIGS = ROOT / "configs"
 def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that a schema allows, as JSON has them; keys with a default are there or not."""
     if "discriminator" in schema:
-        return st.one_of([values(member) for member in messages.branches(schema["oneOf"])])
-    if len(found := messages.branches([schema])) > 1 or found[0] is not schema:
+        return st.one_of([values(member) for member in messages.members(schema["oneOf"])])
+    if len(found := messages.members([schema])) > 1 or found[0] is not schema:
         return st.one_of([values(branch) for branch in found])
     if "enum" in schema or "const" in schema:
         return st.sampled_from(schema.get("enum", [schema.get("const")]))
@@ -77,8 +78,8 @@ def numbers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 KEPT = [name for name, field in Experiment.model_fields.items() if not field.exclude]
 """What an experiment consists of: all but `tune`, which says what to search."""
 EXPERIMENTS = {
-    **messages.schema(),
-    "properties": {name: messages.schema()["properties"][name] for name in KEPT},
+    **messages.schema(Experiment),
+    "properties": {name: messages.schema(Experiment)["properties"][name] for name in KEPT},
 }
 
 
@@ -115,14 +116,15 @@ def fields(schema: dict[str, Any], keys: tuple[str, ...] = ()) -> list[tuple[str
     return [item for path, field in below for item in [(".".join(path), field), *fields(field, path)]]
 
 
-@pytest.mark.parametrize(("name", "field"), fields(messages.schema()))
+@pytest.mark.parametrize(("name", "field"), fields(messages.schema(Experiment)))
 def test_every_key_is_documented_and_its_mistakes_can_be_told(name: str, field: dict[str, Any]) -> None:
     assert field.get("description"), f"{name} has no description"
     text = messages.wrong_value(math.pi, [field])
     assert "any value" not in text
     assert not text.endswith("(allowed: )")
-    # `key=null` takes the key away: to mean 'none' as well, that must be the default wherever null is allowed
-    nullable = any(branch.get("type") == "null" for branch in messages.branches([field]))
+    # `key=null` takes the key away: to mean 'none' as well, that must be the default wherever
+    # null is allowed
+    nullable = any(branch.get("type") == "null" for branch in messages.members([field]))
     assert not nullable or field["default"] is None
 
 

@@ -10,7 +10,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ageray.config.nodes import Problem, YamlText, wrap, write
+from ageray.config.nodes import Problem, wrap
+from ageray.config.yaml_text import YamlText, write
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -99,11 +100,11 @@ train:
         ("train", "milestones", 0): 9,
         ("train", "milestones", 1): 10,
     }
-    found = {keys: node.nearest(keys).place for keys in lines}
+    found = {keys: node.closest_node(keys).place for keys in lines}
     assert {keys: place.line for keys, place in found.items()} == lines
     assert {(place.order, place.source) for place in found.values()} == {(7, "f.yaml")}
     assert node.find(("train", "stages", 2)) is None
-    assert node.nearest(("train", "stages", 2, "epochs")) is node.find(("train", "stages"))
+    assert node.closest_node(("train", "stages", 2, "epochs")) is node.find(("train", "stages"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,8 @@ train:
         ("a:\n  - {b: 1, c: 2,\n     b: 3}", "f.yaml:3: a.0.b: key given twice (the first is in line 2)"),
         (
             "a:\n  b:\nc: 1",
-            "f.yaml:2: a.b: has no value; write null for none, {} for a mapping of defaults, '' for empty text",
+            "f.yaml:2: a.b: has no value; write null for none, {} for a mapping of defaults, '' for "
+            "empty text",
         ),
         ("a: [1, [x, y]: 2]", "f.yaml:1: a.1: a key must be text, not a list or a mapping"),
         ('a: 1\n"b\\nc": 1\n"b\\nc": 1', "f.yaml:3: 'b\\nc': key given twice (the first is in line 2)"),
@@ -137,11 +139,13 @@ def test_several_problems_of_one_text() -> None:
         ("a: 1\nb: c: d\n", "f.yaml:2: not valid YAML: mapping values are not allowed here"),
         (
             "a: 1\nb: 'x\n\nc: 2\n",
-            "f.yaml:5: not valid YAML: while scanning a quoted scalar, begun in line 2: found unexpected end of stream",
+            "f.yaml:5: not valid YAML: while scanning a quoted scalar, begun in line 2: found "
+            "unexpected end of stream",
         ),
         (
             "a:\n\t- 1",
-            "f.yaml:2: not valid YAML: while scanning for the next token: found character '\\t' that cannot start any token",
+            "f.yaml:2: not valid YAML: while scanning for the next token: found character '\\t' "
+            "that cannot start any token",
         ),
         ("a: &x 1\nb: *x", "f.yaml:1: not valid YAML: anchors, aliases and tags are not supported"),
         ("a: 1\nb: *x", "f.yaml:2: not valid YAML: anchors, aliases and tags are not supported"),
@@ -155,7 +159,8 @@ def test_several_problems_of_one_text() -> None:
         ("[" * 3000, "f.yaml: not valid YAML: nested too deeply"),
         (
             "a: 1\n---\nb: 2",
-            "f.yaml:2: not valid YAML: expected a single document in the stream, begun in line 1: but found another document",
+            "f.yaml:2: not valid YAML: expected a single document in the stream, begun in line 1: "
+            "but found another document",
         ),
     ],
 )

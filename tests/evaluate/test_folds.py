@@ -105,7 +105,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    return Ran(load(settings, "scale.fold_workers=1"), tmp_path_factory.mktemp("out") / "lopo")
+    return Ran(load(settings, "scale.parallel_trainings=1"), tmp_path_factory.mktemp("out") / "lopo")
 
 
 # --- what comes out -------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_progress_tells_what_is_done_and_what_is_left(ran: Ran) -> None:
 
 
 def test_two_at_once_say_the_same_as_one_after_the_other(ran: Ran, settings: Path, tmp_path: Path) -> None:
-    both = Ran(load(settings, "scale.fold_workers=2"), tmp_path / "both")
+    both = Ran(load(settings, "scale.parallel_trainings=2"), tmp_path / "both")
     assert both.shown[0]["folds"] == 2
     assert both == ran
 
@@ -298,7 +298,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     ran: Ran, settings: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    command = [sys.executable, "-c", _DRIVER, str(settings), str(out), "scale.fold_workers=1"]
+    command = [sys.executable, "-c", _DRIVER, str(settings), str(out), "scale.parallel_trainings=1"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: len(list(out.glob("folds/[0-9]*.parquet"))) >= 2 or driver.poll() is not None, 300)
@@ -309,7 +309,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in family), 120)
     before = {file.name: file.stat().st_mtime_ns for file in out.glob("folds/[0-9]*.parquet")}
     assert 2 <= len(before) < PEOPLE
-    after = Ran(load(settings, "scale.fold_workers=2"), out)
+    after = Ran(load(settings, "scale.parallel_trainings=2"), out)
     assert after.shown[0]["done"] == len(before)
     assert len(after.trained) == PEOPLE - len(before)
     for name, written in before.items():
@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
 
 
 def test_a_finished_run_is_only_read(ran: Ran, settings: Path) -> None:
-    again = Ran(load(settings, "scale.fold_workers=2", "protocol.fold=3"), ran.folder)
+    again = Ran(load(settings, "scale.parallel_trainings=2", "protocol.fold=3"), ran.folder)
     assert again.shown == []
     assert again == ran
 
@@ -344,11 +344,11 @@ def mistake(experiment: Experiment, out: Path) -> str:
 @pytest.mark.parametrize(
     ("word", "difference"),
     [
-        ("train.seed=7", "train.seed: 0 there, 7 here"),
-        ("train.stages.0.optimizer.lr=0.1", "train.stages.0.optimizer.lr: 0.003 there, 0.1 here"),
-        ("protocol.val=0.5", "protocol.val: 0.2 there, 0.5 here"),
-        ("loss.cross_entropy={}", "loss.cross_entropy.weight: null there, 1.0 here"),
-        ("model.ages=[0, 100]", "model.ages.0: -15 there, 0 here"),
+        ("train.seed=7", "train.seed: 0, now 7"),
+        ("train.stages.0.optimizer.lr=0.1", "train.stages.0.optimizer.lr: 0.003, now 0.1"),
+        ("protocol.val=0.5", "protocol.val: 0.2, now 0.5"),
+        ("loss.cross_entropy={}", "loss.cross_entropy.weight: null, now 1.0"),
+        ("model.ages=[0, 100]", "model.ages.0: -15, now 0"),
     ],
 )
 def test_a_folder_of_other_settings_is_refused_by_name(
@@ -446,7 +446,7 @@ def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path
 def test_faces_that_do_not_fit_into_memory(
     settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(face_cache, "_FULLEST", 0.0001)
+    monkeypatch.setattr(face_cache, "_MAX_STORE_SHARE", 0.0001)
     text = mistake(load(settings), tmp_path)
     assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in text
     assert text.endswith("raise scale.object_store_mib, or lower align.size")
@@ -467,7 +467,7 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     words = [
         f"data.shards={tmp_path / 'spoilt'}",
         "loss={regression: {norm: l2}}",
-        "scale.fold_workers=1",
+        "scale.parallel_trainings=1",
         "protocol.val=0",
     ]
     text = mistake(load(settings, *words), tmp_path / "out")
@@ -485,14 +485,14 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     [
         ({}, [{"CPU": 16}, {"CPU": 16}], (32, 1, 0, 1)),
         ({"cpus_per_worker": 4}, [{"CPU": 16}, {"CPU": 16}], (8, 4, 0, 4)),
-        ({"fold_workers": 3}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 1)),
-        ({"fold_workers": 3, "threads": 5}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 5)),
-        ({"fold_workers": 1}, [{"CPU": 16}, {"CPU": 16}], (1, 1, 0, 0)),
+        ({"parallel_trainings": 3}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 1)),
+        ({"parallel_trainings": 3, "threads": 5}, [{"CPU": 16}, {"CPU": 16}], (3, 1, 0, 5)),
+        ({"parallel_trainings": 1}, [{"CPU": 16}, {"CPU": 16}], (1, 1, 0, 0)),
         ({}, [{"CPU": 16, "GPU": 1}], (1, 1, 1, 0)),
         ({}, [{"CPU": 16, "GPU": 4}, {"CPU": 16, "GPU": 4}], (8, 1, 1, 1)),
-        ({"fold_workers": 4}, [{"CPU": 16, "GPU": 1}], (4, 1, 0.25, 1)),
-        ({"fold_workers": 5, "gpu": True}, [{"CPU": 16, "GPU": 2}], (5, 1, 1 / 3, 1)),
-        ({"gpu": False, "fold_workers": 2}, [{"CPU": 16, "GPU": 2}], (2, 1, 0, 1)),
+        ({"parallel_trainings": 4}, [{"CPU": 16, "GPU": 1}], (4, 1, 0.25, 1)),
+        ({"parallel_trainings": 5, "gpu": True}, [{"CPU": 16, "GPU": 2}], (5, 1, 1 / 3, 1)),
+        ({"gpu": False, "parallel_trainings": 2}, [{"CPU": 16, "GPU": 2}], (2, 1, 0, 1)),
     ],
 )
 def test_shares_of_a_machine(

@@ -1,4 +1,6 @@
-"""Where a point of the photo lands in the aligned face: drawn dots, measured by their centre of mass, against formulas written out here."""
+"""Where a point of the photo lands in the aligned face: drawn dots, measured by their centre of
+mass, against formulas written out here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from ageray.synthetic import faces as synthetic_faces
 
 Points = NDArray[np.float32]
 FILL = 117
-# A face-like figure as shares of the crop's side; the dots stand far enough apart to be weighed one by one.
+# A face-like figure as shares of the crop's side; the dots stand far enough apart to be weighed one
+# by one.
 FIGURE = np.array([[0.31, 0.33], [0.68, 0.31], [0.52, 0.53], [0.34, 0.76], [0.66, 0.78]])
 MODES = [
     *(
@@ -44,7 +47,9 @@ def name(options: dict[str, Any]) -> str:
 
 
 class Scene:
-    """A photo of five dots, its points and box, and where the alignment must bring the dots; a pixel of the crop spans `span` of the photo."""
+    """A photo of five dots, its points and box, and where the alignment must bring the dots; a
+    pixel of the crop spans `span` of the photo.
+    """
 
     def __init__(self, align: Align, span: float, seed: int, tilt: float = 0.0) -> None:
         rng = np.random.default_rng(seed)
@@ -110,15 +115,17 @@ class Scene:
 
 
 def centroids(face_3SS: Tensor, expected: NDArray[np.float64], spread: float) -> NDArray[np.float64]:
-    """Centres of mass of the dots of one channel within 4.5 standard deviations of where they should be."""
+    """Centres of mass of the dots of one channel within 4.5 standard deviations of where they
+    should be.
+    """
     light = (face_3SS[1].numpy().astype(float) - FILL - 2).clip(0)
-    found = []
+    centres = []
     for x, y in expected:
         rows, columns = np.mgrid[: light.shape[0], : light.shape[1]]
         weight = light * (((columns - x) ** 2 + (rows - y) ** 2) < (4.5 * spread) ** 2)
         assert weight.sum() > 100, "no dot near where it should be"
-        found.append([(columns * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()])
-    return np.array(found)
+        centres.append([(columns * weight).sum() / weight.sum(), (rows * weight).sum() / weight.sum()])
+    return np.array(centres)
 
 
 def encode(pixels: NDArray[np.uint8], form: str) -> bytes:
@@ -128,15 +135,15 @@ def encode(pixels: NDArray[np.uint8], form: str) -> bytes:
 
 
 def canvas_tensors(scene: Scene, data: bytes) -> tuple[Tensor, Tensor, Tensor]:
-    found = face_canvases(data, scene.points[None], scene.box[None], scene.align)
+    canvases = face_canvases(data, scene.points[None], scene.box[None], scene.align)
     return (
-        torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
-        torch.from_numpy(found.points),
-        torch.from_numpy(found.box),
+        torch.from_numpy(canvases.pixels).permute(0, 3, 1, 2),
+        torch.from_numpy(canvases.points),
+        torch.from_numpy(canvases.box),
     )
 
 
-# --- pixel centres ----------------------------------------------------------------------------------------------------
+# --- pixel centres --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", MODES, ids=name)
@@ -152,7 +159,9 @@ def test_points_land_where_they_should(options: dict[str, Any], tilt: float) -> 
 @pytest.mark.parametrize("options", MODES, ids=name)
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_points_land_where_they_should_through_canvases(options: dict[str, Any], form: str) -> None:
-    """Photos shrunk by 1, 2, 3, 5 and 8: in whole blocks, and by the JPEG decoder at 1/2, 1/4 and 1/8."""
+    """Photos shrunk by 1, 2, 3, 5 and 8: in whole blocks, and by the JPEG decoder at 1/2, 1/4 and
+    1/8.
+    """
     for seed, span in enumerate((0.7, 1.4, 2.3, 3.4, 5.3, 8.6)):
         if span * options["size"] > 600:
             continue
@@ -187,7 +196,7 @@ def test_no_faces() -> None:
     assert points.shape == (0, 5, 2)
 
 
-# --- the one warp -----------------------------------------------------------------------------------------------------
+# --- the one warp ---------------------------------------------------------------------------------
 
 
 def smooth(height: int, width: int) -> Tensor:
@@ -218,13 +227,13 @@ def test_one_warp_equals_two(mode: Any, mirrored: bool) -> None:
     canvas, (_, points, box) = smooth(*scene.pixels.shape[:2]), scene.tensors()
     augment = augmentation(96, 12, 1.1, (4.3, -2.6), mirrored)
     once, moved = align_faces(canvas, points, box, align, augment)
-    aligned, there = align_faces(canvas, points, box, align)
+    aligned, aligned_points = align_faces(canvas, points, box, align)
     twice = warp(aligned, augment, align)
     # Only where the second warp reads inside the aligned face, which has lost what lies around it.
     inside = warp(torch.full_like(aligned, 1000.0), augment, align) > 999
     assert 0.5 < float(inside.float().mean()) < 1
     assert float((once - twice)[inside].abs().max()) < 0.6
-    expected = geometry.apply(augment, there)
+    expected = geometry.apply(augment, aligned_points)
     expected = expected[:, [1, 0, 2, 4, 3]] if mirrored else expected
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-3)
 
@@ -259,7 +268,7 @@ def test_gradients_reach_the_pixels() -> None:
     assert float(canvas.grad.sum()) == pytest.approx(3 * 32 * 32, rel=1e-3)
 
 
-# --- outside ----------------------------------------------------------------------------------------------------------
+# --- outside --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fill", [0, 117, 255])
@@ -270,10 +279,10 @@ def test_outside_the_photo_lies_the_fill_value(fill: int, form: str) -> None:
         side = 64 * span
         photo = np.full((round(side * 1.5), round(side * 1.5), 3), 50, np.uint8)
         box = np.array([[-side / 2, -side / 4, side / 2, side * 3 / 4]], np.float32)
-        found = face_canvases(encode(photo, form), None, box, align)
+        canvases = face_canvases(encode(photo, form), None, box, align)
         face, _ = align_faces(
-            torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
-            *map(torch.from_numpy, (found.points, found.box)),
+            torch.from_numpy(canvases.pixels).permute(0, 3, 1, 2),
+            *map(torch.from_numpy, (canvases.points, canvases.box)),
             align,
         )
         # The photo starts at half the crop's width and a quarter of its height.
@@ -285,7 +294,9 @@ def test_outside_the_photo_lies_the_fill_value(fill: int, form: str) -> None:
 @pytest.mark.parametrize("options", [option for option in MODES if option["mode"] != "none"], ids=name)
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_where_the_canvas_ends_does_not_show(options: dict[str, Any], form: str) -> None:
-    """The crop from a canvas equals the crop from the whole photo, also at the photo's edges and in a turned face."""
+    """The crop from a canvas equals the crop from the whole photo, also at the photo's edges and in
+    a turned face.
+    """
     align = Align(**options)
     for seed, span, tilt in ((0, 1.0, 0.0), (1, 1.9, 8.0), (2, 1.5, 45.0), (3, 1.2, -100.0)):
         scene = Scene(align, span, seed, tilt)
@@ -301,14 +312,16 @@ def test_where_the_canvas_ends_does_not_show(options: dict[str, Any], form: str)
 
 
 def test_a_shrunk_canvas_is_the_photo_seen_from_afar() -> None:
-    """Blocks of a large photo: the crop is that of the photo shrunk as a whole, up to their different kernels."""
+    """Blocks of a large photo: the crop is that of the photo shrunk as a whole, up to their
+    different kernels.
+    """
     face = synthetic_faces.draw_face(4, 50, size=512)
     align = Align(size=64, coverage=1.0)
     data = encode(face.pixels, "PNG")
-    found = face_canvases(data, face.points[None], face.box[None], align)
+    canvases = face_canvases(data, face.points[None], face.box[None], align)
     ours, _ = align_faces(
-        torch.from_numpy(found.pixels).permute(0, 3, 1, 2),
-        *map(torch.from_numpy, (found.points, found.box)),
+        torch.from_numpy(canvases.pixels).permute(0, 3, 1, 2),
+        *map(torch.from_numpy, (canvases.points, canvases.box)),
         align,
     )
     small = np.asarray(Image.fromarray(face.pixels).resize((512 // 3, 512 // 3), Image.Resampling.BOX))
@@ -330,7 +343,7 @@ def test_missing_points_give_no_map() -> None:
     assert bool(crop_map(points, torch.tensor([[0.0, 0, 9, 9]]), Align(mode="box")).isfinite().all())
 
 
-# --- standardize ------------------------------------------------------------------------------------------------------
+# --- standardize ----------------------------------------------------------------------------------
 
 
 def faces(size: int) -> Tensor:

@@ -65,11 +65,13 @@ def uniform(values: Tensor, low: float, high: float) -> None:
     assert float((quarters - 0.25).abs().max()) < 0.08, quarters
 
 
-# --- the map ----------------------------------------------------------------------------------------------------------
+# --- the map --------------------------------------------------------------------------------------
 
 
 def parts(matrix_B23: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mirrored or not, angle in degrees, zoom and shift of the centre over the size, of maps that mirror first."""
+    """Mirrored or not, angle in degrees, zoom and shift of the centre over the size, of maps that
+    mirror first.
+    """
     linear = matrix_B23[:, :, :2]
     mirrored = torch.linalg.det(linear) < 0
     turn = torch.where(mirrored[:, None, None], linear * torch.tensor([-1.0, 1.0]), linear)
@@ -115,7 +117,7 @@ def test_no_change_is_the_identity() -> None:
     torch.testing.assert_close(mirror, geometry.mirror_map(SIZE).expand(4, 2, 3), rtol=0, atol=1e-4)
 
 
-# --- pixels -----------------------------------------------------------------------------------------------------------
+# --- pixels ---------------------------------------------------------------------------------------
 
 
 def test_nothing_chosen_changes_nothing() -> None:
@@ -139,7 +141,7 @@ def test_the_generator_alone_decides() -> None:
 @pytest.mark.parametrize("count", [1, 5])
 def test_shape_range_and_type(size: int, count: int) -> None:
     before = faces(count, size)
-    kept = before.clone()
+    original = before.clone()
     for seed, settings in enumerate(
         (dict.fromkeys(PROBABILITIES, 1.0), dict.fromkeys(PROBABILITIES, 0.5), {"noise": 1.0})
     ):
@@ -149,7 +151,7 @@ def test_shape_range_and_type(size: int, count: int) -> None:
         assert bool(after.isfinite().all())
         assert float(after.min()) >= 0
         assert float(after.max()) <= 255
-    torch.testing.assert_close(before, kept, rtol=0, atol=0)  # the faces given are left alone
+    torch.testing.assert_close(before, original, rtol=0, atol=0)  # the faces given are left alone
 
 
 def test_black_and_white_faces_survive() -> None:
@@ -162,7 +164,9 @@ def test_black_and_white_faces_survive() -> None:
 
 @pytest.mark.parametrize("name", [*SPREADS, *PROBABILITIES])
 def test_faces_do_not_depend_on_each_other(name: str) -> None:
-    """Another face in the same place of the batch gets the same draws, and its neighbours come out the same."""
+    """Another face in the same place of the batch gets the same draws, and its neighbours come out
+    the same.
+    """
     before = faces(6)
     other = before.clone()
     other[2] = 255 - other[2].flip(-1)
@@ -269,7 +273,7 @@ def test_noise_is_centred_and_bounded() -> None:
 
 
 def test_jpeg_is_that_of_an_encoder() -> None:
-    """The loss lies between those of Pillow's encoder at quality 90 and 20, and comes near to both."""
+    """The loss lies between those of Pillow's encoder at quality 90 and 20, and near both."""
     before = copies(40, 96)
     pixels = before[0].permute(1, 2, 0).round().byte().numpy()
 
@@ -285,7 +289,7 @@ def test_jpeg_is_that_of_an_encoder() -> None:
 
 @pytest.mark.parametrize("size", [50, 64])
 def test_jpeg_reaches_the_edge_of_any_size(size: int) -> None:
-    """Sizes that 16 does not divide are padded for the coder; the padding must not shine through."""
+    """The coder pads sizes that 16 does not divide; the padding must not show."""
     before = torch.full((8, 3, size, size), 100.0)
     assert float((photometric(before, only(jpeg=1), seeded()) - before).abs().max()) < 4
 

@@ -67,7 +67,7 @@ def same(one: Canvases, other: Canvases) -> None:
     np.testing.assert_array_equal(one.box, other.box)
 
 
-# --- shape ------------------------------------------------------------------------------------------------------------
+# --- shape ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -81,19 +81,19 @@ def test_one_size_for_every_face(mode: Any, size: int) -> None:
             face(align, span, (width / 2, height / 2))[None],
             square(span, size, (width / 2, height / 2))[None],
         )
-        found = face_canvases(encode(texture(width, height)), points, box, align)
-        assert found.pixels.shape == (1, side, side, 3)
-        assert found.pixels.dtype == np.uint8
-        assert (found.points.shape, found.points.dtype) == ((1, 5, 2), np.float32)
-        assert (found.box.shape, found.box.dtype) == ((1, 4), np.float32)
+        canvases = face_canvases(encode(texture(width, height)), points, box, align)
+        assert canvases.pixels.shape == (1, side, side, 3)
+        assert canvases.pixels.dtype == np.uint8
+        assert (canvases.points.shape, canvases.points.dtype) == ((1, 5, 2), np.float32)
+        assert (canvases.box.shape, canvases.box.dtype) == ((1, 4), np.float32)
 
 
 def test_no_faces_at_all() -> None:
     align = Align(size=32)
-    found = face_canvases(encode(texture(50, 50)), np.zeros((0, 5, 2), np.float32), None, align)
-    assert found.pixels.shape == (0, canvas_side(align), canvas_side(align), 3)
-    assert found.points.shape == (0, 5, 2)
-    assert found.box.shape == (0, 4)
+    canvases = face_canvases(encode(texture(50, 50)), np.zeros((0, 5, 2), np.float32), None, align)
+    assert canvases.pixels.shape == (0, canvas_side(align), canvas_side(align), 3)
+    assert canvases.points.shape == (0, 5, 2)
+    assert canvases.box.shape == (0, 4)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -102,8 +102,8 @@ def test_a_canvas_is_as_sharp_as_the_crop_needs(form: str) -> None:
     align = Align(size=64)
     data, centre = encode(texture(900, 900), form), (450.0, 440.0)
     for span in (1.0, 1.5, 1.95, 2.0, 2.6, 3.1, 3.9, 4.5, 5.5, 6.1, 7.3, 7.9, 8.5, 10.1, 12.5, 13.9):
-        found = face_canvases(data, face(align, span, centre)[None], None, align)
-        matrix = crop_map(torch.from_numpy(found.points), torch.from_numpy(found.box), align)
+        canvases = face_canvases(data, face(align, span, centre)[None], None, align)
+        matrix = crop_map(torch.from_numpy(canvases.points), torch.from_numpy(canvases.box), align)
         across = 1 / float(geometry.scale_of(matrix))
         assert 0.999 < across < 2.001, f"{span} photo pixels a crop pixel are {across} of the canvas"
 
@@ -118,8 +118,8 @@ def test_the_crop_fits_into_its_canvas(size: int) -> None:
     for span in (0.6, 1.3, 1.9, 1.99, 2.7, 2.99, 3.6, 3.99, 5.99, 6.9, 7.99, 9.0, 11.9, 15.9, 29.0):
         for tilt in (0.0, 20.0, 45.0, 135.0):
             centre = tuple(rng.uniform(30, 40, 2).tolist())
-            found = face_canvases(data, face(align, span, centre, tilt)[None], None, align)
-            matrix = crop_map(torch.from_numpy(found.points), torch.from_numpy(found.box), align)
+            canvases = face_canvases(data, face(align, span, centre, tilt)[None], None, align)
+            matrix = crop_map(torch.from_numpy(canvases.points), torch.from_numpy(canvases.box), align)
             corners = geometry.apply(geometry.invert(matrix), edge)
             assert float(corners.min()) >= 0, (span, tilt)
             assert float(corners.max()) <= side - 1, (span, tilt)
@@ -127,13 +127,13 @@ def test_the_crop_fits_into_its_canvas(size: int) -> None:
 
 def test_small_faces_are_not_enlarged_before_the_warp() -> None:
     align, pixels = Align(size=64), texture(80, 90)
-    found = face_canvases(encode(pixels, "PNG"), face(align, 0.5, (40, 45))[None], None, align)
-    first = np.round(face(align, 0.5, (40, 45))[0] - found.points[0, 0]).astype(int)
-    piece = found.pixels[0][-first[1] : 90 - first[1], -first[0] : 80 - first[0]]
+    canvases = face_canvases(encode(pixels, "PNG"), face(align, 0.5, (40, 45))[None], None, align)
+    first = np.round(face(align, 0.5, (40, 45))[0] - canvases.points[0, 0]).astype(int)
+    piece = canvases.pixels[0][-first[1] : 90 - first[1], -first[0] : 80 - first[0]]
     np.testing.assert_array_equal(piece, pixels)
 
 
-# --- several faces, photos decoded before -----------------------------------------------------------------------------
+# --- several faces, photos decoded before ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -162,7 +162,9 @@ def test_faces_of_one_photo_are_those_of_each_alone(form: str, mode: Any) -> Non
     ("width", "height"), [(1280, 960), (1282, 961), (1281, 853), (641, 1279), (700, 500)]
 )
 def test_a_photo_decoded_before_gives_the_same_canvases(form: str, width: int, height: int) -> None:
-    """What the detector decoded is used again, at any scale: training and scoring see the same pixels."""
+    """What the detector decoded is used again, at any scale: training and scoring see the same
+    pixels.
+    """
     data = encode(texture(width, height), form)
     for mode, span in (
         ("similarity", 1.2),
@@ -199,7 +201,9 @@ def test_a_photo_is_decoded_once(
 
 
 def test_the_decoders_shrinking_is_that_of_blocks() -> None:
-    """The same scene as JPEG (shrunk by the decoder) and as PNG (in blocks) gives nearly the same face."""
+    """The same scene as JPEG (shrunk by the decoder) and as PNG (in blocks) gives nearly the same
+    face.
+    """
     align = Align(size=64)
     pixels = np.asarray(
         Image.fromarray(texture(150, 120, seed=3)).resize((900, 720), Image.Resampling.BICUBIC)
@@ -213,70 +217,74 @@ def test_the_decoders_shrinking_is_that_of_blocks() -> None:
         assert float((jpeg - png).abs().mean()) < 4
 
 
-# --- edges ------------------------------------------------------------------------------------------------------------
+# --- edges ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("width", "height"), [(447, 447), (448, 448), (451, 400), (1001, 1003)])
 def test_a_whole_photo_keeps_its_last_rows_and_columns(form: str, width: int, height: int) -> None:
-    """Where the blocks do not divide the photo, its last pixels count all the same and no fill shows."""
+    """Where the blocks do not divide the photo, its last pixels count all the same and no fill
+    shows.
+    """
     align = Align(mode="none", size=64, fill=0)
-    found = aligned(
+    crops = aligned(
         face_canvases(encode(np.full((height, width, 3), 200, np.uint8), form), None, None, align), align
     )
-    assert float((found - 200).abs().max()) < 2
+    assert float((crops - 200).abs().max()) < 2
 
 
 @pytest.mark.parametrize("fill", [0, 200])
 def test_beyond_the_photo_the_canvas_is_filled(fill: int) -> None:
     align = Align(mode="box", size=32, fill=fill)
     pixels = texture(60, 50)
-    found = face_canvases(encode(pixels, "PNG"), None, square(1.0, 32, (58, 3))[None], align)
-    first = np.round(square(1.0, 32, (58, 3))[:2] - found.box[0, :2]).astype(int)
+    canvases = face_canvases(encode(pixels, "PNG"), None, square(1.0, 32, (58, 3))[None], align)
+    first = np.round(square(1.0, 32, (58, 3))[:2] - canvases.box[0, :2]).astype(int)
     whole = np.full((200, 200, 3), fill, np.uint8)
     whole[70:120, 70:130] = pixels
     side = canvas_side(align)
     expected = whole[70 + first[1] : 70 + first[1] + side, 70 + first[0] : 70 + first[0] + side]
-    np.testing.assert_array_equal(found.pixels[0], expected)
+    np.testing.assert_array_equal(canvases.pixels[0], expected)
 
 
 def test_a_face_far_outside_gets_an_empty_canvas() -> None:
     align = Align(size=32, fill=9)
     for form in ("JPEG", "PNG"):
         for span, centre in ((1.0, (5000.0, -3000.0)), (50.0, (9000.0, 9000.0)), (1.0, (-90.0, 20.0))):
-            found = face_canvases(encode(texture(60, 50), form), face(align, span, centre)[None], None, align)
-            assert np.unique(found.pixels).tolist() == [9]
-            assert np.isfinite(found.points).all()
+            canvases = face_canvases(
+                encode(texture(60, 50), form), face(align, span, centre)[None], None, align
+            )
+            assert np.unique(canvases.pixels).tolist() == [9]
+            assert np.isfinite(canvases.points).all()
 
 
 @pytest.mark.parametrize("size", [1e4, 1e8, 1e15, 1e25, 1e38])
 def test_an_absurd_box_gives_a_canvas_or_an_image_error(size: float) -> None:
     align = Align(mode="box", size=32)
     try:
-        found = face_canvases(
+        canvases = face_canvases(
             encode(texture(60, 50)), None, np.array([[0, 0, size, size]], np.float32), align
         )
     except ImageError:
         return
-    assert found.pixels.shape[1] == canvas_side(align)
+    assert canvases.pixels.shape[1] == canvas_side(align)
 
 
-# --- what is missing --------------------------------------------------------------------------------------------------
+# --- what is missing ------------------------------------------------------------------------------
 
 
 def test_what_is_not_given_stays_nan() -> None:
     data = encode(texture(90, 80))
     align = Align(size=32)
-    found = face_canvases(data, face(align, 1.0, (40, 40))[None], None, align)
-    assert np.isfinite(found.points).all()
-    assert np.isnan(found.box).all()
-    found = face_canvases(data, None, square(1.0, 32, (40, 40))[None], Align(mode="box", size=32))
-    assert np.isfinite(found.box).all()
-    assert np.isnan(found.points).all()
-    found = face_canvases(data, None, None, Align(mode="none", size=32))
-    assert np.isnan(found.points).all()
+    canvases = face_canvases(data, face(align, 1.0, (40, 40))[None], None, align)
+    assert np.isfinite(canvases.points).all()
+    assert np.isnan(canvases.box).all()
+    canvases = face_canvases(data, None, square(1.0, 32, (40, 40))[None], Align(mode="box", size=32))
+    assert np.isfinite(canvases.box).all()
+    assert np.isnan(canvases.points).all()
+    canvases = face_canvases(data, None, None, Align(mode="none", size=32))
+    assert np.isnan(canvases.points).all()
     np.testing.assert_allclose(
-        found.box[0, 2:] - found.box[0, :2], np.array([90, 80]) / 2, atol=1e-4
+        canvases.box[0, 2:] - canvases.box[0, :2], np.array([90, 80]) / 2, atol=1e-4
     )  # shrunk by 2
 
 
@@ -284,9 +292,9 @@ def test_eyes_need_no_mouth() -> None:
     align = Align(mode="eyes", size=32)
     points = face(align, 1.0, (40, 40))[None]
     points[0, 2:] = np.nan
-    found = face_canvases(encode(texture(90, 80)), points, None, align)
-    assert np.isfinite(found.points[0, :2]).all()
-    assert np.isnan(found.points[0, 2:]).all()
+    canvases = face_canvases(encode(texture(90, 80)), points, None, align)
+    assert np.isfinite(canvases.points[0, :2]).all()
+    assert np.isnan(canvases.points[0, 2:]).all()
 
 
 @pytest.mark.parametrize(
@@ -311,10 +319,10 @@ def test_eyes_need_no_mouth() -> None:
 def test_what_cannot_be_aligned(
     mode: Any, points: list[float] | None, box: list[float] | None, reason: str
 ) -> None:
-    given = None if points is None else np.array(points, np.float32).reshape(1, 5, 2)
+    landmarks = None if points is None else np.array(points, np.float32).reshape(1, 5, 2)
     edges = None if box is None else np.array([box], np.float32)
     with pytest.raises(ImageError, match=reason):
-        face_canvases(encode(texture(60, 50)), given, edges, Align(mode=mode, size=32))
+        face_canvases(encode(texture(60, 50)), landmarks, edges, Align(mode=mode, size=32))
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -326,7 +334,7 @@ def test_undecodable_photos(mode: Any) -> None:
             face_canvases(data, points, box, align)
 
 
-# --- to the device ----------------------------------------------------------------------------------------------------
+# --- to the device --------------------------------------------------------------------------------
 
 
 def test_to_tensors_converts_and_copies_nothing() -> None:

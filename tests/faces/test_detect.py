@@ -1,4 +1,6 @@
-"""YuNet on drawn and real faces: found at any size and scale, in full-size coordinates, never invented."""
+"""YuNet on drawn and real faces: found at any size and scale, in full-size coordinates, never
+invented.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,7 @@ def same(ours: list[Face], theirs: list[Face], atol: float = 0.0) -> None:
         assert one.score == pytest.approx(other.score, abs=1e-6)
 
 
-# --- what is found ----------------------------------------------------------------------------------------------------
+# --- what is found --------------------------------------------------------------------------------
 
 
 def test_drawn_faces(net: YuNet) -> None:
@@ -102,7 +104,9 @@ def test_nobody(net: YuNet) -> None:
 
 @pytest.mark.parametrize("pad", [0.0, 0.25])
 def test_no_faces_in_strips_and_dots(pad: float) -> None:
-    """In inputs of up to 32 pixels OpenCV's network reads memory that nobody wrote, and sees faces there."""
+    """In inputs of up to 32 pixels OpenCV's network reads memory that nobody wrote, and sees faces
+    there.
+    """
     rng = np.random.default_rng(0)
     for height, width in [
         (1, 1),
@@ -130,27 +134,31 @@ def test_gray_photos(net: YuNet) -> None:
 
 
 def test_real_faces(fgnet: Path, net: YuNet) -> None:
-    """Every 17th photo of FG-NET against its hand-placed points; over the whole set the median is 0.074, see benchmarks/detection.py."""
+    """Every 17th photo of FG-NET against its hand-placed points; over the whole set the median is
+    0.074, see benchmarks/detection.py.
+    """
     rows = sources.read_fgnet(str(fgnet), "fgnet").table.to_pylist()[::17]
-    found = [
+    detections = [
         (
             net.detect(decode(Path(row["uri"]).read_bytes())),
             np.array(row["landmarks"], np.float32).reshape(5, 2),
         )
         for row in rows
     ]
-    errors = [error(faces[0], truth) for faces, truth in found if faces]
+    errors = [error(faces[0], truth) for faces, truth in detections if faces]
     assert len(rows) == 59
     assert len(errors) >= 57
     assert np.median(errors) < 0.09
     assert np.percentile(errors, 95) < 0.2
 
 
-# --- one detector for all sizes -----------------------------------------------------------------------------------------
+# --- one detector for all sizes -------------------------------------------------------------------
 
 
 def test_one_detector_over_mixed_sizes_equals_a_fresh_one_for_each(net: YuNet) -> None:
-    """Reusing one OpenCV network over inputs of several sizes has given wrong results with other detectors."""
+    """Reusing one OpenCV network over inputs of several sizes has given wrong results with other
+    detectors.
+    """
     photos = [
         photo(synthetic_faces.draw_photo(seed, width, height).pixels)
         for seed, (width, height) in enumerate(
@@ -172,7 +180,7 @@ def test_the_photo_is_left_alone(net: YuNet) -> None:
     np.testing.assert_array_equal(drawn.pixels, before)
 
 
-# --- coordinates --------------------------------------------------------------------------------------------------------
+# --- coordinates ----------------------------------------------------------------------------------
 
 
 def test_coordinates_of_a_large_photo_are_full_size(net: YuNet) -> None:
@@ -180,12 +188,12 @@ def test_coordinates_of_a_large_photo_are_full_size(net: YuNet) -> None:
     drawn = synthetic_faces.draw_photo(3, 1280, 960)
     half = np.asarray(cv2.resize(drawn.pixels, (640, 480), interpolation=cv2.INTER_AREA), np.uint8)
     small = [Face(face.box * 2 + 0.5, face.points * 2 + 0.5, face.score) for face in net.detect(photo(half))]
-    found = net.detect(photo(drawn.pixels))
-    same(found, small, atol=1e-3)
-    assert len(found) == 3
+    detections = net.detect(photo(drawn.pixels))
+    same(detections, small, atol=1e-3)
+    assert len(detections) == 3
     # A detector that looks closer finds them within a pixel or two of its own.
     closer = YuNet(Detect(max_side=1280)).detect(photo(drawn.pixels))
-    assert all(min(np.abs(face.points - other.points).max() for other in closer) < 12 for face in found)
+    assert all(min(np.abs(face.points - other.points).max() for other in closer) < 12 for face in detections)
 
 
 def test_coordinates_under_the_decoders_shrinking_are_full_size(net: YuNet) -> None:
@@ -197,20 +205,20 @@ def test_coordinates_under_the_decoders_shrinking_are_full_size(net: YuNet) -> N
         for max_side, scale in ((600, 2), (300, 4)):
             shrunk = decode(data.getvalue(), max_side)
             assert (shrunk.scale, shrunk.width, shrunk.height) == (scale, 1281, 961)
-            found = net.detect(shrunk)
+            detections = net.detect(shrunk)
             # Exactly those of its pixels, taken back to full size ...
-            assert len(found) == len(drawn.points)
+            assert len(detections) == len(drawn.points)
             plain = net.detect(photo(shrunk.pixels))
             grown = [
                 Face(shrunk.grow(face.box.reshape(2, 2)).reshape(4), shrunk.grow(face.points), face.score)
                 for face in plain
             ]
-            same(found, grown, atol=2e-3)
+            same(detections, grown, atol=2e-3)
             # ... and where the faces are.
-            assert all(min(error(face, truth) for truth in drawn.points) < 0.35 for face in found)
+            assert all(min(error(face, truth) for truth in drawn.points) < 0.35 for face in detections)
 
 
-# --- the second look ----------------------------------------------------------------------------------------------------
+# --- the second look ------------------------------------------------------------------------------
 
 
 def filling(seed: int) -> tuple[Pixels, NDArray[np.float32]]:
@@ -245,7 +253,7 @@ def test_no_second_look_where_a_face_was_found() -> None:
     same(YuNet(Detect(pad=1.0)).detect(photo(drawn.pixels)), YuNet(Detect(pad=0)).detect(photo(drawn.pixels)))
 
 
-# --- the weights --------------------------------------------------------------------------------------------------------
+# --- the weights ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -288,5 +296,5 @@ def test_small_pictures_give_the_same_every_time() -> None:
     """Inputs of up to 32 pixels a side made OpenCV read memory that nobody wrote."""
     drawn = synthetic_faces.draw_face(3, 30.0, size=200).pixels
     strip = np.ascontiguousarray(drawn[84:116])
-    found = [[face.score for face in YuNet(Detect(pad=0)).detect(photo(strip))] for _ in range(8)]
-    assert all(scores == found[0] for scores in found)
+    detections = [[face.score for face in YuNet(Detect(pad=0)).detect(photo(strip))] for _ in range(8)]
+    assert all(scores == detections[0] for scores in detections)

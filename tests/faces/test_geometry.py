@@ -1,4 +1,6 @@
-"""Least squares against an independent solver and against its own definition; the laws of maps; mirroring."""
+"""Least squares against an independent solver and against its own definition; the laws of maps;
+mirroring.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def similarity_map(scale: float, degrees: float, shift: tuple[float, float]) -> 
 
 
 def solved(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same least squares as a linear system in a, b, tx, ty: x' = a x - b y + tx, y' = b x + a y + ty."""
+    """The same least squares as a linear system in a, b, tx, ty: x' = a x - b y + tx, y' = b x + a
+    y + ty.
+    """
     x, y, one, nil = source[:, 0], source[:, 1], np.ones(len(source)), np.zeros(len(source))
     system = np.concatenate([np.stack([x, -y, one, nil], 1), np.stack([y, x, nil, one], 1)])
     a, b, tx, ty = np.linalg.lstsq(system, np.concatenate([target[:, 0], target[:, 1]]), rcond=None)[0]
@@ -47,7 +51,7 @@ def residual(matrix: Tensor, source: Tensor, target: Tensor) -> Tensor:
     return (geometry.apply(matrix, source) - target).square().sum((-1, -2))
 
 
-# --- the template -----------------------------------------------------------------------------------------------------
+# --- the template ---------------------------------------------------------------------------------
 
 
 def test_template_is_that_of_arcface_made_symmetric() -> None:
@@ -67,19 +71,20 @@ def test_template_is_symmetric_and_scales_about_the_middle(size: int, coverage: 
     assert points[0, 1] < points[2, 1] < points[3, 1]
     middle = (size - 1) / 2
     torch.testing.assert_close((points - middle) * coverage, geometry.template(size) - middle)
-    # In crops of two sizes the points share the place as a share of the side: pixel centres lie at halves.
+    # In crops of two sizes the points share the place as a share of the side: pixel centres lie at
+    # halves.
     torch.testing.assert_close((geometry.template(2 * size, coverage) + 0.5) / 2, points + 0.5)
 
 
-# --- least squares ----------------------------------------------------------------------------------------------------
+# --- least squares --------------------------------------------------------------------------------
 
 
 @QUICK
 @given(seeds, st.integers(2, 12))
 def test_similarity_equals_an_independent_solver(seed: int, count: int) -> None:
     source, target = draw(seed, 3, count, 2), draw(seed + 1, count, 2)
-    found = geometry.similarity(source, target)
-    for matrix, points in zip(found, source, strict=True):
+    maps = geometry.similarity(source, target)
+    for matrix, points in zip(maps, source, strict=True):
         np.testing.assert_allclose(matrix, solved(points.numpy(), target.numpy()), rtol=1e-9, atol=1e-9)
 
 
@@ -89,7 +94,8 @@ def test_no_other_similarity_is_closer(seed: int, size: float, direction: int) -
     source, target = draw(seed, 1, 5, 2), draw(seed + 1, 5, 2)
     best = geometry.similarity(source, target)
     a, b, tx, ty = draw(direction, 4, spread=1) * 10**size
-    # A change of scale and angle moves the points by hundreds of pixels where the same change of the shift moves them by one.
+    # A change of scale and angle moves the points by hundreds of pixels where the same change of
+    # the shift moves them by one.
     other = best + torch.stack([torch.stack([a / 100, -b / 100, tx]), torch.stack([b / 100, a / 100, ty])])
     assert float(residual(other, source, target)) > float(residual(best, source, target)) * (1 - 1e-12)
 
@@ -102,10 +108,10 @@ def test_an_exact_similarity_is_recovered_in_float32(scale: float, degrees: floa
     source = geometry.apply(
         geometry.invert(similarity_map(scale, degrees, (-3000.0 * scale, -2000.0 * scale))), target
     )
-    found = geometry.similarity(source[None].float(), target.float())
-    landed = geometry.apply(found.double(), source[None])
+    maps = geometry.similarity(source[None].float(), target.float())
+    landed = geometry.apply(maps.double(), source[None])
     assert float((landed - target).abs().max()) < 0.05
-    assert float(geometry.scale_of(found)) == pytest.approx(scale, rel=1e-3)
+    assert float(geometry.scale_of(maps)) == pytest.approx(scale, rel=1e-3)
 
 
 @QUICK
@@ -114,7 +120,8 @@ def test_never_a_reflection(seed: int) -> None:
     source = draw(seed, 1, 5, 2)
     mirrored = source * torch.tensor([-1.0, 1.0], dtype=torch.float64)
     assert float(torch.linalg.det(geometry.similarity(source, mirrored[0])[..., :2])) >= 0
-    # A mirror image of a face is not brought onto the face, though a reflection would do it without error.
+    # A mirror image of a face is not brought onto the face, though a reflection would do it without
+    # error.
     face = geometry.template(100).double()[None]
     matrix = geometry.similarity(face * torch.tensor([-1.0, 1.0], dtype=torch.float64), face[0])
     assert float(residual(matrix, face, face[0])) > 1
@@ -123,18 +130,18 @@ def test_never_a_reflection(seed: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_coincident_points_give_zeros_and_the_mean(dtype: torch.dtype) -> None:
     target = geometry.template(64).to(dtype)
-    found = geometry.similarity(torch.full((2, 5, 2), 7.0, dtype=dtype), target)
-    assert found[..., :2].abs().max() == 0
-    torch.testing.assert_close(found[..., 2], target.mean(0).expand(2, 2))
-    assert bool((geometry.scale_of(found) == 0).all())
+    maps = geometry.similarity(torch.full((2, 5, 2), 7.0, dtype=dtype), target)
+    assert maps[..., :2].abs().max() == 0
+    torch.testing.assert_close(maps[..., 2], target.mean(0).expand(2, 2))
+    assert bool((geometry.scale_of(maps) == 0).all())
 
 
 def test_missing_points_stay_missing() -> None:
     source = geometry.template(64).repeat(2, 1, 1)
     source[1, 3, 0] = torch.nan
-    found = geometry.similarity(source, geometry.template(64))
-    assert bool(found[0].isfinite().all())
-    assert bool(found[1].isnan().any())
+    maps = geometry.similarity(source, geometry.template(64))
+    assert bool(maps[0].isfinite().all())
+    assert bool(maps[1].isnan().any())
 
 
 def test_gradients() -> None:
@@ -152,20 +159,21 @@ def test_hand_placed_points_land_as_near_to_the_template_as_can_be(fgnet: Path) 
         -1, 5, 2
     )
     target = geometry.template(128).double()
-    found = geometry.similarity(points, target)
+    maps = geometry.similarity(points, target)
     best = torch.tensor(np.stack([solved(face.numpy(), target.numpy()) for face in points]))
     torch.testing.assert_close(
-        residual(found, points, target), residual(best, points, target), rtol=1e-9, atol=0
+        residual(maps, points, target), residual(best, points, target), rtol=1e-9, atol=0
     )
     # The pipeline's precision costs nothing that shows.
     landed = geometry.apply(geometry.similarity(points.float(), target.float()), points.float())
     assert float((landed.double() - geometry.apply(best, points)).abs().max()) < 1e-3
-    # And the template is one of real faces: its points lie within a sixth of the eye distance for half of them.
+    # And the template is one of real faces: its points lie within a sixth of the eye distance for
+    # half of them.
     eyes = float((target[1] - target[0]).norm())
     assert float((landed.double() - target).norm(dim=-1).mean(-1).median()) / eyes < 1 / 6
 
 
-# --- maps -------------------------------------------------------------------------------------------------------------
+# --- maps -----------------------------------------------------------------------------------------
 
 
 @QUICK

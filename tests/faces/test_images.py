@@ -1,4 +1,4 @@
-"""Any picture file becomes upright RGB pixels whose places are known; anything else an ImageError."""
+"""A picture file becomes upright RGB pixels at known positions; other bytes an ImageError."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def picture(width: int = WIDTH, height: int = HEIGHT, dots: NDArray[np.float32] 
 
 
 def stored(upright: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """What a camera stores for `upright` under an EXIF orientation, by the standard's wording: which visual side its first row and its
-    first column show."""
+    """What a camera stores for `upright` under an EXIF orientation, by the standard's wording:
+    which visual side its first row and its first column show."""
     turned = upright.transpose(1, 0, 2)
     return {
         1: upright,
@@ -73,7 +73,7 @@ def brightest(photo: Photo, near: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(place + [max(0, x - reach), max(0, y - reach)], np.float32)
 
 
-# --- orientation and shrinking ----------------------------------------------------------------------------------------
+# --- orientation and shrinking --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
@@ -132,7 +132,7 @@ def test_shrinks_as_far_as_the_longer_side_allows(width: int, height: int, max_s
 
 @pytest.mark.parametrize("side", [1, 2, 9, 17, 33, 57, 65, 97])
 def test_scale_of_small_pictures(side: int) -> None:
-    """Where a pixel more or less is a good share of the picture, the scale is still the decoder's."""
+    """The scale is the decoder's, also for pictures of a few pixels."""
     for most in (1, 2, 4, 8):
         photo = decode(encode(Image.new("RGB", (side, side)), "JPEG"), max(1, side // most))
         assert photo.scale in (1, 2, 4, 8)
@@ -159,7 +159,7 @@ def test_grow_undoes_shrink() -> None:
             np.testing.assert_allclose(photo.shrink(block.astype(np.float32)).mean(0), [0, 0], atol=1e-6)
 
 
-# --- modes ------------------------------------------------------------------------------------------------------------
+# --- modes ----------------------------------------------------------------------------------------
 
 
 def test_gray_palette_and_alpha() -> None:
@@ -213,7 +213,7 @@ def test_first_frame() -> None:
         assert pixels[6, 8].tolist() == [250, 0, 0], form
 
 
-# --- what cannot be read ----------------------------------------------------------------------------------------------
+# --- what cannot be read --------------------------------------------------------------------------
 
 
 def blank_png(width: int, height: int) -> bytes:

@@ -73,7 +73,7 @@ def test_a_term_that_is_not_named_is_not_used() -> None:
     assert float(total.detach()) == float(terms["neighborhood"])
 
 
-# --- what it refuses ------------------------------------------------------------------------------------------------
+# --- what it refuses ------------------------------------------------------------------------------
 
 ORDINAL = frozenset({"embedding", "ordinal_logits"})
 MODEL_OF_CLUSTERS = "set model.name=cluster_cnn and model.head=cluster"
@@ -118,18 +118,18 @@ def test_a_term_whose_tensors_the_model_lacks_is_refused_naming_them_and_the_rem
         Criterion(loss, outputs, "some")
     (name,) = loss.model_fields_set
     assert str(caught.value) == (
-        f"loss.{name}: model 'some' does not give {missing} (it gives {', '.join(sorted(outputs))}); {remedy}, or leave this term out"
+        f"loss.{name}: model 'some' does not give {missing} (it gives {', '.join(sorted(outputs))}); "
+        f"{remedy}, or leave this term out"
     )
 
 
 def test_every_remedy_is_for_a_tensor_that_a_term_takes() -> None:
-    taken = {
-        p.name
-        for term in TERMS.values()
-        for p in inspect.signature(term).parameters.values()
-        if p.kind is not p.KEYWORD_ONLY
-    }
-    assert set(_REMEDIES) <= taken - FIELDS
+    tensors: set[str] = set()
+    for term in TERMS.values():
+        for parameter in inspect.signature(term).parameters.values():
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                tensors.add(parameter.name)
+    assert set(_REMEDIES) <= tensors - FIELDS
 
 
 def test_a_loss_without_terms_is_refused_naming_those_there_are() -> None:
@@ -139,7 +139,7 @@ def test_a_loss_without_terms_is_refused_naming_those_there_are() -> None:
         Criterion(Loss(), OUTPUTS, "baseline")
 
 
-# --- the vocabulary -------------------------------------------------------------------------------------------------
+# --- the vocabulary -------------------------------------------------------------------------------
 
 
 def test_the_terms_are_those_of_the_vocabulary() -> None:
@@ -148,7 +148,9 @@ def test_the_terms_are_those_of_the_vocabulary() -> None:
 
 @pytest.mark.parametrize("name", list(TERMS))
 def test_a_term_is_one_word_and_its_options_are_the_vocabularys(name: str) -> None:
-    """Options are the keyword-only parameters, with the configuration's defaults; the others name tensors."""
+    """Options are the keyword-only parameters, with the configuration's defaults; the others name
+    tensors.
+    """
     function = TERMS[name]
     assert function.__name__ == name
     assert function.__module__ == f"ageray.losses.{name}"
@@ -171,7 +173,9 @@ def test_a_term_is_one_word_and_its_options_are_the_vocabularys(name: str) -> No
 
 
 def test_all_terms_together() -> None:
-    """With every term but the questions, which no model answers beside a softmax, each gets its own tensors and options."""
+    """With every term but the questions, which no model answers beside a softmax, each gets its own
+    tensors and options.
+    """
     batch = {**tensors(), "gender": torch.tensor([0, 1, 1, -1, 0]), "cluster": torch.tensor([0, 1, 1, 0, 2])}
     generator = torch.Generator().manual_seed(1)
     for name, shape in {
@@ -197,7 +201,7 @@ def test_all_terms_together() -> None:
     )  # type: ignore[arg-type]
 
 
-# --- faces that count unequally -------------------------------------------------------------------------------------
+# --- faces that count unequally -------------------------------------------------------------------
 
 ALONE = [
     name for name in TERMS if name not in ("triplet", "contrastive", "gender_contrastive", "cluster_scatter")
@@ -246,13 +250,13 @@ def test_terms_on_pairs_of_one_worker() -> None:
     own = {name: tensor[:3] if name != "bins" else tensor for name, tensor in batch.items()}
     both = Loss(contrastive=Contrastive(), cross_entropy=CrossEntropy())
     whole, local, alone = (
-        Criterion(both, AUXILIARY, "dhaa")(*given)[1] for given in ((batch,), (batch, own), (own,))
+        Criterion(both, AUXILIARY, "dhaa")(*arguments)[1] for arguments in ((batch,), (batch, own), (own,))
     )
     assert torch.equal(local["cross_entropy"], whole["cross_entropy"])
     assert torch.equal(local["contrastive"], alone["contrastive"])
 
 
-# --- auxiliary classifiers ------------------------------------------------------------------------------------------
+# --- auxiliary classifiers ------------------------------------------------------------------------
 
 
 def with_auxiliary(count: int = 3) -> dict[str, Tensor]:
@@ -318,7 +322,7 @@ def test_terms_that_take_no_classifier_are_not_repeated() -> None:
     torch.testing.assert_close(total.detach(), torch.stack(list(values.values())).sum())
 
 
-# --- losses that are not finite -------------------------------------------------------------------------------------
+# --- losses that are not finite -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -1,4 +1,6 @@
-"""regression, dldl_v2, mean_variance, sord and or_cnn: against naive loops, hand-worked values and other packages."""
+"""regression, dldl_v2, mean_variance, sord and or_cnn: against naive loops, hand-worked values and
+other packages.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ def mean_of(shares: list[float]) -> float:
     return sum(share * year for share, year in zip(shares, BINS.tolist(), strict=True))
 
 
-# --- naive loops ----------------------------------------------------------------------------------------------------
+# --- naive loops ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
@@ -121,7 +123,7 @@ def test_or_cnn_equals_a_naive_loop(importance: Literal["uniform", "sqrt_count"]
     )
 
 
-# --- known values ---------------------------------------------------------------------------------------------------
+# --- known values ---------------------------------------------------------------------------------
 
 
 def test_two_even_bins_by_hand() -> None:
@@ -172,7 +174,8 @@ def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:
     age = torch.tensor([10.0, 13.3], dtype=torch.float64)
     logits = -((BINS - age[:, None]) ** 2) / (2 * 2.0**2)
     assert float(dldl_v2(logits, age, BINS, expectation=0)) == pytest.approx(0, abs=1e-12)
-    # a bin lower: the divergence of two Gaussians a year apart is 1 / (2 sigma^2), and the mean is a year off
+    # a bin lower: the divergence of two Gaussians a year apart is 1 / (2 sigma^2), and the mean is
+    # a year off
     assert float(dldl_v2(logits, age + 1, BINS)) == pytest.approx(1 / 8 + 1, rel=1e-4)
 
 
@@ -214,7 +217,7 @@ def test_questions_are_answered_by_the_rounded_age(years: float, older: int) -> 
     assert float(or_cnn(right, torch.tensor([years]), BINS.float())) < 1e-10
 
 
-# --- other packages -------------------------------------------------------------------------------------------------
+# --- other packages -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("importance", ["uniform", "sqrt_count"])
@@ -240,7 +243,7 @@ def test_sord_equals_dlordinal(alpha: float) -> None:
     )
 
 
-# --- weights by count -----------------------------------------------------------------------------------------------
+# --- weights by count -----------------------------------------------------------------------------
 
 
 def test_faces_of_one_age_make_all_questions_alike() -> None:

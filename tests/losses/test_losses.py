@@ -1,4 +1,6 @@
-"""Losses on a classifier: cross_entropy and neighborhood against naive loops and known values; gradients, extremes and batches of all."""
+"""Losses on a classifier: cross_entropy and neighborhood against naive loops and known values;
+gradients, extremes and batches of all.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ def random_logits(rows: int, bins: Tensor, spread: float = 2.0) -> Tensor:
     return torch.randn(rows, len(bins), generator=torch.Generator().manual_seed(3)) * spread
 
 
-# --- naive loops ----------------------------------------------------------------------------------------------------
+# --- naive loops ----------------------------------------------------------------------------------
 
 
 def log_softmax(row: list[float]) -> list[float]:
@@ -108,11 +110,14 @@ def test_neighborhood_equals_a_naive_loop(bins: Tensor, sigma: float, normalize:
     assert got == pytest.approx(naive_neighborhood(logits, AGES, bins, sigma, normalize), rel=1e-6)
 
 
-# --- known values ---------------------------------------------------------------------------------------------------
+# --- known values ---------------------------------------------------------------------------------
 
 
 def test_neighborhood_as_written_has_neither_a_factor_2_nor_a_norm() -> None:
-    """Eq. 5 on three bins with sigma 2 and equal logits: targets e^-1/4, 1, e^-1/4, each times log 3."""
+    """Eq. 5 on three bins with sigma 2 and equal logits.
+
+    The targets are e^-1/4, 1, e^-1/4, each times log 3.
+    """
     bins, logits, age = torch.arange(3.0), torch.zeros(1, 3), torch.tensor([1.0])
     written = float(neighborhood(logits, age, bins, sigma=2.0))
     assert written == pytest.approx((1 + 2 * math.exp(-1 / 4)) * math.log(3), rel=1e-6)
@@ -186,7 +191,7 @@ def test_logits_of_the_target_are_the_minimum() -> None:
     assert float(gradient.abs().max()) < 1e-7
 
 
-# --- gradients and extremes -----------------------------------------------------------------------------------------
+# --- gradients and extremes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("term", TERMS)
@@ -235,7 +240,7 @@ def test_ages_far_outside_the_bins_stay_finite(term: Term, years: float) -> None
     assert bool(torch.isfinite(gradient).all())
 
 
-# --- batches --------------------------------------------------------------------------------------------------------
+# --- batches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("term", TERMS)

@@ -1,4 +1,6 @@
-"""triplet, contrastive, gender_contrastive and cluster_scatter: naive loops, hand-worked values, other packages, degenerate batches."""
+"""triplet, contrastive, gender_contrastive and cluster_scatter: naive loops, hand-worked values,
+other packages, degenerate batches.
+"""
 
 from __future__ import annotations
 
@@ -46,19 +48,19 @@ TERMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 every_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
 
-# --- naive loops ----------------------------------------------------------------------------------------------------
+# --- naive loops ----------------------------------------------------------------------------------
 
 
 def naive_triplets(rows: list[list[float]], years: list[int], margin: float) -> list[float]:
     def distance(i: int, j: int) -> float:
         return sum((x - y) ** 2 for x, y in zip(rows[i], rows[j], strict=True))
 
-    found = [
+    gaps = [
         max(0.0, margin + distance(a, p) - distance(a, n))
         for a, p, n in permutations(range(len(rows)), 3)
         if years[a] == years[p] != years[n]
     ]
-    return sorted(found, reverse=True)
+    return sorted(gaps, reverse=True)
 
 
 @pytest.mark.parametrize("top_k", [1, 7, 64, 5000])
@@ -118,11 +120,13 @@ def test_cluster_scatter_equals_a_naive_loop() -> None:
     assert float(cluster_scatter(features, CLUSTERS, CENTROIDS)) == pytest.approx(within / between, rel=1e-12)
 
 
-# --- known values ---------------------------------------------------------------------------------------------------
+# --- known values ---------------------------------------------------------------------------------
 
 
 def test_triplets_on_a_line_by_hand() -> None:
-    """Two faces of 30 at 0 and 1, one of 50 at 3: D is 1 between them, 9 and 4 to the third; margin 5 leaves 5+1-4 = 2 and none."""
+    """Two faces of 30 at 0 and 1, one of 50 at 3: D is 1 between them, 9 and 4 to the third; margin
+    5 leaves 5+1-4 = 2 and none.
+    """
     embedding, age = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([30.0, 30.0, 50.0])
     call = partial(triplet, embedding, age, margin=5.0, normalize=False)
     assert float(call(reduction="sum")) == pytest.approx(2)
@@ -144,7 +148,9 @@ def test_normalising_takes_the_scale_out() -> None:
 
 
 def test_contrastive_by_hand() -> None:
-    """Q = 100. L1 distance 5: one class 2/100 * 25 = 0.5, two classes 200 exp(-2.77 * 5 / 100); equal features 0 and 200."""
+    """Q = 100. At L1 distance 5 a pair of one class has 2/100 * 25 = 0.5, a pair of two classes has
+    200 exp(-2.77 * 5 / 100). Equal features have 0 and 200.
+    """
     embedding = torch.tensor([[1.0, 2.0], [4.0, 0.0]])
     assert float(contrastive(embedding, torch.tensor([20.0, 22.0]))) == pytest.approx(0.5)
     assert float(contrastive(embedding, torch.tensor([20.0, 40.0]))) == pytest.approx(200 * math.exp(-0.1385))
@@ -166,7 +172,9 @@ def test_cluster_scatter_by_hand() -> None:
 
 
 def test_both_parts_of_cluster_scatter_move_fresh_centroids() -> None:
-    """With u* = alpha u + (1 - alpha) x the face feels S_b, to push its centroid away; with u alone it feels S_w only."""
+    """With u* = alpha u + (1 - alpha) x the face feels S_b, to push its centroid away; with u alone
+    it feels S_w only.
+    """
     x = torch.tensor([[1.0, 0.0]], requires_grad=True)
     fixed = torch.tensor([[0.0, 0.0], [-4.0, 0.0]])
     (stay,) = torch.autograd.grad(cluster_scatter(x, torch.tensor([0]), fixed), x)
@@ -176,7 +184,7 @@ def test_both_parts_of_cluster_scatter_move_fresh_centroids() -> None:
     assert moved[0].tolist() == pytest.approx([(0.9 * 4.1 - 0.9 * 0.1) / 4.1**2, 0])
 
 
-# --- other packages -------------------------------------------------------------------------------------------------
+# --- other packages -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -190,14 +198,14 @@ def test_triplet_on_all_triplets_equals_pytorch_metric_learning(normalize: bool)
 
 
 def test_pairs_of_one_gender_equal_pytorch_metric_learning() -> None:
-    """Where all pairs are of one class, 2/Q D^2 is their positive part on the squared L1 distance."""
+    """For pairs of one class 2/Q D^2 is their positive part on the squared L1 distance."""
     embedding, same = random_features(), torch.ones(len(AGES), dtype=torch.long)
     squared = distances.LpDistance(normalize_embeddings=False, p=1, power=2)
     theirs = losses.ContrastiveLoss(distance=squared, reducer=reducers.MeanReducer())
     torch.testing.assert_close(gender_contrastive(embedding, same, q=2.0), theirs(embedding, same))
 
 
-# --- gradients and degenerate batches -------------------------------------------------------------------------------
+# --- gradients and degenerate batches -------------------------------------------------------------
 
 
 @every_term

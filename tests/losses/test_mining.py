@@ -21,12 +21,12 @@ def distances(count: int, seed: int = 0) -> Tensor:
 
 def searched(distance: Tensor, groups: list[int]) -> list[tuple[float, int, int, int]]:
     """Every triplet with D(a, p) - D(a, n), the largest first."""
-    found = [
+    gaps = [
         (float(distance[a, p] - distance[a, n]), a, p, n)
         for a, p, n in permutations(range(len(groups)), 3)
         if groups[a] == groups[p] != groups[n]
     ]
-    return sorted(found, reverse=True)
+    return sorted(gaps, reverse=True)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -80,7 +80,9 @@ def test_no_triplet_is_real_where_there_is_none(groups: list[int]) -> None:
 
 
 def test_a_large_batch_needs_no_cube() -> None:
-    """The candidates of 128 faces for 64 triplets: those with i j <= 64, hundreds an anchor instead of 16,384."""
+    """The candidates of 128 faces for 64 triplets: those with i j <= 64, hundreds an anchor instead
+    of 16,384.
+    """
     distance = distances(128).float()
     anchor, positive, negative, real = hardest_triplets(distance, torch.arange(128) % 2, 64)
     same = torch.arange(128) % 2 == (torch.arange(128) % 2)[:, None]

@@ -1,4 +1,6 @@
-"""Backbones: against torchvision's own networks on the same weights, published counts, published files, least sides."""
+"""Backbones: against torchvision's own networks on the same weights, published counts, published
+files, least sides.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from ageray.models import backbones, googlenet
 from ageray.models.build import build
 from ageray.models.network import Backbone
 
-# The `num_params` of torchvision's documentation, and the weights of its 1000-way classifier and of the auxiliary head counted there.
+# The `num_params` of torchvision's documentation, and the weights of its 1000-way classifier and of
+# the auxiliary head counted there.
 PUBLISHED: dict[Name, tuple[int, int]] = {
     "resnet18": (11_689_512, 513_000),
     "resnet34": (21_797_672, 513_000),
@@ -60,11 +63,13 @@ def rgb_faces(count: int, side: int, seed: int = 0) -> Tensor:
     return F.interpolate(coarse, (side, side), mode="bilinear")
 
 
-# --- against torchvision's own --------------------------------------------------------------------------------------
+# --- against torchvision's own --------------------------------------------------------------------
 
 
 class Reference:
-    """torchvision's own network, whole, with random weights, batch statistics in keeping with them and its preset's colours."""
+    """torchvision's own network, whole, with random weights, batch statistics in keeping with them
+    and its preset's colours.
+    """
 
     def __init__(self, name: Name) -> None:
         self.name = name
@@ -78,7 +83,9 @@ class Reference:
         self._settle(LEAST.get(name, 48))
 
     def _settle(self, side: int) -> None:
-        """One pass that sets every batch statistic: random networks of many layers fade to nothing without."""
+        """One pass that sets every batch statistic: random networks of many layers fade to nothing
+        without.
+        """
         self.network.eval()
         for layer in self.network.modules():
             if isinstance(layer, nn.BatchNorm2d):
@@ -124,16 +131,18 @@ def test_published_weights_compute_what_torchvision_computes(reference: Referenc
     indirect=True,
 )
 def test_imagenet_is_the_same_network(reference: Reference, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's route for published weights (other options, auxiliary heads built and thrown away), without the download."""
-    asked: list[str] = []
+    """torchvision's route for published weights (other options, auxiliary heads built and thrown
+    away), without the download.
+    """
+    loaded_weights: list[str] = []
 
     def published(weights: WeightsEnum, *_args: object, **_options: object) -> dict[str, Tensor]:
-        asked.append(weights.name)
+        loaded_weights.append(weights.name)
         return reference.network.state_dict()
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", published)
     backbone = backbones.make(reference.name, imagenet=True).eval()
-    assert asked == ["IMAGENET1K_V1"]
+    assert loaded_weights == ["IMAGENET1K_V1"]
     state, own = reference.network.state_dict(), backbone.state_dict()
     assert all(torch.equal(tensor, state[name.removeprefix("network.")]) for name, tensor in own.items())
     faces = rgb_faces(2, LEAST.get(reference.name, 48))
@@ -172,7 +181,7 @@ def test_pooled_features_have_no_dropout_of_their_own(name: Name) -> None:
     assert not any(isinstance(layer, nn.Dropout) for layer in on_meta(name).modules())
 
 
-# --- sides and types ------------------------------------------------------------------------------------------------
+# --- sides and types ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", get_args(Name))
@@ -222,19 +231,19 @@ def test_bf16_and_memory_order_change_little(name: Name) -> None:
     )  # random layers amplify what is rounded
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Random weights as torchvision names them, classifier and auxiliary heads with them."""
     folder = tmp_path_factory.mktemp("published")
-    found = {}
+    paths = {}
     for name in SMALL:
         heads = {"aux_logits": True, "init_weights": False} if name == "googlenet" else {}
-        found[name] = folder / f"{name}.safetensors"
-        save_file(torchvision.models.get_model(name, weights=None, **heads).state_dict(), found[name])
-    return found
+        paths[name] = folder / f"{name}.safetensors"
+        save_file(torchvision.models.get_model(name, weights=None, **heads).state_dict(), paths[name])
+    return paths
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -1,4 +1,6 @@
-"""Cluster-CNN: against per-face loops, half of the original GoogLeNet, what is saved, and two workers against one."""
+"""Cluster-CNN: against per-face loops, half of the original GoogLeNet, what is saved, and two
+workers against one.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_cnn, "_backbone", lambda _config: Small())
 
 
-def made(seed: int = 0, **changes: Any) -> ClusterCnn:
+def small_network(seed: int = 0, **changes: Any) -> ClusterCnn:
     """In float64, its centroids by k-means of 40 faces, its classifier lively enough to see."""
     network = build(settings(**changes), seed=seed)
     assert isinstance(network, ClusterCnn)
@@ -97,14 +99,14 @@ def branch(network: ClusterCnn, face: Tensor, cluster: int, centroid: Tensor) ->
     return logits
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("classifier", ["softmax", "or_cnn", "coral"])
 @pytest.mark.parametrize("clusters", [1, 3, 5, 7])
 def test_training_sends_each_face_through_its_clusters_branch(clusters: int, classifier: str) -> None:
-    network, batch = made(clusters=clusters, classifier=classifier), faces(12)
+    network, batch = small_network(clusters=clusters, classifier=classifier), faces(12)
     before = network.clusters.centroids.clone()
     outputs = network(batch)
     assert outputs.keys() == network.outputs
@@ -122,7 +124,7 @@ def test_training_sends_each_face_through_its_clusters_branch(clusters: int, cla
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("faces_in_batch", [1, 3])
 def test_one_face_and_clusters_without_any(faces_in_batch: int) -> None:
-    network = made(clusters=7)
+    network = small_network(clusters=7)
     outputs = network(faces(faces_in_batch))
     loss, terms = Criterion(LOSS, network.outputs, "cluster_cnn")(
         {**outputs, "age": torch.full((faces_in_batch,), 3.0), "bins": bins(settings())}
@@ -139,7 +141,7 @@ def test_one_face_and_clusters_without_any(faces_in_batch: int) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_gradient_reaches_every_branch_that_was_used_and_no_other() -> None:
-    network = made(clusters=7)
+    network = small_network(clusters=7)
     outputs = network(faces(5))
     F.cross_entropy(outputs["logits"], torch.arange(5)).backward()  # type: ignore[no-untyped-call]
     assert network.branches.weight.grad is not None
@@ -154,7 +156,7 @@ def test_the_gradient_reaches_every_branch_that_was_used_and_no_other() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_the_scatter_term_alone_moves_the_backbone() -> None:
-    network = made(momentum=0.999)
+    network = small_network(momentum=0.999)
     outputs = network(faces(8))
     between = torch.pdist(outputs["centroids"]).mean()
     (gradient,) = torch.autograd.grad(between, network.backbone.layer.weight)
@@ -163,7 +165,7 @@ def test_the_scatter_term_alone_moves_the_backbone() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_dropout_acts_on_the_branchs_output_in_training_alone() -> None:
-    network = made(dropout=0.5)
+    network = small_network(dropout=0.5)
     network.eval()
     assert torch.equal(network(faces(3))["logits"], network(faces(3))["logits"])
     network.train()
@@ -180,7 +182,7 @@ def test_dropout_acts_on_the_branchs_output_in_training_alone() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_half_precision_features_and_a_float32_module() -> None:
-    network = made().float()
+    network = small_network().float()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(faces(6, dtype=torch.float32))
         assert network.eval()(faces(6, dtype=torch.float32))["logits"].dtype == torch.bfloat16
@@ -188,13 +190,13 @@ def test_half_precision_features_and_a_float32_module() -> None:
     assert outputs["features"].dtype == outputs["centroids"].dtype == torch.float32
 
 
-# --- in use ---------------------------------------------------------------------------------------------------------
+# --- in use ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("assignment", ["nearest", "mixture"])
 def test_in_use_nothing_is_drawn_and_nothing_moves(assignment: str) -> None:
-    network = made(assignment=assignment).eval()
+    network = small_network(assignment=assignment).eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     state = torch.get_rng_state()
     first, again = network(faces(9)), network(faces(9))
@@ -206,7 +208,7 @@ def test_in_use_nothing_is_drawn_and_nothing_moves(assignment: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_face_alone_has_the_answer_that_it_has_among_others() -> None:
-    network = made().eval()
+    network = small_network().eval()
     batch = faces(6)["face"]
     alone = torch.cat([network({"face": face[None]})["logits"] for face in batch])
     torch.testing.assert_close(network({"face": batch})["logits"], alone)
@@ -215,7 +217,7 @@ def test_a_face_alone_has_the_answer_that_it_has_among_others() -> None:
 @pytest.mark.usefixtures("small")
 @torch.no_grad()
 def test_nearest_is_the_branch_of_the_nearest_centroid() -> None:
-    network, batch = made().eval(), faces(10)
+    network, batch = small_network().eval(), faces(10)
     logits, chosen = network(batch)["logits"], set[int]()
     for row, face in enumerate(network.backbone(batch["face"])):
         away = [math.dist(face.tolist(), place) for place in network.clusters.centroids.tolist()]
@@ -232,7 +234,10 @@ def test_nearest_is_the_branch_of_the_nearest_centroid() -> None:
 @pytest.mark.parametrize("clusters", [1, 4])
 @torch.no_grad()
 def test_mixture_is_the_branches_posteriors_weighed_by_eq_2(clusters: int, classifier: str) -> None:
-    network, batch = made(assignment="mixture", classifier=classifier, clusters=clusters).eval(), faces(7)
+    network, batch = (
+        small_network(assignment="mixture", classifier=classifier, clusters=clusters).eval(),
+        faces(7),
+    )
     output = "logits" if classifier == "softmax" else "ordinal_logits"
     posterior = classifier_posterior({output: network(batch)[output]})
     torch.testing.assert_close(posterior.sum(1), torch.ones(7))
@@ -251,13 +256,13 @@ def test_mixture_is_the_branches_posteriors_weighed_by_eq_2(clusters: int, class
 @pytest.mark.usefixtures("small")
 @torch.no_grad()
 def test_mixture_of_a_face_on_a_centroid_is_that_centroids_branch() -> None:
-    network, batch = made(assignment="mixture").eval(), faces(1)
+    network, batch = small_network(assignment="mixture").eval(), faces(1)
     network.clusters.centroids[2] = network.backbone(batch["face"])[0]
     expected = branch(network, network.clusters.centroids[2], 2, network.clusters.centroids[2])
     torch.testing.assert_close(network(batch)["logits"][0], F.log_softmax(expected, -1))
 
 
-# --- start, save, load ----------------------------------------------------------------------------------------------
+# --- start, save, load ----------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("small")
@@ -275,7 +280,7 @@ def test_faces_are_asked_for_once() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_saved_weights_bring_their_centroids(tmp_path: Path) -> None:
-    network = made().float()
+    network = small_network().float()
     network(faces(5, dtype=torch.float32))
     state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     other = build(settings(), seed=3)
@@ -305,7 +310,7 @@ def test_a_bundle_keeps_centroids_and_answers(tmp_path: Path) -> None:
         torch.testing.assert_close(loaded(pictures)["logits"], network(pictures)["logits"], rtol=0, atol=0.02)
 
 
-# --- the real network -----------------------------------------------------------------------------------------------
+# --- the real network -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -409,7 +414,7 @@ def test_the_recipe_is_the_papers() -> None:
     assert recipe.train.augment.scale > 0
 
 
-# --- two workers ----------------------------------------------------------------------------------------------------
+# --- two workers ----------------------------------------------------------------------------------
 
 
 def gradients(
@@ -420,24 +425,26 @@ def gradients(
     criterion = Criterion(LOSS, inner.outputs, "cluster_cnn")
     loss, _ = criterion({**network(batch), "age": age, "bins": bins(settings())})
     loss.backward()  # type: ignore[no-untyped-call]
-    found = {
+    by_name = {
         name: parameter.grad.clone()
         for name, parameter in inner.named_parameters()
         if parameter.grad is not None
     }
-    return float(loss.detach()), found
+    return float(loss.detach()), by_name
 
 
 def network_for_workers() -> ClusterCnn:
     cluster_cnn._backbone = lambda _config: Small()
-    return made()
+    return small_network()
 
 
 AGES = torch.tensor([0.0, 3.0, 9.0, 4.0, 4.0, 7.0, 1.0, 2.0])
 
 
 def work(rank: int, folder: str) -> None:
-    """One of two workers: a gradient in float64, then 20 steps in float32 from different caches; writes what it holds."""
+    """One of two workers: a gradient in float64, then 20 steps in float32 from different caches;
+    writes what it holds.
+    """
     torch.set_num_threads(1)
     network, mine = network_for_workers(), slice(4 * rank, 4 * rank + 4)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -452,7 +459,7 @@ def work(rank: int, folder: str) -> None:
             network.init_features(faces(20 + rank, seed=rank, dtype=torch.float32)),
             torch.Generator().manual_seed(rank),
         )
-    begun, asked = network.clusters.centroids.clone(), build(settings(init_faces=31)).num_init_faces
+    initial, init_faces = network.clusters.centroids.clone(), build(settings(init_faces=31)).num_init_faces
     wrapped = DistributedDataParallel(network, broadcast_buffers=False)  # they are equal without it
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
     torch.manual_seed(6 + rank)
@@ -461,15 +468,15 @@ def work(rank: int, folder: str) -> None:
             wrapped, network, {"face": faces(8, seed=step, dtype=torch.float32)["face"][mine]}, AGES[mine]
         )
         optimizer.step()
-    kept = {
+    results = {
         "loss": loss,
         "gradients": averaged,
         "first": first,
-        "begun": begun,
-        "asked": asked,
+        "begun": initial,
+        "asked": init_faces,
         "end": network.clusters.centroids,
     }
-    torch.save(kept, f"{folder}/{rank}.pt")
+    torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
@@ -478,7 +485,7 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(cluster_cnn, "_backbone", lambda _config: Small())
     torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
     one, two = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    network = made()
+    network = small_network()
     torch.manual_seed(5)
     loss, whole = gradients(network, network, faces(8), AGES)
     assert (one["loss"] + two["loss"]) / 2 == pytest.approx(loss, rel=1e-6)
@@ -493,11 +500,11 @@ def test_two_workers_are_one_with_the_whole_batch(tmp_path: Path, monkeypatch: p
     assert one["asked"] == 31
 
 
-# --- the training loop ----------------------------------------------------------------------------------------------
+# --- the training loop ----------------------------------------------------------------------------
 
 
 def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> None:
-    from ageray.train.loop import start, train_one_epoch
+    from ageray.train.loop import init_network, train_one_epoch
     from ageray.train.state import new_state
     from tests.train.test_loop import batches
     from tests.train.test_loop import faces as drawn
@@ -516,7 +523,7 @@ def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> No
     cut = batches(drawn(16, experiment.align), 4)
     straight = new_state(experiment, torch.device("cpu"))
     straight.start_stage(0, 4)
-    start(straight, cut)
+    init_network(straight, cut)
     assert straight.network.num_init_faces == 0
     train_one_epoch(straight, cut[:2])
     file = io.BytesIO()

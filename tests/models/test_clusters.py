@@ -1,4 +1,6 @@
-"""The cluster module: Eq. 2 and its draws, Eq. 3 against Algorithm 1 face by face, k-means++ against scipy, what is saved."""
+"""The cluster module: Eq. 2 and its draws, Eq. 3 against Algorithm 1 face by face, k-means++
+against scipy, what is saved.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from ageray.errors import UserError
-from ageray.models.clusters import Clusters, draw, kmeans, moved, probabilities, seeds
+from ageray.models.clusters import Clusters, draw, kmeans, probabilities, seeds, updated_centroids
 
 DOUBLE = torch.float64
 
@@ -37,7 +39,7 @@ def blobs(each: int, places: list[tuple[float, ...]], spread: float = 0.3, seed:
     return points[torch.randperm(len(points), generator=seeded(seed))]
 
 
-# --- Eq. 2 ----------------------------------------------------------------------------------------------------------
+# --- Eq. 2 ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clusters", [1, 3, 5, 7])
@@ -84,9 +86,9 @@ def test_draws_come_as_often_as_eq_2_says() -> None:
     for face in normal(4, 6, seed=3):
         expected = probabilities(face[None], normal(5, 6, seed=4))
         drawn = draw(expected.float().expand(count, -1), torch.rand(count, generator=seeded(7)))
-        found = torch.bincount(drawn, minlength=5).numpy()
-        assert chisquare(found, count * expected[0].numpy()).pvalue > 1e-3
-        flat = chisquare(found).pvalue  # the test would notice: an even draw does not fit
+        counts = torch.bincount(drawn, minlength=5).numpy()
+        assert chisquare(counts, count * expected[0].numpy()).pvalue > 1e-3
+        flat = chisquare(counts).pvalue  # the test would notice: an even draw does not fit
         assert flat < 1e-6
 
 
@@ -101,7 +103,7 @@ def test_a_cluster_of_probability_zero_is_never_drawn(row: list[float]) -> None:
     assert drawn.tolist() == sorted(drawn.tolist())
 
 
-# --- Eq. 3 ----------------------------------------------------------------------------------------------------------
+# --- Eq. 3 ----------------------------------------------------------------------------------------
 
 
 def algorithm_1(centroids: Tensor, features: Tensor, cluster: Tensor, momentum: float) -> Tensor:
@@ -122,30 +124,32 @@ def test_moved_centroids_are_those_of_algorithm_1_face_by_face(
     cluster = torch.randint(clusters, (faces,), generator=seeded(2))
     expected = algorithm_1(centroids, features, cluster, momentum)
     torch.testing.assert_close(
-        moved(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12
+        updated_centroids(centroids, features, cluster, momentum), expected, rtol=1e-12, atol=1e-12
     )
-    single = moved(centroids.float(), features.float(), cluster, momentum)
+    single = updated_centroids(centroids.float(), features.float(), cluster, momentum)
     torch.testing.assert_close(single.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_cluster_without_a_face_stays_to_the_last_bit() -> None:
     centroids = normal(3, 8).float()
-    got = moved(centroids, normal(4, 8, seed=1).float(), torch.tensor([2, 0, 2, 0]), 0.9)
+    got = updated_centroids(centroids, normal(4, 8, seed=1).float(), torch.tensor([2, 0, 2, 0]), 0.9)
     assert torch.equal(got[1], centroids[1])
     assert not torch.equal(got[0], centroids[0])
 
 
 def test_the_order_of_a_clusters_faces_counts() -> None:
     features, cluster = normal(4, 2), torch.tensor([0, 1, 0, 0])
-    turned = moved(torch.zeros(2, 2, dtype=DOUBLE), features.flip(0), cluster.flip(0), 0.5)
-    assert not torch.allclose(turned[0], moved(torch.zeros(2, 2, dtype=DOUBLE), features, cluster, 0.5)[0])
+    turned = updated_centroids(torch.zeros(2, 2, dtype=DOUBLE), features.flip(0), cluster.flip(0), 0.5)
+    assert not torch.allclose(
+        turned[0], updated_centroids(torch.zeros(2, 2, dtype=DOUBLE), features, cluster, 0.5)[0]
+    )
 
 
 def test_a_moved_centroid_hands_its_gradient_to_its_faces() -> None:
     """(1 - alpha) alpha^(faces of the cluster that come later)."""
     features = normal(5, 3).requires_grad_()
     momentum, cluster = 0.9, torch.tensor([1, 0, 1, 1, 0])
-    moved(normal(3, 3, seed=1), features, cluster, momentum).sum().backward()  # type: ignore[no-untyped-call]
+    updated_centroids(normal(3, 3, seed=1), features, cluster, momentum).sum().backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     later = [2, 1, 1, 0, 0]
     assert features.grad[:, 0].tolist() == pytest.approx([0.1 * 0.9**count for count in later])
@@ -156,7 +160,7 @@ def test_spread_between_clusters_has_a_gradient_which_is_that_of_finite_differen
     centroids, cluster = normal(4, 3, seed=1), torch.tensor([0, 2, 2, 1, 0, 2])
 
     def between(features: Tensor) -> Tensor:
-        return torch.pdist(moved(centroids, features, cluster, 0.999)).mean()
+        return torch.pdist(updated_centroids(centroids, features, cluster, 0.999)).mean()
 
     features = normal(6, 3).requires_grad_()
     (gradient,) = torch.autograd.grad(between(features), features)
@@ -171,7 +175,7 @@ def test_spread_between_clusters_has_a_gradient_which_is_that_of_finite_differen
     assert torch.autograd.gradcheck(between, (features,))
 
 
-# --- k-means++ ------------------------------------------------------------------------------------------------------
+# --- k-means++ ------------------------------------------------------------------------------------
 
 FAR = [(0.0, 0.0, 0.0), (10.0, 0.0, 0.0), (0.0, 12.0, 0.0), (0.0, 0.0, 14.0), (9.0, 9.0, 9.0)]
 
@@ -183,8 +187,8 @@ def in_order(points: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_separate_blobs_are_found(seed: int) -> None:
-    found = kmeans(blobs(60, FAR, seed=seed), 5, seeded(seed))
-    distance = torch.cdist(found, torch.tensor(FAR))
+    centroids = kmeans(blobs(60, FAR, seed=seed), 5, seeded(seed))
+    distance = torch.cdist(centroids, torch.tensor(FAR))
     assert sorted(distance.argmin(1).tolist()) == [0, 1, 2, 3, 4]
     assert float(distance.amin(1).max()) < 0.2
 
@@ -195,20 +199,20 @@ def test_from_the_same_seeds_scipy_ends_at_the_same_centroids(clusters: int) -> 
     points = normal(400, 5, seed=8).float()
     first = seeds(points, clusters, seeded(9))
     expected, _ = kmeans2(points.double().numpy(), first.double().numpy(), iter=100, minit="matrix")
-    found = kmeans(points, clusters, seeded(9))
-    torch.testing.assert_close(found.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
-    assert float((found - first).abs().max()) > 0.1
+    centroids = kmeans(points, clusters, seeded(9))
+    torch.testing.assert_close(centroids.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+    assert float((centroids - first).abs().max()) > 0.1
 
 
 def test_seeds_are_faces_drawn_by_squared_distance() -> None:
     points = torch.tensor([[0.0], [1.0], [3.0]])
-    found = {(0.0, 1.0): 0, (0.0, 3.0): 0, (1.0, 0.0): 0, (1.0, 3.0): 0, (3.0, 0.0): 0, (3.0, 1.0): 0}
+    counts = {(0.0, 1.0): 0, (0.0, 3.0): 0, (1.0, 0.0): 0, (1.0, 3.0): 0, (3.0, 0.0): 0, (3.0, 1.0): 0}
     generator, count = seeded(), 1500
     for _ in range(count):
         first, second = seeds(points, 2, generator).squeeze(1).tolist()
-        found[first, second] += 1
+        counts[first, second] += 1
     shares = [1 / 10, 9 / 10, 1 / 5, 4 / 5, 9 / 13, 4 / 13]
-    assert chisquare(list(found.values()), [count / 3 * share for share in shares]).pvalue > 1e-3
+    assert chisquare(list(counts.values()), [count / 3 * share for share in shares]).pvalue > 1e-3
 
 
 def test_the_generator_alone_decides() -> None:
@@ -241,8 +245,8 @@ def test_fewer_different_faces_than_clusters_are_refused(faces: int, different: 
 
 def test_duplicates_are_no_trouble_where_enough_differ() -> None:
     points = normal(3, 4).float()
-    found = kmeans(points.repeat_interleave(torch.tensor([50, 1, 7]), 0), 3, seeded())
-    torch.testing.assert_close(in_order(found), in_order(points))
+    centroids = kmeans(points.repeat_interleave(torch.tensor([50, 1, 7]), 0), 3, seeded())
+    torch.testing.assert_close(in_order(centroids), in_order(points))
 
 
 def test_features_that_are_not_finite_are_named() -> None:
@@ -252,7 +256,7 @@ def test_features_that_are_not_finite_are_named() -> None:
         kmeans(points, 3, seeded())
 
 
-# --- the module -----------------------------------------------------------------------------------------------------
+# --- the module -----------------------------------------------------------------------------------
 
 
 def started(clusters: int = 3, features: int = 4, momentum: float = 0.9) -> Clusters:
@@ -263,7 +267,7 @@ def started(clusters: int = 3, features: int = 4, momentum: float = 0.9) -> Clus
 
 @pytest.mark.parametrize("clusters", [1, 3, 5, 7])
 def test_many_steps_are_algorithm_1(clusters: int) -> None:
-    """Draws by hand from the probabilities at the start of a batch, then face by face, in float64."""
+    """Draws from the probabilities at the start of a batch, then face by face, in float64."""
     module = started(clusters, momentum=0.9).double()
     by_hand = module.centroids.clone()
     torch.manual_seed(4)

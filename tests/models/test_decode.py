@@ -1,4 +1,6 @@
-"""From a posterior to an age and to quantiles: against naive loops, and what bins beyond the ends are for."""
+"""From a posterior to an age and to quantiles: against naive loops, and what bins beyond the ends
+are for.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,10 @@ def config(method: str = "expectation", ages: tuple[int, int] = (0, 100)) -> Bas
 
 def naive_quantile(shares: list[float], first: int, level: float) -> float:
     """Walks along a density that is flat over each bin's year."""
-    wanted, below = level * sum(shares), 0.0
+    mass, below = level * sum(shares), 0.0
     for index, share in enumerate(shares):
-        if below + share >= wanted and share > 0:
-            return first + index - 0.5 + (wanted - below) / share
+        if below + share >= mass and share > 0:
+            return first + index - 0.5 + (mass - below) / share
         below += share
     raise AssertionError("the shares end below the level")
 
@@ -58,9 +60,9 @@ def test_expectation_argmax_and_median_equal_naive_loops(ages: tuple[int, int]) 
 
 def test_quantiles_equal_a_naive_loop() -> None:
     posterior = posteriors(40, (-15, 120))
-    found = quantiles(posterior, bins(config(ages=(-15, 120))), LEVELS)
-    assert found.shape == (40, 5)
-    for row, ages in zip(posterior.double().tolist(), found.tolist(), strict=True):
+    quantile_ages = quantiles(posterior, bins(config(ages=(-15, 120))), LEVELS)
+    assert quantile_ages.shape == (40, 5)
+    for row, ages in zip(posterior.double().tolist(), quantile_ages.tolist(), strict=True):
         assert ages == pytest.approx([naive_quantile(row, -15, level) for level in LEVELS.tolist()], abs=2e-3)
 
 
@@ -68,10 +70,10 @@ def test_quantiles_of_posteriors_that_can_be_read_off() -> None:
     years, ends = torch.arange(0.0, 101.0), torch.tensor([0.0, 0.05, 0.5, 0.95, 1.0])
     flat, one, two = torch.full((101,), 1 / 101), torch.zeros(101), torch.zeros(101)
     one[42], two[10], two[90] = 1, 0.5, 0.5
-    found = quantiles(torch.stack([flat, one, two]), years, ends)
-    torch.testing.assert_close(found[0], -0.5 + 101 * ends, atol=1e-3, rtol=0)
-    torch.testing.assert_close(found[1, 1:], 41.5 + ends[1:], atol=1e-3, rtol=0)
-    torch.testing.assert_close(found[2, 1:], torch.tensor([9.6, 10.5, 90.4, 90.5]), atol=1e-3, rtol=0)
+    quantile_ages = quantiles(torch.stack([flat, one, two]), years, ends)
+    torch.testing.assert_close(quantile_ages[0], -0.5 + 101 * ends, atol=1e-3, rtol=0)
+    torch.testing.assert_close(quantile_ages[1, 1:], 41.5 + ends[1:], atol=1e-3, rtol=0)
+    torch.testing.assert_close(quantile_ages[2, 1:], torch.tensor([9.6, 10.5, 90.4, 90.5]), atol=1e-3, rtol=0)
     outer = torch.zeros(2, 101)
     outer[0, 0], outer[1, 100] = 1, 1
     torch.testing.assert_close(quantiles(outer, years, torch.tensor([0.5])), torch.tensor([[0.0], [100.0]]))
@@ -89,10 +91,10 @@ def test_quantiles_ascend_within_the_bins_and_cut_off_their_share(
 ) -> None:
     posterior = posteriors(3, (-15, 120), spread, seed)
     levels = torch.tensor(sorted((low, high)))
-    found = quantiles(posterior, torch.arange(-15.0, 121.0), levels)
-    assert bool((found[:, 0] <= found[:, 1] + 1e-4).all())
-    assert bool(((found >= -15.5) & (found <= 120.5)).all())
-    for row, ages in zip(posterior.double().numpy(), found.double().numpy(), strict=True):
+    quantile_ages = quantiles(posterior, torch.arange(-15.0, 121.0), levels)
+    assert bool((quantile_ages[:, 0] <= quantile_ages[:, 1] + 1e-4).all())
+    assert bool(((quantile_ages >= -15.5) & (quantile_ages <= 120.5)).all())
+    for row, ages in zip(posterior.double().numpy(), quantile_ages.double().numpy(), strict=True):
         edges, shares = np.arange(-15.5, 121), np.concatenate([[0], row.cumsum()])
         assert np.interp(ages, edges, shares) == pytest.approx(levels.numpy(), abs=1e-4)
 
@@ -115,7 +117,7 @@ def test_half_precision_posteriors_decode() -> None:
     )
 
 
-# --- bins beyond the ends -------------------------------------------------------------------------------------------
+# --- bins beyond the ends -------------------------------------------------------------------------
 
 
 def gaussian(age: float, ages: tuple[int, int], sigma: float = 5.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The Deep Embedding Network: one embedding for classifier and triplets, and both losses reach it."""
+"""The Deep Embedding Network: classifier and triplets share an embedding; both losses reach it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ageray.models.deep_embedding import DeepEmbedding
 from ageray.train.optim import make_optimizer
 
 
-def made(**changes: Any) -> DeepEmbedding:
+def small_network(**changes: Any) -> DeepEmbedding:
     network = build(Config(name="deep_embedding", **{"backbone": "resnet18", **changes}), seed=0)
     assert isinstance(network, DeepEmbedding)
     return network
@@ -51,7 +51,7 @@ def test_the_papers_network_is_vgg16_and_its_embedding_fc7() -> None:
 def test_shapes_and_what_the_classifier_reads(
     size: int, features: int, classifier: str, tensor: str, count: int
 ) -> None:
-    network = made(embedding=size, classifier=classifier).eval()
+    network = small_network(embedding=size, classifier=classifier).eval()
     outputs = network({"face": rgb_faces(3)})
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
         tensor: (3, count),
@@ -66,15 +66,17 @@ def test_shapes_and_what_the_classifier_reads(
 
 @torch.inference_mode()
 def test_without_a_layer_of_its_own_the_embedding_is_the_backbones() -> None:
-    network, faces = made().eval(), rgb_faces(2)
+    network, faces = small_network().eval(), rgb_faces(2)
     assert torch.equal(network({"face": faces})["embedding"], network.backbone(faces))
     assert not any(name.startswith("embedding") for name in network.state_dict())
 
 
 @pytest.mark.parametrize("size", [0, 16])
 def test_both_losses_reach_the_embedding_and_all_below_it(size: int) -> None:
-    """Classification alone and distances alone each move the same weights; the distances leave the classifier's alone."""
-    network, faces = made(embedding=size), rgb_faces(4)
+    """Classification alone and distances alone each move the same weights; the distances leave the
+    classifier's alone.
+    """
+    network, faces = small_network(embedding=size), rgb_faces(4)
     shared = [parameter for name, parameter in network.named_parameters() if not name.startswith("head.")]
 
     def gradients(of_logits: bool) -> list[Tensor | None]:
@@ -91,11 +93,13 @@ def test_both_losses_reach_the_embedding_and_all_below_it(size: int) -> None:
         return [parameter.grad for parameter in network.parameters()]
 
     for of_logits in (True, False):
-        found = dict(zip((name for name, _ in network.named_parameters()), gradients(of_logits), strict=True))
-        assert (found["head.weight"] is not None) == of_logits
+        gradient_of = dict(
+            zip((name for name, _ in network.named_parameters()), gradients(of_logits), strict=True)
+        )
+        assert (gradient_of["head.weight"] is not None) == of_logits
         reached = [
             name
-            for name, gradient in found.items()
+            for name, gradient in gradient_of.items()
             if gradient is not None and bool(gradient.abs().sum() > 0)
         ]
         assert len([name for name in reached if not name.startswith("head.")]) == len(shared)
@@ -103,7 +107,7 @@ def test_both_losses_reach_the_embedding_and_all_below_it(size: int) -> None:
 
 @torch.inference_mode()
 def test_dropout_is_the_classifiers_alone() -> None:
-    network, batch = made(embedding=16, dropout=0.5), {"face": rgb_faces(2)}
+    network, batch = small_network(embedding=16, dropout=0.5), {"face": rgb_faces(2)}
     network.get_backbone().eval()
     first, second = network(batch), network(batch)
     assert torch.equal(first["embedding"], second["embedding"])
@@ -112,7 +116,7 @@ def test_dropout_is_the_classifiers_alone() -> None:
 
 @pytest.mark.parametrize("size", [0, 16])
 def test_the_embedding_layer_takes_the_heads_rate_and_learns_over_a_frozen_body(size: int) -> None:
-    network = made(embedding=size)
+    network = small_network(embedding=size)
     new = {"head.weight", "head.bias"} | ({"embedding.weight", "embedding.bias"} if size else set())
     head = {id(parameter) for parameter in network.head_parameters()}
     assert {name for name, parameter in network.named_parameters() if id(parameter) in head} == new
@@ -130,7 +134,7 @@ def test_the_embedding_layer_takes_the_heads_rate_and_learns_over_a_frozen_body(
 
 @torch.no_grad()
 def test_the_new_layer_keeps_the_scale_of_its_input() -> None:
-    network = made(embedding=512)
+    network = small_network(embedding=512)
     assert isinstance(network.embedding, nn.Linear)
     x = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
     assert float(network.embedding(x).std()) == pytest.approx(1.0, rel=0.1)

@@ -1,4 +1,6 @@
-"""DHAA: parameters counted by hand, the published ResNet-18 inside it, fusion by a written-out loop, every ablation."""
+"""DHAA: parameters counted by hand, the published ResNet-18 inside it, fusion by a written-out
+loop, every ablation.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +51,9 @@ def named(changes: dict[str, Any]) -> str:
 
 
 def network(seed: int = 0, **changes: Any) -> Dhaa:
-    made = build(Config(name="dhaa", **{**SMALL, **changes}), seed=seed)
-    assert isinstance(made, Dhaa)
-    return made
+    dhaa = build(Config(name="dhaa", **{**SMALL, **changes}), seed=seed)
+    assert isinstance(dhaa, Dhaa)
+    return dhaa
 
 
 def faces(count: int, side: int = 64, seed: int = 0) -> dict[str, Tensor]:
@@ -74,7 +76,7 @@ def resnet_state(seed: int = 0) -> dict[str, Tensor]:
     return reference.state_dict()
 
 
-# --- size and shape -------------------------------------------------------------------------------------------------
+# --- size and shape -------------------------------------------------------------------------------
 
 STEM = 7 * 7 * 3 * 64 + 2 * 64 + 4 * (9 * 64 * 64 + 2 * 64)
 
@@ -92,12 +94,14 @@ JOINED = block(256, 256)  # a global-local third block reads both parents' 128 c
 
 def counted(branches: tuple[str, ...], **changes: Any) -> int:
     with torch.device("meta"):
-        made = Dhaa(Config(name="dhaa", branches=branches, **changes))
-    return sum(parameter.numel() for parameter in made.parameters())
+        dhaa = Dhaa(Config(name="dhaa", branches=branches, **changes))
+    return sum(parameter.numel() for parameter in dhaa.parameters())
 
 
 def test_the_number_of_parameters() -> None:
-    """ResNet-18's 11,176,512 less the shared stem for each of six sub-networks; three that begin at the third block; ends, LSTMs, classifiers."""
+    """ResNet-18's 11,176,512 less the shared stem for each of six sub-networks; three that begin at
+    the third block; ends, LSTMs, classifiers.
+    """
     assert STEM + SECOND + THIRD + FOURTH == 11_176_512
     blocks = STEM + 6 * (SECOND + THIRD + FOURTH) + 3 * (JOINED + FOURTH)
     rest = 9 * TAIL + 3 * LSTM + (3 * 128 * 101 + 101)
@@ -119,41 +123,45 @@ def test_a_branch_alone_owns_what_it_needs_and_nothing_else() -> None:
 @pytest.mark.parametrize("changes", ABLATIONS, ids=named)
 @pytest.mark.parametrize("classifier", ["softmax", "coral"])
 def test_shapes_of_every_ablation(changes: dict[str, Any], classifier: str) -> None:
-    made = network(ages=(0, 70), classifier=classifier, **changes)
+    dhaa = network(ages=(0, 70), classifier=classifier, **changes)
     count, name, answers = (
         len(changes.get("branches", "GLC")),
         *(("logits", 71) if classifier == "softmax" else ("ordinal_logits", 70)),
     )
-    outputs = made(faces(2, 48))
+    outputs = dhaa(faces(2, 48))
     shapes = {name: (2, answers), "embedding": (2, 16 * count)}
     own = {} if changes.get("subnetwork_losses") is False else {f"aux_{name}": (2, 3 * count, answers)}
     assert {key: tuple(tensor.shape) for key, tensor in outputs.items()} == {**shapes, **own}
-    assert outputs.keys() == made.outputs
-    in_use = made.eval()(faces(2, 48))
+    assert outputs.keys() == dhaa.outputs
+    in_use = dhaa.eval()(faces(2, 48))
     assert {key: tuple(tensor.shape) for key, tensor in in_use.items()} == shapes
 
 
 @pytest.mark.parametrize(("side", "region"), [(16, 4), (112, 25), (128, 28), (224, 49), (256, 56)])
 @torch.inference_mode()
 def test_sides_of_faces_and_regions(side: int, region: int) -> None:
-    made, sizes = network().eval(), {}
-    for name, layer in made.backbone.layer2.items():
-        layer.register_forward_pre_hook(lambda _, given, name=name: sizes.update({name: given[0].shape[-1]}))
-    outputs = made({"face": torch.rand(1, 3, side, side) * 255, "points": geometry.template(side)[None]})
+    dhaa, sizes = network().eval(), {}
+    for name, layer in dhaa.backbone.layer2.items():
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: sizes.update({name: inputs[0].shape[-1]})
+        )
+    outputs = dhaa({"face": torch.rand(1, 3, side, side) * 255, "points": geometry.template(side)[None]})
     assert sizes == {"G-1": math.ceil(side / 4), **dict.fromkeys(("G-2", "G-3", "L-1", "L-2", "L-3"), region)}
     assert bool(torch.isfinite(outputs["logits"]).all())
 
 
 @torch.inference_mode()
 def test_the_size_of_a_region_can_be_set() -> None:
-    made, seen = network(region_size=11).eval(), []
-    made.backbone.layer2["L-2"].register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
-    made(faces(2, 64))
+    dhaa, seen = network(region_size=11).eval(), []
+    dhaa.backbone.layer2["L-2"].register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape))
+    )
+    dhaa(faces(2, 64))
     assert seen == [(2, 16, 11, 11)]
 
 
 def test_points_are_read_where_the_shared_features_look() -> None:
-    """Cell j of C^B1 looks at the input around pixel 4 j: what it depends on lies evenly about it."""
+    """Cell j of C^B1 depends on input pixels that lie evenly about pixel 4 j."""
     trunk = network().eval().backbone.trunk
     face = (torch.rand(1, 3, 160, 160, generator=torch.Generator().manual_seed(0)) * 255).requires_grad_()
     features = trunk(face)
@@ -163,26 +171,26 @@ def test_points_are_read_where_the_shared_features_look() -> None:
         assert abs(float(seen[0] + seen[-1]) / 2 - 4 * cell) <= 1
 
 
-# --- ResNet-18 inside -----------------------------------------------------------------------------------------------
+# --- ResNet-18 inside -----------------------------------------------------------------------------
 
 
 @torch.inference_mode()
 def test_the_first_global_sub_network_is_resnet_18_to_its_last_block() -> None:
     """'We simply use the entire features of C^B1 as the first global feature.'"""
-    made, state, batch = network(width=1.0).eval(), resnet_state(), faces(2, 64)
-    made.load_backbone(state)
+    dhaa, state, batch = network(width=1.0).eval(), resnet_state(), faces(2, 64)
+    dhaa.load_backbone(state)
     reference = torchvision.models.resnet18()
     reference.load_state_dict(state)
     reference.fc = nn.Identity()
     normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    ours = made.backbone(batch["face"], batch["points"])["G-1"].mean((2, 3))
+    ours = dhaa.backbone(batch["face"], batch["points"])["G-1"].mean((2, 3))
     torch.testing.assert_close(ours, reference.eval()(normalise(batch["face"] / 255)), rtol=1e-3, atol=1e-4)
 
 
 def test_published_weights_reach_every_sub_network() -> None:
-    state, made = resnet_state(), network(width=1.0)
-    made.load_backbone(state)
-    own = made.backbone.state_dict()
+    state, dhaa = resnet_state(), network(width=1.0)
+    dhaa.load_backbone(state)
+    own = dhaa.backbone.state_dict()
     for name, tensor in state.items():
         part, _, rest = name.partition(".")
         if part in ("layer2", "layer3", "layer4"):
@@ -193,8 +201,8 @@ def test_published_weights_reach_every_sub_network() -> None:
         elif part != "fc":
             assert torch.equal(own[f"trunk.{name}"], tensor)
     x = torch.rand(2, 128, 6, 6, generator=torch.Generator().manual_seed(0))
-    made.eval()
-    one, both = made.backbone.layer3["G-1"](x), made.backbone.layer3["GL-2"](torch.cat([x, x], 1))
+    dhaa.eval()
+    one, both = dhaa.backbone.layer3["G-1"](x), dhaa.backbone.layer3["GL-2"](torch.cat([x, x], 1))
     torch.testing.assert_close(both, one, rtol=1e-4, atol=1e-5)
 
 
@@ -227,8 +235,8 @@ def test_imagenet_is_refused_for_another_width() -> None:
 @pytest.mark.parametrize("wrong", ["resnet34", "half", "empty", "width"])
 def test_weights_of_another_network_are_refused(wrong: str, tmp_path: Path) -> None:
     state = torchvision.models.resnet34().state_dict() if wrong == "resnet34" else resnet_state()
-    kept = list(state)[: {"half": len(state) // 2, "empty": 0}.get(wrong, len(state))]
-    save_file({name: state[name].contiguous() for name in kept}, tmp_path / "weights.safetensors")
+    names = list(state)[: {"half": len(state) // 2, "empty": 0}.get(wrong, len(state))]
+    save_file({name: state[name].contiguous() for name in names}, tmp_path / "weights.safetensors")
     with pytest.raises(
         UserError, match=r"weights\.safetensors: not weights of resnet18 .*; name another file, or none$"
     ):
@@ -239,7 +247,7 @@ def test_weights_of_another_network_are_refused(wrong: str, tmp_path: Path) -> N
         )
 
 
-# --- fusion, classifiers, loss --------------------------------------------------------------------------------------
+# --- fusion, classifiers, loss --------------------------------------------------------------------
 
 
 def test_recurrent_fusion_is_a_loop_of_lstm_steps() -> None:
@@ -272,13 +280,15 @@ def test_the_forget_gate_starts_open() -> None:
 
 @torch.inference_mode()
 def test_all_classifiers_answer_in_use_too() -> None:
-    """The bars of Figure 6; the last is the answer that counts, the others are those that training sees."""
-    made, batch = network(dropout=0.5).eval(), faces(3)
-    answers = made.classifiers(batch)
+    """The bars of Figure 6; the last is the answer that counts, the others are those that training
+    sees.
+    """
+    dhaa, batch = network(dropout=0.5).eval(), faces(3)
+    answers = dhaa.classifiers(batch)
     assert list(answers) == [*NINE, "DHAA"]
-    assert torch.equal(answers["DHAA"], made(batch)["logits"])
-    made.training = True  # batch norms and dropout stay in use
-    stacked = made(batch)["aux_logits"]
+    assert torch.equal(answers["DHAA"], dhaa(batch)["logits"])
+    dhaa.training = True  # batch norms and dropout stay in use
+    stacked = dhaa(batch)["aux_logits"]
     assert all(torch.equal(stacked[:, k], answers[name]) for k, name in enumerate(NINE))
     assert len({tuple(answer.flatten().tolist()) for answer in answers.values()}) == 10
     assert list(network(subnetwork_losses=False).eval().classifiers(batch)) == ["DHAA"]
@@ -287,9 +297,9 @@ def test_all_classifiers_answer_in_use_too() -> None:
 
 def test_the_loss_is_the_sum_of_ten_cross_entropies() -> None:
     """Eq. 4."""
-    made, batch = network(), faces(4)
-    outputs, age, years = made(batch), torch.tensor([3.0, 20.0, 41.0, 77.0]), bins(Config(name="dhaa"))
-    total, terms = Criterion(Loss(cross_entropy={}), made.outputs, "dhaa")(
+    dhaa, batch = network(), faces(4)
+    outputs, age, years = dhaa(batch), torch.tensor([3.0, 20.0, 41.0, 77.0]), bins(Config(name="dhaa"))
+    total, terms = Criterion(Loss(cross_entropy={}), dhaa.outputs, "dhaa")(
         {**outputs, "age": age, "bins": years}
     )
     assert terms.keys() == {"cross_entropy", "aux_cross_entropy"}
@@ -302,12 +312,12 @@ def test_the_loss_is_the_sum_of_ten_cross_entropies() -> None:
 
 @pytest.mark.parametrize("changes", ABLATIONS, ids=named)
 def test_the_loss_reaches_every_parameter(changes: dict[str, Any]) -> None:
-    made = network(**changes)
-    outputs = made(faces(3))
+    dhaa = network(**changes)
+    outputs = dhaa(faces(3))
     sum(tensor.float().square().sum() for name, tensor in outputs.items() if name != "embedding").backward()
     idle = [
         name
-        for name, parameter in made.named_parameters()
+        for name, parameter in dhaa.named_parameters()
         if parameter.grad is None or not parameter.grad.any()
     ]
     assert idle == []
@@ -324,30 +334,32 @@ def test_every_ablation_changes_the_answer() -> None:
 
 
 def test_head_and_body_share_no_parameter_and_leave_none_out() -> None:
-    made = network()
+    dhaa = network()
     head, body = (
         {id(parameter) for parameter in part}
-        for part in (made.head_parameters(), made.get_backbone().parameters())
+        for part in (dhaa.head_parameters(), dhaa.get_backbone().parameters())
     )
     assert not head & body
-    assert head | body == {id(parameter) for parameter in made.parameters()}
-    make_optimizer(made, made.head_parameters(), Optimizer(name="sgd", lr=0.1, body_lr=0))
-    assert not any(parameter.requires_grad for parameter in made.get_backbone().parameters())
-    made(faces(2))["logits"].sum().backward()
+    assert head | body == {id(parameter) for parameter in dhaa.parameters()}
+    make_optimizer(dhaa, dhaa.head_parameters(), Optimizer(name="sgd", lr=0.1, body_lr=0))
+    assert not any(parameter.requires_grad for parameter in dhaa.get_backbone().parameters())
+    dhaa(faces(2))["logits"].sum().backward()
 
 
-# --- in use ---------------------------------------------------------------------------------------------------------
+# --- in use ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pooling", ["arp", "roi"])
 @torch.inference_mode()
 def test_a_photo_and_its_mirror_image_have_the_same_age(pooling: str) -> None:
-    """Flip averaging with mirrored points: in the mirror image the region of the left eye shows the other eye, so the mean sees both."""
+    """Flip averaging with mirrored points: in the mirror image the region of the left eye shows the
+    other eye, so the mean sees both.
+    """
     experiment = Experiment(
         model=Config(name="dhaa", pooling=pooling, **SMALL), align={"size": 64, "coverage": 1.2}
     )
-    made = build(experiment.model, seed=1).eval()
-    for head in (made.head, *made.subnetwork_heads.values()):
+    dhaa = build(experiment.model, seed=1).eval()
+    for head in (dhaa.head, *dhaa.subnetwork_heads.values()):
         nn.init.normal_(head.weight)
     batch = faces(2, 144)
     photo = {"canvas": batch["face"], "points": batch["points"], "box": torch.zeros(2, 4)}
@@ -357,51 +369,51 @@ def test_a_photo_and_its_mirror_image_have_the_same_age(pooling: str) -> None:
         "points": geometry.mirror_points(batch["points"], 144),
     }
     both = [
-        posterior_module.posterior(made, which, experiment, autocast=False) for which in (photo, mirrored)
+        posterior_module.posterior(dhaa, which, experiment, autocast=False) for which in (photo, mirrored)
     ]
     torch.testing.assert_close(both[1], both[0], atol=1e-4, rtol=1e-2)
     wrong = {**photo, "canvas": batch["face"].flip(-1), "points": batch["points"]}
     assert (
-        float((posterior_module.posterior(made, wrong, experiment, autocast=False) - both[0]).abs().max())
+        float((posterior_module.posterior(dhaa, wrong, experiment, autocast=False) - both[0]).abs().max())
         > 1e-3
     )
 
 
 @torch.inference_mode()
 def test_a_face_without_points_is_taken_as_one_where_alignment_puts_it() -> None:
-    made, batch = network().eval(), faces(3)
+    dhaa, batch = network().eval(), faces(3)
     batch["points"][1] = geometry.template(64)
-    known = made(batch)
+    expected = dhaa(batch)
     batch["points"][1] = math.nan
-    unknown = made(batch)
-    torch.testing.assert_close(unknown["embedding"], known["embedding"], atol=1e-5, rtol=1e-3)
+    outputs = dhaa(batch)
+    torch.testing.assert_close(outputs["embedding"], expected["embedding"], atol=1e-5, rtol=1e-3)
     batch["points"][1] = geometry.template(64) + 3.0
-    assert not torch.allclose(made(batch)["embedding"][1], known["embedding"][1], atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(dhaa(batch)["embedding"][1], expected["embedding"][1], atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_bf16_autocast_gives_about_the_same(training: bool) -> None:
-    made, batch = network().train(training), faces(4)
+    dhaa, batch = network().train(training), faces(4)
     with torch.no_grad():
-        exact = copy.deepcopy(made)(batch)
+        exact = copy.deepcopy(dhaa)(batch)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = made(batch)
+        rough = dhaa(batch)
     for name, tensor in exact.items():
         assert float(F.cosine_similarity(rough[name].float().flatten().detach(), tensor.flatten(), 0)) > 0.98
     sum(tensor.float().square().mean() for tensor in rough.values()).backward()
-    gradients = [parameter.grad for parameter in made.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in dhaa.parameters() if parameter.grad is not None]
     assert len(gradients) > 100
     assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
 
 
 def test_training_learns_four_faces() -> None:
-    made, batch = network(), faces(4)
+    dhaa, batch = network(), faces(4)
     age, years = torch.tensor([3.0, 25.0, 50.0, 80.0]), bins(Config(name="dhaa"))
-    criterion = Criterion(Loss(cross_entropy={}), made.outputs, "dhaa")
-    optimizer = make_optimizer(made, made.head_parameters(), Optimizer(name="sgd", lr=0.01))
+    criterion = Criterion(Loss(cross_entropy={}), dhaa.outputs, "dhaa")
+    optimizer = make_optimizer(dhaa, dhaa.head_parameters(), Optimizer(name="sgd", lr=0.01))
     terms = []
     for _ in range(25):
-        total, values = criterion({**made(batch), "age": age, "bins": years})
+        total, values = criterion({**dhaa(batch), "age": age, "bins": years})
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -414,9 +426,9 @@ def test_training_learns_four_faces() -> None:
 @torch.inference_mode()
 def test_a_copy_gives_the_same() -> None:
     """The moving average of the weights starts as a deep copy."""
-    made, batch = network(pooling="roi").eval(), faces(2)
-    assert torch.equal(copy.deepcopy(made)(batch)["logits"], made(batch)["logits"])
-    posterior = classifier_posterior(made(batch))
+    dhaa, batch = network(pooling="roi").eval(), faces(2)
+    assert torch.equal(copy.deepcopy(dhaa)(batch)["logits"], dhaa(batch)["logits"])
+    posterior = classifier_posterior(dhaa(batch))
     torch.testing.assert_close(posterior.sum(-1), torch.ones(2))
 
 

@@ -19,7 +19,7 @@ from ageray.experiment.model import Ensemble as Settings
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.canvases import Canvases, face_canvases
 from ageray.models.build import build
-from ageray.models.ensemble import resize_matrix
+from ageray.models.ensemble import member_input, resize_matrix
 from ageray.models.inference import posterior, views
 from ageray.predictor import Predictor
 from ageray.synthetic import faces as synthetic_faces
@@ -81,6 +81,28 @@ def test_resizing_is_torchs_smoothed_interpolation(side: int, size: int) -> None
     torch.testing.assert_close(matrix @ picture @ matrix.T, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_pixels_are_resized_in_full_precision() -> None:
+    """Under bf16 autocast a product of pixels would be off by whole gray values."""
+    settings = Settings.model_validate({"name": "ensemble", "ages": [-5, 80], "members": MEMBERS})
+    face_B3SS = torch.rand(2, 3, 48, 48) * 255
+    expected = member_input({"face": face_B3SS}, settings.members[0])["face"]
+    with torch.autocast("cpu", torch.bfloat16):
+        resized = member_input({"face": face_B3SS}, settings.members[0])["face"]
+    torch.testing.assert_close(resized, expected)
+
+
+def test_points_move_with_the_pixels() -> None:
+    """A bright pixel's place, in the centre convention of points, halves with the picture."""
+    settings = Settings.model_validate({"name": "ensemble", "ages": [-5, 80], "members": MEMBERS})
+    face_B3SS = torch.zeros(1, 3, 64, 64)
+    face_B3SS[:, :, 20:22, 40:42] = 255  # about the point (40.5, 20.5)
+    points = torch.tensor([[40.5, 20.5]]).expand(1, 5, 2)
+    inputs = member_input({"face": face_B3SS, "points": points}, settings.members[0])
+    place = inputs["face"][0, 0].flatten().argmax()
+    assert inputs["face"].shape[-1] == 32
+    assert inputs["points"][0, 0].tolist() == [float(place % 32), float(place // 32)]
+
+
 def test_an_ensembles_bundle_predicts_like_any_other(tmp_path: Path) -> None:
     settings = ensemble(decode={"method": "median"})
     network = build(settings.model, seed=4, pretrained=False).eval()
@@ -122,7 +144,7 @@ def test_what_is_no_ensemble(change: dict[str, Any], message: str) -> None:
 
 
 def test_views_are_averaged_each_with_its_mirror_image() -> None:
-    """Three views by hand: a zoomed one from the photo's pixels, a larger one with the framing kept."""
+    """Three views by hand: one zoomed in the photo, one larger with the same framing."""
     looks = [{}, {"zoom": 1.2}, {"size": 64}]
     settings = experiment_of(**SMALL, decode={"views": looks})
     settings = settings.model_copy(update={"align": Align(size=50)})
@@ -153,6 +175,6 @@ def test_a_view_too_small_for_the_network_is_refused() -> None:
     values = {"model": SMALL | {"decode": {"views": [{}, {"size": 16}]}}, "loss": {"cross_entropy": {}}}
     settings = Experiment.model_validate(values)
     with pytest.raises(
-        UserError, match=r"^model.decode.views.size=16: model 'baseline' needs faces of at least 32"
+        UserError, match=r"^model.decode.views.1.size=16: model 'baseline' needs faces of at least 32"
     ):
         check_model(settings)

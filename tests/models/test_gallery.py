@@ -1,6 +1,8 @@
-"""Ages by the nearest training faces: against naive loops, whatever the pieces, ties, own subjects, too few faces, and gender.
+"""Ages by the nearest training faces: against naive loops, whatever the pieces, ties, own subjects,
+too few faces, and gender.
 
-Shape letters: B faces asked about, N faces of the gallery, M neighbours, D size of the embedding, K age bins.
+Shape letters: B faces asked about, N faces of the gallery, M neighbours, D size of the embedding, K
+age bins.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ CPU = torch.device("cpu")
 
 
 def drawn(count: int, size: int = 5, seed: int = 0, levels: int = 0, subjects: int = 0) -> Gallery:
-    """A random gallery; `levels` puts embeddings on a grid so coarse that distances tie, and exact in every precision."""
+    """A random gallery; `levels` puts embeddings on a grid so coarse that distances tie, and exact
+    in every precision.
+    """
     rng = np.random.default_rng(seed)
     values = rng.integers(0, levels, (count, size)) if levels else rng.normal(0, 3, (count, size))
     return Gallery(
@@ -63,7 +67,7 @@ def naive(
     gender: bool = False,
 ) -> list[int]:
     """Sorts all distances, taken in float64 one number at a time."""
-    found = []
+    pairs = []
     for place in range(len(gallery)):
         if exclude and subject > 0 and int(gallery.subject[place]) == subject:
             continue
@@ -73,26 +77,26 @@ def naive(
             abs(float(one) - float(other))
             for one, other in zip(query, gallery.embedding[place].tolist(), strict=True)
         )
-        found.append((distance, place))
-    return [place for _, place in sorted(found)[:count]]
+        pairs.append((distance, place))
+    return [place for _, place in sorted(pairs)[:count]]
 
 
-def indices(found: Neighbours) -> list[list[int]]:
-    return [row[there].tolist() for row, there in zip(found.index, found.present, strict=True)]
+def indices(neighbours: Neighbours) -> list[list[int]]:
+    return [row[present].tolist() for row, present in zip(neighbours.index, neighbours.present, strict=True)]
 
 
-# --- neighbours -----------------------------------------------------------------------------------------------------
+# --- neighbours -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [0, 3])
 @pytest.mark.parametrize("gender", [False, True])
 def test_neighbours_equal_a_naive_loop(levels: int, gender: bool) -> None:
     gallery, query = drawn(120, levels=levels), queries(9, levels=levels)
-    found = gallery.nearest(query, 7, gender=gender)
-    assert indices(found) == [naive(gallery, row, 7, gender=gender) for row in query.tolist()]
-    expected = (query.double()[:, None] - gallery.embedding.double()[found.index]).abs().sum(-1)
-    torch.testing.assert_close(found.distance.double(), expected, rtol=1e-5, atol=1e-5)
-    assert bool((found.distance.diff(dim=-1) >= 0).all())
+    neighbours = gallery.nearest(query, 7, gender=gender)
+    assert indices(neighbours) == [naive(gallery, row, 7, gender=gender) for row in query.tolist()]
+    expected = (query.double()[:, None] - gallery.embedding.double()[neighbours.index]).abs().sum(-1)
+    torch.testing.assert_close(neighbours.distance.double(), expected, rtol=1e-5, atol=1e-5)
+    assert bool((neighbours.distance.diff(dim=-1) >= 0).all())
 
 
 def test_the_distance_is_l1_and_not_euclidean() -> None:
@@ -100,14 +104,16 @@ def test_the_distance_is_l1_and_not_euclidean() -> None:
     gallery = Gallery(
         embedding, torch.tensor([1.0, 2]), torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.int64)
     )
-    found = gallery.nearest(torch.zeros(1, 4), 1)
-    assert (found.index.item(), found.distance.item()) == (1, 7)
+    neighbours = gallery.nearest(torch.zeros(1, 4), 1)
+    assert (neighbours.index.item(), neighbours.distance.item()) == (1, 7)
 
 
 @pytest.mark.parametrize("pairs", [1, 7, 40, 41, 1000])
 @pytest.mark.parametrize("exclude", [False, True])
 def test_pieces_do_not_change_the_result(pairs: int, exclude: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From one gallery face at a time to all at once; with pieces shorter than M; ties across their borders."""
+    """From one gallery face at a time to all at once; with pieces shorter than M; ties across their
+    borders.
+    """
     gallery, query = drawn(40, levels=2, subjects=5), queries(1, levels=2).expand(6, 5)
     subject = torch.arange(6)
     whole = gallery.nearest(query, 11, subject, exclude)
@@ -133,11 +139,13 @@ def test_of_equally_near_faces_the_earlier_ones_are_taken(
 ) -> None:
     gallery, query = drawn(count, 2, seed, levels, subjects=3), queries(4, 2, seed, levels)
     subject = torch.arange(4)
-    found = gallery.nearest(query, most, subject, exclude)
-    assert indices(found) == [naive(gallery, row, most, k, exclude) for k, row in enumerate(query.tolist())]
+    neighbours = gallery.nearest(query, most, subject, exclude)
+    assert indices(neighbours) == [
+        naive(gallery, row, most, k, exclude) for k, row in enumerate(query.tolist())
+    ]
     for k, row in enumerate(query.tolist()):
         nearest = naive(gallery, row, most, exclude=False)
-        assert int(found.own[k]) == sum(k > 0 and int(gallery.subject[place]) == k for place in nearest)
+        assert int(neighbours.own[k]) == sum(k > 0 and int(gallery.subject[place]) == k for place in nearest)
 
 
 def test_the_batch_does_not_change_a_faces_neighbours() -> None:
@@ -161,12 +169,13 @@ def test_wide_embeddings_beyond_float16_keep_their_precision() -> None:
 def test_another_networks_gallery_is_told() -> None:
     with pytest.raises(
         UserError,
-        match=r"^the gallery's embedding has 5 numbers a face and the network gives 4; copy both from one bundle$",
+        match=r"^the gallery's embedding has 5 numbers a face and the network gives 4; "
+        r"copy both from one bundle$",
     ):
         drawn(3).nearest(torch.zeros(1, 4), 1)
 
 
-# --- own subjects and too few faces -----------------------------------------------------------------------------------
+# --- own subjects and too few faces ---------------------------------------------------------------
 
 
 def test_the_own_subject_is_left_out_and_counted() -> None:
@@ -185,25 +194,25 @@ def test_the_own_subject_is_left_out_and_counted() -> None:
 
 def test_fewer_faces_than_wanted_are_averaged_as_they_are() -> None:
     gallery = drawn(3)
-    found = gallery.nearest(queries(2), 20)
-    assert found.present.sum(-1).tolist() == [3, 3]
-    shares = gallery.posterior(found, BINS)
+    neighbours = gallery.nearest(queries(2), 20)
+    assert neighbours.present.sum(-1).tolist() == [3, 3]
+    shares = gallery.posterior(neighbours, BINS)
     assert (shares @ BINS).tolist() == pytest.approx([float(gallery.age.mean())] * 2, abs=1e-3)
-    assert gallery.female(found).tolist() == pytest.approx([float(gallery.gender.float().mean())] * 2)
+    assert gallery.female(neighbours).tolist() == pytest.approx([float(gallery.gender.float().mean())] * 2)
 
 
 def test_a_face_without_neighbours_is_any_age_and_either_gender() -> None:
     gallery = drawn(4, subjects=1)
     gallery.subject.fill_(1)
-    found = gallery.nearest(queries(2), 3, torch.tensor([1, 0]))
-    assert found.present.sum(-1).tolist() == [0, 3]
-    assert found.own.tolist() == [3, 0]
-    shares = gallery.posterior(found, BINS)
+    neighbours = gallery.nearest(queries(2), 3, torch.tensor([1, 0]))
+    assert neighbours.present.sum(-1).tolist() == [0, 3]
+    assert neighbours.own.tolist() == [3, 0]
+    shares = gallery.posterior(neighbours, BINS)
     torch.testing.assert_close(shares[0], torch.full((101,), 1 / 101))
-    assert float(gallery.female(found)[0]) == 0.5
+    assert float(gallery.female(neighbours)[0]) == 0.5
 
 
-# --- posterior ------------------------------------------------------------------------------------------------------
+# --- posterior ------------------------------------------------------------------------------------
 
 
 def near(ages: list[float]) -> tuple[Gallery, Neighbours]:
@@ -216,8 +225,8 @@ def near(ages: list[float]) -> tuple[Gallery, Neighbours]:
 @given(ages=st.lists(st.floats(0, 100, width=32), min_size=1, max_size=30))
 @settings(max_examples=100, deadline=None)
 def test_the_expectation_is_the_neighbours_mean_age(ages: list[float]) -> None:
-    gallery, found = near(ages)
-    shares = gallery.posterior(found, BINS)
+    gallery, neighbours = near(ages)
+    shares = gallery.posterior(neighbours, BINS)
     assert float(shares.sum()) == pytest.approx(1, abs=1e-5)
     assert bool((shares >= 0).all())
     assert float(shares @ BINS) == pytest.approx(np.mean(ages), abs=2e-4)
@@ -225,8 +234,8 @@ def test_the_expectation_is_the_neighbours_mean_age(ages: list[float]) -> None:
 
 def test_the_posterior_equals_a_naive_loop() -> None:
     gallery, query = drawn(60), queries(5)
-    found = gallery.nearest(query, 6)
-    for row, shares in zip(query.tolist(), gallery.posterior(found, BINS).tolist(), strict=True):
+    neighbours = gallery.nearest(query, 6)
+    for row, shares in zip(query.tolist(), gallery.posterior(neighbours, BINS).tolist(), strict=True):
         expected = [0.0] * 101
         for place in naive(gallery, row, 6):
             age = float(gallery.age[place])
@@ -236,8 +245,10 @@ def test_the_posterior_equals_a_naive_loop() -> None:
 
 
 def test_whole_ages_are_a_plain_histogram() -> None:
-    gallery, found = near([20, 20, 21, 60])
-    assert {int(k): float(share) for k, share in enumerate(gallery.posterior(found, BINS)[0]) if share} == {
+    gallery, neighbours = near([20, 20, 21, 60])
+    assert {
+        int(k): float(share) for k, share in enumerate(gallery.posterior(neighbours, BINS)[0]) if share
+    } == {
         20: 0.5,
         21: 0.25,
         60: 0.25,
@@ -245,19 +256,21 @@ def test_whole_ages_are_a_plain_histogram() -> None:
 
 
 def test_ages_beyond_the_bins_count_in_the_outermost() -> None:
-    gallery, found = near([-3, 104.5, 50, 50])
-    shares = gallery.posterior(found, BINS)[0]
+    gallery, neighbours = near([-3, 104.5, 50, 50])
+    shares = gallery.posterior(neighbours, BINS)[0]
     assert (float(shares[0]), float(shares[100]), float(shares[50])) == (0.25, 0.25, 0.5)
     wide = torch.arange(-15.0, 121)
-    assert float(gallery.posterior(found, wide) @ wide) == pytest.approx((-3 + 104.5 + 100) / 4, abs=1e-4)
+    assert float(gallery.posterior(neighbours, wide) @ wide) == pytest.approx(
+        (-3 + 104.5 + 100) / 4, abs=1e-4
+    )
 
 
 def test_women_among_the_neighbours() -> None:
     gallery = drawn(6)
     gallery.gender.copy_(torch.tensor([1, -1, 0, 1, 1, -1]))
-    found = gallery.nearest(queries(3), 6, gender=True)
-    assert found.present.sum(-1).tolist() == [4, 4, 4]
-    assert gallery.female(found).tolist() == [0.75] * 3
+    neighbours = gallery.nearest(queries(3), 6, gender=True)
+    assert neighbours.present.sum(-1).tolist() == [4, 4, 4]
+    assert gallery.female(neighbours).tolist() == [0.75] * 3
 
 
 def test_gender_by_its_own_embedding_where_there_is_one() -> None:
@@ -270,7 +283,7 @@ def test_gender_by_its_own_embedding_where_there_is_one() -> None:
     assert ignorant.gender_by is None
 
 
-# --- made of batches ------------------------------------------------------------------------------------------------
+# --- made of batches ------------------------------------------------------------------------------
 
 
 def test_a_gallery_of_batches_keeps_their_order_and_types() -> None:
@@ -323,7 +336,7 @@ def test_tensors_that_are_no_gallery(change: dict[str, Any], message: str) -> No
         Gallery.from_tensors(tensors)
 
 
-# --- decoding, validation and training with one -----------------------------------------------------------------------
+# --- decoding, validation and training with one ---------------------------------------------------
 
 
 def columns_of(count: int, seed: int = 0) -> Columns:
@@ -384,16 +397,16 @@ def embedded(network: torch.nn.Module, faces: Columns, name: str = "embedding") 
 
 def test_validation_with_a_gallery_equals_neighbours_by_hand(faces: Columns) -> None:
     state = new_state(experiment(), CPU)
-    made = build_gallery(state, batches(faces, 5))
-    assert made is not None
-    assert len(made) == 18
-    assert made.age.tolist() == faces["age"].tolist()
-    assert made.gender_embedding is not None
-    assert made.gender_embedding.shape == (18, 10)
-    true, predicted = validate(state, batches(faces, 7), made)
+    gallery = build_gallery(state, batches(faces, 5))
+    assert gallery is not None
+    assert len(gallery) == 18
+    assert gallery.age.tolist() == faces["age"].tolist()
+    assert gallery.gender_embedding is not None
+    assert gallery.gender_embedding.shape == (18, 10)
+    true, predicted = validate(state, batches(faces, 7), gallery)
     assert true.tolist() == faces["age"].tolist()
     for k, query in enumerate(embedded(state.network, faces)):
-        expected = faces["age"][naive(made, query, 4, int(faces["subject"][k]))].mean()
+        expected = faces["age"][naive(gallery, query, 4, int(faces["subject"][k]))].mean()
         assert predicted[k] == pytest.approx(expected, abs=0.02)
     assert float(predicted.std()) > 1
 
@@ -419,15 +432,17 @@ def test_a_gallery_of_the_first_faces_reads_no_further(
             yield batch
 
     state = new_state(experiment(), CPU)
-    made = build_gallery(state, stream(), most)
-    assert made is not None
-    assert made.age.tolist() == faces["age"][:expected].tolist()
+    gallery = build_gallery(state, stream(), most)
+    assert gallery is not None
+    assert gallery.age.tolist() == faces["age"][:expected].tolist()
     assert sum(read) - read[-1] < expected <= sum(read)
     assert build_gallery(state, []) is None
 
 
 def test_a_gallery_and_its_validation_change_nothing_in_the_run(faces: Columns) -> None:
-    """Weights, batch statistics, the optimiser and all random states: an interrupted run could not tell."""
+    """Weights, batch statistics, the optimiser and all random states: an interrupted run could not
+    tell.
+    """
     states = []
     for judged in (True, False):
         state = new_state(experiment(), CPU)
@@ -445,7 +460,7 @@ def test_a_gallery_and_its_validation_change_nothing_in_the_run(faces: Columns) 
 
 def test_embeddings_that_are_not_finite_stop_the_run(faces: Columns) -> None:
     state = new_state(experiment(), CPU)
-    made = build_gallery(state, batches(faces, 9))
+    gallery = build_gallery(state, batches(faces, 9))
     with torch.no_grad():
         state.network.get_parameter("embedding.bias")[0] = float("nan")
     with pytest.raises(
@@ -453,11 +468,13 @@ def test_embeddings_that_are_not_finite_stop_the_run(faces: Columns) -> None:
     ):
         build_gallery(state, batches(faces, 9))
     with pytest.raises(FloatingPointError, match=r"^step 0: predicted ages are not finite"):
-        validate(state, batches(faces, 9), made)
+        validate(state, batches(faces, 9), gallery)
 
 
-class Told(torch.nn.Module):
-    """Answers with the face's mean over its left half, and, for gender, over its whole; classifies too."""
+class StubNetwork(torch.nn.Module):
+    """Answers with the face's mean over its left half, and, for gender, over its whole; classifies
+    too.
+    """
 
     def __init__(self, *outputs: str) -> None:
         super().__init__()
@@ -465,15 +482,15 @@ class Told(torch.nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         face = batch["face"]
-        told = {
+        outputs = {
             "embedding": face[..., : face.shape[-1] // 2].mean((1, 2, 3))[:, None],
             "gender_embedding": face.mean((1, 2, 3))[:, None],
             "logits": torch.zeros(len(face), 101),
         }
-        return {name: told[name] for name in self.outputs}
+        return {name: outputs[name] for name in self.outputs}
 
 
-def said(
+def predictions_of(
     network: torch.nn.Module, faces: Columns, gallery: Gallery, decoding: dict[str, Any], subject: bool = True
 ) -> Prediction:
     model = {"name": "baseline", "decode": {"method": "gallery", "gallery": {"neighbours": 4}, **decoding}}
@@ -485,54 +502,56 @@ def said(
     return predict(network, {**batch, "canvas": batch["canvas"].permute(0, 3, 1, 2)}, config, False, gallery)
 
 
-def told_gallery(network: torch.nn.Module, faces: Columns) -> Gallery:
+def built_gallery(network: torch.nn.Module, faces: Columns) -> Gallery:
     state = new_state(experiment(), CPU)
     state.network = network  # type: ignore[assignment]
-    made = build_gallery(state, batches(faces, 9))
-    assert made is not None
-    return made
+    gallery = build_gallery(state, batches(faces, 9))
+    assert gallery is not None
+    return gallery
 
 
 def test_a_model_with_a_classifier_can_decode_by_its_gallery(faces: Columns) -> None:
-    network = Told("logits", "embedding")
-    made = told_gallery(network, faces)
-    found = said(network, faces, made, {"flip": False})
-    ages = decode(found.posterior, experiment().model)
+    network = StubNetwork("logits", "embedding")
+    gallery = built_gallery(network, faces)
+    prediction = predictions_of(network, faces, gallery, {"flip": False})
+    ages = decode(prediction.posterior, experiment().model)
     queried = zip(embedded(network, faces), faces["subject"].tolist(), strict=True)
-    expected = [faces["age"][naive(made, query, 4, subject)].mean() for query, subject in queried]
+    expected = [faces["age"][naive(gallery, query, 4, subject)].mean() for query, subject in queried]
     assert ages.tolist() == pytest.approx(expected, abs=0.02)
-    assert found.neighbours is not None
-    assert found.neighbours.tolist() == [4] * 18
-    assert found.own is not None
-    assert bool((found.own >= 1).all())  # itself at least
+    assert prediction.neighbours is not None
+    assert prediction.neighbours.tolist() == [4] * 18
+    assert prediction.own is not None
+    assert bool((prediction.own >= 1).all())  # itself at least
 
 
 def test_gender_is_told_by_the_embedding_there_is(faces: Columns) -> None:
-    one, two = Told("embedding"), Told("embedding", "gender_embedding")
+    one, two = StubNetwork("embedding"), StubNetwork("embedding", "gender_embedding")
     for network, by in ((one, "embedding"), (two, "gender_embedding")):
-        made = told_gallery(network, faces)
-        found = said(network, faces, made, {"flip": False})
-        bank = Gallery(getattr(made, by), made.age, made.gender, made.subject)
+        gallery = built_gallery(network, faces)
+        prediction = predictions_of(network, faces, gallery, {"flip": False})
+        bank = Gallery(getattr(gallery, by), gallery.age, gallery.gender, gallery.subject)
         queried = zip(embedded(network, faces, by), faces["subject"].tolist(), strict=True)
         expected = [
-            float(made.gender[naive(bank, query, 4, subject)].float().mean()) for query, subject in queried
+            float(gallery.gender[naive(bank, query, 4, subject)].float().mean()) for query, subject in queried
         ]
-        assert found.female is not None
-        assert found.female.tolist() == pytest.approx(expected)
-    unknown = Gallery(**{**made.tensors(), "gender": torch.full((18,), -1, dtype=torch.int8)})
-    assert said(two, faces, unknown, {"flip": False}).female is None
+        assert prediction.female is not None
+        assert prediction.female.tolist() == pytest.approx(expected)
+    unknown = Gallery(**{**gallery.tensors(), "gender": torch.full((18,), -1, dtype=torch.int8)})
+    assert predictions_of(two, faces, unknown, {"flip": False}).female is None
 
 
 def test_flip_averaging_is_the_mean_over_face_and_mirror_image(faces: Columns) -> None:
-    network = Told("embedding")
-    made = told_gallery(network, faces)
-    plain, both = (said(network, faces, made, {"flip": flip}, subject=False) for flip in (False, True))
+    network = StubNetwork("embedding")
+    gallery = built_gallery(network, faces)
+    plain, both = (
+        predictions_of(network, faces, gallery, {"flip": flip}, subject=False) for flip in (False, True)
+    )
 
-    class Mirrored(Told):
+    class Mirrored(StubNetwork):
         def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
             return super().forward({"face": batch["face"].flip(-1)})
 
-    mirrored = said(Mirrored("embedding"), faces, made, {"flip": False}, subject=False)
+    mirrored = predictions_of(Mirrored("embedding"), faces, gallery, {"flip": False}, subject=False)
     torch.testing.assert_close(both.posterior, (plain.posterior + mirrored.posterior) / 2)
     assert not torch.equal(plain.posterior, mirrored.posterior)
     assert both.female is not None
@@ -542,8 +561,8 @@ def test_flip_averaging_is_the_mean_over_face_and_mirror_image(faces: Columns) -
 
 
 def test_a_face_that_is_not_a_number_has_no_age(faces: Columns) -> None:
-    made = told_gallery(Told("embedding"), faces)
+    gallery = built_gallery(StubNetwork("embedding"), faces)
     spoilt = {**faces, "points": faces["points"].copy()}
     spoilt["points"][3] = np.nan
-    found = said(Told("embedding"), spoilt, made, {"flip": False}).posterior
-    assert [k for k in range(18) if not bool(torch.isfinite(found[k]).all())] == [3]
+    posterior = predictions_of(StubNetwork("embedding"), spoilt, gallery, {"flip": False}).posterior
+    assert [k for k in range(18) if not bool(torch.isfinite(posterior[k]).all())] == [3]

@@ -1,4 +1,6 @@
-"""Networks: against independent forward passes, published counts and files; starting points and what is refused."""
+"""Networks: against independent forward passes, published counts and files; starting points and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ MODELS: list[Model] = [Baseline(), ClusterCnn(name="cluster_cnn", head="plain"),
 INCEPTIONS = ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b")
 
 
-def made(name: str, **changes: Any) -> Model:
+def small_config(name: str, **changes: Any) -> Model:
     return (
         Baseline(**changes) if name == "baseline" else ClusterCnn(name="cluster_cnn", head="plain", **changes)
     )
@@ -41,7 +43,7 @@ def rgb_faces(count: int, side: int, seed: int = 0) -> Tensor:
     return F.interpolate(coarse, (side, side), mode="bilinear")
 
 
-# --- response normalisation -----------------------------------------------------------------------------------------
+# --- response normalisation -----------------------------------------------------------------------
 
 
 def torch_norm(x: Tensor, alpha: float = 1e-4) -> Tensor:
@@ -71,7 +73,7 @@ def test_response_norm_gradient_equals_autograd(channels: int) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-# --- GoogLeNet ------------------------------------------------------------------------------------------------------
+# --- GoogLeNet ------------------------------------------------------------------------------------
 
 
 def caffe_googlenet(weights: dict[str, Tensor], rgb: Tensor) -> Tensor:
@@ -98,7 +100,9 @@ def caffe_googlenet(weights: dict[str, Tensor], rgb: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the form in which BVLC's are published: Caffe's names, BGR, float16, with the 1000-way classifier."""
+    """Random weights in the form in which BVLC's are published: Caffe's names, BGR, float16, with
+    the 1000-way classifier.
+    """
     network = GoogLeNet()
     for parameter in network.parameters():
         if parameter.ndim == 1:
@@ -153,7 +157,9 @@ def bvlc() -> Path:
 
 
 def test_first_layer_of_bvlc_weights_by_hand(bvlc: Path) -> None:
-    """One response of conv1, all_reduce_sum pixel by pixel from the file's BGR kernel over the BGR picture."""
+    """One response of conv1, summed pixel by pixel from the file's BGR kernel over the BGR
+    picture.
+    """
     faces, seen = rgb_faces(1, 64), list[Tensor]()
     backbone = googlenet(bvlc)
     backbone.layers["conv1_7x7_s2"].register_forward_hook(lambda _layer, _inputs, output: seen.append(output))
@@ -178,7 +184,7 @@ def test_bvlc_weights_compute_what_caffe_computes(bvlc: Path) -> None:
     )
 
 
-# --- ResNet-18 ------------------------------------------------------------------------------------------------------
+# --- ResNet-18 ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -215,14 +221,14 @@ def test_imagenet_is_torchvisions_file(
             assert torch.equal(ours[f"backbone.network.{name}"], tensor)
 
 
-# --- the whole network ----------------------------------------------------------------------------------------------
+# --- the whole network ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "features"), [("baseline", 512), ("cluster_cnn", 1024)])
 @pytest.mark.parametrize(("ages", "bins"), [((0, 100), 101), ((-15, 120), 136)])
 @torch.inference_mode()
 def test_shapes_of_the_named_tensors(name: str, features: int, ages: tuple[int, int], bins: int) -> None:
-    network = build(made(name, ages=ages)).eval()
+    network = build(small_config(name, ages=ages)).eval()
     outputs = network({"face": rgb_faces(3, 64), "points": torch.zeros(3, 5, 2)})
     assert {key: tuple(tensor.shape) for key, tensor in outputs.items()} == {
         "logits": (3, bins),
@@ -263,7 +269,7 @@ def test_dropout_acts_in_training_alone() -> None:
     assert torch.equal(network(faces)["logits"], network(faces)["logits"])
 
 
-# --- binary questions -----------------------------------------------------------------------------------------------
+# --- binary questions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classifier", ["or_cnn", "coral"])
@@ -319,12 +325,12 @@ def test_coral_starts_from_an_even_posterior_and_has_one_weight_for_all(ages: tu
     assert bool((head(x).diff(dim=-1) < 0).all())  # rank consistent: the answers fall
 
 
-# --- starting points ------------------------------------------------------------------------------------------------
+# --- starting points ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", MODELS, ids=lambda config: config.name)
 def test_weights_of_our_own_model_load_whole(config: Model, tmp_path: Path) -> None:
-    """As a bundle stores them: matrices in float16, vectors in float32, the classifier with them."""
+    """As a bundle stores them: matrices in float16, vectors in float32, with the classifier."""
     state = build(config, seed=3).state_dict()
     stored = {
         name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous() for name, tensor in state.items()
@@ -365,7 +371,7 @@ def test_weights_that_are_none_are_refused_with_key_value_and_remedy(
     if isinstance(content, bytes):
         file.write_bytes(content)
     elif content == "other ages":
-        other = build(made(name, ages=(0, 50))).state_dict()
+        other = build(small_config(name, ages=(0, 50))).state_dict()
         save_file({key: tensor.contiguous() for key, tensor in other.items()}, file)
     elif content is not None:
         whole = load_file(
@@ -373,10 +379,10 @@ def test_weights_that_are_none_are_refused_with_key_value_and_remedy(
             if content == "googlenet" or (content == "half" and name == "cluster_cnn")
             else resnet_file
         )
-        kept = list(whole)[: len(whole) // 2] if content == "half" else list(whole)
-        save_file({key: whole[key] for key in kept}, file)
+        keys = list(whole)[: len(whole) // 2] if content == "half" else list(whole)
+        save_file({key: whole[key] for key in keys}, file)
     with pytest.raises(UserError) as caught:
-        build(made(name, weights=str(file)))
+        build(small_config(name, weights=str(file)))
     assert re.match(rf"model\.weights[=:] ?{re.escape(str(file))}: .*; \w+", str(caught.value))
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,6 @@
-"""Region pooling: against a naive implementation in float64, on faces whose points are known, and with points that are none."""
+"""Region pooling: against a naive implementation in float64, on faces whose points are known, and
+with points that are none.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def picture(seed: int, pose: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def some_points(count: int, seed: int = 0, spread: float = 0.05) -> Tensor:
-    """Frontal faces turned, scaled, moved and distorted a little, normalised: (count, 5, 2), float64."""
+    """Frontal faces turned, scaled, moved and distorted a little, normalised: (count, 5, 2),
+    float64.
+    """
     rng = np.random.default_rng(seed)
     angle, zoom = rng.uniform(-0.6, 0.6, count), rng.uniform(0.5, 1.2, count)
     turn = (
@@ -50,7 +54,7 @@ def some_points(count: int, seed: int = 0, spread: float = 0.05) -> Tensor:
     return torch.from_numpy(points + rng.normal(0, spread, points.shape))
 
 
-# --- against naive implementations ----------------------------------------------------------------------------------
+# --- against naive implementations ----------------------------------------------------------------
 
 
 def naive_affine(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -62,7 +66,7 @@ def naive_affine(source: NDArray[np.float64], target: NDArray[np.float64]) -> ND
 def naive_sample(
     features: NDArray[np.float64], matrix: NDArray[np.float64], size: int
 ) -> NDArray[np.float64]:
-    """Bilinear sampling cell by cell, the outermost cells repeated beyond the map: (C, size, size)."""
+    """Bilinear sampling of each cell; outermost cells repeat outside the map: (C, size, size)."""
     channels, height, width = features.shape
     out = np.zeros((channels, size, size))
     for row in range(size):
@@ -78,11 +82,11 @@ def naive_sample(
 
 
 def test_the_affine_map_is_that_of_numpys_solver() -> None:
-    source, wanted = some_points(40), targets(NAMES).double()
-    ours = affine(source[:, None], wanted)
+    source, target_points = some_points(40), targets(NAMES).double()
+    ours = affine(source[:, None], target_points)
     assert ours.shape == (40, 5, 2, 3)
     for face, points in enumerate(source.numpy()):
-        for region, target in enumerate(wanted.numpy()):
+        for region, target in enumerate(target_points.numpy()):
             np.testing.assert_allclose(ours[face, region], naive_affine(points, target), rtol=1e-9, atol=1e-9)
 
 
@@ -135,7 +139,7 @@ def test_upright_squares_equal_naive_ones() -> None:
             )
 
 
-# --- templates ------------------------------------------------------------------------------------------------------
+# --- templates ------------------------------------------------------------------------------------
 
 
 def test_the_template_and_the_central_regions_are_symmetric() -> None:
@@ -155,7 +159,7 @@ def test_regions_show_what_their_names_say() -> None:
     assert bool((at["G-3"].abs() < 1).all())
 
 
-# --- the paper's argument -------------------------------------------------------------------------------------------
+# --- the paper's argument -------------------------------------------------------------------------
 
 
 def likeness(first: Tensor, second: Tensor) -> float:
@@ -179,7 +183,9 @@ def test_a_turned_and_shifted_face_has_the_same_aligned_regions_but_not_the_same
 
 @torch.inference_mode()
 def test_aligned_features_of_the_first_block_agree_better_than_squares() -> None:
-    """Random filters see a turned face otherwise, yet regions cut along the turn agree better, each of them."""
+    """Random filters see a turned face otherwise, yet regions cut along the turn agree better, each
+    of them.
+    """
     torch.manual_seed(0)
     trunk = Trunk(32).eval()
     like: dict[str, list[float]] = {}
@@ -195,7 +201,9 @@ def test_aligned_features_of_the_first_block_agree_better_than_squares() -> None
 
 @pytest.mark.parametrize("pooling", ["arp", "roi"])
 def test_only_alignment_follows_an_affine_change_of_the_face(pooling: str) -> None:
-    """If points p go to T p, an aligned region's map goes to T after it: exactly, whatever the five points."""
+    """If points p go to T p, an aligned region's map goes to T after it: exactly, whatever the five
+    points.
+    """
     change = torch.tensor([[1.1, -0.3, 0.1], [0.2, 0.8, -0.05]], dtype=torch.float64)
     points = some_points(20, seed=5)
     pool = RegionPooling(NAMES, pooling).double()
@@ -215,13 +223,14 @@ def test_the_mirror_image_gives_mirrored_regions_and_the_other_eye(pooling: str)
     for name in ("G-2", "G-3", "L-2", "L-3"):
         torch.testing.assert_close(mirrored[name].flip(-1), direct[name], atol=1e-3, rtol=0)
     assert likeness(mirrored["L-1"].flip(-1), direct["L-1"]) < 0.5
-    # what the left eye's region shows of the mirror image lies, in the picture itself, about the right eye
+    # what the left eye's region shows of the mirror image lies, in the picture itself, about the
+    # right eye
     pool.targets[2, :, 0] -= 2 * template()[1, 0] / 0.5
     pool.anchors[2] = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0])
     torch.testing.assert_close(mirrored["L-1"].flip(-1), pool(face, points, 40)["L-1"], atol=1e-3, rtol=0)
 
 
-# --- points that are none -------------------------------------------------------------------------------------------
+# --- points that are none -------------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
 TEMPLATE = template()
@@ -255,9 +264,10 @@ def test_points_that_are_none_give_way_to_the_templates(points: Tensor) -> None:
 
 @pytest.mark.parametrize("points", FLAT.values(), ids=FLAT.keys())
 def test_points_that_fix_no_affine_map_take_the_similarity(points: Tensor) -> None:
-    wanted = targets(NAMES)
+    target_points = targets(NAMES)
     torch.testing.assert_close(
-        affine(points[None, None], wanted), geometry.similarity(points.expand(1, 5, 5, 2), wanted)
+        affine(points[None, None], target_points),
+        geometry.similarity(points.expand(1, 5, 5, 2), target_points),
     )
     near = template() * torch.tensor([0.3, 1.0])  # a three-quarter view is still an affine one
     torch.testing.assert_close(affine(near[None], template())[0, 0, 0], torch.tensor(1 / 0.3))
@@ -275,17 +285,19 @@ def test_no_points_give_a_region_that_is_not_finite(points: Tensor, pooling: str
 def test_a_face_without_points_is_cut_where_alignment_would_have_put_it() -> None:
     features = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     pool = RegionPooling(NAMES)
-    known, unknown = (
+    expected, regions = (
         pool(features, geometry.template(32)[None], 9),
         pool(features, torch.full((1, 5, 2), NAN), 9),
     )
     for name in NAMES:
-        torch.testing.assert_close(unknown[name], known[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(regions[name], expected[name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("pooling", ["arp", "roi"])
 def test_a_map_of_every_fourth_pixel_is_cut_where_the_picture_is(pooling: str) -> None:
-    """A picture of a slope, and its every fourth pixel, the first one first: the same values at the same places."""
+    """A picture of a slope, and its every fourth pixel, the first one first: the same values at the
+    same places.
+    """
     down, across = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
     slope = (2 * down + across)[None, None]
     for points in (0.6 * geometry.template(64)[None] + 14, torch.full((1, 5, 2), NAN)):
@@ -295,7 +307,7 @@ def test_a_map_of_every_fourth_pixel_is_cut_where_the_picture_is(pooling: str) -
             torch.testing.assert_close(coarse[name], region, atol=1e-3, rtol=0)
 
 
-# --- sampling -------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 def test_the_identity_gives_the_map_itself() -> None:
@@ -326,7 +338,7 @@ def test_gradient_goes_to_the_features_and_not_to_the_points() -> None:
 
 @pytest.mark.parametrize("pooling", ["arp", "roi"])
 def test_places_keep_their_precision_under_bf16(pooling: str) -> None:
-    """A place of a 64-cell map has an error of up to a quarter cell in bf16; the regions show none."""
+    """A position in a 64-cell map is off by up to a quarter cell in bf16; the regions are not."""
     face, points = picture(2, TURNED)
     pool, exact = RegionPooling(NAMES, pooling), RegionPooling(NAMES, pooling)(face, points, 40)
     with torch.autocast("cpu", torch.bfloat16):

@@ -1,4 +1,6 @@
-"""The neighborhood paper's network: against a functional forward pass, counts by derivation, sizes of Table 1, and that it trains."""
+"""The neighborhood paper's network: against a functional forward pass, counts by derivation, sizes
+of Table 1, and that it trains.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def settled(depth: int, width: float, side: int = 48) -> ResidualBackbone:
     return backbone.eval()
 
 
-# --- what it computes -----------------------------------------------------------------------------------------------
+# --- what it computes -----------------------------------------------------------------------------
 
 
 def by_hand(state: dict[str, Tensor], depth: int, rgb: Tensor) -> Tensor:
@@ -125,8 +127,8 @@ def test_width_multiplies_every_channel_count() -> None:
         full, half = ResidualBackbone(18).state_dict(), ResidualBackbone(18, 0.5).state_dict()
     assert full.keys() == half.keys()
     for name, tensor in full.items():
-        wanted = [side // 2 if side >= 64 else side for side in tensor.shape]
-        assert list(half[name].shape) == wanted, name
+        shape = [side // 2 if side >= 64 else side for side in tensor.shape]
+        assert list(half[name].shape) == shape, name
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_convolutions_start_by_he_et_al() -> None:
             assert abs(float(parameter.mean())) < 0.1 * math.sqrt(2 / fan_in), name
 
 
-# --- the whole network ----------------------------------------------------------------------------------------------
+# --- the whole network ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("side", [32, 33, 50, 64])
@@ -234,7 +236,7 @@ def test_it_learns_four_faces_in_bf16_and_channels_last() -> None:
         assert float((torch.softmax(logits.float(), -1) @ years - age).abs().mean()) < 5
 
 
-# --- starting points ------------------------------------------------------------------------------------------------
+# --- starting points ------------------------------------------------------------------------------
 
 
 def test_a_body_of_its_own_is_a_starting_point(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def settings(**changes: Any) -> Config:
     return Config.model_validate({"name": "siamese", "backbone": "resnet18", **changes})
 
 
-def made(**changes: Any) -> Siamese:
+def small_network(**changes: Any) -> Siamese:
     network = build(settings(**changes), seed=0)
     assert isinstance(network, Siamese)
     return network
@@ -33,12 +33,12 @@ def faces(count: int = 6) -> dict[str, Tensor]:
     return {"face": torch.rand(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 255}
 
 
-# --- what it yields -------------------------------------------------------------------------------------------------
+# --- what it yields -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_two_embeddings_in_training_and_in_use(training: bool) -> None:
-    network = made().train(training)
+    network = small_network().train(training)
     outputs = network(faces())
     assert outputs.keys() == network.outputs == {"embedding", "gender_embedding"}
     assert outputs["embedding"].shape == (6, 70)
@@ -46,7 +46,7 @@ def test_two_embeddings_in_training_and_in_use(training: bool) -> None:
 
 
 def test_sizes_are_settings_and_the_gender_task_can_be_left_out() -> None:
-    network = made(age_features=2, gender_features=0)
+    network = small_network(age_features=2, gender_features=0)
     outputs = network(faces())
     assert outputs.keys() == network.outputs == {"embedding"}
     assert outputs["embedding"].shape == (6, 2)
@@ -57,18 +57,18 @@ def test_sizes_are_settings_and_the_gender_task_can_be_left_out() -> None:
 
 
 def test_embeddings_are_linear_in_the_backbones_features_and_raw() -> None:
-    network = made().eval()
+    network = small_network().eval()
     features = network.backbone(faces()["face"])
     with torch.no_grad():
         network.embedding.bias.fill_(3)
-        found = network(faces())["embedding"]
+        embedding = network(faces())["embedding"]
     expected = features.double() @ network.embedding.weight.double().T + 3
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
-    assert float(found.norm(dim=1).std()) > 1e-3  # normalised they would all be 1
+    torch.testing.assert_close(embedding.double(), expected, rtol=1e-4, atol=1e-4)
+    assert float(embedding.norm(dim=1).std()) > 1e-3  # normalised they would all be 1
 
 
 def test_dropout_acts_on_features_in_training_alone() -> None:
-    network = made(dropout=0.5)
+    network = small_network(dropout=0.5)
     network.backbone.eval()
     outputs = [network.train()(faces())["embedding"] for _ in range(2)]
     assert not torch.equal(*outputs)
@@ -77,7 +77,7 @@ def test_dropout_acts_on_features_in_training_alone() -> None:
     assert settings().dropout == 0.5
 
 
-# --- how it starts --------------------------------------------------------------------------------------------------
+# --- how it starts --------------------------------------------------------------------------------
 
 
 class Spread(nn.Module):
@@ -92,9 +92,12 @@ class Spread(nn.Module):
 
 
 def test_first_distances_are_where_both_halves_of_the_loss_pull() -> None:
-    """At x = 42 the two slopes of Eq. 4 are equal; at ten times Q the unlike pairs' slope is 1e-12."""
+    """At x = 42 the two slopes of Eq. 4 are equal.
+
+    At ten times Q the slope of unlike pairs is 1e-12.
+    """
     torch.manual_seed(0)
-    network = made(gender_features=0).train()
+    network = small_network(gender_features=0).train()
     network.backbone, network.embedding = Spread(), _embedding(2048, 70)  # type: ignore[assignment]
     with torch.no_grad():
         outputs = network({"face": torch.zeros(64, 3, SIDE, SIDE)})
@@ -117,7 +120,7 @@ def test_the_seed_fixes_the_start_and_no_bias_moves_it() -> None:
 
 
 def test_head_and_body_share_out_all_parameters() -> None:
-    network = made()
+    network = small_network()
     head, body = (
         {id(p) for p in network.head_parameters()},
         {id(p) for p in network.get_backbone().parameters()},
@@ -128,7 +131,7 @@ def test_head_and_body_share_out_all_parameters() -> None:
 
 
 def test_published_weights_go_into_the_backbone() -> None:
-    donor, network = made(), build(settings(), seed=5)
+    donor, network = small_network(), build(settings(), seed=5)
     before = network.get_parameter("embedding.weight").clone()
     network.load_backbone(
         {name.removeprefix("network."): tensor for name, tensor in donor.backbone.state_dict().items()}
@@ -140,11 +143,11 @@ def test_published_weights_go_into_the_backbone() -> None:
     assert torch.equal(network.get_parameter("embedding.weight"), before)
 
 
-# --- what it computes in --------------------------------------------------------------------------------------------
+# --- what it computes in --------------------------------------------------------------------------
 
 
 def test_under_autocast_the_embedding_layers_stay_in_float32() -> None:
-    network, batch = made().eval(), faces()
+    network, batch = small_network().eval(), faces()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = network.backbone(batch["face"])
         outputs = network(batch)
@@ -155,7 +158,7 @@ def test_under_autocast_the_embedding_layers_stay_in_float32() -> None:
 
 
 def test_a_step_moves_every_layer() -> None:
-    network = made().train()
+    network = small_network().train()
     criterion = Criterion(
         config.load([], ["loss.contrastive={}", "loss.gender_contrastive={}"]).loss,
         network.outputs,
@@ -170,14 +173,15 @@ def test_a_step_moves_every_layer() -> None:
     assert set(still) <= {"embedding.bias", "gender_embedding.bias"}
 
 
-# --- settings -------------------------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def test_ages_come_from_neighbours_and_from_nothing_else() -> None:
     assert settings().decode.method == "gallery"
     with pytest.raises(
         UserError,
-        match=r"decode\.method 'median' needs a classifier, which 'siamese' has not; set decode\.method=gallery",
+        match=r"decode\.method 'median' needs a classifier, which 'siamese' has not; "
+        r"set decode\.method=gallery",
     ):
         config.load([], ["model.name=siamese", "model.decode.method=median"])
 

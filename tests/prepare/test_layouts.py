@@ -1,4 +1,6 @@
-"""Readers of the sets of the field, on tiny folders in the official layouts: what is kept, and that the rest is listed."""
+"""Readers of the sets of the field, on tiny folders in the official layouts: what is kept, and that
+the rest is listed.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,7 @@ def cell(values: Sequence[Any], shape: tuple[int, int]) -> NDArray[Any]:
     return made.reshape(shape)
 
 
-# --- MORPH II -----------------------------------------------------------------------------------------------------------
+# --- MORPH II -------------------------------------------------------------------------------------
 
 MORPH = "id_num,picture_num,dob,doa,race,gender,facial_hair,age,age_diff,glasses,photo"
 
@@ -167,13 +169,15 @@ def test_morph_names_alone(tmp_path: Path) -> None:
         read(touch(tmp_path / "other", "x.jpg"), "morph")
 
 
-# --- CACD ---------------------------------------------------------------------------------------------------------------
+# --- CACD -----------------------------------------------------------------------------------------
 
 ZOE = "23_Zoë_Saldana_0003.jpg"
 
 
 def cacd_set(folder: Path) -> Path:
-    """Three celebrities in the shapes of `celebrity2000_meta.mat`: columns, and cells of file names."""
+    """Three celebrities in the shapes of `celebrity2000_meta.mat`: columns, and cells of file
+    names.
+    """
     names = [
         "53_Robin_Williams_0001.jpg",
         "54_Robin_Williams_0002.jpg",
@@ -279,7 +283,7 @@ def test_matlab_files_that_cannot_be_read(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-# --- AFAD, AgeDB --------------------------------------------------------------------------------------------------------
+# --- AFAD, AgeDB ----------------------------------------------------------------------------------
 
 
 def test_afad_folders(tmp_path: Path) -> None:
@@ -303,7 +307,7 @@ def test_agedb_names(tmp_path: Path) -> None:
     assert set(told(source)) == set(bad)
 
 
-# --- ChaLearn LAP -------------------------------------------------------------------------------------------------------
+# --- ChaLearn LAP ---------------------------------------------------------------------------------
 
 
 def chalearn_set(folder: Path) -> Path:
@@ -389,7 +393,7 @@ def test_chalearn_without_lists(tmp_path: Path) -> None:
     ]
 
 
-# --- IMDB-WIKI ----------------------------------------------------------------------------------------------------------
+# --- IMDB-WIKI ------------------------------------------------------------------------------------
 
 
 def datenum(day: date) -> int:
@@ -412,7 +416,9 @@ PEOPLE = [  # path, day of birth, year of the photo, gender, scores
 
 
 def imdb_set(folder: Path, name: str = "imdb") -> Path:
-    """`imdb_crop/imdb.mat` in its own shapes: rows of numbers, cells of text, and a list of names of another length."""
+    """`imdb_crop/imdb.mat` in its own shapes: rows of numbers, cells of text, and a list of names
+    of another length.
+    """
     paths, births, taken, gender, first, second = map(list, zip(*PEOPLE, strict=True))
     count = len(PEOPLE)
     fields = {
@@ -501,7 +507,7 @@ def test_numbers_that_are_no_date(number: float) -> None:
         matlab.day(number)
 
 
-# --- MegaAge-Asian ------------------------------------------------------------------------------------------------------
+# --- MegaAge-Asian --------------------------------------------------------------------------------
 
 
 def test_megaage_asian(tmp_path: Path) -> None:
@@ -530,7 +536,7 @@ def test_megaage_asian(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-# --- Adience ------------------------------------------------------------------------------------------------------------
+# --- Adience --------------------------------------------------------------------------------------
 
 ADIENCE = (
     "user_id original_image face_id age gender x y dx dy tilt_ang fiducial_yaw_angle fiducial_score".replace(
@@ -634,7 +640,7 @@ def test_adience_with_the_frontal_folds_alone_and_without_columns(tmp_path: Path
         read(tmp_path)
 
 
-# --- what all lists share -----------------------------------------------------------------------------------------------
+# --- what all lists share -------------------------------------------------------------------------
 
 
 def test_photos_of_one_name_in_two_places_are_ambiguous(tmp_path: Path) -> None:
@@ -645,7 +651,8 @@ def test_photos_of_one_name_in_two_places_are_ambiguous(tmp_path: Path) -> None:
     assert list(rows(source)) == ["lists/54_Robin_Williams_0002.jpg"]
     assert told(source)["row 1 of lists/cacd.csv"] == (
         "bad row",
-        "2 photos are called '53_Robin_Williams_0001.jpg': a/53_Robin_Williams_0001.jpg, b/53_Robin_Williams_0001.jpg",
+        "2 photos are called '53_Robin_Williams_0001.jpg': a/53_Robin_Williams_0001.jpg, "
+        "b/53_Robin_Williams_0001.jpg",
     )
 
 
@@ -662,7 +669,7 @@ def test_a_list_that_is_no_table(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-# --- through jobs.prepare -----------------------------------------------------------------------------------------------
+# --- through jobs.prepare -------------------------------------------------------------------------
 
 
 def prepared(folder: Path, target: Path) -> tuple[dict[str, Any], list[Row]]:

@@ -1,4 +1,4 @@
-"""From photos to face shards and back, through Ray, the command line and an S3-compatible server."""
+"""Photos to face shards and back, through Ray, the command line and an S3 server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def rows_of(target: Path) -> list[dict[str, Any]]:
     return [row for file in sorted(target.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
-# --- decisions, without Ray -------------------------------------------------------------------------------------------
+# --- decisions, without Ray -----------------------------------------------------------------------
 
 
 def test_copies() -> None:
@@ -146,7 +146,7 @@ def test_people_of_one_photo_are_no_near_copies(tmp_path: Path) -> None:
             "age": [20.0, 60.0],
         }
     )
-    kept, problems = select.choose(table, inspect.look(table, "source", Detect(), prints=True))
+    kept, problems = select.choose(table, inspect.look(table, "source", Detect(), fingerprint=True))
     assert (kept.num_rows, problems) == (2, [])
 
 
@@ -212,7 +212,7 @@ def test_a_file_too_large_for_a_photo_is_not_read_whole(
     assert inspect.look(photos, "auto", Detect()).to_pylist()[0]["kind"] == "undecodable"
 
 
-# --- prepare ----------------------------------------------------------------------------------------------------------
+# --- prepare --------------------------------------------------------------------------------------
 
 
 def test_prepare_keeps_drops_and_lists(ray_local: None, tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_rows_are_mixed_and_the_order_is_fixed(ray_local: None, tmp_path: Path) 
 
 
 def test_row_groups_are_cut_by_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_run, "_ROW_GROUP", 10_000)
+    monkeypatch.setattr(write, "_ROW_GROUP", 10_000)
     contents = [jpeg(seed, 32) for seed in range(10)]
     for seed, content in enumerate(contents):
         (tmp_path / f"{seed}.jpg").write_bytes(content)
@@ -376,7 +376,7 @@ def test_a_run_that_fails_while_writing_leaves_the_target_alone(
     assert not Path(f"{target}.unfinished").exists()
 
 
-# --- real faces -------------------------------------------------------------------------------------------------------
+# --- real faces -----------------------------------------------------------------------------------
 
 
 def some_of(folder: Path, target: Path, count: int) -> Path:
@@ -420,7 +420,7 @@ def test_fgnet_points_are_the_sets_own_or_the_detectors(ray_local: None, fgnet: 
     assert np.median(errors) < 0.08  # of the eye distance
 
 
-# --- reading back -----------------------------------------------------------------------------------------------------
+# --- reading back ---------------------------------------------------------------------------------
 
 
 def test_read_faces_keeps_the_order(ray_local: None, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
         face_shards.read_faces(str(tmp_path))
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def command_line(*words: str, **environment: str) -> subprocess.Popen[str]:

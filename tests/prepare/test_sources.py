@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from ageray.errors import UserError
-from ageray.experiment import Data
+from ageray.experiment import Data, Filters
+from ageray.experiment.data import Layout
 from ageray.prepare import sources
+from ageray.prepare.layouts.catalog import LAYOUTS
 from ageray.prepare.manifest import Problem
+from jobs.prepare import parser
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -30,7 +34,7 @@ def pts(points: np.ndarray | None = None) -> str:
     return "version: 1\nn_points: 68\n{\n" + "\n".join(f"{x} {y}" for x, y in places) + "\n}\n"
 
 
-# --- UTKFace ----------------------------------------------------------------------------------------------------------
+# --- UTKFace --------------------------------------------------------------------------------------
 
 
 def test_utkface_names(tmp_path: Path) -> None:
@@ -74,7 +78,7 @@ def test_the_real_utkface(utkface: Path) -> None:
     assert (min(ages), max(ages)) == (1, 116)
 
 
-# --- FG-NET -----------------------------------------------------------------------------------------------------------
+# --- FG-NET ---------------------------------------------------------------------------------------
 
 
 def test_fgnet_names_and_points(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_the_real_fgnet(fgnet: Path) -> None:
     assert (nose[:, 1] >= (left_mouth + right_mouth)[:, 1] / 2).sum() == 2
 
 
-# --- folders and what is what -----------------------------------------------------------------------------------------
+# --- folders and what is what ---------------------------------------------------------------------
 
 
 def test_folder_knows_nothing_but_the_photos(tmp_path: Path) -> None:
@@ -246,3 +250,25 @@ def test_sources_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("image\nx.jpg\n")
     with pytest.raises(UserError, match=r"layout 'folder' needs a folder"):
         read(tmp_path / "m.csv", layout="folder")
+
+
+# --- the list of layouts --------------------------------------------------------------------------
+
+
+def test_every_layout_has_a_reader_a_setting_and_its_line_in_the_texts() -> None:
+    names = [layout.name for layout in LAYOUTS]
+    assert {"auto", *names} == set(get_args(Layout))
+    assert len(set(names)) == len(names)
+    help_text = parser().format_help()
+    root = Path(__file__).parents[2]
+    readme, page = (root / "README.md").read_text(), (root / "docs" / "prepare.md").read_text()
+    for layout in LAYOUTS:
+        assert callable(sources.reader(layout.name, Filters()))
+        assert f"  {layout.name} " in help_text
+        assert f"| `{layout.name}` |" in page
+        assert layout.title in readme
+
+
+def test_every_pattern_recognises_a_layout_of_the_list() -> None:
+    names = {layout.name for layout in LAYOUTS}
+    assert {*sources._LISTS, *sources._PATHS} <= names

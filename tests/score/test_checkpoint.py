@@ -102,17 +102,6 @@ def test_half_a_file_of_json_is_none(tmp_path: Path) -> None:
     assert checkpoint.read_json(str(tmp_path / "none.json")) is None
 
 
-def test_differences_name_what_changed() -> None:
-    before = {"model": "1a", "detector": {"threshold": 0.6, "pad": 0.25}}
-    assert checkpoint.differences(before, {"model": "1a", "detector": {"threshold": 0.8, "pad": 0.25}}) == [
-        "detector.threshold: 0.6, now 0.8"
-    ]
-    assert checkpoint.differences(before, {"model": "2b"}) == [
-        'detector: {"threshold": 0.6, "pad": 0.25}, now null',
-        'model: "1a", now "2b"',
-    ]
-
-
 # --- parts ---------------------------------------------------------------------------------------
 
 

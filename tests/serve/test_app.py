@@ -1,4 +1,5 @@
-"""The service over HTTP: a real Serve, real photos, a real (untrained) model, a real scoring job."""
+"""The service over HTTP: a real Serve, real photos, a real (untrained) model, a real scoring
+job."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("places") / "in" / "photos"
+    folder = tmp_path_factory.mktemp("service") / "in" / "photos"
     synthetic_faces.write_photos(folder, 3)
     return folder
 
@@ -57,6 +58,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(model: str, photos: Path, ray_local: None) -> Iterator[str]:
     """A service with keys, whose batches read `in` and write `out`."""
     from ray import serve
+
+    from ageray.serve.app import start
+    from ageray.serve.settings import Limits, Service
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -67,11 +71,11 @@ def url(model: str, photos: Path, ray_local: None) -> Iterator[str]:
         "outputs": (str(root / "out"),),
         "records": str(root / "records"),
     }
-    limits = serve.settings.Limits(body_mib=4, images=6)
-    settings = serve.Service(model=model, threads=1, decoders=2, limits=limits, batches=batches)
+    limits = Limits(body_mib=4, images=6)
+    settings = Service(model=model, threads=1, decoders=2, limits=limits, batches=batches)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(auth.VARIABLE, f"{KEY},another-key-0123456789")
-        serve.start(settings, "127.0.0.1", port)
+        start(settings, "127.0.0.1", port)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
 
@@ -97,17 +101,17 @@ def code(answer: requests.Response) -> tuple[int, str]:
 def follow(url: str, name: str) -> dict[str, Any]:
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
-        found: dict[str, Any] = ask("GET", f"{url}/v1/batches/{name}").json()
-        if found["state"] not in ("waiting", "running"):
-            return found
+        batch: dict[str, Any] = ask("GET", f"{url}/v1/batches/{name}").json()
+        if batch["state"] not in ("waiting", "running"):
+            return batch
         time.sleep(0.3)
     raise AssertionError("the batch does not end")
 
 
 def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model: str) -> None:
     out = photos.parents[1] / "out" / "scores"
-    asked = ask("POST", f"{url}/v1/batches", json={"input": str(photos), "out": str(out)})
-    assert asked.status_code == 202, asked.text
+    answer = ask("POST", f"{url}/v1/batches", json={"input": str(photos), "out": str(out)})
+    assert answer.status_code == 202, answer.text
     contents = {file.name: file.read_bytes() for file in sorted(photos.iterdir())}
     images = send(url, contents, "?posterior=true").json()["images"]
     assert [image["name"] for image in images] == list(contents)
@@ -134,8 +138,8 @@ def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model
             [face["box"] for face in image["faces"]], [face.box for face in faces], atol=1e-2
         )
         over_http |= {(image["name"], face["face"]): face["age"] for face in image["faces"]}
-    done = follow(url, asked.json()["id"])
-    assert done["state"] == "done", done
+    batch = follow(url, answer.json()["id"])
+    assert batch["state"] == "done", batch
     import pyarrow.parquet as pq
 
     rows = [
@@ -149,8 +153,8 @@ def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model
     assert len(by_job) > 2
     for face, age in by_job.items():
         assert age == pytest.approx(over_http[face], abs=1e-3)
-    assert done["progress"]["done"] == 3
-    assert ask("POST", f"{url}/v1/batches/{done['id']}/cancel").status_code == 409
+    assert batch["progress"]["done"] == 3
+    assert ask("POST", f"{url}/v1/batches/{batch['id']}/cancel").status_code == 409
 
 
 def test_json_and_form_are_the_same(url: str, photos: Path) -> None:
@@ -256,16 +260,19 @@ def test_health_model_and_description(url: str, model: str) -> None:
     assert json.dumps(paths["/v1/score"]["post"]["requestBody"]).count("multipart/form-data") == 1
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
-CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
+CHROMIUM = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update"
+)
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator[Any]:
     """A headless Chromium with an empty profile."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if program is None or driver is None:
+    program, service = shutil.which("chromium"), shutil.which("chromedriver")
+    if program is None or service is None:
         pytest.skip("no chromium here: apt-get install chromium chromium-driver")
     from selenium import webdriver
 
@@ -273,9 +280,9 @@ def browser(tmp_path: Path) -> Iterator[Any]:
     options.binary_location = program
     for word in (*CHROMIUM.split(), "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"):
         options.add_argument(word)
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield made
-    made.quit()
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
+    yield driver
+    driver.quit()
 
 
 def test_page_in_a_browser(url: str, photos: Path, browser: Any, tmp_path: Path) -> None:

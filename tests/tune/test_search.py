@@ -241,7 +241,7 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
     assert "Importance" not in page or "fANOVA" in page
     with pytest.raises(UserError, match="holds a search; add --resume"):
         make(settings, str(out))
-    with pytest.raises(UserError, match=r"tune\.seed: 0 there, 1 here"):
+    with pytest.raises(UserError, match=r"tune\.seed: 0, now 1"):
         make(written(recipe, tmp_path, seed=1, **SMALL), str(out), resume=True)
     _cut(out / "trials.jsonl", 2)
     again = search(make(settings, str(out), resume=True), lambda record: None)

@@ -20,7 +20,7 @@ from ageray.faces.canvases import face_canvases
 from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.synthetic import faces as synthetic_faces
-from ageray.zoo import combine
+from ageray.zoo import combine, export
 
 MODEL = {"name": "baseline", "backbone": "mobilenet_v1", "hidden": 8}
 
@@ -120,3 +120,17 @@ def test_the_command_line_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("error: zoo:nobody: no such model in the zoo; it has zoo:")
     assert result.stderr.count("\n") == 1
+
+
+def test_exporting_tells_a_mistake(tmp_path: Path) -> None:
+    model = make(tmp_path / "a", 1)
+    with pytest.raises(UserError, match="there is no folder .*nowhere; make it first"):
+        export.main([model, str(tmp_path / "nowhere" / "a.onnx")])
+
+
+def test_without_the_package_exporting_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"pip install 'ageray\[onnx\]'"):
+        export.main([make(tmp_path / "a", 1), str(tmp_path / "a.onnx")])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ageray.data.labels import gender_number
+from ageray import schema
 from ageray.data.protocols.units import Face, shuffled
 from ageray.errors import UserError
 
@@ -117,8 +117,7 @@ def _cell(face: Face) -> Cell:
         race = "white"
     elif group in _BLACK:
         race = "black"
-    gender = {0: "male", 1: "female", -1: ""}[gender_number(face.gender)]
-    return race, gender
+    return race, schema.gender(face.gender) or ""
 
 
 def _word(name: str | None) -> str:

@@ -38,6 +38,7 @@ _SECTIONS = (
     ("intervals", "Intervals"),
     ("risk_coverage", "Risk-coverage"),
     ("challenge", "Age checks"),
+    ("photos", "Several photos"),
     ("classifiers", "Classifiers"),
     ("embedding", "Embedding"),
     ("gallery", "Gallery"),
@@ -70,6 +71,7 @@ def evaluation_report(
         "intervals": _intervals(report),
         "risk_coverage": _risk_coverage(report, fine),
         "challenge": _challenge(report),
+        "photos": tables.people(report),
         "classifiers": _classifiers(report),
         "embedding": _embedding(embedded),
         "gallery": tables.gallery(report),
@@ -217,7 +219,17 @@ def _challenge(report: dict[str, Any]) -> dict[str, Any]:
         "overall": tables.challenge(report),
         "by_age": tables.challenge_by_age(report),
         "by_label": list(tables.challenge_by_label(report)),
+        "checks": list(tables.age_checks(report)),
+        "young": _young(report),
     }
+
+
+def _young(report: dict[str, Any]) -> str | None:
+    """NIST's mean absolute error of young adults, for a reader."""
+    young = report["estimates"].get("young_adults")
+    if young is None or young["mae"]["value"] is None:
+        return None
+    return f"MAE over ages {young['ages'][0]} to {young['ages'][1]}: {years(young['mae']).text} years"
 
 
 def _classifiers(report: dict[str, Any]) -> Any:

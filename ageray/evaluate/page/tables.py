@@ -183,6 +183,52 @@ def challenge_by_label(report: dict[str, Any]) -> Iterator[Table]:
             yield _rates_by_label(rules, name, labels, "false_reject", "of age and asked for a document")
 
 
+def age_checks(report: dict[str, Any]) -> Iterator[Table]:
+    """Of each limit, by the probability that is asked for: minors who pass, adults who do not; then
+    by gender and by group."""
+    head = ("Passes from", "Faces under age", "False adults", "Faces of age", "False minors")
+    for check in report["estimates"].get("age_checks") or ():
+        rows: list[Row] = []
+        for row in check["thresholds"]:
+            minors, adults = count(row["under_age"]), count(row["of_age"])
+            rates = percent(row["false_adult"]), percent(row["false_minor"])
+            rows.append([_threshold(row), minors, rates[0], adults, rates[1]])
+        title = f"Over {check['limit']}; Brier score {check['brier']['value']:.3f}"
+        yield Table(head, rows, title)
+        for name in _LABELS:
+            yield from _checks_by_label(check, name)
+
+
+def _checks_by_label(check: dict[str, Any], name: str) -> Iterator[Table]:
+    labels = [part[name] for part in check["thresholds"][0].get(f"by_{name}") or ()][:_MOST_ROWS]
+    if not _any_known(labels):
+        return
+    for rate, what in (("false_adult", "false adults"), ("false_minor", "false minors")):
+        rows: list[Row] = []
+        for row in check["thresholds"]:
+            parts = {part[name]: part for part in row[f"by_{name}"]}
+            rows.append([_threshold(row), *(percent(parts[label][rate]) for label in labels)])
+        yield Table(("Passes from", *labels), rows, f"Over {check['limit']} by {name}: {what}")
+
+
+def _threshold(row: dict[str, Any]) -> str:
+    return f"probability {row['threshold']:g}"
+
+
+def people(report: dict[str, Any]) -> Table | None:
+    """One photo of a person against all of them; None where nobody has two."""
+    about = report.get("people")
+    if not about:
+        return None
+    rows: list[Row] = [
+        ["MAE (years)", f"{about['mae_one']:.2f}", f"{about['mae_all']:.2f}"],
+        ["Interval holds", f"{about['coverage_one']:.1%}", f"{about['coverage_all']:.1%}"],
+        ["Width (years)", f"{about['width_one']:.1f}", f"{about['width_all']:.1f}"],
+    ]
+    title = f"{about['people']:,} people with {about['photos']:,} photos; means over people"
+    return Table(("", "One photo", "All photos"), rows, title)
+
+
 def _rates_by_label(
     rules: Sequence[dict[str, Any]], name: str, labels: Sequence[str], rate: str, what: str
 ) -> Table:

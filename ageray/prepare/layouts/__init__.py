@@ -1,1 +1,1 @@
-"""How the sets of the field hold their labels: a reader for each layout, chosen by `data.layout` (`ageray.prepare.sources`)."""
+"""The layouts of data sets, a file each. `catalog` lists them."""

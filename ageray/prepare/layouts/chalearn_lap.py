@@ -1,8 +1,8 @@
 """ChaLearn Looking at People, apparent age: about ten people guessed the age of each photo.
 
-Escalera et al.: ChaLearn Looking at People 2015: Apparent Age and Cultural Event Recognition, ICCV Workshops 2015, and
-ChaLearn Looking at People and Faces of the World, CVPR Workshops 2016. APPA-REAL (Agustsson et al., FG 2017) has the
-same form.
+Escalera et al.: ChaLearn Looking at People 2015: Apparent Age and Cultural Event Recognition, ICCV
+Workshops 2015, and ChaLearn Looking at People and Faces of the World, CVPR Workshops 2016.
+APPA-REAL (Agustsson et al., FG 2017) has the same form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ageray.prepare.layouts.lists import Record
 from ageray.prepare.layouts.source import Source
 
 LISTS = r"(train|valid|val|test)_gt\.csv|gt_avg_\w+\.csv"
-"""Names of lists that no other set has."""
+"""Names of lists that only this set has."""
 
 _COLUMNS = {
     "image": ("image", "file_name", "filename", "file", "name"),
@@ -31,13 +31,17 @@ _PART = re.compile(r"train|val|test", re.IGNORECASE)
 
 
 def read_chalearn_lap(uri: str, dataset: str) -> Source:
-    """ChaLearn LAP: lists of photos with the mean and the standard deviation of the guesses, as `age` and `age_std`.
+    """ChaLearn LAP: lists of photos with mean and standard deviation of the guesses: `age`,
+    `age_std`.
 
-    2016: `train_gt.csv`, `valid_gt.csv`, `test_gt.csv` with the columns image, mean, stdv, and the photos in train_1,
-    train_2, valid and test. 2015: `Train.csv` and the like, separated by semicolons, with or without names of columns,
-    and with or without `.jpg`. APPA-REAL: `gt_avg_train.csv` and the like; its crops `X.jpg_face.jpg` are left out.
-    The official part is the list's: keys are `<dataset>/train/...`, `/val/...` and `/test/...`, then the file's name.
-    It is told by the list's name, or else by the folder that it lies in. Other CSVs are not read.
+    2016: `train_gt.csv`, `valid_gt.csv`, `test_gt.csv` with the columns image, mean, stdv; the
+    photos are in train_1, train_2, valid and test. 2015: `Train.csv` and the like, separated by
+    semicolons, with or without names of columns, and with or without `.jpg`. APPA-REAL:
+    `gt_avg_train.csv` and the like; its crops `X.jpg_face.jpg` are left out. Other CSVs are not
+    read.
+
+    Keys are `<dataset>/train/...`, `/val/...` and `/test/...`, then the file's name. The official
+    part comes from the list's name, or else from its folder's.
     """
     listed = Listed(uri, dataset)
     for file in required(
@@ -52,11 +56,13 @@ def read_chalearn_lap(uri: str, dataset: str) -> Source:
 
 
 def part_of(path: str) -> str | None:
-    """`train`, `val` or `test` if the file's name, or else its folder's, has that in it; None if neither has."""
+    """`train`, `val` or `test`, if the name of the file, or else of a folder, contains it; else
+    None.
+    """
     for name in reversed(path.split("/")):
-        found = _PART.search(name)
-        if found:
-            return found[0].lower()
+        match = _PART.search(name)
+        if match:
+            return match[0].lower()
     return None
 
 
@@ -67,18 +73,15 @@ def _read(listed: Listed, file: str, rows: list[Record]) -> None:
         age, spread = lists.age(row), manifest.number(row, "age_std", manifest.OLDEST)
         if spread is None:
             raise ValueError("no standard deviation")
-        return {
-            "key": posixpath.join(part or "", posixpath.basename(_photo(row["image"]))),
-            "age": age,
-            "age_std": spread,
-        }
+        key = posixpath.join(part or "", posixpath.basename(_photo(row)))
+        return {"key": key, "age": age, "age_std": spread}
 
     def same_part(photo: str) -> bool:
         return part_of(posixpath.dirname(photo)) == part
 
-    listed.read(file, ((_photo(row["image"]), row) for row in rows), labels, same_part)
+    listed.read(file, rows, _photo, labels, same_part)
 
 
-def _photo(image: str) -> str:
-    image = image.replace("\\", "/")
+def _photo(row: Record) -> str:
+    image = row["image"].replace("\\", "/")
     return image if not image or image.lower().endswith(PHOTOS) else f"{image}.jpg"

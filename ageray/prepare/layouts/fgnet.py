@@ -19,24 +19,25 @@ from ageray.prepare.layouts.source import Source, photo_rows
 from ageray.prepare.manifest import Problem
 
 _NAME = re.compile(r"(\d{3})A(\d{2})[a-z]?\.jpe?g", re.IGNORECASE)
-# Pupils, nose tip, mouth corners among FG-NET's 68 points, counted from 0; left and right as the viewer sees them.
+# pupils, nose tip and mouth corners among the 68 points, counted from 0; left and right of the
+# viewer
 _FIVE = (31, 36, 67, 48, 54)
 
 
 def read_fgnet(uri: str, dataset: str) -> Source:
-    """FG-NET: `images/001A02.JPG` (subject 001, aged 2) and its 68 hand-placed points in `points/001a02.pts`.
+    """FG-NET: `images/001A02.JPG` (subject 001, aged 2) and its 68 hand-placed points in
+    `points/001a02.pts`.
 
-    The points count from 0 (centre of the first pixel), nearly: over the set the pupils' dark centres lie 0.24 px
-    (standard error 0.06) left of them and YuNet's points, averaged with those of the mirrored photo, 0.51 px (0.09);
-    points counted from 1 would show 1 px. A photo whose points are missing or broken is kept without them, with a
-    note.
+    The points count from 0, the centre of the first pixel. Over the set the dark centres of the
+    pupils lie 0.24 px (standard error 0.06) left of them, and YuNet's points, averaged with those
+    of the mirrored photo, 0.51 px (0.09); points counted from 1 would lie 1 px off. A photo whose
+    points are missing or broken stays without them, with a note.
     """
     photos = storage.list_files(storage.join(uri, "images"), PHOTOS)
     problems, notes = list[Problem](), list[Problem]()
-    points = {
-        posixpath.basename(file).lower(): file
-        for file in storage.list_files(storage.join(uri, "points"), (".pts",))
-    }
+    points: dict[str, str] = {}
+    for file in storage.list_files(storage.join(uri, "points"), (".pts",)):
+        points[posixpath.basename(file).lower()] = file
 
     def rows() -> Iterator[dict[str, Any]]:
         for row, name in photo_rows(uri, photos, dataset):
@@ -45,31 +46,35 @@ def read_fgnet(uri: str, dataset: str) -> Source:
                 problems.append(Problem(row["key"], "malformed name", "not like 001A02.JPG"))
                 continue
             try:
-                file = points.get(posixpath.splitext(name)[0].lower() + ".pts")
-                row["landmarks"] = None if file is None else five_points(storage.read_text(file))
-                reason = "no .pts file"
+                row["landmarks"] = _read_points(points.get(posixpath.splitext(name)[0].lower() + ".pts"))
             except (UserError, ValueError) as error:
-                row["landmarks"], reason = None, str(error)
-            if row["landmarks"] is None:
-                notes.append(Problem(row["key"], "no points in the source", reason))
+                notes.append(Problem(row["key"], "no points in the source", str(error)))
             yield row | {"subject": match[1], "age": float(match[2])}
 
     return Source("fgnet", manifest.build(rows(), problems), len(photos), problems, notes)
 
 
-def five_points(pts: str) -> list[float]:
-    """The five points, x and y in turn, of a 68-point `.pts` text (a line `x y` for each, between braces).
+def _read_points(file: str | None) -> list[float]:
+    if file is None:
+        raise ValueError("no .pts file")
+    return five_points(storage.read_text(file))
 
-    Raises ValueError if it is not one.
+
+def five_points(pts: str) -> list[float]:
+    """The five points, x and y in turn, of a 68-point `.pts` text: lines `x y` between braces.
+
+    Raises ValueError if it is not such a text.
     """
     try:
-        body = pts[pts.index("{") + 1 : pts.index("}")]
-        places = [tuple(map(float, line.split())) for line in body.strip().splitlines()]
+        lines = pts[pts.index("{") + 1 : pts.index("}")].strip().splitlines()
+        points = [tuple(map(float, line.split())) for line in lines]
     except ValueError:
         raise ValueError("the .pts file is not 'x y' lines between braces") from None
-    if len(places) != 68 or any(len(place) != 2 for place in places):
-        raise ValueError(f"the .pts file has {len(places)} lines of points, not 68 of x and y")
-    five = [value for index in _FIVE for value in places[index]]
+    if len(points) != 68 or any(len(point) != 2 for point in points):
+        raise ValueError(f"the .pts file has {len(points)} lines of points, not 68 of x and y")
+    five: list[float] = []
+    for index in _FIVE:
+        five += points[index]
     if not all(map(math.isfinite, five)):
         raise ValueError("the .pts file has points that are not finite")
     if five[0] >= five[2]:

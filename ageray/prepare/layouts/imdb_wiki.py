@@ -1,7 +1,7 @@
 """IMDB-WIKI: 523,051 photos of celebrities from IMDb and Wikipedia, labelled by an algorithm.
 
-Rothe, Timofte, Van Gool: Deep Expectation of Real and Apparent Age from a Single Image without Facial Landmarks, IJCV
-2018.
+Rothe, Timofte, Van Gool: Deep Expectation of Real and Apparent Age from a Single Image without
+Facial Landmarks, IJCV 2018.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import math
 import posixpath
 from collections.abc import Iterator
 from datetime import date
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from ageray.experiment import Filters
@@ -17,7 +19,9 @@ from ageray.prepare import manifest
 from ageray.prepare.layouts import matlab
 from ageray.prepare.layouts.listed import Listed, Unusable, required
 from ageray.prepare.layouts.morph import years
-from ageray.prepare.layouts.source import GENDERS, Source
+from ageray.prepare.layouts.source import Source
+
+_GENDERS = {0.0: "female", 1.0: "male"}
 
 LISTS = r"(imdb|wiki)\.mat"
 
@@ -25,31 +29,35 @@ _FIELDS = ("dob", "photo_taken", "full_path", "gender", "face_score", "second_fa
 
 
 def read_imdb_wiki(uri: str, dataset: str, filters: Filters) -> Source:
-    """IMDB-WIKI: `imdb.mat` and `wiki.mat`, one or both, with the photos of `full_path` beside them.
+    """IMDB-WIKI: `imdb.mat` and `wiki.mat`, one or both, with the photos of `full_path` beside
+    them.
 
-    The age is that in completed years on 1 July of the year `photo_taken`, as the set's page reckons it from `dob`. The
-    subject is the person's number that opens the file's name (nm0000001 on IMDb, a page of Wikipedia: both sets may
-    have one person); gender 0 is female, 1 male, NaN unknown. Left out as `filtered` are photos in which the set's
-    detector found no face, one of a `face_score` below `filters.min_face_score`, or, with `filters.single_face`, a
-    second one (`second_face_score`); `sources.read` leaves out ages. `face_location` is not used: the faces are found
-    again, as at scoring.
+    age: completed years on 1 July of the year `photo_taken`, counted from `dob`, as on the set's
+    page.
+    subject: the person's number that opens the file's name (nm0000001 on IMDb, a page of Wikipedia;
+    one person may be in both sets). gender: 0 is female, 1 male, NaN unknown. `face_location` is
+    not used: faces are detected again, as in scoring.
+
+    Left out as `filtered`: photos without a face of the set's detector, with a `face_score` below
+    `filters.min_face_score`, or, with `filters.single_face`, with a second face
+    (`second_face_score`). `sources.read` leaves out ages.
     """
     listed = Listed(uri, dataset)
     for file in required(listed.lists(LISTS), uri, "imdb_wiki", "imdb.mat or wiki.mat"):
         struct = posixpath.basename(file).lower().removesuffix(".mat")
-        listed.read(file, _entries(listed.path(file), struct), lambda row: _labels(row, filters))
+        rows = _rows(listed.path(file), struct)
+        listed.read(file, rows, itemgetter("full_path"), partial(_labels, filters=filters))
     return listed.source("imdb_wiki")
 
 
-def _entries(uri: str, struct: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(uri: str, struct: str) -> Iterator[dict[str, Any]]:
     columns = matlab.fields(uri, struct, _FIELDS)
     for values in zip(*columns.values(), strict=True):
-        row = dict(zip(columns, values, strict=True))
-        yield row["full_path"], row
+        yield dict(zip(columns, values, strict=True))
 
 
 def _labels(row: dict[str, Any], filters: Filters) -> dict[str, Any]:
-    score, second, gender = (float(row[name]) for name in ("face_score", "second_face_score", "gender"))
+    score, second, gender = map(float, (row["face_score"], row["second_face_score"], row["gender"]))
     if filters.min_face_score != "any" and not score >= filters.min_face_score:
         raise Unusable(
             "filtered",
@@ -62,9 +70,9 @@ def _labels(row: dict[str, Any], filters: Filters) -> dict[str, Any]:
         raise ValueError(f"photo_taken {taken:g} is no year")
     try:
         age = years(matlab.day(float(row["dob"])), date(int(taken), 7, 1))
-    except ValueError as fault:
-        raise ValueError(f"dob {fault}") from None
+    except ValueError as error:
+        raise ValueError(f"dob {error}") from None
     if not 0 <= age <= manifest.OLDEST:
         raise ValueError(f"age {age} is not within 0..{manifest.OLDEST}")
     subject = posixpath.basename(row["full_path"]).split("_")[0]
-    return {"age": float(age), "subject": subject, "gender": {0.0: GENDERS[1], 1.0: GENDERS[0]}.get(gender)}
+    return {"age": float(age), "subject": subject, "gender": _GENDERS.get(gender)}

@@ -1,11 +1,13 @@
-"""Sets whose labels stand in lists beside the photos: rows of the lists are matched with the files."""
+"""Sets with lists of labels beside the photos: matches rows of the lists with the files."""
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from ageray import storage
@@ -19,7 +21,7 @@ Entry = TypeVar("Entry")
 
 
 class Unusable(ValueError):
-    """Why a row of a list is left out, where the kind of problem is another than 'bad row'."""
+    """A row of a list that is left out, with a kind of problem other than 'bad row'."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -27,10 +29,10 @@ class Unusable(ValueError):
 
 
 class Listed:
-    """The files below a folder, and what its lists say of the photos among them.
+    """The files below a folder, and the labels that lists give to the photos among them.
 
-    Places are found whatever the folder above the photos is called and however names are cased: `Album2/a.JPG` finds
-    `MORPH/album2/a.jpg`. All paths are relative to the folder. `entries` counts the rows that were read.
+    A row may name a photo by the end of its path, in any case: `Album2/a.JPG` matches
+    `MORPH/album2/a.jpg`. All paths are relative to the folder. `entries` counts the rows read.
     """
 
     def __init__(self, uri: str, dataset: str) -> None:
@@ -42,90 +44,105 @@ class Listed:
         self._rows = list[dict[str, Any]]()
         self.entries = 0
         self._named = set[str]()
-        self._places = dict[str, list[str]]()
+        self._photos = dict[str, list[str]]()
         for file in self.files:
             if file.lower().endswith(PHOTOS):
-                self._places.setdefault(_plain(posixpath.basename(file)), []).append(file)
+                self._photos.setdefault(_normalize(posixpath.basename(file)), []).append(file)
 
     def lists(self, name: str) -> list[str]:
-        """The files whose name (any case) is matched whole by the pattern `name`, sorted."""
+        """The files whose whole name matches the pattern `name` in any case, sorted."""
         return [file for file in self.files if re.fullmatch(name, posixpath.basename(file), re.IGNORECASE)]
 
     def photos(self) -> list[str]:
         """All photos, sorted."""
-        return sorted(photo for places in self._places.values() for photo in places)
+        return sorted(itertools.chain.from_iterable(self._photos.values()))
 
     def path(self, file: str) -> str:
         """The uri of a file."""
         return storage.join(self.uri, file)
 
-    def find(self, place: str, near: Callable[[str], bool]) -> str:
-        """The photo whose path ends in `place`; of several, the one that is `near`.
+    def find(self, path: str, near: Callable[[str], bool]) -> str:
+        """The photo whose path ends in `path`. Of several, the one for which `near` is true.
 
         Raises Unusable if there is none, ValueError if there are several.
         """
-        parts = [part for part in _plain(place).split("/") if part not in ("", ".")]
+        parts = [part for part in _normalize(path).split("/") if part not in ("", ".")]
         if not parts:
             raise ValueError("no image path")
         tail = "/" + "/".join(parts)
-        found = [photo for photo in self._places.get(parts[-1], ()) if ("/" + _plain(photo)).endswith(tail)]
-        if len(found) > 1:
-            found = [photo for photo in found if near(photo)] or found
-        if not found:
-            raise Unusable("unreadable", f"there is no photo '{place.strip()}' below the source")
-        if len(found) > 1:
-            raise ValueError(f"{len(found)} photos are called '{place.strip()}': {found[0]}, {found[1]}")
-        return found[0]
+        namesakes = self._photos.get(parts[-1], ())
+        photos = [photo for photo in namesakes if ("/" + _normalize(photo)).endswith(tail)]
+        if len(photos) > 1:
+            photos = list(filter(near, photos)) or photos
+        if not photos:
+            raise Unusable("unreadable", f"there is no photo '{path.strip()}' below the source")
+        if len(photos) > 1:
+            raise ValueError(f"{len(photos)} photos are called '{path.strip()}': {photos[0]}, {photos[1]}")
+        return photos[0]
 
     def read(
         self,
         file: str,
-        entries: Iterable[tuple[str, Entry]],
+        entries: Iterable[Entry],
+        path: Callable[[Entry], str],
         labels: Callable[[Entry], dict[str, Any]],
         near: Callable[[str], bool] | None = None,
     ) -> None:
-        """Takes the entries of the list `file`: the place of a photo, and what `labels` turns into columns of MANIFEST.
+        """Reads the entries of the list `file`. `path` returns the photo of an entry, `labels` its
+        columns of MANIFEST.
 
-        A `key` among the columns (without the set's name) replaces the photo's path. `near` tells which of several
-        photos is meant (default: those below the list's folder). A row that raises ValueError is a problem, told by
-        its number, from 1, a header apart.
+        A `key` among the columns (without the set's name) replaces the photo's path. near: which of
+        several photos is meant; by default those below the list's folder. A row that raises
+        ValueError is a problem. It is named by its number, counted from 1 after the header.
         """
         folder = posixpath.dirname(file)
         near = near or (lambda photo: photo.startswith(folder + "/"))
-        for number, (place, entry) in enumerate(entries, start=1):
+        for number, entry in enumerate(entries, start=1):
             self.entries += 1
             where = f"row {number} of {file}"
             try:
-                photo = self.find(place, near)
+                photo = self.find(path(entry), near)
                 self._named.add(photo)
                 columns = labels(entry)
-            except ValueError as fault:
-                self.problems.append(Problem(where, getattr(fault, "kind", "bad row"), str(fault)))
+            except ValueError as error:
+                self.problems.append(Problem(where, getattr(error, "kind", "bad row"), str(error)))
                 continue
-            key = f"{self.dataset}/{columns.pop('key', photo)}"
-            self._rows.append(
-                {**columns, "key": key, "uri": self.path(photo), "dataset": self.dataset, "where": where}
-            )
+            columns["key"] = f"{self.dataset}/{columns.get('key', photo)}"
+            self._rows.append({**columns, "uri": self.path(photo), "dataset": self.dataset, "where": where})
+
+    def read_names(
+        self,
+        name: re.Pattern[str],
+        layout: str,
+        needs: str,
+        labels: Callable[[dict[str, str]], dict[str, Any]],
+    ) -> None:
+        """Reads the labels from the paths of photos that match `name`, as rows with only a `photo`.
+
+        Raises UserError, which says what the layout `needs`, if no path matches.
+        """
+        photos = required(list(filter(name.fullmatch, self.photos())), self.uri, layout, needs)
+        rows = [{"photo": photo} for photo in photos]
+        self.read("the photos' names", rows, itemgetter("photo"), labels)
 
     def source(self, layout: str, ignored: Callable[[str], bool] = lambda photo: False) -> Source:
-        """What was read. Photos that no list names are problems too, but for those that are `ignored` on purpose."""
+        """The rows read. A photo that no list names is a problem, unless it is `ignored`."""
         table = manifest.build(self._rows, self.problems)
         unnamed = [photo for photo in self.photos() if photo not in self._named and not ignored(photo)]
-        self.problems += [
-            Problem(f"{self.dataset}/{photo}", "not in a list", "no list names this photo")
-            for photo in unnamed
-        ]
+        for photo in unnamed:
+            key = f"{self.dataset}/{photo}"
+            self.problems.append(Problem(key, "not in a list", "no list names this photo"))
         return Source(layout, table, self.entries + len(unnamed), self.problems)
 
 
-def required(files: list[str], uri: str, layout: str, wanted: str) -> list[str]:
-    """`files`, or a UserError that tells which lists the layout needs."""
+def required(files: list[str], uri: str, layout: str, needs: str) -> list[str]:
+    """`files`. Raises UserError, which says what the layout `needs`, if there are none."""
     if not files:
         raise UserError(
-            f"data.source={uri}: layout '{layout}' needs {wanted}; check the path or set another data.layout"
+            f"data.source={uri}: layout '{layout}' needs {needs}; check the path or set another data.layout"
         )
     return files
 
 
-def _plain(path: str) -> str:
+def _normalize(path: str) -> str:
     return unicodedata.normalize("NFC", path.strip().replace("\\", "/")).casefold()

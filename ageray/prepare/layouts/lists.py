@@ -1,4 +1,4 @@
-"""Lists as text: comma-, semicolon- or tab-separated tables, and plain lines."""
+"""Reads lists that are text: tables separated by commas, semicolons or tabs, and plain lines."""
 
 from __future__ import annotations
 
@@ -11,41 +11,46 @@ from ageray.errors import UserError
 from ageray.prepare import manifest
 
 Aliases = Mapping[str, Sequence[str]]
-"""The names, in small letters, that a column goes by in the lists in circulation."""
+"""A column's name to the names, in small letters, that lists give it."""
 
 Record = dict[str, str]
-"""A row: text by column, stripped; empty where the row is too short, under "" what is beyond the last column."""
+"""A row: column to stripped text. Missing values are empty. Surplus values are under the key ""."""
 
 
 def records(uri: str, aliases: Aliases, order: Sequence[str] = ()) -> tuple[set[str], list[Record]]:
-    """The columns that a table has, by the names of `aliases`, and its rows; other columns are left out.
+    """The columns of a table, under the names of `aliases`, and its rows. Other columns are left
+    out.
 
-    Separated by commas, semicolons or tabs, whichever the first line has most of. Names of columns stand in the first
-    line, unless it has a number in the second place: then the columns are those of `order`. Raises UserError if the
-    text is no such table.
+    The separator is the comma, semicolon or tab that is most frequent in the first line. The first
+    line has the names of the columns, unless its second value is a number: then the columns are
+    those of `order`. Raises UserError if the text is no such table.
     """
     text = storage.read_text(uri)
     first = text.lstrip().split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        rows = [[value.strip() for value in row] for row in reader if any(value.strip() for value in row)]
+        rows = [list(map(str.strip, line)) for line in reader]
     except csv.Error as error:
         raise UserError(
             f"{uri}: line {reader.line_num} cannot be read ({error}); save it again as separated text"
         ) from None
+    rows = list(filter(any, rows))
     if not rows:
         return set(), []
     if order and len(rows[0]) > 1 and is_number(rows[0][1]):
         header = list(order)
     else:
-        names = {alias: name for name, known in aliases.items() for alias in known}
+        names: dict[str, str] = {}
+        for name, others in aliases.items():
+            names |= dict.fromkeys(others, name)
         header, rows = [names.get(name.lower(), "") for name in rows[0]], rows[1:]
     return set(header) - {""}, [_record(header, row) for row in rows]
 
 
 def age(record: Record) -> float:
-    """The age in years. Raises ValueError if there is none between 0 and 123, or if the row has too many values to tell."""
+    """The age in years. Raises ValueError if it is missing or not within 0..123, or if the row has
+    more values than columns."""
     if "" in record:
         raise ValueError("more values than columns; quote values that contain the separator")
     value = manifest.number(record, "age", manifest.OLDEST)
@@ -54,18 +59,18 @@ def age(record: Record) -> float:
     return value
 
 
-def gender(text: str) -> str | None:
-    """`male`, `female`, or None for anything but m, male, f, female (any case)."""
-    return {"m": "male", "male": "male", "f": "female", "female": "female"}.get(text.lower())
+def without_empty(record: Record) -> Record:
+    """The values of a row that are not empty."""
+    return {name: value for name, value in record.items() if value}
 
 
 def lines(uri: str) -> list[str]:
-    """The lines of a text, stripped, without empty ones at its end."""
-    return [line.strip() for line in storage.read_text(uri).rstrip().splitlines()]
+    """The stripped lines of a text, without the empty ones at its end."""
+    return list(map(str.strip, storage.read_text(uri).rstrip().splitlines()))
 
 
 def is_number(text: str) -> bool:
-    """Whether `float` takes it."""
+    """Whether `float` accepts the text."""
     try:
         float(text)
     except ValueError:

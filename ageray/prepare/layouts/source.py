@@ -1,4 +1,4 @@
-"""What the reader of a layout returns, and the columns that every layout fills."""
+"""The result of a layout's reader, and the columns that every layout fills."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from ageray.prepare.manifest import Problem
 
-GENDERS = ("male", "female")
-
 
 @dataclass
 class Source:
-    """What a source holds: its layout, its manifest (schema MANIFEST, sorted by key), how many photos it holds or names
-    in all, `problems` (what was left out) and `notes` (what was kept but lacks something)."""
+    """The content of a source.
+
+    table: its manifest, schema MANIFEST, sorted by key. photos: how many photos the source has or
+    names.
+    problems: what was left out. notes: what is incomplete but stays.
+    """
 
     layout: str
     table: pa.Table
@@ -27,7 +29,7 @@ class Source:
 
 
 def photo_rows(uri: str, photos: list[str], dataset: str) -> Iterator[tuple[dict[str, Any], str]]:
-    """For each photo below `uri` the columns that every layout has, and its file name."""
+    """For each photo below `uri`: the columns that every layout has, and the name of its file."""
     start = len(uri.rstrip("/")) + 1
     for photo in photos:
         yield (

@@ -1,4 +1,4 @@
-// Requests to the service. Whatever goes wrong becomes an Error with one line for people.
+// Requests to the service. Every failure becomes an Error with one line for people.
 
 let key = sessionStorage.getItem("ageray-key") || "";
 
@@ -18,18 +18,18 @@ export async function ask(path, options = {}) {
   }
   const body = await answer.json().catch(() => ({}));
   if (answer.ok) return body;
-  if (answer.status === 401) document.dispatchEvent(new Event("key-wanted"));
+  if (answer.status === 401) document.dispatchEvent(new Event("key-needed"));
   throw new Error(body.error?.message || `The service answered ${answer.status}.`);
 }
 
 export const element = (name, className = "", text = "") => {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text) node.textContent = text;
+  return node;
 };
 
-export function alertIn(place, text) {
-  place.textContent = text;
-  place.hidden = !text;
+export function alertIn(box, text) {
+  box.textContent = text;
+  box.hidden = !text;
 }

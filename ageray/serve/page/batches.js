@@ -1,4 +1,4 @@
-// Jobs: started by a form, followed while their tab is open.
+// Scoring jobs: a form starts them; the list is refreshed each second while its tab is open.
 
 import { alertIn, ask, element } from "./ask.js";
 
@@ -22,10 +22,10 @@ export function watchBatches(visible) {
 async function refresh() {
   clearTimeout(timer);
   try {
-    const found = await ask("v1/batches");
-    document.getElementById("input-hint").textContent = `below ${found.inputs.join(", ")}`;
-    document.getElementById("out-hint").textContent = `below ${found.outputs.join(", ")}`;
-    draw(found.batches);
+    const answer = await ask("v1/batches");
+    document.getElementById("input-hint").textContent = `below ${answer.inputs.join(", ")}`;
+    document.getElementById("out-hint").textContent = `below ${answer.outputs.join(", ")}`;
+    draw(answer.batches);
   } catch (error) {
     alertIn(warning, error.message);
   }
@@ -36,37 +36,37 @@ function draw(batches) {
   const focused = document.activeElement?.dataset?.job;
   list.replaceChildren(...batches.map(item));
   if (focused) list.querySelector(`[data-job="${CSS.escape(focused)}"]`)?.focus();
-  const going = batches.filter((job) => job.state === "running").length;
-  const said = `${batches.length} batches, ${going} running`;
+  const running = batches.filter((job) => job.state === "running").length;
+  const summary = `${batches.length} batches, ${running} running`;
   const status = document.getElementById("batch-status");
-  if (status.textContent !== said) status.textContent = said;
+  if (status.textContent !== summary) status.textContent = summary;
 }
 
 function item(job) {
-  const made = element("li", "panel job");
+  const entry = element("li", "panel job");
   const top = element("div", "row");
   top.append(element("span", `state ${job.state}`, job.state), element("code", "", job.out));
-  made.append(top, element("p", "soft", `from ${job.input}, submitted ${job.submitted.replace("T", " ").replace("Z", " UTC")}`));
-  if (job.progress) made.append(bar(job), element("p", "soft", figures(job)));
-  if (job.message) made.append(element("p", "failed", job.message));
+  entry.append(top, element("p", "soft", `from ${job.input}, submitted ${job.submitted.replace("T", " ").replace("Z", " UTC")}`));
+  if (job.progress) entry.append(bar(job), element("p", "soft", figures(job)));
+  if (job.message) entry.append(element("p", "failed", job.message));
   if (job.state === "running" || job.state === "waiting") {
     const stop = element("button", "button", "Cancel");
     stop.dataset.job = job.id;
     stop.setAttribute("aria-label", `Cancel ${job.out}`);
     stop.addEventListener("click", () => send(`v1/batches/${encodeURIComponent(job.id)}/cancel`));
-    made.append(stop);
+    entry.append(stop);
   }
-  return made;
+  return entry;
 }
 
 function bar(job) {
-  const made = element("progress");
-  made.setAttribute("aria-label", `Progress of ${job.out}`);
+  const progress = element("progress");
+  progress.setAttribute("aria-label", `Progress of ${job.out}`);
   if (job.progress.total !== null) {
-    made.max = Math.max(1, job.progress.total);
-    made.value = job.progress.done;
+    progress.max = Math.max(1, job.progress.total);
+    progress.value = job.progress.done;
   }
-  return made;
+  return progress;
 }
 
 function figures({ progress, state }) {

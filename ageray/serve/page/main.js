@@ -1,4 +1,4 @@
-// Tabs, the key, and what all sections need first: the model.
+// Tabs, the form for the key, and the request for the model, which all sections need.
 
 import { alertIn, ask, useKey } from "./ask.js";
 import { showBatches, watchBatches } from "./batches.js";
@@ -41,7 +41,7 @@ async function begin() {
   }
 }
 
-document.addEventListener("key-wanted", () => {
+document.addEventListener("key-needed", () => {
   form.hidden = false;
   document.getElementById("key").focus();
 });

@@ -1,4 +1,4 @@
-// The model's card, as rows; tables in it (errors by decade) are left to whoever reads the JSON.
+// The model's card as rows. Its tables (errors by decade) are only in the JSON.
 
 import { element } from "./ask.js";
 

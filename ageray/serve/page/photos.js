@@ -1,4 +1,4 @@
-// Photos: dropped or chosen, sent a few at a time, drawn with their faces.
+// Photos: chosen or dropped, sent a few at a time, drawn with their faces.
 
 import { alertIn, ask, element } from "./ask.js";
 import { axis, plot } from "./plot.js";
@@ -8,9 +8,9 @@ const drop = document.getElementById("drop");
 const status = document.getElementById("status");
 const results = document.getElementById("results");
 const warning = document.getElementById("alert");
-const AT_ONCE = 8; // photos a request: the first results are there soon
+const PHOTOS_A_REQUEST = 8; // few, so that the first results show soon
 let model = null;
-let found = [];
+let images = [];
 
 export function showPhotos(about) {
   model = about;
@@ -22,7 +22,7 @@ async function score(chosen) {
   if (!model || !chosen.length) return;
   alertIn(warning, "");
   for (let start = 0; start < chosen.length; ) {
-    const part = chosen.slice(start, start + Math.min(AT_ONCE, model.limits.images));
+    const part = chosen.slice(start, start + Math.min(PHOTOS_A_REQUEST, model.limits.images));
     start += part.length;
     status.textContent = `Looking at ${chosen.length} ${chosen.length === 1 ? "photo" : "photos"} …`;
     const body = new FormData();
@@ -30,7 +30,7 @@ async function score(chosen) {
     try {
       const answer = await ask("v1/score?posterior=true", { method: "POST", body });
       for (const [number, image] of answer.images.entries()) {
-        found.push(image);
+        images.push(image);
         results.append(await card(image, part[number]));
       }
     } catch (error) {
@@ -43,14 +43,14 @@ async function score(chosen) {
 }
 
 function summarize() {
-  const faces = found.reduce((sum, image) => sum + image.faces.length, 0);
-  const many = (count, one) => `${count} ${one}${count === 1 ? "" : "s"}`;
-  status.textContent = found.length ? `${many(faces, "face")} in ${many(found.length, "photo")}` : "";
-  document.getElementById("actions").hidden = !found.length;
+  const faces = images.reduce((sum, image) => sum + image.faces.length, 0);
+  const many = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+  status.textContent = images.length ? `${many(faces, "face")} in ${many(images.length, "photo")}` : "";
+  document.getElementById("actions").hidden = !images.length;
 }
 
 async function card(image, file) {
-  const made = element("article", "card");
+  const article = element("article", "card");
   const stage = element("div", "stage");
   const about = element("div", "about");
   about.append(element("h2", "", image.name));
@@ -60,25 +60,35 @@ async function card(image, file) {
   about.append(list);
   const canvas = image.width && !image.error?.startsWith("too large") ? await picture(image, file) : null;
   stage.append(canvas || element("p", "soft", "no picture"));
-  made.append(stage, about);
-  return made;
+  article.append(stage, about);
+  return article;
 }
 
 function row(face) {
-  const made = element("li", "face");
-  made.append(element("span", "number", String(face.face + 1)));
+  const entry = element("li", "face");
+  entry.append(element("span", "number", String(face.face + 1)));
   if (face.error) {
-    made.append(element("p", "failed", face.error));
-    return made;
+    entry.append(element("p", "failed", face.error));
+    return entry;
   }
   const words = element("div");
   const years = element("b", "", face.age.toFixed(0));
   years.append(element("small", "", " years"));
   words.append(years, element("span", "range", `90 %: ${face.age_low.toFixed(0)} to ${face.age_high.toFixed(0)}`));
+  words.append(element("small", "soft", reasons(face)));
   const side = element("div");
   side.append(plot(face, model.bins), axis());
-  made.append(words, side);
-  return made;
+  entry.append(words, side);
+  return entry;
+}
+
+// What an age check says, and why an interval is wide.
+function reasons(face) {
+  const parts = [];
+  if (face.over_18 !== null) parts.push(`over 18: ${(100 * face.over_18).toFixed(0)} %`);
+  if (face.quality !== null && face.quality < 0.7) parts.push("poor picture");
+  if (face.unusual !== null && face.unusual > 1) parts.push("unusual face");
+  return parts.join(" · ");
 }
 
 async function picture(image, file) {
@@ -112,11 +122,11 @@ function mark(pen, face, scale, width) {
   pen.shadowBlur = 0;
   pen.font = `700 ${unit}px system-ui, sans-serif`;
   const text = face.age === null ? `${face.face + 1}` : `${face.face + 1} · ${face.age.toFixed(0)}`;
-  const wide = pen.measureText(text).width + unit;
-  const left = Math.max(0, Math.min(x0, width - wide));
+  const labelWidth = pen.measureText(text).width + unit;
+  const left = Math.max(0, Math.min(x0, width - labelWidth));
   const top = Math.max(0, y0 - 1.6 * unit);
   pen.fillStyle = "#fff";
-  pen.fillRect(left, top, wide, 1.5 * unit);
+  pen.fillRect(left, top, labelWidth, 1.5 * unit);
   pen.fillStyle = "#171923";
   pen.fillText(text, left + unit / 2, top + 1.1 * unit);
 }
@@ -132,12 +142,14 @@ function save(name, type, text) {
 function csv() {
   // a name that starts like a formula must not become one in a spreadsheet
   const cell = (value) => `"${String(value ?? "").replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
-  const columns = ["image", "face", "x0", "y0", "x1", "y1", "detection", "age", "age_low", "age_high", "error"];
-  const rows = found.flatMap((image) =>
+  const columns = ["image", "face", "x0", "y0", "x1", "y1", "detection", "age", "age_low", "age_high", "error",
+    "quality", "unusual", "over_18", "over_25"];
+  const rows = images.flatMap((image) =>
     image.faces.length
       ? image.faces.map((face) =>
-          [image.name, face.face, ...(face.box ?? ["", "", "", ""]), face.detection, face.age, face.age_low, face.age_high, face.error])
-      : [[image.name, -1, "", "", "", "", "", "", "", "", image.error]]);
+          [image.name, face.face, ...(face.box ?? ["", "", "", ""]), face.detection, face.age, face.age_low, face.age_high, face.error,
+            face.quality, face.unusual, face.over_18, face.over_25])
+      : [[image.name, -1, "", "", "", "", "", "", "", "", image.error, "", "", "", ""]]);
   return [columns, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
 }
 
@@ -146,5 +158,5 @@ for (const name of ["dragenter", "dragover"]) drop.addEventListener(name, (event
 for (const name of ["dragleave", "drop"]) drop.addEventListener(name, () => drop.classList.remove("over"));
 drop.addEventListener("drop", (event) => { event.preventDefault(); score([...event.dataTransfer.files]); });
 document.getElementById("csv").addEventListener("click", () => save("ages.csv", "text/csv", csv()));
-document.getElementById("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify(found, null, 1)));
-document.getElementById("clear").addEventListener("click", () => { found = []; results.replaceChildren(); alertIn(warning, ""); summarize(); files.focus(); });
+document.getElementById("json").addEventListener("click", () => save("ages.json", "application/json", JSON.stringify(images, null, 1)));
+document.getElementById("clear").addEventListener("click", () => { images = []; results.replaceChildren(); alertIn(warning, ""); summarize(); files.focus(); });

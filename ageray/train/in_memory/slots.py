@@ -69,12 +69,12 @@ def plan_slots(scale: Scale) -> TaskSlots:
             "logical CPUs; lower it"
         )
     if gpus and scale.gpu is not False:
-        count = scale.fold_workers or int(gpus)
+        count = scale.parallel_trainings or int(gpus)
         gpu_share = 1 / math.ceil(count / gpus)
     else:
         # on a machine of its own Ray may have more logical CPUs than there are cores, for decoding
         cores = min(cpus, os.cpu_count() or 1) if len(nodes) == 1 else cpus
-        count, gpu_share = scale.fold_workers or max(1, int(cores // scale.cpus_per_worker)), 0.0
+        count, gpu_share = scale.parallel_trainings or max(1, int(cores // scale.cpus_per_worker)), 0.0
     cpu_share = min(scale.cpus_per_worker, cpus / count)
     requested = f"scale.cpus_per_worker={scale.cpus_per_worker:g}"
     cluster.check_fits(requested, 1, {"CPU": cpu_share, "GPU": gpu_share})

@@ -27,7 +27,7 @@ from ageray.faces.canvases import to_tensors
 from ageray.models.decode import decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, predict
-from ageray.train import epochs
+from ageray.train import epochs, wise_ft
 from ageray.train.in_memory import frozen
 from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import Columns, State, new_state
@@ -118,6 +118,17 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
             best = copy.deepcopy(state.eval_network.state_dict())
         yield record
     state.eval_network.load_state_dict(best)
+    if state.config.train.wise_ft and len(fold.val):
+        start = _start_weights(state, faces)
+        wise_ft.choose(state, start, lambda: validate(state, _batches(faces, fold.val, size)))
+
+
+def _start_weights(state: State, faces: Columns) -> dict[str, torch.Tensor]:
+    """The weights that the training started from; without those of a detached backbone."""
+    start = wise_ft.start_weights(state.config)
+    if "features" not in faces:
+        return start
+    return {name: start[name] for name in state.eval_network.state_dict()}
 
 
 def predict_fold(state: State, faces: Columns, fold: Fold, levels: Sequence[float]) -> Result:

@@ -1,4 +1,5 @@
-"""The line and the interval learnt on validation faces: known lines, an independent solver, coverage by simulation."""
+"""The line and the interval learnt on validation faces: known lines, an independent solver,
+coverage by simulation."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ Ages = NDArray[np.float32]
 
 
 def simulated(count: int, seed: int, width: float = 1.0) -> tuple[Ages, Ages, Ages, Ages]:
-    """True age, decoded age pulled to the middle, and the 5 % and 95 % quantiles of a posterior `width` times as wide as the errors, which
-    grow with age: (N,) each."""
+    """True age, decoded age pulled to the middle, and the 5 % and 95 % quantiles of a posterior
+    `width` times as wide as the errors, which grow with age: (N,) each."""
     rng = np.random.default_rng(seed)
     true = rng.uniform(0, 90, count)
     deviation = 2 + true / 15
@@ -55,7 +56,8 @@ def test_a_known_line_is_recovered_from_noise_and_outliers() -> None:
 
 
 def test_the_line_is_that_of_least_absolute_deviations() -> None:
-    """Against a linear programme: minimise sum of u + v with y = a x + b + u - v, u and v not negative."""
+    """Against a linear programme: minimise sum of u + v with y = a x + b + u - v, u and v not
+    negative."""
     true, decoded = on_a_line(60, 1.1, 2.0, noise=5.0, seed=4)
     x, y, count = decoded.astype(float), true.astype(float), len(true)
     equations = np.hstack([x[:, None], np.ones((count, 1)), np.eye(count), -np.eye(count)])
@@ -94,7 +96,8 @@ def test_a_model_that_has_learnt_nothing_keeps_its_line_but_gets_an_interval(kin
     ("width", "more"), [(0.3, 0.015), (1.0, 0.015), (3.0, 0.04)], ids=["too narrow", "right", "too wide"]
 )
 def test_the_interval_covers_nine_fresh_faces_in_ten(width: float, more: float) -> None:
-    """Of posteriors that are too wide a few faces more: an interval that would turn inside out ends at the age."""
+    """Of posteriors that are too wide a few faces more: an interval that would turn inside out ends
+    at the age."""
     covered, margins = [], []
     for seed in range(8):
         found = fit(*simulated(500, seed, width))

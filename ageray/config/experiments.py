@@ -1,0 +1,109 @@
+"""Reading, writing and naming an `Experiment`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ageray.config.load import parse, parse_text, validate
+from ageray.config.messages import Schema, schema
+from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
+from ageray.config.overrides import parts, put
+from ageray.config.yaml_text import write
+from ageray.experiment import Experiment
+
+_RENAMED: dict[Keys, str] = {("scale", "fold_workers"): "parallel_trainings"}
+"""Keys in the files of runs and bundles of earlier versions."""
+
+
+@dataclass(frozen=True)
+class ParsedConfig:
+    """An experiment, and the tree of what was written, each value with its place."""
+
+    experiment: Experiment
+    root: Node
+
+    def changed(self, values: Iterable[tuple[str, Any, Place]]) -> Experiment:
+        """The experiment without `tune` and with other values, each with its path and its place.
+
+        Raises UserError as `load` does.
+        """
+        root = copy.deepcopy(self.root)
+        root.value.pop("tune", None)
+        problems: list[Problem] = []
+        for path, value, place in values:
+            put(root, parts(path), wrap(value, place), schema(Experiment), problems)
+        return validate(Experiment, root, problems)
+
+
+def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> Experiment:
+    """The experiment in configuration files with disjoint top-level keys and overrides
+    `a.b.c=value`.
+
+    An element of a list goes by its index (`train.stages.0.epochs=3`). `a.b=null` removes the
+    key, so that its default holds. A top-level key that no file has comes from `base`: a bundle's
+    experiment, to evaluate it on other data.
+
+    Raises UserError with every problem, one a line, with file and line or with the argument. A
+    `tune` is a problem here; `read` takes it.
+    """
+    config = read(paths, overrides, base)
+    if config.experiment.tune is not None:
+        place = config.root.closest_node(("tune",)).place
+        raise mistake([Problem(place, ("tune",), "is for jobs.tune alone; leave it out here")])
+    return config.experiment
+
+
+def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> ParsedConfig:
+    """What `load` reads, with the places of all values. `tune` is allowed."""
+    content = base.model_dump(mode="json") if base else None
+    return ParsedConfig(*parse(Experiment, paths, overrides, content, "the given experiment"))
+
+
+def loads(text: str, name: str) -> Experiment:
+    """The experiment in the YAML `text` that `dump` wrote; messages call it `name`.
+
+    Raises as `load`.
+    """
+    return parse_text(Experiment, text, name, _RENAMED)
+
+
+def dump(experiment: Experiment) -> str:
+    """The whole experiment as YAML, fields in the order of ageray.experiment. `loads` reads it
+    back."""
+    return write(experiment.model_dump(mode="json"))
+
+
+def digest(experiment: Experiment) -> str:
+    """The identity of an experiment in 8 hex digits: SHA-256 of its fields as canonical JSON.
+
+    `scale` and `storage` are left out: the machine and the location of the files do not change
+    what an experiment is. `data` counts with its paths, because nothing else tells two sets
+    apart.
+    """
+    content = experiment.model_dump(mode="json", exclude={"scale", "storage"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
+
+
+def json_schema() -> Schema:
+    """The JSON schema of the configuration files: keys, defaults, ranges and descriptions.
+
+    The line breaks of docstrings are not part of it.
+    """
+    content = _join_lines(Experiment.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **content}
+
+
+def _join_lines(node: Any) -> Any:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            node[key] = _join_lines(value)
+        if isinstance(node.get("description"), str):
+            node["description"] = " ".join(node["description"].split())
+    elif isinstance(node, list):
+        node[:] = map(_join_lines, node)
+    return node

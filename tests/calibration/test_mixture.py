@@ -1,0 +1,264 @@
+"""Intervals by mixture of sets, decade and side; how hard a face is; refusal: by simulation and by
+hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ageray.calibration import AgeChecks, Calibration, CalibrationSet, Difficulty, Intervals, fit, fit_mixture
+from ageray.calibration.difficulty import Hinge, fit_difficulty, quantile
+from ageray.calibration.intervals import fit_intervals
+from ageray.errors import UserError
+
+Floats = NDArray[Any]
+BINS = np.arange(-15.0, 121.0)
+NAMES = (
+    "resolution",
+    "sharpness",
+    "grain",
+    "turn",
+    "nod",
+    "misfit",
+    "contrast",
+    "brightness",
+    "colour",
+)
+
+
+def drawn(
+    name: str,
+    count: int,
+    seed: int,
+    width: float = 1.0,
+    skew: float = 1.0,
+    degraded: int = 0,
+    strange: float = 0.0,
+) -> CalibrationSet:
+    """Faces whose errors are `width` times as wide as the posterior says, on the high side `skew`
+    times more. The last `degraded` faces have half the resolution and errors twice as wide;
+    `strange` is added to distances, and each unit of it adds half to the errors."""
+    rng = np.random.default_rng(seed)
+    total = count + degraded
+    true = rng.uniform(1, 90, total)
+    spoilt = np.arange(total) >= count
+    noise = rng.normal(0, 1, total) * (2 + true / 15) * width * np.where(spoilt, 2, 1) * (1 + 0.5 * strange)
+    noise = np.where(noise > 0, noise * skew, noise)
+    age = true + noise
+    reach = 1.645 * (2 + true / 15)
+    measures = np.zeros((total, len(NAMES)))
+    measures[:, 0] = np.where(spoilt, -1.0, 0.0)
+    distance = 1 + rng.uniform(0, 0.2, total) + strange
+    posterior = np.exp(-((BINS - age[:, None]) ** 2) / (2 * (reach[:, None] / 1.645) ** 2))
+    posterior /= posterior.sum(-1, keepdims=True)
+    decoded = np.stack([age, age - reach, age + reach], -1)
+    return CalibrationSet(name, true, decoded, posterior, measures, distance, spoilt)
+
+
+def covered(calibration: Calibration, faces: CalibrationSet) -> tuple[Floats, Floats]:
+    """Whether each face's age is in its interval, and the interval's width."""
+    shares = np.zeros((len(faces.true), 2))
+    said = calibration.answers(faces.decoded, shares, faces.measures, NAMES, faces.distance)
+    return (faces.true >= said.low) & (faces.true <= said.high), said.high - said.low
+
+
+def test_each_side_misses_half_of_what_is_allowed() -> None:
+    """Errors twice as wide above: one margin for both would miss on one side alone."""
+    sets = [drawn("a", 3000, 0, skew=2.0)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    fresh = drawn("a", 6000, 9, skew=2.0)
+    age, low, high = calibration.apply(*fresh.decoded.T)
+    assert 0.035 < (fresh.true < low).mean() < 0.065
+    assert 0.035 < (fresh.true > high).mean() < 0.065
+    assert (age - low).mean() > 1.5 * (
+        high - age
+    ).mean()  # an age too high by twice as much: the interval reaches down
+
+
+def test_coverage_holds_in_every_decade_of_the_predicted_age() -> None:
+    """Posteriors whose width does not fit old faces: one margin covers the young too often and the
+    old too seldom."""
+
+    def skewed(seed: int, count: int) -> CalibrationSet:
+        faces = drawn("a", count, seed)
+        age = faces.decoded[:, 0]
+        extra = np.where(age > 50, 2.5, 0.5)
+        return replace(faces, true=np.maximum(age + (faces.true - age) * extra, 0))
+
+    fresh = skewed(8, 20_000)
+    calibration = fit_mixture([skewed(0, 6000)], BINS, NAMES, line=(1.0, 0.0))
+    inside, _ = covered(calibration, fresh)
+    one = fit(skewed(0, 6000).true, *skewed(0, 6000).decoded.T)
+    _, low, high = replace(one, scale=1.0, shift=0.0).apply(*fresh.decoded.T)
+    inside_one = (fresh.true >= low) & (fresh.true <= high)
+    for start, end in ((12, 30), (30, 44), (58, 80)):
+        rows = (fresh.decoded[:, 0] >= start) & (fresh.decoded[:, 0] < end)
+        assert abs(inside[rows].mean() - 0.9) < 0.05
+    old = fresh.decoded[:, 0] > 58
+    assert inside_one[old].mean() < 0.85
+
+
+def test_sets_count_alike_whatever_their_size() -> None:
+    """Nine tenths of the faces are easy ones; the mixture of sets is half hard."""
+    easy, hard = drawn("easy", 9000, 0, width=0.5), drawn("hard", 1000, 1, width=1.5)
+    calibration = fit_mixture([easy, hard], BINS, NAMES, line=(1.0, 0.0))
+    pooled = replace(calibration, intervals=None, difficulty=None)
+    assert pooled.intervals is None
+    inside = [covered(calibration, drawn("fresh", 4000, 5, width=width))[0].mean() for width in (0.5, 1.5)]
+    assert np.mean(inside) > 0.89
+    assert inside[1] > 0.8
+
+
+def test_a_set_left_out_is_covered() -> None:
+    sets = [drawn("a", 1500, 0), drawn("b", 1500, 1, width=1.3), drawn("c", 1500, 2, width=1.1)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    about = calibration.sets
+    assert {name: row["faces"] for name, row in about.items()} == {"a": 1500, "b": 1500, "c": 1500}
+    left_out = [row["left_out"]["coverage"] for row in about.values()]
+    assert np.mean(left_out) >= 0.895
+    assert min(left_out) > 0.82
+    assert covered(calibration, drawn("d", 4000, 7, width=1.2))[0].mean() > 0.87
+
+
+def test_spoilt_pictures_teach_quality_and_nothing_else() -> None:
+    sets = [drawn("a", 2000, 0, degraded=2000), drawn("b", 2000, 1, degraded=2000)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    assert calibration.difficulty is not None
+    plain = fit_mixture([drawn("a", 2000, 0), drawn("b", 2000, 1)], BINS, NAMES, line=(1.0, 0.0))
+    fresh = drawn("c", 3000, 5, degraded=3000)
+    quality = calibration.difficulty.quality(fresh.measures, NAMES)  # type: ignore[arg-type]
+    assert quality[:3000] == pytest.approx(1)
+    assert quality[3000:] == pytest.approx(0.5, abs=0.08)  # their errors are twice as large
+    inside, width = covered(calibration, fresh)
+    assert inside[:3000].mean() == pytest.approx(0.9, abs=0.025)
+    assert inside[3000:].mean() == pytest.approx(0.9, abs=0.04)
+    assert covered(plain, fresh)[0][3000:].mean() < 0.7
+    assert width[3000:].mean() > 1.5 * width[:3000].mean()
+    assert calibration.faces == 4000  # spoilt copies are no faces of the calibration
+
+
+def test_faces_far_from_training_get_wider_intervals() -> None:
+    sets = [drawn("near", 3000, 0), drawn("far", 3000, 1, strange=1.0)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    assert calibration.difficulty is not None
+    near, far = drawn("n", 3000, 5), drawn("f", 3000, 6, strange=1.0)
+    assert covered(calibration, far)[1].mean() > 1.3 * covered(calibration, near)[1].mean()
+    unusual = calibration.difficulty.unusual(far.distance)  # type: ignore[arg-type]
+    assert unusual.mean() > calibration.difficulty.unusual(near.distance).mean()  # type: ignore[arg-type]
+
+
+def test_a_measure_that_tells_nothing_gets_no_weight() -> None:
+    rng = np.random.default_rng(0)
+    measures = rng.normal(0, 1, (4000, len(NAMES)))
+    errors = rng.exponential(1, 4000) * np.exp(0.4 * np.maximum(0, measures[:, 3]))
+    fitted = fit_difficulty(
+        errors, measures, NAMES, rng.uniform(1, 2, 4000), np.ones(4000), np.ones(4000, bool)
+    )
+    weights = {hinge.measure: hinge.weight for hinge in fitted.hinges}
+    assert weights["turn"] > 0.15
+    assert all(weight < 0.1 for name, weight in weights.items() if name != "turn")
+
+
+def test_quality_by_hand() -> None:
+    difficulty = Difficulty((Hinge("resolution", -1.0, -0.5, np.log(2)),), 2.0, 0.8, np.log(4), 3.0)
+    measures = np.array([[0.0], [-0.5], [-1.5], [-2.5]])
+    assert difficulty.quality(measures, ("resolution",)) == pytest.approx([1, 1, 0.5, 0.25])
+    assert difficulty.unusual(np.array([1.0, 2.0, 3.0])) == pytest.approx([0.5, 1, 1.5])
+    quality, unusual = np.array([1, 0.5, 1, 0.25]), np.array([0.5, 0.8, 1.3, 0.8])
+    assert difficulty.expected(quality, unusual) == pytest.approx([1, 2, 2, 4])
+    assert difficulty.widening(quality, unusual) == pytest.approx([1, 2, 2, 3])
+
+
+def test_a_face_beyond_what_an_interval_can_say_is_refused() -> None:
+    difficulty = Difficulty((Hinge("resolution", -1.0, 0.0, np.log(2)),), 1.0, 1.0, 0.0, 3.0)
+    calibration = Calibration(intervals=Intervals((), (1.0,), (1.0,)), difficulty=difficulty)
+    decoded = np.array([[30.0, 20.0, 40.0]] * 3)
+    said = calibration.answers(
+        decoded, np.full((3, 2), 0.9), np.array([[0.0], [-1.0], [-2.0]]), ("resolution",), np.ones(3)
+    )
+    assert said.refused.tolist() == [False, False, True]
+    assert said.high - said.low == pytest.approx([20, 40, 60])
+    assert said.over[:, 0] == pytest.approx([0.9, 0.75, 0.675], abs=1e-3)  # a hard face is less certain
+
+
+def test_what_was_measured_bounds_what_is_answered() -> None:
+    """Half the resolution doubled the errors of the calibration; a quarter was never seen."""
+    sets = [drawn("a", 2000, 0, degraded=2000), drawn("b", 2000, 1, degraded=2000)]
+    calibration = fit_mixture(sets, BINS, NAMES, line=(1.0, 0.0))
+    assert calibration.difficulty is not None
+    assert 1.9 < calibration.difficulty.largest < 2.5
+    fresh = drawn("c", 100, 5, degraded=100)
+    assert fresh.measures is not None
+    fresh.measures[-10:, 0] = -2.0
+    said = calibration.answers(fresh.decoded, np.zeros((200, 2)), fresh.measures, NAMES, fresh.distance)
+    assert not said.refused[:190].any()
+    assert said.refused[190:].all()
+
+
+def test_intervals_by_hand() -> None:
+    intervals = Intervals((30.0,), (1.0, 2.0), (0.5, 1.5))
+    age, low, high = np.array([10.0, 30.0, 60.0]), np.array([6.0, 26.0, 50.0]), np.array([14.0, 38.0, 60.5])
+    start, end = intervals.apply(age, low, high, np.array([1.0, 1.0, 2.0]))
+    # the middles of the two bands are 25 and 35: at 30 half way
+    # a quantile lies one year from its age at least
+    assert start == pytest.approx([6, 30 - 1.5 * 4, 60 - 2 * 2 * 10])
+    assert end == pytest.approx([12, 30 + 1.0 * 8, 60 + 2 * 1.5 * 1])
+
+
+def test_few_faces_of_a_decade_join_a_neighbour() -> None:
+    rng = np.random.default_rng(0)
+    age = np.concatenate([rng.uniform(20, 40, 500), rng.uniform(60, 80, 20)])
+    true = age + rng.normal(0, 3, len(age))
+    fitted = fit_intervals(true, age, age - 5, age + 5, np.ones(len(age)), np.ones(len(age)), 0.9)
+    assert fitted.edges == (30.0,)
+    assert len(fitted.low) == len(fitted.high) == 2
+
+
+def test_weighted_quantile() -> None:
+    values, weights = np.array([3.0, 1.0, 2.0]), np.array([1.0, 2.0, 1.0])
+    assert [quantile(values, weights, share) for share in (0.1, 0.5, 0.75, 1.0)] == [1, 1, 2, 3]
+
+
+def test_no_set_is_a_mistake() -> None:
+    with pytest.raises(UserError, match="no set is named"):
+        fit_mixture([], BINS, NAMES)
+
+
+def test_card_round_trip_gives_the_same_answers() -> None:
+    faces = drawn("a", 800, 0, degraded=300)
+    calibration = fit_mixture([faces, drawn("b", 800, 1)], BINS, NAMES)
+    card = json.loads(json.dumps(calibration.to_card()))
+    loaded = Calibration.from_card(card)
+    fields = ("age", "low", "high", "quality", "unusual", "widening", "over")
+    shares = np.random.default_rng(0).uniform(0, 1, (len(faces.true), 2))
+    before, after = (
+        each.answers(faces.decoded, shares, faces.measures, NAMES, faces.distance)
+        for each in (calibration, loaded)
+    )
+    for name in fields:
+        np.testing.assert_allclose(getattr(after, name), getattr(before, name), rtol=2e-3, atol=2e-3)
+    assert loaded.to_card() == card
+
+
+def test_an_old_card_gives_what_it_gave() -> None:
+    """zoo:default's calibration of 0.1.0: the line, and the margin outwards."""
+    card = {"method": "...", "level": 0.9, "scale": 0.98, "shift": -0.25, "margin": -1.0, "faces": 1046}
+    calibration = Calibration.from_card(card)
+    decoded = np.array([[30.0, 20.0, 41.0], [5.0, 4.5, 5.5]], np.float32)
+    said = calibration.answers(decoded, np.array([[0.9, 0.7], [0.0, 0.0]]))
+    assert said.age == pytest.approx([29.15, 4.65])
+    assert said.low == pytest.approx([20.35, 4.65])
+    assert said.high == pytest.approx([38.93, 4.65])
+    assert said.quality is said.unusual is None
+    assert said.over[0] == pytest.approx([0.9, 0.7])
+    assert not said.refused.any()
+    assert "intervals" not in calibration.to_card()
+
+
+def test_checks_of_an_old_card_are_the_posterior_itself() -> None:
+    assert AgeChecks.from_card(None) == AgeChecks()
