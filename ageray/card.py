@@ -186,9 +186,10 @@ def _check_row(row: dict[str, Any]) -> dict[str, Any]:
         if parts is None:
             continue
         for rate in ("false_adult", "false_minor"):
-            by_part = rates[f"{rate}_by_{name}"] = {}
+            values: dict[str, Any] = {}
             for part in parts:
-                by_part[part[name]] = _round(part[rate]["value"])
+                values[part[name]] = _round(part[rate]["value"])
+            rates[f"{rate}_by_{name}"] = values
     return rates
 
 

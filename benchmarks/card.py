@@ -167,7 +167,7 @@ def _hard(raws: dict[tuple[str, str], Raw], given: argparse.Namespace) -> dict[t
 
 
 def _predicted(predictor: Predictor, raw: Raw, name: str, seen: bool) -> Predicted:
-    """The calibrated predictions on the set `name`. seen: the model was trained on such faces."""
+    """The calibrated predictions on the set `name`. seen: other parts of it were trained on."""
     ages = predictor.recalibrated(raw.decoded, raw.posterior, raw.measures, raw.distance)
     return Predicted(
         name,
