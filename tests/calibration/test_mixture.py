@@ -272,5 +272,5 @@ def test_the_set_that_needs_the_widest_interval_decides() -> None:
     young = hard.decoded[:, 0] < 20
     hard.true[young] = np.maximum(hard.decoded[young, 0] + 3 * (hard.true - hard.decoded[:, 0])[young], 0)
     calibration = fit_mixture([easy, hard], BINS, NAMES, line=(1.0, 0.0))
-    inside, _ = covered(calibration, hard)
+    inside, _ = coverage(calibration, hard)
     assert inside[hard.decoded[:, 0] < 15].mean() > 0.87

@@ -89,7 +89,9 @@ def test_what_is_dumped_loads_back(content: dict[str, Any]) -> None:
     try:
         made = Experiment.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        if {item["type"] for item in error.errors()} != {"value_error"}:  # only a rule across keys may fail
+        # Only a rule across keys may fail. Pydantic then also calls a list too short without the
+        # item that failed.
+        if {item["type"] for item in error.errors()} - {"too_short"} != {"value_error"}:
             raise
         assume(False)
     text = config.dump(made)
@@ -141,7 +143,9 @@ RECIPES = [
 @pytest.mark.parametrize("scale", SCALE, ids=lambda path: path.stem)
 def test_files_that_ship_go_together(recipe: Path | None, data: Path, scale: Path) -> None:
     files = [str(path) for path in (recipe, data, scale) if path]
-    assert config.load(files).data.shards
+    data_settings = config.load(files).data
+    assert data_settings.shards or all(each.shards for each in data_settings.sets)
+    assert data_settings.shards or data_settings.sets
 
 
 @pytest.mark.parametrize("path", [*RECIPES, *DATA, *SCALE], ids=lambda path: path.stem)

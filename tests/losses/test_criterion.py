@@ -43,6 +43,7 @@ def tensors() -> dict[str, Tensor]:
         "embedding": torch.zeros(5, 8),
         "age": age,
         "logits": logits,
+        "teacher": torch.softmax(torch.randn(5, 136, generator=generator), -1),
     }
 
 
@@ -157,9 +158,13 @@ def test_a_term_is_one_word_and_its_options_are_the_vocabularys(name: str) -> No
     (term,) = [kind for kind in get_args(Loss.model_fields[name].annotation) if kind is not type(None)]
     assert term.__name__ == name.title().replace("_", "")
     parameters = inspect.signature(function).parameters.values()
-    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == term().model_dump(
-        exclude={"weight"}
-    )
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    settings = term().model_dump(exclude={"weight"})
+    # the setting says whether the term gets the labels' deviations; the option holds them
+    assert ("age_std" in options) == ("label_std" in settings)
+    assert options.pop("age_std", None) is None
+    assert settings.pop("label_std", False) is False
+    assert options == settings
     named = {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
     assert named <= FIELDS | {
         "logits",

@@ -403,7 +403,7 @@ def test_validation_with_a_gallery_equals_neighbours_by_hand(faces: Columns) -> 
     assert gallery.age.tolist() == faces["age"].tolist()
     assert gallery.gender_embedding is not None
     assert gallery.gender_embedding.shape == (18, 10)
-    true, predicted = validate(state, batches(faces, 7), gallery)
+    true, predicted, _ = validate(state, batches(faces, 7), gallery)
     assert true.tolist() == faces["age"].tolist()
     for k, query in enumerate(embedded(state.network, faces)):
         expected = faces["age"][naive(gallery, query, 4, int(faces["subject"][k]))].mean()
