@@ -91,8 +91,8 @@ class Calibration:
         return age, np.minimum(start, age), np.maximum(end, age)
 
     def _line(self, years: Ages) -> Ages:
-        calibrated: Ages = np.maximum(self.scale * years + self.shift, 0)
-        return calibrated
+        corrected: Ages = np.maximum(self.scale * years + self.shift, 0)
+        return corrected
 
     def answers(
         self,

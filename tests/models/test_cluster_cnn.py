@@ -379,7 +379,7 @@ def test_the_plain_head_is_the_classifier_of_the_shipped_weights() -> None:
     network = build(Config(name="cluster_cnn", head="plain"))
     assert type(network) is Classifier
     assert {name.split(".")[0] for name in network.state_dict()} == {"backbone", "head"}
-    shipped = bundle.load("zoo:default").network()
+    shipped = bundle.load("zoo:default@1").network()
     assert type(shipped) is Classifier
     assert shipped.state_dict().keys() == network.state_dict().keys()
     half = build(Config(name="cluster_cnn", head="plain", depth="half"))
