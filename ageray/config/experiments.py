@@ -19,6 +19,23 @@ from ageray.experiment import Experiment
 _RENAMED: dict[Keys, str] = {("scale", "fold_workers"): "parallel_trainings"}
 """Keys in the files of runs and bundles of earlier versions."""
 
+_ADDED: dict[tuple[str, ...], Any] = {
+    ("data", "sets"): [],
+    ("loss", "distillation"): None,
+    ("loss", "dldl_v2", "label_std"): False,
+    ("loss", "neighborhood", "label_std"): False,
+    ("model", "decode", "views"): [{"zoom": 1.0, "size": 0}],
+    ("model", "hidden"): 0,
+    ("model", "weights_head"): True,
+    ("train", "balance_power"): 1.0,
+    ("train", "select"): "mae",
+    ("train", "stages", "*", "optimizer", "frozen_blocks"): 0,
+    ("train", "teacher"): None,
+    ("train", "wise_ft"): [],
+}
+"""Settings that are newer than the first run folders, with their defaults; `*` is any element of a
+list. At its default such a setting does not count in the digest, so a run keeps its name."""
+
 
 @dataclass(frozen=True)
 class ParsedConfig:
@@ -83,10 +100,25 @@ def digest(experiment: Experiment) -> str:
 
     `scale` and `storage` are left out: the machine and the location of the files do not change
     what an experiment is. `data` counts with its paths, because nothing else tells two sets
-    apart.
+    apart. A newer setting counts only if it is not at its default (`_ADDED`).
     """
     content = experiment.model_dump(mode="json", exclude={"scale", "storage"})
+    for path, default in _ADDED.items():
+        _drop_default(content, path, default)
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:8]
+
+
+def _drop_default(content: Any, path: tuple[str, ...], default: Any) -> None:
+    """Removes the value at `path` from nested dictionaries and lists if it equals `default`."""
+    key, *rest = path
+    if key == "*":
+        for element in content:
+            _drop_default(element, tuple(rest), default)
+    elif isinstance(content, dict) and key in content:
+        if rest:
+            _drop_default(content[key], tuple(rest), default)
+        elif content[key] == default:
+            del content[key]
 
 
 def json_schema() -> Schema:

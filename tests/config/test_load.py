@@ -431,3 +431,12 @@ def test_a_folder_of_an_earlier_version_is_read_with_its_old_keys() -> None:
     before = text.replace("parallel_trainings", "fold_workers")
     assert config.loads(before, "config.yaml") == config.loads(text, "config.yaml")
     assert "unknown key" in mistake("scale.fold_workers=3")
+
+
+def test_settings_added_later_do_not_rename_a_run() -> None:
+    """The digest names run folders. This one was computed before the settings existed."""
+    text = "model: {name: baseline}\nloss: {neighborhood: {sigma: 3}}\n"
+    assert config.digest(config.loads(text, "old.yaml")) == "68db60b4"
+    for addition in ("train: {wise_ft: [0.5]}", "train: {stages: [{optimizer: {frozen_blocks: 2}}]}"):
+        changed = config.loads(text + addition, "new.yaml")
+        assert config.digest(changed) != "68db60b4"
