@@ -125,9 +125,9 @@ class Train(Strict):
     several workers differ a little from one.
     """
     mining: Literal["local", "global"] = "global"
-    """Where `triplet`, `contrastive` and `gender_contrastive` take their pairs and triplets from.
-    `global`: the whole batch over all workers, as with one worker. `local`: each worker's part of
-    the batch, and the terms are averaged over workers."""
+    """Whose pairs and triplets `triplet`, `contrastive` and `gender_contrastive` use. `global`:
+    those of all workers' faces, as with one worker. `local`: each worker's own; the term is the
+    mean over the workers. With `accumulate` above 1 both see one piece of the batch at a time."""
     balance: Literal["none", "resample", "weights"] = "none"
     """How to even out the ages of training faces. `resample`: an epoch shows each year of age
     equally often, as far as no face comes more than ten times (IMDB-WIKI in the neighborhood paper
