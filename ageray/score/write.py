@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ageray import storage
 from ageray.errors import UserError, one_line
+from ageray.schema import check
 from ageray.score.files import ScoreFiles
 
 ROWS = 250_000
@@ -41,8 +42,9 @@ def write(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schema) -> N
     """Writes the rows of `tables` to the parts and to `files.errors`. There is at least one part,
     even without rows.
 
-    schema: of every file, with its metadata. Further columns of the tables are dropped. Raises
-    UserError if the folder cannot be written.
+    schema: of every file, with its metadata. Further columns of the tables are dropped. A column
+    that a table lacks is null: pieces of an earlier version have fewer columns. Raises UserError if
+    the folder cannot be written.
     """
     try:
         with closing(_Part(files.errors, schema)) as errors:
@@ -56,7 +58,7 @@ def _write_parts(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schem
     number, part = 0, _Part(files.part(0), schema)
     try:
         for table in tables:
-            rows = table.select(schema.names).cast(schema)
+            rows = check(table, schema, "a piece").cast(schema)
             errors.write(rows.filter(rows.column("error").is_valid()))
             faces = rows.filter(rows.column("error").is_null())
             while part.rows + faces.num_rows > ROWS:

@@ -132,6 +132,17 @@ def test_parts_are_there_even_if_empty(tmp_path: Path) -> None:
         write.write(ScoreFiles(str(tmp_path / "nowhere")), [], schema.SCORES)
 
 
+def test_pieces_of_an_earlier_version_get_nulls(tmp_path: Path) -> None:
+    """An unfinished run of the version without `quality` and the columns after it goes on."""
+    names = ["quality", "unusual", "over_18", "over_25"]
+    tables = [chunk_of(0, 0).drop_columns(names), chunk_of(0, 1)]
+    write.write(ScoreFiles(str(tmp_path)), tables, schema.SCORES)
+    whole = pq.read_table(tmp_path)
+    assert whole.schema.remove_metadata() == schema.SCORES
+    assert whole.num_rows == chunk_of(0, 0).num_rows + chunk_of(0, 1).num_rows
+    assert whole.column("quality").null_count >= chunk_of(0, 0).num_rows
+
+
 # --- how far it is -------------------------------------------------------------------------------
 
 
