@@ -12,7 +12,7 @@ OUT ?= scores
 .DELETE_ON_ERROR:
 
 score: $(VENV)/.ready
-	@$(RUN) -m jobs.score $(if $(IMAGES),'$(IMAGES)',--demo) --out '$(OUT)' --fresh
+	@$(RUN) -m ageray score $(if $(IMAGES),'$(IMAGES)',--demo) --out '$(OUT)' --fresh
 
 test: $(VENV)/.ready-dev
 	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'

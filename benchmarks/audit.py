@@ -2,7 +2,7 @@
 
     python benchmarks/audit.py SHARDS [--fingerprints FILE] [--search 20000 1000000]
 
-SHARDS is a folder of Parquet shards of the faces table (jobs.prepare). Fingerprints the audit of
+SHARDS is a folder of Parquet shards of the faces table (ageray prepare). Fingerprints the audit of
 the default split (seeded, 10 % for the test, validation counted with the training), near-identical
 pairs by the distance of their hashes with and without confirmation by thumbnails, images a second
 on one core, and with --search the seconds of a search among so many hashes (repeated from those

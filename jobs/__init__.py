@@ -1,5 +1,5 @@
-"""The commands: `python -m jobs.prepare`, `train`, `tune`, `evaluate`, `score`, `serve`.
+"""`python -m jobs.X` runs the command `ageray X` from a checkout or from the working directory of a
+submitted job, so that the code that came with the job is the code that runs.
 
-Each module reads the command line and the settings, and only then imports the package of its name.
-So `--help` and a user's mistake are answered without importing Ray and torch, which takes seconds.
+The commands themselves lie in `ageray.commands`. The wheel does not have this folder.
 """

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from ageray import config
+from ageray.commands import COMMANDS
 from ageray.serve.settings import Service
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"python -m jobs\.(\w+)(.*)")
+COMMAND = re.compile(rf"(?:^ *ageray|python -m ageray|python -m jobs[.]) *({'|'.join(COMMANDS)})\b(.*)")
 _PLACEHOLDERS = ("RECIPE", "$SMALL", "OVERRIDES", "=E")  # commands that stand for many
 
 
@@ -27,7 +28,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
     pairs = []
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         match = COMMAND.search(line)
-        shown = line.startswith(("python", "ray job", "    python", "    ray job"))
+        shown = line.strip().startswith(("python", "ray job", "ageray"))
         if not match or not shown or any(mark in line for mark in _PLACEHOLDERS):
             continue
         words = match[2]
@@ -41,7 +42,7 @@ SHOWN = [(page.name, job, words) for page in PAGES for job, words in commands(pa
 
 
 def test_there_are_commands_to_check() -> None:
-    assert {job for _, job, _ in SHOWN} == {"prepare", "train", "tune", "evaluate", "score", "serve"}
+    assert {job for _, job, _ in SHOWN} == set(COMMANDS)
     assert len(SHOWN) > 20
 
 
@@ -54,7 +55,7 @@ def test_a_command_that_a_page_shows_is_one(
     page: str, job: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    parser = importlib.import_module(f"jobs.{job}").parser()
+    parser = importlib.import_module(f"ageray.commands.{job}").parser()
     parser.parse_intermixed_args(words)  # ends the test with SystemExit where it does not parse
     files = [word for word in words if word.endswith(".yaml")]
     assert all((ROOT / file).is_file() for file in files)

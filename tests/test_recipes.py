@@ -79,4 +79,4 @@ def test_the_files_that_a_recipe_mentions_exist(file: Path) -> None:
 def test_a_recipe_opens_with_its_source_and_its_command(recipe: Path) -> None:
     head = recipe.read_text().split("\nmodel:")[0]
     assert re.search(r"\b(19|20)\d\d\b", head)
-    assert f"python -m jobs.train configs/{recipe.name} configs/data/" in head
+    assert f"ageray train configs/{recipe.name} configs/data/" in head

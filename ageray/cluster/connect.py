@@ -10,6 +10,7 @@ import shlex
 import socket
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -143,7 +144,10 @@ def _runtime_environment() -> dict[str, Any] | None:
 
 def _why_not_joined(address: str) -> str:
     """Why an address with a scheme cannot be joined, and the command to give instead."""
-    command = shlex.join(["python", *sys.orig_argv[1:]])
+    words = sys.orig_argv[1:]
+    if words and Path(words[0]).name == "ageray":  # the console command has no place in a job's environment
+        words = ["-m", "ageray", *words[1:]]
+    command = shlex.join(["python", *words])
     submit = "ray job submit --address {} --working-dir . -- {}"
     if address.startswith("ray://"):
         job = submit.format("http://HEAD:8265", command)

@@ -71,7 +71,7 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
     config = read(paths, overrides, base)
     if config.experiment.tune is not None:
         place = config.root.closest_node(("tune",)).place
-        raise mistake([Problem(place, ("tune",), "is for jobs.tune alone; leave it out here")])
+        raise mistake([Problem(place, ("tune",), "is for ageray tune alone; leave it out here")])
     return config.experiment
 
 

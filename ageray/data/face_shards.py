@@ -19,10 +19,11 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
     """
     uri = storage.absolute(uri)
     if storage.half_written(uri):
-        raise UserError(f"{uri}: is being written or was left half written; wait, or run jobs.prepare again")
+        remedy = "wait, or run ageray prepare again"
+        raise UserError(f"{uri}: is being written or was left half written; {remedy}")
     files = storage.list_files(uri, (".parquet",))
     if not files:
-        raise UserError(f"{uri}: holds no face shards (.parquet); write them with jobs.prepare")
+        raise UserError(f"{uri}: holds no face shards (.parquet); write them with ageray prepare")
     expected = pa.schema(map(schema.FACES.field, columns or schema.FACES.names))
     filesystem, _ = storage.filesystem(uri)
     paths = []
@@ -32,7 +33,7 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
             paths.append(path)
             schema.check(pq.read_schema(path, filesystem=filesystem).empty_table(), expected, file)
     except (ValueError, OSError) as error:
-        raise UserError(f"{error}; write face shards with jobs.prepare") from None
+        raise UserError(f"{error}; write face shards with ageray prepare") from None
     # Ray's newer reader starts an actor for the footers and a listing for every pass over the data.
     # A short training started 59 worker processes with it, 14 with the older one
     # (docs/benchmarks.md).

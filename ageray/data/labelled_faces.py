@@ -27,7 +27,7 @@ def labelled_faces(shards: str) -> pa.Table:
     files = storage.list_files(shards, (".parquet",))
     if not files:
         raise UserError(
-            f"data.shards={shards}: holds no face shards (.parquet); write them with jobs.prepare"
+            f"data.shards={shards}: holds no face shards (.parquet); write them with ageray prepare"
         )
     tables = []
     for file in files:
@@ -40,7 +40,7 @@ def labelled_faces(shards: str) -> pa.Table:
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
             raise UserError(
-                f"data.shards={shards}: {file} is no face shard ({reason}); write shards with jobs.prepare"
+                f"data.shards={shards}: {file} is no face shard ({reason}); write shards with ageray prepare"
             ) from None
     table = pa.concat_tables(tables)
     return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream

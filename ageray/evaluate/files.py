@@ -1,4 +1,4 @@
-"""The names of all files in the folder of an evaluation (`jobs.evaluate --out DIR`)."""
+"""The names of all files in the folder of an evaluation (`ageray evaluate --out DIR`)."""
 
 from __future__ import annotations
 

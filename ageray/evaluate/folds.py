@@ -173,13 +173,13 @@ def _plan(experiment: Experiment) -> _Plan:
     shards = experiment.data.shards
     if shards is None:
         raise UserError(
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"
+            "data.shards is not set; name the folder that ageray prepare wrote, e.g. data.shards=shards/fgnet"
         )
     for number, stage in enumerate(experiment.train.stages):
         if stage.shards:
             raise UserError(
                 f"train.stages.{number}.shards={stage.shards}: a fold trains on data.shards alone; "
-                f"train this stage once with jobs.train and give its bundle/model.safetensors as "
+                f"train this stage once with ageray train and give its bundle/model.safetensors as "
                 f"model.weights"
             )
     check_model(experiment)

@@ -38,7 +38,7 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
     shards = experiment.data.shards
     if shards is None:
         raise UserError(
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet"
+            "data.shards is not set; name the folder that ageray prepare wrote, e.g. data.shards=shards/fgnet"
         )
     faces = labelled_faces(shards)
     split = protocols.split(faces, experiment.protocol)

@@ -65,5 +65,5 @@ class Experiment(Strict):
     storage: Storage = Storage()
     """Where `s3://` is."""
     tune: Tune | None = Field(default=None, exclude=True)
-    """What `jobs.tune` searches. It is not part of an experiment: no dump, bundle or digest has
+    """What `ageray tune` searches. It is not part of an experiment: no dump, bundle or digest has
     it."""

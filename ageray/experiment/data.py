@@ -71,7 +71,7 @@ class FaceSet(Strict):
     name: str
     """Shown in messages and on the card."""
     shards: str
-    """Folder of face shards that `jobs.prepare` wrote; local path or url."""
+    """Folder of face shards that `ageray prepare` wrote; local path or url."""
     weight: Positive = 1.0
     """How often each of its training faces comes in an epoch, on average."""
     age_std: Annotated[float, Field(ge=0)] = 0.0
@@ -93,12 +93,12 @@ class Data(Strict):
     `megaage_asian`, `adience`), in a CSV or Parquet table (`manifest`), or not at all (`folder`).
     `auto` recognises the layout."""
     source: str | None = None
-    """Folder or manifest that `jobs.prepare` reads; local path or url."""
+    """Folder or manifest that `ageray prepare` reads; local path or url."""
     shards: str | None = None
-    """Folder of face shards: written by `jobs.prepare`, read by the others; local path or url."""
+    """Folder of face shards: written by `ageray prepare`, read by the others; local path or url."""
     sets: tuple[FaceSet, ...] = ()
     """Several sets to train on at once, in place of `shards` and `protocol`. Each has its own
-    shards, weight and protocol. `jobs.train` only."""
+    shards, weight and protocol. `ageray train` only."""
     filters: Filters = Filters()
     """Which of the source's faces to prepare."""
     landmarks: Literal["auto", "source", "detect"] = "auto"

@@ -27,9 +27,9 @@ class Protocol(Strict):
     woman to three men; fold 0 trains on S1, fold 1 on S2, and the rest is the test. `lopo`: leaves
     one person out, the `fold`. `cacd`: by the celebrity's rank, in the column `group`: up to 2
     validation, 3 to 5 test, the others training. `fixed`: the parts in `file`, else those that the
-    keys name, as `jobs.prepare` leaves them: `<dataset>/train/...` (ChaLearn LAP, MegaAge-Asian) or
-    `<dataset>/fold_0/...`, of which `fold` tests (Adience). `all`: every face is a test face (a set
-    that the model has never seen)."""
+    keys name, as `ageray prepare` leaves them: `<dataset>/train/...` (ChaLearn LAP, MegaAge-Asian)
+    or `<dataset>/fold_0/...`, of which `fold` tests (Adience). `all`: every face is a test face (a
+    set that the model has never seen)."""
     val: Share = 0.05
     """Share for validation: with shares, of all people (`random`: faces), else of those that are
     not tested; a person whole, but for `random`. Not used where the set has validation faces of its

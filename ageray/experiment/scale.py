@@ -55,14 +55,14 @@ class Scale(Strict):
     for every second CPU beyond.
     """
     parallel_trainings: Annotated[int, Field(ge=0)] = 0
-    """Trainings at once: folds of `jobs.evaluate --protocol`, and trials of `jobs.tune` unless
+    """Trainings at once: folds of `ageray evaluate --protocol`, and trials of `ageray tune` unless
     `tune.at_once` is set. 0 means one a GPU, or as many as the cores allow at `cpus_per_worker`
     each. More trainings than GPUs share the GPUs evenly.
     """
     audit: bool = True
-    """Whether `jobs.train`, before it starts, looks for test images that are in training too.
-    `jobs.evaluate` always does. The first audit of a set computes a fingerprint of every face, some
-    hundreds a second and core, and stores them beside the shards.
+    """Whether `ageray train`, before it starts, looks for test images that are in training too.
+    `ageray evaluate` always does. The first audit of a set computes a fingerprint of every face,
+    some hundreds a second and core, and stores them beside the shards.
     """
     progress: bool = True
     """Ray Data's progress bars and the epoch table."""

@@ -1,4 +1,4 @@
-"""`tune`: what `jobs.tune` searches, and for how long. No other command reads it."""
+"""`tune`: what `ageray tune` searches, and for how long. No other command reads it."""
 
 from __future__ import annotations
 

@@ -91,6 +91,6 @@ def _fetch_again(uri: str, sha256: str) -> bytes:
     content = storage.read_bytes(uri)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(
-            f"{uri}: changed while it was being prepared; run jobs.prepare again when nothing writes there"
+            f"{uri}: changed while it was being prepared; run ageray prepare again when nothing writes there"
         )
     return content

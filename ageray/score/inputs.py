@@ -1,4 +1,4 @@
-"""What a user gives `jobs.score` as INPUT: which files it has, without reading the photos."""
+"""What a user gives `ageray score` as INPUT: which files it has, without reading the photos."""
 
 from __future__ import annotations
 

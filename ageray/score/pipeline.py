@@ -2,7 +2,7 @@
 
 Where a photo travels, from the command to the table; each line is a file to open:
 
-     1 jobs/score.py               reads the command line and the settings
+     1 ageray/commands/score.py    reads the command line and the settings
      2 ageray/score/run.py         checks the folder, runs the pipeline, finishes the result
      3 ageray/score/inputs.py      INPUT becomes uris of photos
      4 ageray/score/pipeline.py    this file: `read_photos` -> `detect_faces` -> `predict_ages`

@@ -206,7 +206,7 @@ def check_target(out: str) -> ScoreFiles:
         strange.append(names[0])
     if strange:
         remedy = "give a new or empty folder"
-        raise UserError(f"--out {out}: holds {strange[0]}, which jobs.score did not write; {remedy}")
+        raise UserError(f"--out {out}: holds {strange[0]}, which ageray score did not write; {remedy}")
     return files
 
 

@@ -1,15 +1,15 @@
 """The predictor behind HTTP, on Ray Serve. `serve deploy` imports `ageray.serve.app:app`;
-`jobs.serve` calls `ageray.serve.app.start`.
+`ageray serve` calls `ageray.serve.app.start`.
 
 Three deployments:
 
     Ingress      speaks HTTP; decodes photos and finds faces in threads
     AgeModel     holds the model; the faces of all requests share its batches
-    BatchJobs    runs `jobs.score` as processes
+    BatchJobs    runs `ageray score` as processes
 
 A request to an answer, in 14 files:
 
-     1  jobs/serve.py             reads the settings, starts the service
+     1  commands/serve.py         reads the settings, starts the service
      2  serve/app.py              the three deployments, their replicas and resources
      3  serve/middleware.py       API key, size of the body, headers of the answer
      4  serve/routes.py           POST /v1/score; the limit of concurrent requests

@@ -17,7 +17,7 @@ def add(app: FastAPI, batch_jobs: Any, settings: Batches) -> None:
 
     @app.post("/v1/batches", status_code=202)
     async def submit(batch: schemas.BatchRequest, request: Request) -> schemas.Batch:
-        """Starts `jobs.score`, or queues it."""
+        """Starts `ageray score`, or queues it."""
         # a form on another site can send any other content type without asking first
         if not request.headers.get("content-type", "").startswith("application/json"):
             raise ApiError(415, "unsupported", "send application/json")

@@ -1,4 +1,4 @@
-"""Scoring jobs. Each is a process `python -m jobs.score` on the service's cluster, with a record
+"""Scoring jobs. Each is a process `ageray score` on the service's cluster, with a record
 and a log in a local folder.
 
 Processes are used instead of Ray's job server, because they need no dashboard and behave exactly

@@ -1,6 +1,6 @@
 """The deployment that holds the model. The faces of concurrent requests share its batches.
 
-The ages are those of `jobs.score`: both run `ageray.stages.predict`.
+The ages are those of `ageray score`: both run `ageray.stages.predict`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _GRACE = 15.0  # seconds between SIGINT and SIGKILL
 
 
 def start(words: list[str], log: Path, address: str) -> subprocess.Popen[bytes]:
-    """Starts `python -m jobs.score` with these arguments on the cluster at `address`, in its own
+    """Starts `ageray score` with these arguments on the cluster at `address`, in its own
     session.
 
     The output goes to `log`.
@@ -31,7 +31,7 @@ def start(words: list[str], log: Path, address: str) -> subprocess.Popen[bytes]:
     environment["RAY_ADDRESS"] = address
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "jobs.score", *words],
+            [sys.executable, "-m", "ageray", "score", *words],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

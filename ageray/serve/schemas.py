@@ -138,7 +138,7 @@ class BatchRequest(ApiModel):
     out: str
     """Folder to write, below one of the service's output prefixes."""
     detect: Literal["auto", "always", "never"] = "auto"
-    """Where to look for faces, as `jobs.score --detect`."""
+    """Where to look for faces, as `ageray score --detect`."""
     posterior: bool = False
     """Whether to add the posteriors to the table."""
     fresh: bool = False

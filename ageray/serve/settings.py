@@ -1,4 +1,4 @@
-"""The settings of the service: `jobs.serve` takes them as key=value, `configs/serve.yaml` as
+"""The settings of the service: `ageray serve` takes them as key=value, `configs/serve.yaml` as
 `args`."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Batches(Strict):
     """Local folder with a record and a log of every job. A restarted service reads its jobs
     there."""
     overrides: tuple[str, ...] = ()
-    """Settings of every job, as on the command line of `jobs.score`: `scale.score_workers=2`."""
+    """Settings of every job, as on the command line of `ageray score`: `scale.score_workers=2`."""
 
 
 class Service(Strict):
@@ -79,7 +79,7 @@ class Service(Strict):
     threads: Annotated[int, Field(ge=0)] = 0
     """Compute threads of a model replica on CPUs; 0 means all cores of its machine."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Arithmetic of the model. `auto`, as in `jobs.score`, takes bf16 if the model was trained
+    """Arithmetic of the model. `auto`, as in `ageray score`, takes bf16 if the model was trained
     with it and the hardware has instructions for it."""
     max_batch_size: Count = 32
     """Most faces of a forward pass; they may come from several requests."""

@@ -146,7 +146,7 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
     """Rows of DETECTED_SCHEMA for one photo: its faces, numbered from the left, or one row with the
     error.
 
-    A photo of a face shard shows one subject. If several faces are found there, `jobs.prepare`'s
+    A photo of a face shard shows one subject. If several faces are found there, `ageray prepare`'s
     choice is taken.
     """
     if not isinstance(item.content, bytes):

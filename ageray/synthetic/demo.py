@@ -1,4 +1,4 @@
-"""The drawn photos that `jobs.score --demo` scores."""
+"""The drawn photos that `ageray score --demo` scores."""
 
 from __future__ import annotations
 

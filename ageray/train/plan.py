@@ -86,7 +86,7 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
         storage.remove_tree(files.folder)
     elif storage.exists(files.card):
         raise UserError(
-            f"{files.folder}: this run is finished; evaluate it with jobs.evaluate, "
+            f"{files.folder}: this run is finished; evaluate it with ageray evaluate, "
             "or train it anew with --fresh"
         )
     storage.make_folder(files.folder)
@@ -106,7 +106,8 @@ def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:
         return data.sets
     if data.shards is None:
         raise UserError(
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+            "data.shards is not set; name the folder that ageray prepare wrote, "
+            "e.g. data.shards=shards/utkface"
         )
     return (FaceSet(name=data.name, shards=data.shards, protocol=experiment.protocol),)
 

@@ -74,7 +74,8 @@ def _faces(space: Space) -> tuple[pa.Table, Split]:
     experiment = space.written.experiment
     if experiment.data.shards is None:
         raise UserError(
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/utkface"
+            "data.shards is not set; name the folder that ageray prepare wrote, "
+            "e.g. data.shards=shards/utkface"
         )
     if experiment.scale.workers != 1:
         raise UserError(
@@ -85,7 +86,8 @@ def _faces(space: Space) -> tuple[pa.Table, Split]:
         if stage.shards:
             raise UserError(
                 f"train.stages.{number}.shards={stage.shards}: a trial trains on data.shards alone; "
-                "train this stage once with jobs.train and give its bundle/model.safetensors as model.weights"
+                "train this stage once with ageray train and give its bundle/model.safetensors "
+                "as model.weights"
             )
     labelled = labelled_faces(experiment.data.shards)
     split = protocols.split(labelled, experiment.protocol)

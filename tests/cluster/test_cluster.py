@@ -45,20 +45,24 @@ def holding(patch: pytest.MonkeyPatch, *nodes: dict[str, float]) -> Iterator[Non
 # --- which cluster -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("address", ["http://10.0.0.1:8265", "https://ray.example.org"])
+@pytest.mark.parametrize(
+    ("address", "program", "shown"),
+    [
+        ("http://10.0.0.1:8265", ["-m", "jobs.score"], "-m jobs.score"),
+        ("https://ray.example.org", ["/venv/bin/ageray", "score"], "-m ageray score"),
+    ],
+)
 def test_an_address_for_jobs_is_answered_with_the_command_to_give(
-    address: str, monkeypatch: pytest.MonkeyPatch
+    address: str, program: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(
-        sys,
-        "orig_argv",
-        ["/venv/bin/python", "-m", "jobs.score", "s3://b/some photos", "--out", "s3://b/out"],
+        sys, "orig_argv", ["/venv/bin/python", *program, "s3://b/some photos", "--out", "s3://b/out"]
     )
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError) as caught:
         cluster.connect(Scale())
-    job = "python -m jobs.score 's3://b/some photos' --out s3://b/out"
+    job = f"python {shown} 's3://b/some photos' --out s3://b/out"
     command = f"ray job submit --address {address} --working-dir . -- {job}"
     assert (
         str(caught.value)

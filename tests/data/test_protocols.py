@@ -645,7 +645,7 @@ def test_the_split_of_a_run_can_be_given_again(tmp_path: Path) -> None:
 
 
 def test_fixed_by_the_keys() -> None:
-    """As `jobs.prepare` leaves ChaLearn LAP."""
+    """As `ageray prepare` leaves ChaLearn LAP."""
     rows = [
         {"key": f"lap/{part}/{n}.jpg", "dataset": "lap"}
         for part, count in (("train", 9), ("val", 4), ("test", 5))
@@ -666,7 +666,7 @@ def test_fixed_by_the_keys() -> None:
 
 
 def test_fixed_by_the_folds_of_the_keys() -> None:
-    """As `jobs.prepare` leaves Adience."""
+    """As `ageray prepare` leaves Adience."""
     rows = [{"key": f"adi/fold_{n % 5}/u/{n}", "dataset": "adi", "subject": f"{n % 50}"} for n in range(200)]
     each = folds(table(rows), Protocol(name="fixed"))
     assert [fold.fold for fold in each] == [0, 1, 2, 3, 4]

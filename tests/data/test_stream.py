@@ -157,7 +157,7 @@ def test_the_stream_of_a_part(ray_local: None, shards: Path, table: pa.Table, sp
 
 
 def test_missing_shards(ray_local: None, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="jobs.prepare"):
+    with pytest.raises(UserError, match="ageray prepare"):
         face_stream(str(tmp_path), ALIGN, 4)
 
 

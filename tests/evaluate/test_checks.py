@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from ageray.commands.terminal import tables
 from ageray.evaluate import results
 from ageray.evaluate.page.evaluation import evaluation_report
 from ageray.evaluate.predictions import CHECKS, _numbers
 from ageray.experiment import Data
 from ageray.predictor import Ages
-from jobs.terminal import tables
 
 FACES = 200
 

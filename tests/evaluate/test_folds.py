@@ -223,7 +223,7 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
 def test_a_fold_is_what_jobs_train_would_have_made_of_its_split(
     settings: Path, shards: Path, ray_local: None, tmp_path: Path
 ) -> None:
-    """A fold's log and predictions are those of jobs.train on the same split.
+    """A fold's log and predictions are those of ageray train on the same split.
 
     All training faces are in one batch and not augmented, so that their order does not matter. The
     person left out is the one with the broken picture.
@@ -399,7 +399,8 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
     [
         (
             ["data.shards=null"],
-            "data.shards is not set; name the folder that jobs.prepare wrote, e.g. data.shards=shards/fgnet",
+            "data.shards is not set; name the folder that ageray prepare wrote, "
+            "e.g. data.shards=shards/fgnet",
         ),
         (
             ["protocol.name=all"],

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ageray import bundle
 from ageray.audit import fingerprint_table
+from ageray.commands import evaluate as job
 from ageray.data import protocols
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.splits import train_digest
@@ -26,7 +27,6 @@ from ageray.evaluate import split_audit
 from ageray.experiment import Align, Experiment, Protocol
 from ageray.models.build import build
 from ageray.synthetic import faces as synthetic_faces
-from jobs import evaluate as job
 
 ALIGN, PROTOCOL = Align(size=32), Protocol(val=0.1, test=0.4)
 SCALE = [

@@ -16,6 +16,8 @@ import torch
 
 from ageray import bundle, config, metrics
 from ageray.calibration import Calibration
+from ageray.commands import evaluate as job
+from ageray.commands.terminal import tables
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.splits import train_digest
@@ -26,8 +28,6 @@ from ageray.faces.canvases import face_canvases
 from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.synthetic import faces
-from jobs import evaluate as job
-from jobs.terminal import tables
 
 ALIGN = Align(size=48)
 PROTOCOL = Protocol(val=0.1, test=0.4)
@@ -299,7 +299,7 @@ def test_test_faces_of_which_none_can_be_used(model: Path, tmp_path: Path, ray_l
     [
         (
             ["jobs.train", "loss.neighborhood.sigma=5"],
-            "error: data.shards is not set; name the folder that jobs.prepare wrote",
+            "error: data.shards is not set; name the folder that ageray prepare wrote",
         ),
         (
             ["jobs.evaluate", "nowhere", "--out", "out"],
@@ -330,7 +330,7 @@ def test_help_is_worth_reading(name: str, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     for word in (
         "examples:",
-        f"python -m jobs.{name} ",
+        f"ageray {name} ",
         "configs/data/utkface.yaml",
         "RAY_ADDRESS",
         "Exit 0",

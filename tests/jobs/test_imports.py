@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ageray.commands import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[2]
 SLOW = ["ray", "torch", "torchvision", "kornia", "matplotlib", "scipy", "sklearn", "pandas", "optuna", "cv2"]
 SLOW += ["pyarrow.dataset", "pyarrow.parquet"]
@@ -23,16 +25,22 @@ print("imported", *(name for name in slow if name in sys.modules))
 """
 
 
-def end_of(command: str, *words: str) -> tuple[list[str], str]:
-    """The last two lines that a command of its own process prints, and what it says on stderr."""
-    arguments = [sys.executable, "-c", PROGRAM, f"jobs.{command}", " ".join(SLOW), *words]
+def end_of(module: str, *words: str) -> tuple[list[str], str]:
+    """The last two lines of a module in a process of its own, and what it says on stderr."""
+    arguments = [sys.executable, "-c", PROGRAM, module, " ".join(SLOW), *words]
     ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     return ended.stdout.splitlines()[-2:], ended.stderr
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "tune", "evaluate", "score", "serve"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_nothing_slow(command: str) -> None:
-    assert end_of(command, "--help") == (["exit 0", "imported"], "")
+    assert end_of(f"jobs.{command}", "--help") == (["exit 0", "imported"], "")
+
+
+@pytest.mark.parametrize("word", ["--help", "--version"])
+def test_the_console_command_imports_nothing_slow(word: str) -> None:
+    lines, message = end_of("ageray", word)
+    assert (lines[-1], message) == ("imported", "")
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_help_imports_nothing_slow(command: str) -> None:
     ],
 )
 def test_a_misspelt_key_imports_nothing_slow(command: str, words: list[str], key: str) -> None:
-    last_lines, message = end_of(command, *words)
+    last_lines, message = end_of("ageray", command, *words)
     assert last_lines == ["exit 2", "imported"]
     assert message.startswith("error: ")
     assert key in message

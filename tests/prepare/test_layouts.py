@@ -669,7 +669,7 @@ def test_a_list_that_is_no_table(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-# --- through jobs.prepare -------------------------------------------------------------------------
+# --- through `ageray prepare` ---------------------------------------------------------------------
 
 
 def prepared(folder: Path, target: Path) -> tuple[dict[str, Any], list[Row]]:

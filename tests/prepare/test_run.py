@@ -21,6 +21,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ageray import schema, storage
+from ageray.commands import prepare as command
 from ageray.data import face_shards
 from ageray.errors import UserError
 from ageray.experiment import Data, Detect, Experiment, Scale
@@ -30,7 +31,6 @@ from ageray.prepare import inspect, select, write
 from ageray.prepare import run as prepare_run
 from ageray.prepare.manifest import Problem
 from ageray.synthetic.faces import draw_face
-from jobs import prepare as command
 
 POINTS = "10,20,30,20,20,30,12,40,28,40"
 HEADER = "image,age,x0,y0,x1,y1,x2,y2,x3,y3,x4,y4\n"
@@ -448,7 +448,7 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"column 'key' is list<.*not string"):
         face_shards.read_faces(str(tmp_path), ["key"])
     (tmp_path / "a.parquet").write_text("no")
-    with pytest.raises(UserError, match=r"write face shards with jobs\.prepare"):
+    with pytest.raises(UserError, match=r"write face shards with ageray prepare"):
         face_shards.read_faces(str(tmp_path), ["key"])
     storage.write_text(str(tmp_path / storage.MARKER), "")
     with pytest.raises(UserError, match=r"left half written"):
@@ -459,7 +459,7 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
 
 
 def command_line(*words: str, **environment: str) -> subprocess.Popen[str]:
-    """`python -m jobs.prepare` with a Ray of its own."""
+    """`ageray prepare` with a Ray of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "jobs.prepare", "scale.progress=false", "scale.object_store_mib=128", *words],
         cwd=ROOT,

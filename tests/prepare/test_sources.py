@@ -9,13 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from ageray.commands.prepare import parser
 from ageray.errors import UserError
 from ageray.experiment import Data, Filters
 from ageray.experiment.data import Layout
 from ageray.prepare import sources
 from ageray.prepare.layouts.catalog import LAYOUTS
 from ageray.prepare.manifest import Problem
-from jobs.prepare import parser
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -27,7 +27,7 @@ PATIENCE = 400.0  # seconds, on a machine with other things to do
 
 
 class Job:
-    """`python -m jobs.score` as a process of its own, with its own Ray."""
+    """`ageray score` as a process of its own, with its own Ray."""
 
     def __init__(self, shards: Path, out: Path) -> None:
         words = [sys.executable, "-m", "jobs.score", str(shards), "--out", str(out), "--model", "zoo:default"]

@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ageray import bundle, report, schema
+from ageray.commands import score as job
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
 from ageray.faces.canvases import face_canvases
@@ -39,7 +40,6 @@ from ageray.stages.detect import DETECTED_SCHEMA, find_faces
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
 from ageray.synthetic.demo import draw_demo
-from jobs import score as job
 
 SCALE = Scale(decode_batch=4, score_batch=4, threads=1, progress=False)
 ALIGN, DETECT = Align(size=64), Detect()
@@ -209,7 +209,7 @@ def test_the_same_again_is_done_and_a_change_is_refused(
     assert {path.name: path.read_bytes() for path in scored.iterdir()} == before
     (scored / "diary.txt").write_text("mine")
     for arguments in (words, [*words, "--fresh"]):
-        with pytest.raises(UserError, match=r"holds diary.txt, which jobs.score did not write"):
+        with pytest.raises(UserError, match=r"holds diary.txt, which ageray score did not write"):
             job.main(arguments)
     (scored / "diary.txt").unlink()
 

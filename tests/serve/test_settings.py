@@ -11,6 +11,7 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
 from ageray import bundle, config
+from ageray.commands import serve as job
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
 from ageray.models.build import build
@@ -19,7 +20,6 @@ from ageray.serve.app import _scaling
 from ageray.serve.errors import ApiError
 from ageray.serve.routes import ConcurrencyLimit
 from ageray.serve.settings import Limits, Replicas
-from jobs import serve as job
 
 FILE = Path(__file__).parents[2] / "configs" / "serve.yaml"
 

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from ageray import bundle, storage
+from ageray.commands import evaluate, score, train
 from ageray.data import splits
 from ageray.data.labels import subject_number
 from ageray.errors import UserError
 from ageray.synthetic import faces
-from jobs import evaluate, score, train
 
 FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
 

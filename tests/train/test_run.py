@@ -25,6 +25,8 @@ import yaml
 from safetensors.torch import load_file
 
 from ageray import bundle, cluster, config, metrics
+from ageray.commands import cli
+from ageray.commands import train as job
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.stream import decode_rows
@@ -34,8 +36,6 @@ from ageray.predictor import Predictor
 from ageray.synthetic import faces
 from ageray.train import plan
 from ageray.train import run as train_run
-from jobs import cli
-from jobs import train as job
 
 BROKEN = 12  # rows whose picture cannot be decoded
 Record = dict[str, Any]
@@ -498,13 +498,13 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
     [
         (
             ["data.shards=null"],
-            "data.shards is not set; name the folder that jobs.prepare wrote, "
+            "data.shards is not set; name the folder that ageray prepare wrote, "
             "e.g. data.shards=shards/utkface",
         ),
         (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
         (
             ["data.shards=PLACE/empty"],
-            "data.shards=PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+            "data.shards=PLACE/empty: holds no face shards (.parquet); write them with ageray prepare",
         ),
         (
             ["train.batch_size=200"],
@@ -512,7 +512,7 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
         ),
         (
             ["train.stages.0.shards=PLACE/empty"],
-            "PLACE/empty: holds no face shards (.parquet); write them with jobs.prepare",
+            "PLACE/empty: holds no face shards (.parquet); write them with ageray prepare",
         ),
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (

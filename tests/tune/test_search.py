@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from ageray import bundle, config, metrics
+from ageray.commands import tune
 from ageray.errors import UserError
 from ageray.synthetic import faces
 from ageray.train.in_memory.slots import plan_slots
@@ -23,7 +24,6 @@ from ageray.tune import make, search
 from ageray.tune.proposals import propose
 from ageray.tune.space import Space, check
 from ageray.tune.trials import Trial
-from jobs import tune
 
 NOTHING = dict.fromkeys(("rotation", "scale", "translation", "brightness", "contrast", "saturation"), 0)
 SIGMA, MARGIN = "loss.neighborhood.sigma", "loss.triplet.margin"
@@ -137,7 +137,7 @@ def test_a_search_needs_a_space_faces_and_one_worker(recipe: Path, tmp_path: Pat
 
 def test_only_a_search_takes_a_space(recipe: Path, tmp_path: Path) -> None:
     written(recipe, tmp_path)
-    with pytest.raises(UserError, match=r"space\.yaml:1: tune: is for jobs\.tune alone"):
+    with pytest.raises(UserError, match=r"space\.yaml:1: tune: is for ageray tune alone"):
         config.load([str(recipe), str(tmp_path / "space.yaml")])
 
 

@@ -1,4 +1,4 @@
-"""Splits that sets ship with: by a table, by the keys that jobs.prepare gave, by a celebrity's
+"""Splits that sets ship with: by a table, by the keys that ageray prepare gave, by a celebrity's
 rank.
 """
 

@@ -1,4 +1,4 @@
-"""The list of layouts, `data.layout`. The readers, `jobs.prepare --help`, docs/prepare.md and
+"""The list of layouts, `data.layout`. The readers, `ageray prepare --help`, docs/prepare.md and
 README follow it.
 
 Imports nothing heavy, so that `--help` is quick.

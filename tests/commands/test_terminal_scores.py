@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import progress
-from jobs.terminal.scores import ScoreProgress, line
+from ageray.commands.terminal import progress
+from ageray.commands.terminal.scores import ScoreProgress, line
 
 REPORT: dict[str, Any] = {
     "state": "running",

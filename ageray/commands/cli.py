@@ -16,9 +16,9 @@ _IN_A_TRACE = re.compile(r"^(?:\S*\s)?ageray\.errors\.UserError: (.+)$", re.MULT
 
 
 def new_parser(command: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
-    """An empty parser for `python -m jobs.COMMAND`. The texts are shown as they are."""
+    """An empty parser for `ageray COMMAND`. The texts are shown as they are."""
     return argparse.ArgumentParser(
-        prog=f"python -m jobs.{command}",
+        prog=f"ageray {command}",
         description=description,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -75,15 +75,16 @@ def _use_storage_of(paths: list[str], overrides: list[str]) -> None:
     storage.use_endpoint(url)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command on the arguments of the process.
+def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = None) -> None:
+    """Runs a command on `words`, by default the arguments of the process.
 
     Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 1 with a
     traceback otherwise.
     """
+    words = sys.argv[1:] if words is None else words
     try:
-        use_storage(sys.argv[1:])
-        main(sys.argv[1:])
+        use_storage(words)
+        main(words)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

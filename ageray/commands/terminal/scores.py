@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 
-from jobs.terminal.progress import TerminalProgress, clock
+from ageray.commands.terminal.progress import TerminalProgress, clock
 
 Record = dict[str, Any]
 """A report of `ageray.score.progress`."""

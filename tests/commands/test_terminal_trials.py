@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import progress
-from jobs.terminal.progress import TimeLeft
-from jobs.terminal.trials import TuneProgress
+from ageray.commands.terminal import progress
+from ageray.commands.terminal.progress import TimeLeft
+from ageray.commands.terminal.trials import TuneProgress
 
 PATHS = ["train.stages.0.optimizer.lr", "model.dropout"]
 START: dict[str, Any] = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal import progress
-from jobs.terminal.epochs import EpochTable
-from jobs.terminal.progress import clock
+from ageray.commands.terminal import progress
+from ageray.commands.terminal.epochs import EpochTable
+from ageray.commands.terminal.progress import clock
 
 Record = dict[str, Any]
 

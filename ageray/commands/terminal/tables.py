@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ageray.commands.terminal.progress import log_console
 from ageray.evaluate import REPORT
-from jobs.terminal.progress import log_console
 
 _WIDTH = 140
 _FLOORS = {"training_median": "always the training median", "own_median": "always this set's median"}

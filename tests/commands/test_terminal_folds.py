@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from jobs.terminal.folds import FoldProgress
+from ageray.commands.terminal.folds import FoldProgress
 
 Record = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from jobs.terminal.progress import TerminalProgress, clock
+from ageray.commands.terminal.progress import TerminalProgress, clock
 
 _HEADER = (
     f"{'epoch':>9}  {'loss':>8}  {'val MAE':>8}  {'val bias':>8}  "

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.table import Table
 
+from ageray.commands.terminal.progress import TerminalProgress, TimeLeft, clock, describe_start, log_console
 from ageray.tune.page import value_text, verdict
-from jobs.terminal.progress import TerminalProgress, TimeLeft, clock, describe_start, log_console
 
 Record = dict[str, Any]
 

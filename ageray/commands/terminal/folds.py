@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
-from jobs.terminal.progress import TerminalProgress, clock, describe_start
+from ageray.commands.terminal.progress import TerminalProgress, clock, describe_start
 
 _HEADER = (
     f"{'folds':>9}  {'fold':<12}  {'faces':>6}  {'MAE':>7}  {'MAE so far':>10}  {'seconds':>8}  {'left':>8}"

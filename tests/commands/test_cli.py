@@ -14,10 +14,10 @@ import ray.data
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from ageray.commands import cli
 from ageray.errors import UserError
-from jobs import cli
 
-TEXT = "data.shards=/data/x: holds no face shards (.parquet); write them with jobs.prepare"
+TEXT = "data.shards=/data/x: holds no face shards (.parquet); write them with ageray prepare"
 
 
 def raised(function: Callable[[], Any]) -> BaseException:

@@ -1,0 +1,168 @@
+"""Models against labelled sets: MAE, CS, bias with intervals, the audit of the split, a page;
+comparisons; every fold of a protocol.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import yaml
+
+from ageray import bundle, config, storage
+from ageray.commands import cli
+from ageray.errors import UserError
+from ageray.experiment import Experiment, Scale
+
+_EPILOG = """\
+MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from
+FILE.yaml and key=value; alignment and decoding are the model's. Which faces are tested:
+`protocol.name` all tests every face, each other protocol the part that it holds out. The audit
+tells what the split leaks.
+
+DIR gets report.html (open it in a browser), report.json (the figures), predictions.parquet (key,
+age, predicted, low, high, quantiles, labels) and split.parquet (key, part).
+
+one MODEL            its figures, with 95 % bootstrap intervals
+several              each in a folder of its own, then compared face by face: which differences are
+                     more than chance
+--cross              every MODEL on every FILE.yaml that names a set: a matrix. A model is tested on
+                     all of a set that it was not trained on and on the test part of its own;
+                     protocol.name=... holds for all cells instead
+--protocol NAME      takes a recipe in place of MODEL: trains and tests every fold (lopo: one person
+                     left out at a time), as many at once as the cluster has room for. The same
+                     command again goes on where it was interrupted
+
+examples:
+  ageray evaluate zoo:default configs/data/fgnet.yaml --out results/fgnet
+  ageray evaluate runs/baseline-utkface-1a2b3c4d configs/data/utkface.yaml --out \\
+      results/utkface data.shards=shards/utkface
+  ageray evaluate runs/dhaa-utkface-1a2b3c4d runs/baseline-utkface-5e6f7a8b --out \\
+      results/compared
+  ageray evaluate --cross zoo:default runs/dhaa-utkface-1a2b3c4d configs/data/utkface.yaml \\
+      configs/data/fgnet.yaml --out results/cross
+  ageray evaluate --protocol lopo configs/baseline.yaml configs/data/fgnet.yaml \\
+      configs/scale/laptop.yaml --out results/lopo
+
+Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command,
+the settings or the data, told in one line; 1: anything else.
+"""
+_OF_THE_MODEL = ("model", "loss", "align", "train")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.new_parser("evaluate", __doc__, _EPILOG)
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="MODEL | FILE.yaml | key=value",
+        help="models (with --protocol a recipe instead); the set and the machine: data, protocol, scale",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument("--cross", action="store_true", help="every model on every set")
+    parser.add_argument(
+        "--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo"
+    )
+    parser.add_argument(
+        "--trained-on",
+        metavar="DIR",
+        help="shards that the model was trained on, for the audit (else those it names)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="with --protocol: forget the folds of an earlier run"
+    )
+    return parser
+
+
+def main(words: Sequence[str]) -> None:
+    """Evaluates and prints figures. Raises UserError for mistakes in the settings or the data."""
+    arguments = parser().parse_intermixed_args(words)
+    models = [word for word in arguments.words if not _is_setting(word)]
+    settings = [word for word in arguments.words if _is_setting(word)]
+    if arguments.protocol:
+        _evaluate_folds(arguments, models, settings)
+    elif not models:
+        remedy = "give zoo:NAME, a bundle or a run folder (or --protocol NAME with a recipe)"
+        raise UserError(f"no MODEL is named; {remedy}")
+    elif arguments.cross:
+        _evaluate_cross(arguments, models, settings)
+    else:
+        _evaluate_models(arguments, models, settings)
+    print(f"written to {arguments.out}; open {storage.join(arguments.out, 'report.html')}")
+
+
+def _is_setting(word: str) -> bool:
+    return "=" in word or word.endswith((".yaml", ".yml"))
+
+
+def _evaluate_models(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    experiments = [_experiment(model, settings) for model in models]
+
+    from ageray import cluster, evaluate
+    from ageray.commands.terminal import tables
+
+    cluster.connect(experiments[0].scale)
+    if len(models) == 1:
+        report = evaluate.evaluate(models[0], experiments[0], arguments.out, arguments.trained_on)
+        tables.show(report)
+    else:
+        comparison = evaluate.compare(models, experiments, arguments.out, arguments.trained_on)
+        tables.show_comparison(comparison)
+
+
+def _evaluate_cross(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    sets = [word for word in settings if "=" not in word and _names_a_set(word)]
+    others = [word for word in settings if word not in sets]
+    if not sets:
+        remedy = "give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml"
+        raise UserError(f"--cross: no set is named; {remedy}")
+    experiments = [_experiment(models[0], [word, *others]) for word in sets]
+
+    from ageray import cluster, evaluate
+    from ageray.commands.terminal import tables
+
+    cluster.connect(experiments[0].scale)
+    fixed = any(word.startswith("protocol.") for word in others)
+    tables.show_matrix(evaluate.cross(models, experiments, arguments.out, fixed))
+
+
+def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    if models:
+        reason = f"--protocol {arguments.protocol} trains its own models"
+        raise UserError(f"{models[0]}: {reason}; give a recipe (FILE.yaml), no MODEL")
+    paths, overrides = config.parse_arguments(settings)
+    experiment = config.load(paths, [*overrides, f"protocol.name={arguments.protocol}"])
+
+    from ageray import cluster, evaluate
+    from ageray.commands.terminal import tables
+    from ageray.commands.terminal.folds import FoldProgress
+
+    cluster.connect(experiment.scale)
+    with FoldProgress(live=experiment.scale.progress) as progress:
+        report = evaluate.evaluate_folds(experiment, arguments.out, progress.show, arguments.fresh)
+    tables.show(report)
+
+
+def _experiment(model: str, settings: Sequence[str]) -> Experiment:
+    """The model's own settings, with the set and the machine of the command line."""
+    own = bundle.load(model).experiment
+    paths, overrides = config.parse_arguments(settings)
+    # the machine is this one, not the one that trained
+    experiment = config.load(paths, overrides, base=own.model_copy(update={"scale": Scale()}))
+    for section in _OF_THE_MODEL:
+        if getattr(experiment, section) != getattr(own, section):
+            reason = "belongs to the model and was fixed when it was trained"
+            raise UserError(f"{section}: {reason}; give only data, protocol and scale")
+    return experiment
+
+
+def _names_a_set(path: str) -> bool:
+    """Whether the file has a section `data`. A file that is not YAML has, for the reader of
+    settings to report.
+    """
+    try:
+        content = yaml.safe_load(storage.read_text(path))
+    except yaml.YAMLError:
+        return True
+    return isinstance(content, dict) and "data" in content

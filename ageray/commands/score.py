@@ -1,0 +1,143 @@
+"""Ages of all faces in a collection of photos: a table, a summary, and a page to look at."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from ageray import bundle, config, storage
+from ageray.commands import cli
+from ageray.errors import UserError
+from ageray.experiment import Experiment, Scale, Storage
+
+_EPILOG = """\
+INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
+  photos        a folder with its sub-folders, or one photo (.jpg .jpeg .png .webp .bmp .tif .tiff)
+  tars          a folder of .tar files (WebDataset shards), or one; the photos in them are scored,
+                all else is passed over
+  a manifest    .csv or .parquet with a column 'image' or 'uri': urls or paths (relative ones: to
+                its folder)
+  tables        .parquet with a column 'image' or 'bytes' of encoded photos, a folder of them or one
+  face shards   as ageray prepare writes them; their landmarks are used as they are, unless --detect
+                always
+
+DIR gets
+  part-*.parquet  a row for every face: key, image, face (numbered from the left of the photo), box
+                  and landmarks (pixels), detection (score), age, age_low and age_high (90 %
+                  interval), error (null), quality and unusual (why an interval is wide),
+                  over_18, over_25 (probabilities)
+  errors.parquet  the same columns, a row for every photo that gave no face (face is -1) and for
+                  every face that gave no age: error says why
+  summary.json    photos, faces, errors by kind, photos a second, which model
+  report.html     a sample of the photos with their ages, a histogram, the errors, the model's card
+Until all is done it grows in DIR.unfinished (progress.json there tells how far it is). The same
+command again goes on where a run stopped, and does nothing where DIR is complete; with another
+model, setting or INPUT it refuses, unless --fresh.
+
+examples:
+  ageray score photos --out scores
+  ageray score s3://bucket/photos.csv --out s3://bucket/scores --model runs/dhaa-1a2b3c4d
+  ageray score s3://bucket/shards --out scores storage.endpoint_url=http://minio:9000
+  ageray score photos --out scores --fresh data.detect.threshold=0.8 scale.score_workers=2
+  ageray score --demo --out scores
+
+Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command
+or the data, told in one line; 1: anything else. More in docs/score.md.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = cli.new_parser("score", __doc__, _EPILOG)
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="INPUT | FILE.yaml | key=value",
+        help="what to score; settings of scale, storage and data.detect "
+        "(default: the detector of the model's training)",
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder to write: new, empty, or of the same command"
+    )
+    parser.add_argument(
+        "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--detect",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="look for faces: where INPUT brings no landmarks (auto), everywhere, nowhere "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--posterior", action="store_true", help="add a column with the probability of every year of age"
+    )
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew; an earlier result is replaced once the new one is there",
+    )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="instead of INPUT: drawn faces and, with scikit-image, a photo; into DIR-photos",
+    )
+    return parser
+
+
+def main(words: Sequence[str]) -> None:
+    """Scores and prints a summary. Raises UserError for mistakes in the command or the input."""
+    arguments = parser().parse_intermixed_args(words)
+    settings = list(filter(cli.is_setting, arguments.words))
+    inputs = [word for word in arguments.words if word not in settings]
+    if len(inputs) + arguments.demo != 1:
+        words_text = " and ".join(inputs) or "none"
+        raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
+    experiment = read_settings(arguments.model, settings)
+
+    from ageray.commands.terminal.scores import ScoreProgress
+    from ageray.score.run import score
+    from ageray.synthetic import demo
+
+    if arguments.demo:
+        inputs = [demo.draw_demo(arguments.out.rstrip("/") + "-photos")]
+    with ScoreProgress(live=experiment.scale.progress) as progress:
+        summary = score(
+            inputs[0],
+            arguments.out,
+            arguments.model,
+            experiment.scale,
+            detect=experiment.data.detect,
+            search=arguments.detect,
+            posterior=arguments.posterior,
+            fresh=arguments.fresh,
+            on_progress=progress.show,
+        )
+    print(closing(summary, arguments.out))
+
+
+def read_settings(model: str, words: Sequence[str]) -> Experiment:
+    """The model's own experiment with the default scale, changed by settings of the command line.
+
+    Raises UserError for settings of anything but `scale`, `storage` and `data.detect`.
+    """
+    own = bundle.load(model).experiment.model_copy(update={"scale": Scale(), "storage": Storage()})
+    experiment = config.load(*config.parse_arguments(words), base=own)
+    data = own.data.model_copy(update={"detect": experiment.data.detect})
+    allowed = {"scale": experiment.scale, "storage": experiment.storage, "data": data}
+    if experiment != own.model_copy(update=allowed):
+        rule = "only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest"
+        raise UserError(f"{' '.join(words)}: {rule}")
+    return experiment
+
+
+def closing(summary: dict[str, Any], out: str) -> str:
+    """The content of summary.json, for the terminal."""
+    lines = [f"{summary['images']:,} photos, {summary['faces']:,} faces"]
+    for kind, count in summary["errors"].items():
+        lines.append(f"  {count:>7,} {kind}")
+    rate = f"{summary['seconds']:,.1f} s, {summary['images_per_second']:,.1f} photos/s"
+    lines.append(f"{rate}: {storage.join(out, 'part-*.parquet')}")
+    lines.append(f"to look at: {storage.join(out, 'report.html')}")
+    return "\n".join(lines)
