@@ -7,8 +7,8 @@ Each photo is degraded (`ageray.faces.degrade`: 20 and 40 pixels a face, blur, g
 JPEG 20 and 8, noise, dark, mask, dark glasses, turned), then goes the whole way of a photo in
 `ageray score`: detector, alignment, network, calibration. Printed and written to
 DIR/hard_faces.json: faces found, faces refused, and of the others MAE, bias, coverage and width of
-the 90 % interval, quality. SHARDS is a folder of face shards; of SPLIT (key, part) only PART is used.
-Shards must hold landmarks: a degradation needs to know where the face is.
+the 90 % interval, quality. SHARDS is a folder of face shards; of SPLIT (key, part) only PART is
+used. Shards must hold landmarks: a degradation needs to know where the face is.
 """
 
 from __future__ import annotations

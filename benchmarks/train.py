@@ -7,8 +7,8 @@ against a plain loop with a DataLoader.
 Three contenders take turns, an epoch each, in every round: `streamed`, what ageray train does on
 one worker; `memory`, the same worker on one batch in memory, which needs no data at all; `loader`,
 a process without Ray, whose DataLoader workers (all cores but one, or --loaders) decode with the
-same code, from encoded faces in memory to batches in shared memory, two prefetched a worker. All run
-`ageray.train.loop.train_one_epoch`: the same warp, changes and network.
+same code, from encoded faces in memory to batches in shared memory, two prefetched a worker. All
+run `ageray.train.loop.train_one_epoch`: the same warp, changes and network.
 
 A rate is that of an epoch from its second step on; `start` is how long the first batch takes.
 Without SHARDS, faces are drawn. On a machine whose cores both decode and train, decoding takes its
