@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 
+from ageray import __version__
 from ageray.commands import COMMANDS, cli
 
 _USAGE = """\
@@ -27,9 +28,7 @@ def main() -> None:
         print(_USAGE.format(commands="\n".join(lines)), end="")
         return
     if word == "--version":
-        from importlib.metadata import version
-
-        print(f"ageray {version('ageray')}")
+        print(f"ageray {__version__}")
         return
     if word not in COMMANDS:
         nearest = difflib.get_close_matches(word, COMMANDS, 1)

@@ -11,11 +11,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ageray import config, storage
+from ageray import __version__, config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -258,7 +257,7 @@ def save(
 
     assert gallery is not None or experiment.model.decode.method != "gallery"
     weights = save_safetensors(_compact(network.state_dict()))
-    full = {**card, "code": f"ageray {version('ageray')}", "sha256": hashlib.sha256(weights).hexdigest()}
+    full = {**card, "code": f"ageray {__version__}", "sha256": hashlib.sha256(weights).hexdigest()}
     storage.make_folder(folder)
     storage.write_bytes(storage.join(folder, WEIGHTS), weights)
     storage.write_text(storage.join(folder, CONFIG), config.dump(experiment))

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ageray import config, storage
+from ageray.config import shipped
 from ageray.errors import UserError
 
 _IN_A_TRACE = re.compile(r"^(?:\S*\s)?ageray\.errors\.UserError: (.+)$", re.MULTILINE)
@@ -46,10 +47,10 @@ def mistake_behind(error: BaseException) -> UserError | None:
 
 
 def is_setting(word: str) -> bool:
-    """Whether a word of the command line is a settings file or `key=value`. A path may have `=`
-    behind a slash.
+    """Whether a word of the command line is a settings file, the name of one that ships, or
+    `key=value`. A path may have `=` behind a slash.
     """
-    return "=" in word.split("/")[0] or word.endswith((".yaml", ".yml"))
+    return "=" in word.split("/")[0] or word.endswith((".yaml", ".yml")) or shipped.is_name(word)
 
 
 def use_storage(words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from ageray import bundle, config, storage
 from ageray.commands import cli
+from ageray.config import shipped
 from ageray.errors import UserError
 from ageray.experiment import Experiment, Scale
 
@@ -78,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Evaluates and prints figures. Raises UserError for mistakes in the settings or the data."""
     arguments = parser().parse_intermixed_args(words)
-    models = [word for word in arguments.words if not _is_setting(word)]
-    settings = [word for word in arguments.words if _is_setting(word)]
+    models = [word for word in arguments.words if not cli.is_setting(word)]
+    settings = [word for word in arguments.words if cli.is_setting(word)]
     if arguments.protocol:
         _evaluate_folds(arguments, models, settings)
     elif not models:
@@ -90,10 +91,6 @@ def main(words: Sequence[str]) -> None:
     else:
         _evaluate_models(arguments, models, settings)
     print(f"written to {arguments.out}; open {storage.join(arguments.out, 'report.html')}")
-
-
-def _is_setting(word: str) -> bool:
-    return "=" in word or word.endswith((".yaml", ".yml"))
 
 
 def _evaluate_models(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
@@ -158,11 +155,13 @@ def _experiment(model: str, settings: Sequence[str]) -> Experiment:
 
 
 def _names_a_set(path: str) -> bool:
-    """Whether the file has a section `data`. A file that is not YAML has, for the reader of
-    settings to report.
+    """Whether the file has a section `data`. A file that is not YAML, or not there, counts as one,
+    for the reader of settings to report.
     """
     try:
-        content = yaml.safe_load(storage.read_text(path))
+        content = yaml.safe_load(storage.read_text(shipped.path_of(path)))
+    except FileNotFoundError:
+        return True
     except yaml.YAMLError:
         return True
     return isinstance(content, dict) and "data" in content

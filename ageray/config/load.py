@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ageray.config import messages
+from ageray.config import messages, shipped
 from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
 from ageray.config.overrides import override
 from ageray.config.yaml_text import YamlText
@@ -77,18 +77,20 @@ def parse_arguments(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits a command line into files and overrides.
 
     `key=value` is an override, if the key has no slash and no leading dash. Another word that ends
-    in `.yaml` or `.yml` is a file. Raises UserError that names every other word.
+    in `.yaml` or `.yml` is a file, and so is the name of one that ships (`recipe:baseline`). Raises
+    UserError that names every other word.
     """
     paths, overrides, wrong = [], [], []
     for word in words:
         if re.match(r"[^-=/\\][^=/\\]*=", word):
             overrides.append(word)
-        elif word.endswith((".yaml", ".yml")):
+        elif word.endswith((".yaml", ".yml")) or shipped.is_name(word):
             paths.append(word)
         else:
             wrong.append(repr(word))
     if wrong:
-        raise UserError(f"{', '.join(wrong)}: neither a .yaml file nor key=value")
+        forms = "neither a .yaml file, a name such as recipe:default, nor key=value"
+        raise UserError(f"{', '.join(wrong)}: {forms}")
     return paths, overrides
 
 
@@ -122,7 +124,12 @@ def _innermost(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 def _read_file(path: str, order: int, model: type[BaseModel], problems: list[Problem]) -> Node | None:
     place = Place(order, 0, path)
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        file = shipped.path_of(path)
+    except FileNotFoundError as error:
+        problems.append(Problem(place, (), f"no settings of this name ship; {error}"))
+        return None
+    try:
+        text = Path(file).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         problems.append(Problem(place._replace(line=line), (), "not UTF-8 text; save the file as UTF-8"))

@@ -377,9 +377,8 @@ def test_arguments_are_split() -> None:
         ["a/b.yaml", "c.yml", "runs/a=b/config.yaml"],
         ["data.source=x.yaml", "train.batch-size=3"],
     )
-    with pytest.raises(
-        UserError, match=r"^'a.json', '--x=3', '=3', 'a/b=c': neither a .yaml file nor key=value$"
-    ):
+    forms = "neither a .yaml file, a name such as recipe:default, nor key=value"
+    with pytest.raises(UserError, match=rf"^'a.json', '--x=3', '=3', 'a/b=c': {forms}$"):
         config.parse_arguments(["a.json", "k=v", "--x=3", "=3", "a/b=c"])
 
 
