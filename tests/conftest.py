@@ -11,7 +11,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+import hypothesis
 import pytest
+
+# on a busy machine any example may take a second
+hypothesis.settings.register_profile("ageray", deadline=None)
+hypothesis.settings.load_profile("ageray")
 
 ON_RAY = "ray_local"
 REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
