@@ -36,6 +36,7 @@ READERS = 16
 CPU.
 """
 
+_S3_PAGE = 1000  # keys of an answer, at most
 _READ_AHEAD = 8 * 2**20  # bytes of one fetch of a file that is read from front to back
 _LOCAL = LocalFileSystem()
 
@@ -118,6 +119,10 @@ def is_folder(uri: str) -> bool:
     """
     with _explained(uri):
         fs, path = _fsspec(uri)
+        if uri.startswith("s3://"):  # s3fs lists the whole folder to find out
+            with suppress(FileNotFoundError):  # no such bucket
+                return bool(_s3_page(fs, path, 1).get("Contents"))
+            return False
         return bool(fs.isdir(path))
 
 
@@ -138,6 +143,25 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
             if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
                 files.append(join(root, name))
     return sorted(files)
+
+
+def walk(uri: str) -> Iterator[str]:
+    """The path of every file below a folder, relative to it, in the order of `sorted`.
+
+    Files are listed once, a folder (on S3: 1000 keys) at a time, so that memory does not grow with
+    their number. Leaves out files and folders whose name starts with a dot. Raises UserError if
+    there is no such folder (on S3 it has no files then).
+    """
+    root = uri.rstrip("/") or "/"
+    with _explained(uri):
+        fs, path = _fsspec(root)
+        if not is_remote(root):
+            yield from _walk_local(_local(root), "")
+            return
+        is_s3 = uri.startswith("s3://")
+        for name in _walk_s3(uri, fs, path) if is_s3 else sorted(_names(root)):
+            if not name.startswith(".") and "/." not in name:
+                yield name
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
@@ -307,6 +331,50 @@ def _names(root: str) -> Iterator[str]:
         inner = Path(folder).relative_to(_local(root)).as_posix() + "/"
         for name in files:
             yield (inner + name).removeprefix("./")
+
+
+def _walk_local(root: Path, inner: str) -> Iterator[str]:
+    """Files below the folder `inner` of `root`; links to folders are left out."""
+    entries = []
+    with os.scandir(root / inner) as folder:
+        for entry in folder:
+            is_folder = entry.is_dir()
+            if not entry.name.startswith(".") and not (is_folder and entry.is_symlink()):
+                entries.append(inner + entry.name + "/" * is_folder)
+    for name in sorted(entries):
+        if name.endswith("/"):
+            yield from _walk_local(root, name)
+        else:
+            yield name
+
+
+def _walk_s3(uri: str, fs: Any, path: str) -> Iterator[str]:
+    """Keys below a folder of S3. Servers give them in order; a directory bucket does not."""
+    start = len(fs.split_path(path)[1]) + 1 if "/" in path else 0
+    token, last = "", ""
+    while True:
+        page = _s3_page(fs, path, _S3_PAGE, token)
+        for entry in page.get("Contents", ()):
+            name = entry["Key"][start:]
+            if name < last:
+                raise UserError(f"{uri}: lists its keys in no order; give a manifest of the photos instead")
+            last = name
+            if name and not name.endswith("/"):  # some writers leave an empty object for a folder
+                yield name
+        token = page.get("NextContinuationToken", "")
+        if not token:
+            return
+
+
+def _s3_page(fs: Any, path: str, keys: int, token: str = "") -> dict[str, Any]:
+    """One answer of S3: up to `keys` keys below a folder."""
+    bucket, key, _ = fs.split_path(path)
+    options = {"ContinuationToken": token} if token else {}
+    prefix = f"{key}/" if key else ""
+    page: dict[str, Any] = fs.call_s3(
+        "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=keys, **options
+    )
+    return page
 
 
 def _fsspec(uri: str) -> tuple[Any, str]:

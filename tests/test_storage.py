@@ -11,8 +11,10 @@ import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import boto3
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -79,6 +81,37 @@ def test_list_is_recursive_sorted_and_by_suffix(root: str) -> None:
     photos = storage.list_files(root + "/", (".jpg", ".png"))
     assert [file.rsplit("/", 1)[-1] for file in photos] == ["z.jpg", "b.JPG"]
     assert [storage.read_bytes(file) for file in photos] == [b"x", b"x"]
+
+
+def test_walk_gives_the_same_in_the_same_order(root: str) -> None:
+    names = ["b.JPG", "a/z.jpg", "a.txt", "a/b/c.txt", "a-b/c.txt", "a0", ".hidden.jpg", "a/.git/x.jpg"]
+    for name in names:
+        storage.write_bytes(storage.join(root, name), b"x")
+    assert [storage.join(root, name) for name in storage.walk(root + "/")] == storage.list_files(root)
+
+
+def test_a_long_folder_of_s3_is_listed_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """25 keys are three answers of 10; to see whether there is a folder takes one key."""
+    monkeypatch.setattr(storage, "_S3_PAGE", 10)
+    folder = f"{s3}/{uuid.uuid4().hex}"
+    client = boto3.client("s3")
+    for number in range(25):
+        client.put_object(Bucket="faces", Key=f"{folder.removeprefix('s3://faces/')}/{number:04d}.jpg")
+    answers: list[int] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: s3fs.S3FileSystem, method: str, *arguments: Any, **options: Any) -> Any:
+        answer = await call(self, method, *arguments, **options)
+        if method == "list_objects_v2":
+            answers.append(answer["KeyCount"])
+        return answer
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", fsspec.asyn.sync_wrapper(counted))
+    assert storage.is_folder(folder)
+    assert answers == [1]
+    assert len(list(storage.walk(folder))) == 25
+    assert answers == [1, 10, 10, 5]
 
 
 def test_copy_and_remove(root: str, tmp_path: Path) -> None:

@@ -79,13 +79,18 @@ def label(photos: pa.Table, segment: int, position: int, weights: Sequence[int],
     return photos
 
 
+def count(photos: int) -> int:
+    """Number of chunks of a segment with this many photos."""
+    return -(-photos // SIZE)
+
+
 def cut(photos: pa.Table, segment: int, done: Collection[int]) -> Iterator[pa.Table]:
     """Cuts all photos of a segment into labelled chunks. Positions in `done` are left out."""
-    count = -(-photos.num_rows // SIZE)
-    for position in range(count):
+    positions = count(photos.num_rows)
+    for position in range(positions):
         if position not in done:
             chunk = photos.slice(position * SIZE, SIZE)
-            yield label(chunk, segment, position, [1] * chunk.num_rows, position == count - 1)
+            yield label(chunk, segment, position, [1] * chunk.num_rows, position == positions - 1)
 
 
 def first_rows(rows: pa.Table) -> pa.Table:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -16,12 +17,10 @@ from ageray import errors, storage
 from ageray.errors import UserError
 from ageray.faces.images import PHOTOS
 from ageray.score import tables
+from ageray.score.places import SEGMENT_PATHS, Places, in_segments
 
 TABLES = (".parquet",)
 TARS = (".tar",)
-SEGMENT_PATHS = 8192
-"""Photos of a list that make one segment (see `ageray.score.chunks`)."""
-
 _HEADER_BYTES = 2**16
 _ARCHIVES = (".tgz", ".gz", ".zip")
 _NAMES = {
@@ -36,14 +35,16 @@ _NAMES = {
 class Inputs:
     """Photos to score.
 
-    files: absolute uris of the photos, or of the manifests, tables or tars that hold or name them.
+    files: absolute uris of the manifests, tables or tars that hold or name the photos.
     columns: of a Parquet table; those of the first file.
+    places: the photos of a folder.
     """
 
     kind: Literal["photos", "tars", "manifest", "photo table", "face shards"]
     uri: str
     files: list[str]
     columns: tables.Columns | None = None
+    places: Places | None = None
 
     @classmethod
     def open(cls, location: str) -> Inputs:
@@ -59,13 +60,14 @@ class Inputs:
             return cls._open_file(uri, location)
         if storage.half_written(uri):
             raise UserError(f"{location}: is being written or was left half written; wait, or write it again")
-        files = storage.list_files(uri, (*PHOTOS, *TARS, *TABLES))
-        photos, tars, parquet = _ending_in(PHOTOS, files), _ending_in(TARS, files), _ending_in(TABLES, files)
-        if photos and tars:
-            counts = f"photos ({len(photos)}) and tars ({len(tars)})"
+        tars: list[str] = []
+        parquet: list[str] = []
+        photos = Places(_photos(uri, tars, parquet))
+        if photos.photos and tars:
+            counts = f"photos ({photos.photos}) and tars ({len(tars)})"
             raise UserError(f"{location}: holds both {counts}; give the folder of one kind")
-        if photos:
-            return cls("photos", uri, photos)
+        if photos.photos:
+            return cls("photos", uri, [], places=photos)
         if tars:
             return cls("tars", uri, tars)
         if parquet:
@@ -77,7 +79,7 @@ class Inputs:
     def _open_file(cls, uri: str, location: str) -> Inputs:
         name = uri.lower()
         if name.endswith(PHOTOS):
-            return cls("photos", uri, [uri])
+            return cls("photos", uri, [], places=Places([_uri_table([_utf8(uri)])]))
         if name.endswith(TARS):
             return cls("tars", uri, [uri])
         if name.endswith(TABLES):
@@ -115,27 +117,47 @@ class Inputs:
         read or lacks the column.
         """
         assert self.lists_files
-        if self.kind == "photos":
-            for start in range(0, len(self.files), SEGMENT_PATHS):
-                yield _uri_table(map(_utf8, self.files[start : start + SEGMENT_PATHS]))
-            return
-        waiting: list[str] = []
+        if self.places is not None:
+            yield from self.places.segments()
+        else:
+            yield from in_segments(self._listed())
+
+    def _listed(self) -> Iterator[pa.Table]:
+        """The photos that the manifests name."""
         for file in self.files:
             folder = posixpath.dirname(file) or "/"
             for column in _path_columns(file):
-                for path in column.to_pylist():
-                    # An empty path stays a row, so that the scores table says that it cannot be
-                    # read.
-                    waiting.append(storage.join(folder, path) if path else "")
-                while len(waiting) >= SEGMENT_PATHS:
-                    yield _uri_table(waiting[:SEGMENT_PATHS])
-                    del waiting[:SEGMENT_PATHS]
-        if waiting:
-            yield _uri_table(waiting)
+                yield pa.table({"image": _absolute(column, folder)})
 
 
-def _ending_in(endings: tuple[str, ...], files: list[str]) -> list[str]:
-    return [file for file in files if file.lower().endswith(endings)]
+def _photos(uri: str, tars: list[str], parquet: list[str]) -> Iterator[pa.Table]:
+    """The photos of a folder, by the segment. `tars` and `parquet` get the uris of such files."""
+    photos: list[str] = []
+    for name in storage.walk(uri):
+        lower = name.lower()
+        if lower.endswith(PHOTOS):
+            photos.append(_utf8(storage.join(uri, name)))
+        elif lower.endswith(TARS):
+            tars.append(storage.join(uri, name))
+        elif lower.endswith(TABLES):
+            parquet.append(storage.join(uri, name))
+        if len(photos) == SEGMENT_PATHS:
+            yield _uri_table(photos)
+            photos = []
+    if photos:
+        yield _uri_table(photos)
+
+
+def _absolute(paths: pa.Array, folder: str) -> pa.Array:
+    """Paths of a manifest as uris. An empty path stays a row, so that the scores table says that it
+    cannot be read.
+    """
+    paths = paths.fill_null("")
+    whole = pc.or_(pc.match_substring(paths, "://"), pc.starts_with(paths, "/"))
+    whole = pc.or_(whole, pc.equal(paths, ""))
+    if pc.all(whole).as_py():
+        return paths
+    return pc.if_else(whole, paths, pc.binary_join_element_wise(folder.rstrip("/"), paths, "/"))
 
 
 def _utf8(uri: str) -> str:

@@ -17,9 +17,10 @@ Where a photo travels, from the command to the table; each line is a file to ope
     13 ageray/score/checkpoint.py  rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
 
-Tars and tables pass through `ageray/score/read.py` between 3 and 5. Beside the way stand `chunks`
-(which 64 photos are done as a whole), `progress`, `files` (names), `results` and `page`. The object
-store holds uris, then encoded photos, then uint8 canvases.
+Tars and tables pass through `ageray/score/read.py` between 3 and 5, lists through
+`ageray/score/places.py`. Beside the way stand `chunks` (which 64 photos are done as a whole),
+`progress`, `files` (names), `results` and `page`. The object store holds uris, then encoded photos,
+then uint8 canvases.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ import logging
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ageray.cluster.actors import ActorPool
 from ageray.cluster.backpressure import limit_read_ahead
@@ -40,11 +43,14 @@ from ageray.experiment import Align, Detect
 from ageray.score import chunks
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Inputs
-from ageray.score.read import InputSummary, read_segments, segment_table
+from ageray.score.places import Places, SegmentReader
+from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
 from ageray.stages.detect import Search, find_faces
 from ageray.stages.predict import AgeFaces
 
 _MAX_TASKS_PER_PROCESS = 1000
+_READERS = WeakKeyDictionary[Places, Any]()  # an actor ends when nobody holds its handle
+_MAX_READ_TASKS = 2000  # for a list, however long
 
 
 def read_photos(
@@ -53,33 +59,52 @@ def read_photos(
     """The photos that are not done, as `find_faces` takes them, in blocks of `batch` rows; None if
     all are done.
     """
-    if inputs.lists_files:
-        blocks = _blocks_of_lists(inputs, checkpoint)
-        if not blocks:
-            return None
-        dataset: ray.data.Dataset = ray.data.from_arrow_refs(blocks)
+    if summary.places is not None:
+        dataset = _photos_of_list(summary.places, checkpoint)
     else:
-        tables = _tables_of_segments(inputs, summary, checkpoint)
-        if not tables:
-            return None
-        dataset = _read(tables, inputs)
-    return dataset.repartition(target_num_rows_per_block=batch)
+        tables = _tables_of_segments(summary, checkpoint)
+        dataset = _read(tables, inputs) if tables else None
+    return dataset and dataset.repartition(target_num_rows_per_block=batch)
 
 
-def _blocks_of_lists(inputs: Inputs, checkpoint: ScoreCheckpoint) -> list[Any]:
-    """References to tables of uris with their chunks. They lie in the object store, because a list
-    may be long.
+def _photos_of_list(places: Places, checkpoint: ScoreCheckpoint) -> ray.data.Dataset | None:
+    """The photos of a list with their chunks. A long list lies in a file of this machine, from
+    which an actor gives the tasks one segment at a time.
     """
     done = checkpoint.done_positions()
-    blocks = []
-    for number, uris in enumerate(inputs.uris()):
-        to_do = list(chunks.cut(uris, number, done.get(number, ())))
-        if to_do:
-            blocks.append(ray.put(pa.concat_tables(to_do)))
-    return blocks
+    if places.file is None:
+        blocks: list[Any] = []
+        for number, uris in enumerate(places.segments()):
+            to_do = list(chunks.cut(uris, number, done.get(number, ())))
+            if to_do:
+                blocks.append(ray.put(pa.concat_tables(to_do)))
+        return ray.data.from_arrow_refs(blocks) if blocks else None
+    rows = list(list_segments(places, done))
+    if not rows:
+        return None
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reader = ray.remote(SegmentReader).options(num_cpus=0, scheduling_strategy=here).remote(places.file)
+    _READERS[places] = reader
+    segments = pa.concat_tables(rows)
+    size = -(-len(rows) // _MAX_READ_TASKS)
+    tables = [segments.slice(start, size) for start in range(0, len(rows), size)]
+    return ray.data.from_arrow(tables).map_batches(
+        _read_list,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"reader": reader},
+        num_cpus=1,
+    )
 
 
-def _tables_of_segments(inputs: Inputs, summary: InputSummary, checkpoint: ScoreCheckpoint) -> list[pa.Table]:
+def _read_list(rows: pa.Table, reader: Any) -> Iterator[pa.Table]:
+    """The chunks that are not done of a list's segments. rows: of SEGMENT_SCHEMA."""
+    for row in rows.to_pylist():
+        photos = ray.get(reader.read.remote(row["number"]))
+        yield from chunks.cut(photos, row["number"], set(row["done"]))
+
+
+def _tables_of_segments(summary: InputSummary, checkpoint: ScoreCheckpoint) -> list[pa.Table]:
     """A table for each segment that has chunks to do, as `read_segments` takes it."""
     finished, done = checkpoint.finished_segments(), checkpoint.done_positions()
     tables = []

@@ -5,7 +5,7 @@ chunk by chunk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from ageray.errors import UserError
 from ageray.score import chunks, tables, tars
 from ageray.score.chunks import Segment
 from ageray.score.inputs import Inputs
+from ageray.score.places import Places
 from ageray.score.tables import Columns
 from ageray.stages.detect import PHOTO_SCHEMA
 from ageray.storage import READERS
@@ -40,12 +41,14 @@ class InputSummary(NamedTuple):
     weight: of all photos together (see `ageray.score.chunks.CHUNK_OF_PHOTO_SCHEMA`).
     names: a hash that changes with the paths of the photos or the sizes of the files.
     segments: of tables and tars.
+    places: the photos, where each is a file of its own.
     """
 
     photos: int | None
     weight: int
     names: str
     segments: list[Segment]
+    places: Places | None = None
 
 
 def scan(inputs: Inputs) -> InputSummary:
@@ -58,6 +61,17 @@ def scan(inputs: Inputs) -> InputSummary:
     if not summary.photos:
         raise UserError(f"{inputs.uri}: names no photo; check the path")
     return summary
+
+
+def list_segments(places: Places, done: Mapping[int, Collection[int]]) -> Iterator[pa.Table]:
+    """A row of SEGMENT_SCHEMA, without its file, for each segment of a list that has chunks to do.
+
+    done: positions of the chunks that are done, by segment.
+    """
+    for number in range(len(places)):
+        positions = done.get(number, ())
+        if len(positions) < chunks.count(places.rows(number)):
+            yield segment_table(Segment(number, "", done=tuple(positions)))
 
 
 def segment_table(segment: Segment) -> pa.Table:
@@ -80,11 +94,8 @@ def read_segments(rows: pa.Table, columns: Columns | None) -> Iterator[pa.Table]
 
 
 def _scan_lists(inputs: Inputs) -> InputSummary:
-    names, photos = hashlib.sha256(), 0
-    for table in inputs.uris():
-        photos += table.num_rows
-        names.update("\n".join(table.column("image").to_pylist()).encode() + b"\n")
-    return InputSummary(photos, photos, names.hexdigest()[:16], [])
+    places = inputs.places or Places(inputs.uris())
+    return InputSummary(places.photos, places.photos, places.names, [], places)
 
 
 def _scan_tars(inputs: Inputs) -> InputSummary:

@@ -31,7 +31,7 @@ from ageray.faces.detect import Face, YuNet
 from ageray.faces.images import decode
 from ageray.models.build import build
 from ageray.predictor import Predictor
-from ageray.score import chunks, pipeline, read, results, run, tables
+from ageray.score import chunks, pipeline, places, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
@@ -284,7 +284,7 @@ def test_paths_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> N
 def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ray_local: None) -> None:
     dataset = labelled(photos, 2)
     faces = pipeline.detect_faces(dataset, 2, ALIGN, DETECT, "auto").materialize()
-    bare = find(listed(*Inputs.open(str(photos)).files))
+    bare = find(pa.concat_tables(Inputs.open(str(photos)).uris()))
     assert bare.schema.equals(DETECTED_SCHEMA)
     rows = _sorted(faces)
     assert rows.select(DETECTED_SCHEMA.names).equals(bare.sort_by("key"))
@@ -299,6 +299,20 @@ def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ra
         rows.drop_columns(chunks.CHUNK_OF_ROW_SCHEMA.names),
         AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
     )
+
+
+def test_a_long_list_is_read_from_its_file(
+    photos: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows() -> pa.Table:
+        dataset = labelled(photos, 4)
+        blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        return pa.concat_tables(blocks).sort_by("image")
+
+    short = rows()
+    monkeypatch.setattr(places, "_IN_MEMORY", 0)
+    assert rows().equals(short)
+    assert short.num_rows == 9
 
 
 def labelled(photos: Path, batch: int) -> Any:
@@ -669,8 +683,9 @@ def test_a_folder_that_cannot_be_written(photos: Path, model: str, tmp_path: Pat
 
 def test_demo_photos(tmp_path: Path) -> None:
     folder = draw_demo(str(tmp_path / "demo"))
-    assert len(Inputs.open(folder).files) >= 8
-    assert find(listed(*Inputs.open(folder).files[:2])).column("error").null_count > 0
+    [uris] = Inputs.open(folder).uris()
+    assert uris.num_rows >= 8
+    assert find(uris.slice(0, 2)).column("error").null_count > 0
     with pytest.raises(UserError, match="local folders only"):
         draw_demo("s3://bucket/demo")
 

@@ -1,0 +1,354 @@
+"""How `jobs.score` grows: 10,000 places, then ten and a hundred times as many, so that what is
+measured is the machinery alone.
+
+    python benchmarks/scale.py [--places 10000,100000,1000000] [--input s3] [--posterior]
+
+The places do not exist. A stand-in for reading, decoding and detection gives every photo one face
+(one in 50 none) with a canvas of 1 kB; a stand-in for the network gives an age that follows from
+the name. Everything else is the job's own: the listing, Ray Data, the pieces, the parts, the page.
+
+--input manifest: a Parquet file of paths. csv: the same as CSV. s3: a flat bucket, listed over HTTP
+from a server that makes up its answers (it counts the requests).
+
+Each size runs in a process of its own. For each it prints seconds and CPU seconds (of the driver)
+by stage, microseconds a place, and the largest memory of the driver (RSS) and of the object store.
+The growth exponent is the slope of log(seconds) over log(places): 1 is linear.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).resolve().parents[1]
+BUCKET = "places"
+_PAGE = 1000  # keys of an answer, as S3 has them
+_STAGES = ("list", "start", "first", "score", "finish")
+
+
+def key(number: int) -> str:
+    """The name of a place, 60 characters long."""
+    return f"photos/{number // 10_000:08d}/a-name-of-some-length-{number:012d}.jpg"
+
+
+# --- stand-ins -----------------------------------------------------------------------------------
+
+
+def stand_in_faces(photos: pa.Table, **_: object) -> pa.Table:
+    """`ageray.stages.detect.find_faces` without reading: one face, or none in 1 of 50."""
+    from ageray import schema
+    from ageray.stages.detect import DETECTED_SCHEMA, _carry
+
+    rows = []
+    for image in photos.column("image").to_pylist():
+        if _number(image) % 50 == 0:
+            rows.append({"key": f"{image}#-1", "image": image, "face": -1, "error": schema.NO_FACE})
+            continue
+        row = {"key": f"{image}#0", "image": image, "face": 0, "box": [10.0, 20.0, 110.0, 140.0]}
+        row |= {"landmarks": [float(value) for value in range(10)], "detection": 0.9}
+        row |= {"canvas": bytes(1024), "canvas_points": row["landmarks"], "canvas_box": row["box"]}
+        rows.append(row)
+    table = pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA)
+    return _carry(photos, table, np.ones(photos.num_rows, np.int32))
+
+
+class StandInAges:
+    """`ageray.stages.predict.AgeFaces` without a network: the age follows from the name."""
+
+    def __init__(self, model: str, threads: int = 0, posterior: bool = False, **_: object) -> None:
+        from ageray.stages.predict import scores_schema
+
+        self._schema = scores_schema(posterior)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        from ageray import schema
+        from ageray.stages.detect import CANVAS_SCHEMA
+
+        table = rows.drop_columns(CANVAS_SCHEMA.names)
+        further = [field for field in table.schema if field.name not in self._schema.names]
+        ages: list[float | None] = []
+        images, errors = rows.column("image").to_pylist(), rows.column("error").to_pylist()
+        for image, error in zip(images, errors, strict=True):
+            ages.append(None if error else _number(image) % 8000 / 100)
+        for field in self._schema:
+            if field.name in table.column_names:
+                continue
+            values: list[Any] = ages
+            if field.name == schema.POSTERIOR.name:
+                values = [None if age is None else [0.01] * 101 for age in ages]
+            table = table.append_column(field, pa.array(values, field.type))
+        complete = pa.schema([*self._schema, *further])
+        return table.select(complete.names).cast(complete)
+
+
+def _number(image: str) -> int:
+    return int.from_bytes(hashlib.blake2b(image.rsplit("/", 1)[-1].encode(), digest_size=6).digest())
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def write_manifest(file: Path, places: int) -> None:
+    """A manifest of places, as Parquet or CSV."""
+    schema = pa.schema([pa.field("image", pa.string())])
+    tables = _tables(places, schema)
+    if file.suffix == ".csv":
+        with pyarrow.csv.CSVWriter(file, schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        return
+    with pq.ParquetWriter(file, schema) as parquet:
+        for table in tables:
+            parquet.write_table(table)
+
+
+def _tables(places: int, schema: pa.Schema) -> Iterator[pa.Table]:
+    for start in range(0, places, 100_000):
+        numbers = range(start, min(places, start + 100_000))
+        yield pa.table({"image": [f"/{BUCKET}/{key(number)}" for number in numbers]}, schema=schema)
+
+
+class _Listing(BaseHTTPRequestHandler):
+    """Answers S3's ListObjectsV2 and HEAD for `places` keys below `photos/`."""
+
+    places = 0
+    requests = 0
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+    def do_HEAD(self) -> None:
+        type(self).requests += 1
+        self.send_response(404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        type(self).requests += 1
+        query = parse_qs(urlsplit(self.path).query)
+        after = query.get("continuation-token", query.get("start-after", ["-1"]))[0]
+        first = int(after) + 1
+        count = max(0, min(int(query.get("max-keys", [_PAGE])[0]), _PAGE, self.places - first))
+        lines = []
+        for number in range(first, first + count):
+            lines.append(
+                f"<Contents><Key>{key(number)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
+                f'<ETag>"0"</ETag><Size>200000</Size><StorageClass>STANDARD</StorageClass></Contents>'
+            )
+        more = first + count < self.places
+        token = f"<NextContinuationToken>{first + count - 1}</NextContinuationToken>" if more else ""
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?>'
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{BUCKET}</Name><Prefix>photos/</Prefix><KeyCount>{count}</KeyCount>"
+            f"<MaxKeys>{_PAGE}</MaxKeys><IsTruncated>{str(more).lower()}</IsTruncated>{token}"
+            f"{''.join(lines)}</ListBucketResult>"
+        ).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def serve_bucket(places: int) -> str:
+    """Starts the server; the url of the folder."""
+    _Listing.places = places
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Listing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_REGION": "us-east-1",
+    }
+    return f"s3://{BUCKET}/photos"
+
+
+# --- one size ------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Largest memory of this process (RSS) and of Ray's object store, in MiB, looked at twice a
+    second.
+    """
+
+    def __init__(self) -> None:
+        self.driver = self.store = 0.0
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        import ray
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        process, state = psutil.Process(), None
+        while not self._end.wait(0.5):
+            self.driver = max(self.driver, process.memory_info().rss / 2**20)
+            if not ray.is_initialized():
+                continue
+            try:
+                state = state or get_state_from_address(ray.get_runtime_context().gcs_address)
+                stats = get_memory_info_reply(state).store_stats
+            except Exception:  # Ray starts or ends
+                continue
+            used = stats.object_store_bytes_used + stats.spilled_bytes_total
+            self.store = max(self.store, used / 2**20)
+
+
+def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, Any]:
+    """Scores `places` places; seconds by stage, and memory."""
+    if kind == "s3":
+        location = serve_bucket(places)
+    else:
+        file = folder / ("places.csv" if kind == "csv" else "places.parquet")
+        write_manifest(file, places)
+        location = str(file)
+    from ageray import cluster
+    from ageray.experiment import Scale
+    from ageray.score import pipeline, run
+
+    pipeline.find_faces, pipeline.AgeFaces = stand_in_faces, StandInAges  # type: ignore[assignment,misc]
+    stages: dict[str, tuple[float, float]] = {}
+    run._prepare = _timed(stages, "list", run._prepare)
+    cluster.connect = _timed(stages, "start", cluster.connect)
+    pipeline.tables = _after_the_first(stages, pipeline.tables)
+    run._finish = _timed(stages, "finish", run._finish)
+    watch = Watch()
+    started = time.perf_counter()
+    scale = Scale(gpu=False, progress=False, object_store_mib=512, local_cpus=4)
+    summary = run.score(location, str(folder / "out"), "zoo:default", scale, posterior=posterior)
+    seconds = time.perf_counter() - started
+    watch.stop()
+    assert summary["images"] == places, summary
+    return {
+        "places": places,
+        "seconds": seconds,
+        "stages": {name: stages[name] for name in _STAGES},
+        "driver": watch.driver,
+        "store": watch.store,
+        "requests": _Listing.requests,
+        "bytes": sum(file.stat().st_size for file in (folder / "out").iterdir()),
+    }
+
+
+def _timed(
+    stages: dict[str, tuple[float, float]], name: str, function: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The function; `stages` gets its seconds and CPU seconds of this process."""
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        with _clock(stages, name):
+            return function(*arguments, **options)
+
+    return run
+
+
+def _after_the_first(
+    stages: dict[str, tuple[float, float]], tables: Callable[..., Iterator[pa.Table]]
+) -> Callable[..., Iterator[pa.Table]]:
+    """`pipeline.tables`; the time until its first rows, which no number of places changes, apart
+    from the rest.
+    """
+
+    def run(*arguments: Any) -> Iterator[pa.Table]:
+        rows = tables(*arguments)
+        with _clock(stages, "first"):
+            first = next(rows)
+        with _clock(stages, "score"):
+            yield first
+            yield from rows
+
+    return run
+
+
+@contextmanager
+def _clock(stages: dict[str, tuple[float, float]], name: str) -> Iterator[None]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    stages[name] = (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+# --- all sizes -----------------------------------------------------------------------------------
+
+
+def show(figures: list[dict[str, Any]]) -> None:
+    """The table of all sizes."""
+    for figure in figures:
+        places, stages = figure["places"], figure["stages"]
+        work = sum(stages[name][0] for name in ("list", "score", "finish"))
+        memory = f"driver {figure['driver']:.0f} MiB, object store {figure['store']:.0f} MiB"
+        print(f"{places:>9,} places: {figure['seconds']:.1f} s; without the start ", end="")
+        print(f"{1e6 * work / places:.1f} us a place; {memory}; ", end="")
+        print(f"{figure['requests']:,} requests to the store, result {figure['bytes'] / 2**20:.0f} MiB")
+        for name in _STAGES:
+            wall, cpu = stages[name]
+            print(f"{'':>12}{name:<8}{wall:9.2f} s  driver CPU {cpu:8.2f} s", end="")
+            print(f"  {1e6 * wall / places:8.1f} us a place")
+    for one, other in itertools.pairwise(figures):
+        ratio = math.log(other["places"] / one["places"])
+        words = []
+        for name in ("list", "score", "finish"):
+            slope = math.log(max(other["stages"][name][0], 1e-3) / max(one["stages"][name][0], 1e-3)) / ratio
+            words.append(f"{name} {slope:.2f}")
+        print(f"growth exponent {one['places']:,} to {other['places']:,}: {', '.join(words)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--places", default="10000,100000,1000000")
+    parser.add_argument("--input", choices=("manifest", "csv", "s3"), default="manifest")
+    parser.add_argument("--posterior", action="store_true", help="101 further numbers a row")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        with tempfile.TemporaryDirectory() as folder:
+            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, Path(folder))
+        print("FIGURE " + json.dumps(figure), flush=True)
+        return
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; reading, detection and network: stand-ins")
+    figures = []
+    for places in arguments.places.split(","):
+        words = [sys.executable, __file__, "--one", "--places", places, "--input", arguments.input]
+        words += ["--posterior"] * arguments.posterior
+        ran = subprocess.run(
+            words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True, check=True
+        )
+        line = next(line for line in ran.stdout.splitlines() if line.startswith("FIGURE "))
+        figures.append(json.loads(line.removeprefix("FIGURE ")))
+        show(figures[-1:])
+    print()
+    show(figures)
+
+
+if __name__ == "__main__":
+    main()
