@@ -20,8 +20,7 @@ from ageray.data.face_shards import read_faces
 from ageray.data.labels import gender_number, subject_number
 from ageray.data.row_index import RowLookup
 from ageray.experiment import Align
-from ageray.faces.canvases import canvas_side, face_canvases
-from ageray.faces.images import ImageError
+from ageray.faces.canvases import canvases_of_rows
 
 _COLUMNS = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
 _TASKS_PER_PROCESS = 1000
@@ -120,33 +119,17 @@ def _labels(table: pa.Table) -> Columns:
 
 def _pixels(table: pa.Table, config: Align) -> Columns:
     """Canvas, points and box of every row, and why a row has none."""
-    count, side = table.num_rows, canvas_side(config)
-    columns: Columns = {
-        "canvas": np.full((count, side, side, 3), config.fill, np.uint8),
-        "points": np.full((count, 5, 2), np.nan, np.float32),
-        "box": np.full((count, 4), np.nan, np.float32),
-        "error": np.full(count, "", dtype=object),
-    }
-    images = table.column("image")
-    landmarks, boxes = table.column("landmarks").to_pylist(), table.column("box").to_pylist()
-    for row in range(count):
-        try:
-            face = face_canvases(
-                images[row].as_py(), _as_array(landmarks[row], 5, 2), _as_array(boxes[row], 4), config
-            )
-        except ImageError as error:
-            columns["error"][row] = str(error)
-            continue
-        columns["canvas"][row], columns["points"][row] = face.pixels[0], face.points[0]
-        columns["box"][row] = face.box[0]
-    return columns
+    points, box = _floats(table.column("landmarks"), 5, 2), _floats(table.column("box"), 4)
+    faces, problems = canvases_of_rows(table.column("image").to_pylist(), points, box, config)
+    return {"canvas": faces.pixels, "points": faces.points, "box": faces.box, "error": problems}
 
 
-def _as_array(values: list[float] | None, *shape: int) -> NDArray[np.float32] | None:
-    """One face's values, (1, *shape)."""
-    if values is None:
-        return None
-    return np.asarray(values, np.float32).reshape(1, *shape)
+def _floats(column: pa.ChunkedArray, *shape: int) -> NDArray[np.float32]:
+    """A column of lists of numbers as (rows, *shape), NaN where there is none."""
+    values = np.full((len(column), *shape), np.nan, np.float32)
+    present = column.is_valid().to_numpy()
+    values[present] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, *shape)
+    return values
 
 
 class UsableBatches:

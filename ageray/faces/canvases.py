@@ -9,6 +9,7 @@ alignment, never on augmentation. So training and serving see the same pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,21 +76,58 @@ def face_canvases(
     if align.mode == "none":
         assert photo is not None
         box = np.tile(np.array([-0.5, -0.5, photo.width - 0.5, photo.height - 0.5], np.float32), (count, 1))
-    corners, spans = _crops(points, box, align)
+    crops = _crops(points, box, align)
+    for problem in crops.problems:
+        if problem:
+            raise ImageError(problem)
     decoded: dict[int, Photo] = {}
     if photo is not None:
         decoded[photo.scale] = photo
-    side = canvas_side(align)
-    canvases = Canvases(
-        np.zeros((count, side, side, 3), np.uint8),
-        np.zeros((count, 5, 2), np.float32),
-        np.zeros((count, 4), np.float32),
-    )
+    canvases = _empty(count, align)
     for face in range(count):
-        canvases.pixels[face], canvases.points[face], canvases.box[face] = _cut(
-            data, decoded, points[face], box[face], corners[face], spans[face], align
-        )
+        _cut(data, decoded, points[face], box[face], crops, face, align, canvases)
     return canvases
+
+
+def canvases_of_rows(
+    images: Sequence[bytes], points: NDArray[np.float32], box: NDArray[np.float32], align: Align
+) -> tuple[Canvases, NDArray[np.object_]]:
+    """Canvases of the faces of N photos, one each, and why a face has none ('' if it has).
+
+    images: the encoded photos. points: (N, 5, 2), box: (N, 4), in full-size pixels, NaN if unknown.
+    Equal to `face_canvases` of each row. A face without a canvas has the fill and NaN.
+    """
+    canvases = _empty(len(images), align)
+    if align.mode == "none":  # the crop is the photo, whose size only the decoder knows
+        problems = np.full(len(images), "", object)
+        for row, data in enumerate(images):
+            try:
+                own = face_canvases(data, points[row : row + 1], box[row : row + 1], align)
+            except ImageError as error:
+                problems[row] = str(error)
+                continue
+            canvases.pixels[row], canvases.points[row] = own.pixels[0], own.points[0]
+            canvases.box[row] = own.box[0]
+        return canvases, problems
+    crops = _crops(points, box, align)
+    for row, data in enumerate(images):
+        if crops.problems[row]:
+            continue
+        try:
+            _cut(data, {}, points[row], box[row], crops, row, align, canvases)
+        except ImageError as error:
+            crops.problems[row] = str(error)
+    return canvases, crops.problems
+
+
+def _empty(count: int, align: Align) -> Canvases:
+    """Canvases of the fill, with unknown points and boxes."""
+    side = canvas_side(align)
+    return Canvases(
+        np.full((count, side, side, 3), align.fill, np.uint8),
+        np.full((count, 5, 2), np.nan, np.float32),
+        np.full((count, 4), np.nan, np.float32),
+    )
 
 
 def _or_nan(values: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -99,30 +137,40 @@ def _or_nan(values: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArr
     return np.asarray(values, np.float32).reshape(shape)
 
 
-def _crops(
-    points: NDArray[np.float32], box: NDArray[np.float32], align: Align
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Corners (N, 4, 2) of each face's crop in the photo, and photo pixels per crop pixel (N,)."""
+@dataclass(frozen=True)
+class _Crops:
+    """Crops of N faces: their `corners` (N, 4, 2) in the photo, photo pixels per crop pixel `spans`
+    (N,), and `problems` (N,): why there is no crop, else ''. Without a crop the rest is NaN."""
+
+    corners: NDArray[np.float32]
+    spans: NDArray[np.float32]
+    problems: NDArray[np.object_]
+
+
+def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) -> _Crops:
+    """The crops of N faces, of one photo or of several."""
+    problems = np.full(len(points), "", object)
     if align.mode in ("box", "none"):
-        if not np.isfinite(box).all():
-            raise ImageError("no box to align by")
-        if not (box[:, 2:] > box[:, :2]).all():
-            raise ImageError("box has no area: no face to align")
-    elif not np.isfinite(points[:, :2] if align.mode == "eyes" else points).all():
-        raise ImageError("no landmarks to align by")
+        problems[~(box[:, 2:] > box[:, :2]).all(1)] = "box has no area: no face to align"
+        problems[~np.isfinite(box).all(1)] = "no box to align by"
+    else:
+        needed = points[:, :2] if align.mode == "eyes" else points
+        problems[~np.isfinite(needed).all((1, 2))] = "no landmarks to align by"
     matrix = crop_map(torch.from_numpy(points), torch.from_numpy(box), align)
     spans = 1 / geometry.scale_of(matrix)
     fine = (
-        torch.isfinite(matrix).all()
-        and torch.isfinite(spans).all()
-        and (spans * align.size >= _SMALLEST_CROP).all()
+        torch.isfinite(matrix).all(-1).all(-1)
+        & torch.isfinite(spans)
+        & (spans * align.size >= _SMALLEST_CROP)
     )
-    if not bool(fine):
-        raise ImageError("landmarks or box coincide: no face to align")
+    problems[(problems == "") & ~fine.numpy()] = "landmarks or box coincide: no face to align"
+    usable = torch.from_numpy(problems == "")
     low, high = -0.5, align.size - 0.5
     square = torch.tensor([[low, low], [high, low], [low, high], [high, high]])
-    corners = geometry.apply(geometry.invert(matrix), square.expand(len(points), 4, 2))
-    return corners.numpy(), spans.numpy()
+    corners = torch.full((len(points), 4, 2), math.nan)
+    inverse = geometry.invert(matrix[usable])
+    corners[usable] = geometry.apply(inverse, square.expand(len(inverse), 4, 2))
+    return _Crops(corners.numpy(), spans.numpy(), problems)
 
 
 def _cut(
@@ -130,12 +178,16 @@ def _cut(
     decoded: dict[int, Photo],
     points: NDArray[np.float32],
     box: NDArray[np.float32],
-    corners: NDArray[np.float32],
-    span: np.float32,
+    crops: _Crops,
+    face: int,
     align: Align,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
-    """Canvas, points and box of one face. decoded: the photo by scale; a further scale is added."""
-    side = canvas_side(align)
+    canvases: Canvases,
+) -> None:
+    """Writes canvas, points and box of one face into its row of `canvases`.
+
+    decoded: the photo by scale; a further scale is added.
+    """
+    side, corners, span = canvas_side(align), crops.corners[face], crops.spans[face]
     extent = float((corners.max(0) - corners.min(0)).max())
     # A canvas pixel spans no more of the photo than a crop pixel, unless the rotated crop would not
     # fit.
@@ -149,12 +201,13 @@ def _cut(
     block = shrink // photo.scale
     centre = photo.shrink(corners.mean(0))
     first = np.round((centre + 0.5) / block - side / 2).astype(int)
-    canvas = _window(photo.pixels, first, block, side, align.fill)
+    _draw_window(canvases.pixels[face], photo.pixels, first, block)
 
     def to_canvas(coordinates: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray((photo.shrink(coordinates) - (block - 1) / 2) / block - first, np.float32)
 
-    return canvas, to_canvas(points), to_canvas(box.reshape(2, 2)).reshape(4)
+    canvases.points[face] = to_canvas(points)
+    canvases.box[face] = to_canvas(box.reshape(2, 2)).reshape(4)
 
 
 def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
@@ -169,29 +222,29 @@ def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
     return decoded[scale]
 
 
-def _window(
-    pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int, side: int, fill: int
-) -> NDArray[np.uint8]:
-    """Means of `side` x `side` blocks of pixels, from block `first` (x, y) on.
+def _draw_window(
+    canvas: NDArray[np.uint8], pixels: NDArray[np.uint8], first: NDArray[np.int_], block: int
+) -> None:
+    """Writes means of blocks of pixels, from block `first` (x, y) on, into the canvas (C, C, 3).
 
-    Blocks outside the photo are `fill`. A block across the photo's edge is the mean of its pixels,
-    with the outermost ones repeated.
+    Blocks outside the photo are left as they are. A block across the photo's edge is the mean of
+    its pixels, with the outermost ones repeated.
     """
+    side = len(canvas)
     height, width = -(-pixels.shape[0] // block), -(-pixels.shape[1] // block)
     x0, y0 = np.clip(first, 0, [width, height])
     x1, y1 = np.clip(first + side, 0, [width, height])
-    canvas = np.full((side, side, 3), fill, np.uint8)
-    if x1 > x0 and y1 > y0:
-        piece = pixels[y0 * block : y1 * block, x0 * block : x1 * block]
-        if block > 1:
-            columns, rows = int(x1 - x0), int(y1 - y0)
-            below, right = rows * block - piece.shape[0], columns * block - piece.shape[1]
-            if below or right:
-                bordered = cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE)
-                piece = np.asarray(bordered, np.uint8)
-            piece = np.asarray(cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
-        canvas[y0 - first[1] : y1 - first[1], x0 - first[0] : x1 - first[0]] = piece
-    return canvas
+    if x1 <= x0 or y1 <= y0:
+        return
+    piece = pixels[y0 * block : y1 * block, x0 * block : x1 * block]
+    if block > 1:
+        columns, rows = int(x1 - x0), int(y1 - y0)
+        below, right = rows * block - piece.shape[0], columns * block - piece.shape[1]
+        if below or right:
+            bordered = cv2.copyMakeBorder(piece, 0, below, 0, right, cv2.BORDER_REPLICATE)
+            piece = np.asarray(bordered, np.uint8)
+        piece = np.asarray(cv2.resize(piece, (columns, rows), interpolation=cv2.INTER_AREA), np.uint8)
+    canvas[y0 - first[1] : y1 - first[1], x0 - first[0] : x1 - first[0]] = piece
 
 
 def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:

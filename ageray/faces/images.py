@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ageray import storage
 from ageray.errors import UserError
+from ageray.faces import jpeg
 
 MAX_PIXELS = 100_000_000
 """Larger photos give an error, because a few kilobytes of PNG can unpack to gigabytes."""
@@ -133,6 +134,12 @@ def _upright(image: Image.Image, target: int) -> Photo:
     orientation = image.getexif().get(_ORIENTATION, 1)
     back_x, back_y = _BACKWARDS.get(orientation, (None, None))
     offset = (0 if back_x is None else overhang[back_x], 0 if back_y is None else overhang[back_y])
+    if image.size == (-(-width // scale), -(-height // scale)):
+        pixels = jpeg.upright_pixels(image, scale, orientation)
+        if pixels is not None:
+            if orientation in _TURNED:
+                width, height = height, width
+            return Photo(pixels, scale, width, height, offset, shrinks)
     image.load()  # turns a TIFF upright and changes its orientation tag
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # 16-bit gray, which PIL's conversion would clip

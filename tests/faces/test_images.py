@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from ageray.faces import jpeg
 from ageray.faces.images import ImageError, Photo, decode
 
 WIDTH, HEIGHT = (
@@ -157,6 +160,63 @@ def test_grow_undoes_shrink() -> None:
             # A pixel of the small picture is the block of full-size pixels around its centre.
             block = np.stack(np.meshgrid(np.arange(scale), np.arange(scale)), -1).reshape(-1, 2) - offset
             np.testing.assert_allclose(photo.shrink(block.astype(np.float32)).mean(0), [0, 0], atol=1e-6)
+
+
+# --- libjpeg-turbo and Pillow ---------------------------------------------------------------------
+
+
+def by_pillow(data: bytes, scale: int, monkeypatch: pytest.MonkeyPatch) -> Photo:
+    with monkeypatch.context() as patch:
+        patch.setattr(jpeg, "upright_pixels", lambda *_: None)
+        return decode(data, scale=scale)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pixels_are_pillows(mode: str, subsampling: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every bit: shrunk or not, turned, progressive, of any size."""
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    for number, size in enumerate([(403, 266), (9, 7), (33, 97), (64, 48)]):
+        image = Image.fromarray(noise).resize(size).convert(mode)
+        options = {"quality": (30, 95)[number % 2], "subsampling": subsampling, "progressive": number == 2}
+        for orientation in (1, 2 + number, 5 + number):
+            data = encode(image, "JPEG", orientation, **options)
+            for scale in (1, 2, 4, 8):
+                photo, other = decode(data, scale=scale), by_pillow(data, scale, monkeypatch)
+                np.testing.assert_array_equal(photo.pixels, other.pixels)
+                assert photo.pixels.flags.c_contiguous
+                one, two = replace(photo, pixels=noise), replace(other, pixels=noise)
+                assert one == two
+
+
+def test_real_photos_have_pillows_pixels(fgnet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in sorted((fgnet / "images").iterdir())[::40]:
+        for scale in (1, 2):
+            data = file.read_bytes()
+            expected = by_pillow(data, scale, monkeypatch).pixels
+            np.testing.assert_array_equal(decode(data, scale=scale).pixels, expected)
+
+
+def test_which_pictures_pillow_decodes() -> None:
+    """CMYK, other formats, and everything that libjpeg warns of."""
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    whole = encode(noise, "JPEG")
+    for data, straight in (
+        (whole, True),
+        (encode(noise, "PNG"), False),
+        (encode(Image.fromarray(noise).convert("CMYK"), "JPEG"), False),
+        (whole[:-100], False),
+        (whole[: len(whole) // 2] + b"\xff\xd0" + whole[len(whole) // 2 :], False),
+    ):
+        with Image.open(io.BytesIO(data)) as image:
+            assert (jpeg.upright_pixels(image, 1, 1) is not None) == straight
+
+
+def test_a_header_of_another_size_is_left_to_pillow() -> None:
+    """What Pillow's checks allowed is all that is decoded."""
+    with Image.open(io.BytesIO(encode(picture(), "JPEG"))) as image:
+        image._size = (WIDTH // 2, HEIGHT // 2)
+        assert jpeg.upright_pixels(image, 1, 1) is None
 
 
 # --- modes ----------------------------------------------------------------------------------------
