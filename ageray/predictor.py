@@ -6,7 +6,6 @@ features, Q quantile levels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from ageray.bundle import Bundle
 from ageray.calibration import LIMITS, TAILS, Answers, Person, combine_people, shares_above
 from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
+from ageray.machine.cpus import usable_cpus
 from ageray.models.decode import bins, decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, embeddings, predict
@@ -81,7 +81,7 @@ class Predictor:
         self.bundle = bundle
         self.device = torch.device(device)
         if self.device.type == "cpu":
-            torch.set_num_threads(threads or os.cpu_count() or 1)
+            torch.set_num_threads(threads or usable_cpus())
         self._autocast = precision == "bf16"
         if precision == "auto":
             trained_in_bf16 = bundle.experiment.train.precision == "bf16"

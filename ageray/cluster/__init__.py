@@ -3,8 +3,8 @@ it.
 """
 
 from ageray.cluster.connect import connect
-from ageray.cluster.environment import environment
 from ageray.cluster.resources import ON_DEMAND, capacity, check_fits, nodes, pin_to_on_demand, total
+from ageray.machine.environment import environment
 
 __all__ = [
     "ON_DEMAND",

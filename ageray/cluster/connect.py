@@ -19,9 +19,11 @@ from ray.exceptions import AuthenticationError
 from ray.util.annotations import RayDeprecationWarning
 
 from ageray.cluster.backpressure import SchedulerPause
-from ageray.cluster.environment import SPIN_COUNT
 from ageray.errors import UserError
 from ageray.experiment import Scale
+from ageray.machine.cpus import usable_cpus
+from ageray.machine.engine import cluster_address
+from ageray.machine.environment import SPIN_COUNT
 
 _CONNECT_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
@@ -61,7 +63,7 @@ def _start(scale: Scale) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=scale.local_cpus or max(4, os.cpu_count() or 1),
+                num_cpus=scale.local_cpus or max(4, usable_cpus()),
                 object_store_memory=scale.object_store_mib * 2**20 or None,
                 include_dashboard=False,
                 log_to_driver=False,
@@ -72,17 +74,9 @@ def _start(scale: Scale) -> None:
             if _TIMED_OUT not in str(error):
                 raise
         if last:
-            load = f"{os.getloadavg()[0]:.0f} processes want {os.cpu_count()} cores"
+            load = f"{os.getloadavg()[0]:.0f} processes want {usable_cpus()} cores"
             remedy = "give the command again when the machine is less busy"
             raise UserError(f"Ray did not start within its 30 seconds, twice ({load}); {remedy}")
-
-
-def cluster_address() -> str | None:
-    """RAY_ADDRESS, which Ray sets in submitted jobs; None for a Ray of this machine's own."""
-    address = os.environ.get("RAY_ADDRESS", "").strip()
-    if address in ("", "local"):
-        return None
-    return address
 
 
 def _join(address: str) -> None:

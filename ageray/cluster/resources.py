@@ -11,8 +11,8 @@ import ray
 import yaml
 from ray._private.state import state as ray_state
 
-from ageray.cluster.connect import cluster_address
 from ageray.errors import UserError
+from ageray.machine.engine import cluster_address
 
 ON_DEMAND = "on_demand"
 """Nodes that are not spot nodes offer this resource. Where a cluster has any, training workers run

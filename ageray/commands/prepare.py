@@ -58,11 +58,9 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
 
-    from ageray import cluster
     from ageray.prepare import run
 
     source = run.check(experiment, arguments.fresh)  # before Ray starts, which takes seconds
-    cluster.connect(experiment.scale)
     report = run.prepare(experiment, arguments.fresh, source)
     print(summary(report, str(experiment.data.shards)))
 

@@ -98,9 +98,10 @@ def main(words: Sequence[str]) -> None:
 
     from ageray.commands.terminal.scores import ScoreProgress
     from ageray.score.run import score
-    from ageray.synthetic import demo
 
     if arguments.demo:
+        from ageray.synthetic import demo
+
         inputs = [demo.draw_demo(arguments.out.rstrip("/") + "-photos")]
     with ScoreProgress(live=experiment.scale.progress) as progress:
         summary = score(

@@ -12,6 +12,11 @@ from ageray.experiment.strict import Count, Positive, Strict
 class Scale(Strict):
     """Workers, their CPUs and GPUs, and the folder of the runs."""
 
+    engine: Literal["auto", "local", "ray"] = "auto"
+    """What computes for `ageray score` and `ageray prepare`: `local`, a pool of processes on this
+    machine; `ray`, the cluster of RAY_ADDRESS or a Ray of this machine's own. `auto` takes Ray
+    where a cluster is named, and for much work where there is a GPU.
+    """
     runs: str = "runs"
     """Folder of the run folders; local path or url."""
     workers: Count | tuple[Count, Count] = 1

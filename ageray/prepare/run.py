@@ -1,4 +1,4 @@
-"""A source of photos to face shards, on Ray Data, in two passes over the files.
+"""A source of photos to face shards, in two passes over the files.
 
 The first pass looks at each photo and returns a light row. From these rows the driver decides which
 photos to keep, in which order and in which shard. The second pass fetches the files again and
@@ -16,14 +16,13 @@ from operator import attrgetter
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from ageray import storage
 from ageray.errors import UserError
 from ageray.experiment import Data, Experiment
 from ageray.prepare import inspect, select, sources
 from ageray.prepare.manifest import Problem
+from ageray.prepare.mapping import Map, mapping
 from ageray.prepare.write import write_shards
 
 REPORT = "prepare.json"
@@ -67,10 +66,16 @@ def prepare(
     Raises UserError as `check` does, and if no face is left or the shards cannot be written.
     """
     started = time.perf_counter()
+    with mapping(experiment.scale) as apply:
+        source = source or check(experiment, fresh)
+        return _prepare(experiment, _target(experiment.data, fresh), source, apply, started)
+
+
+def _prepare(
+    experiment: Experiment, target: str, source: sources.Source, apply: Map, started: float
+) -> dict[str, Any]:
     data = experiment.data
-    source = source or check(experiment, fresh)
-    target = _target(data, fresh)
-    inspected = _look(source.table, data, experiment.scale.decode_batch)
+    inspected = _look(source.table, data, experiment.scale.decode_batch, apply)
     rows, dropped = select.choose(source.table, inspected)
     problems = source.problems + dropped
     if rows.num_rows == 0:
@@ -95,7 +100,7 @@ def prepare(
             "kept": rows.num_rows,
             **Counter(map(attrgetter("kind"), problems)),
         },
-        "shards": write_shards(rows, draft, data.shard_mib),
+        "shards": write_shards(rows, draft, data.shard_mib, apply),
         "seconds": round(time.perf_counter() - started, 1),
         "photos_per_second": round(source.photos / (time.perf_counter() - started), 1),
         "problems": list(map(vars, problems)),
@@ -130,7 +135,7 @@ def _target(data: Data, fresh: bool) -> str:
     return target
 
 
-def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
+def _look(photos: pa.Table, data: Data, batch: int, apply: Map) -> pa.Table:
     """First pass: a row of `inspect.INSPECTED_SCHEMA` for every photo, in any order."""
     light = photos.select(["key", "uri", "landmarks"]).combine_chunks()
     step = max(batch, min(-(-light.num_rows // _BLOCKS), _MAX_ROWS))
@@ -141,8 +146,7 @@ def _look(photos: pa.Table, data: Data, batch: int) -> pa.Table:
         detect=data.detect,
         fingerprint=data.near_duplicates == "drop",
     )
-    dataset = ray.data.from_arrow(blocks).map_batches(look, batch_size=batch, batch_format="pyarrow")
-    tables = ray.get(dataset.to_arrow_refs())
+    tables = apply(look, blocks, batch, inspect.give_up)
     return pa.concat_tables([table.cast(inspect.INSPECTED_SCHEMA) for table in tables])
 
 

@@ -1,4 +1,4 @@
-"""Writes the face shards: fetches the chosen photos again, one Ray task a shard."""
+"""Writes the face shards: fetches the chosen photos again, one task a shard."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
-import ray.data
 
 from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.prepare import select
+from ageray.prepare.mapping import Map
 
 _ROW_GROUP = 128 * 2**20  # bytes; a shard a little larger than this is halved, so 64 MiB is the least
 
@@ -23,7 +22,7 @@ _SHARD_SCHEMA = pa.schema(
 )
 
 
-def write_shards(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str, Any]]:
+def write_shards(rows: pa.Table, folder: str, shard_mib: float, apply: Map) -> list[dict[str, Any]]:
     """Writes the rows as shards of about `shard_mib` MiB; returns file, rows and bytes of each.
 
     Raises UserError if a shard could not be written.
@@ -36,8 +35,7 @@ def write_shards(rows: pa.Table, folder: str, shard_mib: float) -> list[dict[str
         name = storage.join(folder, f"faces-{shard:05d}-of-{len(cuts) - 1:05d}.parquet")
         names = pa.array([name] * (end - start))
         blocks.append(light.slice(start, end - start).append_column("shard", names))
-    dataset = ray.data.from_arrow(blocks)
-    reports = dataset.map_batches(write_shard, batch_size=None, batch_format="pyarrow").take_all()
+    reports = pa.concat_tables(apply(write_shard, blocks, None, _give_up)).to_pylist()
     files = sorted(reports, key=lambda file: str(file["file"]))
     for file in files:
         error = file.pop("error")
@@ -72,6 +70,13 @@ def write_shard(rows: pa.Table) -> pa.Table:
         error = f"{uri}: cannot be written ({failure}); check the space and the permissions there"
     row = {"file": uri.rsplit("/", 1)[-1], "rows": rows.num_rows, "bytes": sum(sizes), "error": error}
     return pa.Table.from_pylist([row], schema=_SHARD_SCHEMA)
+
+
+def _give_up(rows: pa.Table) -> pa.Table:
+    """As `write_shard`, for a shard on which a process died twice."""
+    uri = rows.column("shard")[0].as_py()
+    error = f"{uri}: the process that wrote it died twice; check that memory is left"
+    return pa.Table.from_pylist([{"file": uri, "error": error}], schema=_SHARD_SCHEMA)
 
 
 def _writer(uri: str) -> pq.ParquetWriter:

@@ -10,13 +10,15 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+# Commands import this module when they start, and draw when they end. Matplotlib takes 0.3 s.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # placeholder colours, which `figure_svg` replaces by the page's
 INK, ACCENT, SOFT = "#010203", "#040506", "#070809"
@@ -34,6 +36,8 @@ Estimate = dict[str, float | None]
 
 def figure_svg(figure: Figure) -> Markup:
     """A matplotlib figure as inline SVG; its ids differ from those of other figures of the page."""
+    import matplotlib
+
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ageray"}):
         figure.savefig(
@@ -62,6 +66,8 @@ def _with_unique_ids(svg: str) -> str:
 
 def new_figure(width: float = 7.0, height: float = 2.6) -> tuple[Figure, Any]:
     """An empty figure, sizes in inches, and its axes in the page's style."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height))
     axes = figure.add_subplot()
     style(axes)

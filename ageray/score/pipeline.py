@@ -17,6 +17,7 @@ Where a photo travels, from the command to the table; each line is a file to ope
     13 ageray/score/checkpoint.py  rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
 
+Without Ray, `ageray/score/local.py` stands in the place of 4: a pool of processes runs 5 to 12.
 Tars and tables pass through `ageray/score/read.py` between 3 and 5, lists through
 `ageray/score/places.py`. Beside the way stand `chunks` (which 64 photos are done as a whole),
 `progress`, `files` (names), `results` and `page`. The object store holds uris, then encoded photos,
@@ -45,7 +46,8 @@ from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.inputs import Inputs
 from ageray.score.places import Places, SegmentReader
 from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
-from ageray.stages.detect import Search, find_faces
+from ageray.stages.columns import Search
+from ageray.stages.detect import find_faces
 from ageray.stages.predict import AgeFaces
 
 _MAX_TASKS_PER_PROCESS = 1000

@@ -19,7 +19,7 @@ from ageray.score.chunks import Segment
 from ageray.score.inputs import Inputs
 from ageray.score.places import Places
 from ageray.score.tables import Columns
-from ageray.stages.detect import PHOTO_SCHEMA
+from ageray.stages.columns import PHOTO_SCHEMA
 from ageray.storage import READERS
 
 SEGMENT_SCHEMA = pa.schema(

@@ -8,25 +8,32 @@ takes the place of OUT; an earlier result in OUT stays until then.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
+from importlib import import_module
+from threading import Thread
 from typing import Any, NamedTuple
 
-from ageray import bundle, cluster, config, storage
+import pyarrow as pa
+
+from ageray import bundle, config, storage
 from ageray.bundle import Bundle
-from ageray.cluster.actors import ActorPool, describe, plan_actors
 from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
-from ageray.score import chunks, pipeline, read, results, write
+from ageray.machine import engine
+from ageray.machine.pool import Pool
+from ageray.score import chunks, local, read, results, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
 from ageray.score.progress import Progress, ProgressReporter, check_single_writer
 from ageray.score.read import InputSummary
-from ageray.stages.detect import Search
-from ageray.stages.predict import scores_schema
+from ageray.stages.columns import Search, scores_schema
+
+_BYTES_A_PHOTO = 100_000
+"""About, to guess the number of photos in tars."""
 
 
 class Task(NamedTuple):
@@ -57,6 +64,14 @@ class Task(NamedTuple):
         }
 
 
+class _Engine(NamedTuple):
+    """What computes: for the summary, in words, and the function that gives rows of scores."""
+
+    workers: dict[str, Any]
+    description: str
+    tables: Callable[[ScoreCheckpoint], Iterator[pa.Table]]
+
+
 def score(
     location: str,
     out: str,
@@ -81,38 +96,41 @@ def score(
 
     A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
     keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
-    A photo that a manifest names twice is scored twice. Starts Ray if none runs. Raises UserError
-    for the user's mistakes.
+    A photo that a manifest names twice is scored twice. `scale.engine` says what computes
+    (`ageray.machine.engine`). Raises UserError for the user's mistakes.
     """
-    task = _prepare(location, model, detect, search, posterior)
-    files = check_target(out)
-    checkpoint = ScoreCheckpoint(files)
-    complete = check_plan(checkpoint, out, task.plan(), fresh)
-    print(f"{location}: {task.inputs.describe(task.summary.photos)}")
-    if complete is not None:
-        print(
-            f"{out} is complete already (finished {complete['finished']}); --fresh scores again", flush=True
-        )
+    with ExitStack() as stack:
+        pool = None
+        if engine.may_be_local(scale):
+            pool = stack.enter_context(local.start())
+            Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()  # for the page
+        task = _prepare(location, model, detect, search, posterior)
+        files = check_target(out)
+        checkpoint = ScoreCheckpoint(files)
+        complete = check_plan(checkpoint, out, task.plan(), fresh)
+        print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+        if complete is not None:
+            finished = complete["finished"]
+            print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
+            checkpoint.delete()
+            return complete
+        try:
+            _open(checkpoint, task.plan(), out)
+            computing = _engine(task, scale, pool)
+            print(f"{model} ({task.bundle.identity}): {computing.description}", flush=True)
+            photos, weight = task.summary.photos, task.summary.weight
+            with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
+                _score(computing, checkpoint, progress)
+                progress.set_state("finishing")
+                checkpoint.flush(progress.seconds)
+                summary = _finish(task, computing, checkpoint, progress.seconds, location)
+        except BaseException:
+            if not checkpoint.counts.photos:
+                with suppress(UserError):
+                    checkpoint.delete()  # it holds no work
+            raise
         checkpoint.delete()
-        return complete
-    try:
-        _open(checkpoint, task.plan(), out)
-        cluster.connect(scale)
-        pool = plan_actors(scale)
-        batch = scale.faces_a_batch(bool(pool.gpus))
-        print(f"{model} ({task.bundle.identity}): {describe(pool, batch, scale.decode_batch)}", flush=True)
-        with ProgressReporter(checkpoint, task.summary.photos, task.summary.weight, on_progress) as progress:
-            _score(task, pool, scale, checkpoint, progress)
-            progress.set_state("finishing")
-            checkpoint.flush(progress.seconds)
-            summary = _finish(task, pool, checkpoint, progress.seconds, location)
-    except BaseException:
-        if not checkpoint.counts.photos:
-            with suppress(UserError):
-                checkpoint.delete()  # it holds no work
-        raise
-    checkpoint.delete()
-    return summary
+        return summary
 
 
 def _prepare(location: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Task:
@@ -135,22 +153,57 @@ def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
         print(f"goes on after {checkpoint.counts.photos:,} photos that are done", flush=True)
 
 
-def _score(
-    task: Task, pool: ActorPool, scale: Scale, checkpoint: ScoreCheckpoint, progress: ProgressReporter
-) -> None:
+def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
+    """The engine for this task. pool: None where it must be Ray."""
+    photos = task.summary.photos
+    if photos is None:
+        photos = task.summary.weight // _BYTES_A_PHOTO
+    if pool is not None and engine.choose(scale, photos) == "local":
+        computing = local.LocalEngine(
+            pool,
+            scale,
+            task.inputs,
+            task.summary,
+            task.model,
+            task.bundle.experiment.align,
+            task.detect,
+            task.search,
+            task.posterior,
+        )
+        return _Engine(computing.workers, computing.describe(), computing.tables)
+    if pool is not None:
+        pool.close()
+    return _ray_engine(task, scale)
+
+
+def _ray_engine(task: Task, scale: Scale) -> _Engine:
+    """Joins or starts Ray."""
+    from ageray import cluster  # Ray takes a second to import
+    from ageray.cluster.actors import describe, plan_actors
+    from ageray.score import pipeline
+
+    cluster.connect(scale)
+    actors = plan_actors(scale)
+    batch = scale.faces_a_batch(bool(actors.gpus))
+    align = task.bundle.experiment.align
+
+    def tables(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table]:
+        photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
+        if photos is None:
+            return
+        faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
+        model = bundle.model_for_workers(task.model)
+        yield from pipeline.tables(pipeline.predict_ages(faces, model, actors, batch, task.posterior))
+
+    return _Engine(actors._asdict(), describe(actors, batch, scale.decode_batch), tables)
+
+
+def _score(computing: _Engine, checkpoint: ScoreCheckpoint, progress: ProgressReporter) -> None:
     """Scores the chunks that are not done. Rows come in any order; a chunk is saved when its last
     row has come.
     """
-    photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
-    if photos is None:
-        return
-    align = task.bundle.experiment.align
-    faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
-    batch = scale.faces_a_batch(bool(pool.gpus))
-    model = bundle.model_for_workers(task.model)
-    rows = pipeline.predict_ages(faces, model, pool, batch, task.posterior)
     assembler = chunks.ChunkAssembler(checkpoint.done)
-    for table in pipeline.tables(rows):
+    for table in computing.tables(checkpoint):
         progress.set_state("running")
         for chunk in assembler.add(table):
             progress.add(chunk)
@@ -160,7 +213,7 @@ def _score(
 
 
 def _finish(
-    task: Task, pool: ActorPool, checkpoint: ScoreCheckpoint, seconds: float, location: str
+    task: Task, computing: _Engine, checkpoint: ScoreCheckpoint, seconds: float, location: str
 ) -> dict[str, Any]:
     """Writes the result from the pieces and puts it in its place. seconds: of this run."""
     if not checkpoint.counts.photos:
@@ -183,7 +236,7 @@ def _finish(
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "model": {"name": task.model, "network": network, "identity": task.bundle.identity},
         "detector": {"search": task.search, **task.detect.model_dump()},
-        "actors": pool._asdict(),
+        "actors": computing.workers,
         "plan": task.plan(),
     }
     score_report(draft, digest, summary, task.bundle.card)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from ageray import storage
 from ageray.errors import UserError, one_line
-from ageray.stages.detect import PHOTO_SCHEMA
+from ageray.stages.columns import PHOTO_SCHEMA
 
 Kind = Literal["manifest", "photo table", "face shards"]
 

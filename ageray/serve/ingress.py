@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,13 +19,15 @@ from ray.serve.handle import DeploymentHandle
 from ageray import bundle, schema
 from ageray.experiment import Align, Detect
 from ageray.faces.images import upright_size
+from ageray.machine.cpus import usable_cpus
 from ageray.models.decode import bins
 from ageray.serve import routes, schemas
 from ageray.serve.errors import ApiError
 from ageray.serve.model import blank_face
 from ageray.serve.settings import Service
 from ageray.serve.uploads import Photo
-from ageray.stages.detect import DETECTED_SCHEMA, Item, rows_of
+from ageray.stages.columns import DETECTED_SCHEMA
+from ageray.stages.detect import Item, rows_of
 
 _GROUP = 4  # images of a task of a thread: the model starts on them while others are decoded
 _HEALTH_SECONDS = 1.0  # how long an answer about health is reused
@@ -46,7 +47,7 @@ class Ingress:
     ) -> None:
         self._settings, self._keys, self._model, self.batch_jobs = settings, keys, model, batch_jobs
         self._bundle = bundle.load(settings.model)
-        threads = settings.decoders or os.cpu_count() or 1
+        threads = settings.decoders or usable_cpus()
         cv2.setNumThreads(1)  # the pool below has a thread a core
         self._pool = ThreadPoolExecutor(threads)
         # canvases wait for the model in memory: bounds how many groups of images have some

@@ -17,7 +17,7 @@ from ageray import bundle
 from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side
 from ageray.serve.settings import Service
-from ageray.stages.detect import DETECTED_SCHEMA
+from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.predict import AgeFaces
 
 _POINTS = ((0.36, 0.4), (0.64, 0.4), (0.5, 0.55), (0.39, 0.7), (0.61, 0.7))

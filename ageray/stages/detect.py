@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import starmap
+from itertools import chain, starmap
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,44 +30,12 @@ from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.detect import Face, detector, subject_of
 from ageray.faces.images import ImageError, Photo, decode, fetch
+from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
 from ageray.storage import READERS
 
-Search = Literal["auto", "always", "never"]
-"""Where the detector runs: on photos whose input brings no landmarks, on all, or on none."""
+MAX_DEATHS = 2
+"""A photo on which the process died so often is not tried again."""
 
-PHOTO_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.string(), nullable=False),
-        pa.field("content", pa.binary()),
-        pa.field("problem", pa.string()),
-        pa.field("key", pa.string()),
-        pa.field("landmarks", schema.POINTS),
-        pa.field("box", schema.BOX),
-    ]
-)
-"""A photo with its bytes, or the problem why there are none. Only faces of a face shard have `key`,
-`landmarks` and `box`."""
-
-CANVAS_SCHEMA = pa.schema(
-    [
-        pa.field("canvas", pa.binary()),
-        pa.field("canvas_points", schema.POINTS),
-        pa.field("canvas_box", schema.BOX),
-    ]
-)
-"""A face's canvas (uint8, C x C x 3) with its landmarks and box in canvas pixels; null where
-`error` is set.
-"""
-
-DETECTED_SCHEMA = pa.schema(
-    [*(field for field in schema.SCORES if field.name not in schema.OF_THE_MODEL), *CANVAS_SCHEMA]
-)
-"""A row of scores without its ages, with the face's canvas."""
-
-SIBLINGS = pa.field("siblings", pa.int32(), nullable=False)
-"""How many rows the photo of a row has."""
-
-_MAX_DEATHS = 2
 _FATAL = "cannot decode: the process died on it twice"
 
 
@@ -82,34 +50,50 @@ class Item(NamedTuple):
     box: list[float] | None = None
 
 
-def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str) -> pa.Table:
+def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str | None) -> pa.Table:
     """The faces of a batch of photos: rows of DETECTED_SCHEMA.
 
     photos: the column `image` (uris to read), or rows of PHOTO_SCHEMA. If they have further
     columns, each row gets those of its photo, and SIBLINGS.
     run: name of the run. Ray repeats a task whose process died, without end. A photo on which the
     process died twice in this run (by a fault in a decoder, or for lack of memory) is not tried
-    again.
+    again. None for a caller that sees deaths itself (`given_up`).
     """
     cv2.setNumThreads(1)  # a task runs on each CPU
     items = list(_items(photos))
+    if run is None:
+        return _table(photos, [rows_of(item, align, detect, search) for item in items])
     log = _log_of_attempts(items, run)
     deaths = _deaths(log)
-    rows: list[dict[str, Any]] = []
-    siblings = []
+    rows = []
     with log.open("a") as attempt:
         attempt.write("\n")
         for number, item in enumerate(items):
             attempt.write(f" {number}")
             attempt.flush()
-            if deaths[str(number)] >= _MAX_DEATHS:
-                own = [_error_row(item, _FATAL)]
+            if deaths[str(number)] >= MAX_DEATHS:
+                rows.append([_error_row(item, _FATAL)])
             else:
-                own = rows_of(item, align, detect, search)
-            rows += own
-            siblings.append(len(own))
+                rows.append(rows_of(item, align, detect, search))
     log.unlink(missing_ok=True)
-    return _carry(photos, pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA), np.array(siblings, np.int32))
+    return _table(photos, rows)
+
+
+def given_up(photos: pa.Table) -> pa.Table:
+    """As `find_faces`, for photos on which a process died twice: a row with an error for each."""
+    keys = [None] * photos.num_rows
+    if "key" in photos.column_names:
+        keys = photos.column("key").to_pylist()
+    rows = []
+    for uri, key in zip(photos.column("image").to_pylist(), keys, strict=True):
+        rows.append([_error_row(Item(uri, b"", key), _FATAL)])
+    return _table(photos, rows)
+
+
+def _table(photos: pa.Table, rows: list[list[dict[str, Any]]]) -> pa.Table:
+    """The rows of each photo as a table, with the further columns of their photos."""
+    siblings = np.array(list(map(len, rows)), np.int32)
+    return _carry(photos, pa.Table.from_pylist(list(chain(*rows)), schema=DETECTED_SCHEMA), siblings)
 
 
 def _log_of_attempts(items: list[Item], run: str) -> Path:

@@ -14,28 +14,26 @@ from ageray.calibration import LIMITS
 from ageray.errors import UserError
 from ageray.faces.canvases import canvas_side
 from ageray.predictor import Ages, Predictor
-from ageray.stages.detect import CANVAS_SCHEMA
+from ageray.stages.columns import CANVAS_SCHEMA, scores_schema
 
 _REFUSED = ("age", "age_low", "age_high", *(f"over_{limit}" for limit in LIMITS))
 """Columns that are null where the model refuses an age."""
-
-
-def scores_schema(posterior: bool) -> pa.Schema:
-    """Schema of the scores table, with or without the posterior."""
-    if posterior:
-        return schema.SCORES.append(schema.POSTERIOR)
-    return schema.SCORES
 
 
 class AgeFaces:
     """Gives the faces of a batch their ages. Holds the model."""
 
     def __init__(
-        self, model: str, threads: int = 0, posterior: bool = False, precision: str = "auto"
+        self,
+        model: str,
+        threads: int = 0,
+        posterior: bool = False,
+        precision: str = "auto",
+        device: str = "auto",
     ) -> None:
         loaded = bundle.load(model)
         self._model = model
-        self._predictor = Predictor(loaded, threads=threads, precision=precision)
+        self._predictor = Predictor(loaded, device, threads, precision)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 

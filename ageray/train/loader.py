@@ -9,7 +9,6 @@ Shape letters: N faces of an epoch, S steps, B faces of this worker in a step, P
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +29,7 @@ from ageray.experiment import Align, Experiment
 from ageray.faces.align import align_faces
 from ageray.faces.augment import upcoming_maps
 from ageray.faces.canvases import to_tensors
+from ageray.machine.cpus import usable_cpus
 from ageray.train import sampler
 from ageray.train.plan import Plan
 from ageray.train.prefetch import Prefetcher
@@ -207,5 +207,5 @@ def threads(experiment: Experiment) -> int:
     if scale.threads:
         return scale.threads
     if ray.train.get_context().get_local_world_size() == 1:
-        return os.cpu_count() or 1
+        return usable_cpus()
     return max(1, int(scale.cpus_per_worker))

@@ -5,7 +5,6 @@ real.
 from __future__ import annotations
 
 import dataclasses
-import os
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ageray import metrics
 from ageray.data.splits import Split
+from ageray.machine.cpus import usable_cpus
 from ageray.metrics.paired_tests import LEVEL
 from ageray.train import plan
 from ageray.train.in_memory.face_cache import FaceCache
@@ -66,7 +66,7 @@ def report(
         "comparisons": finalists.comparisons(),
         "winner": finalists.winner(settings.seed, len(trials)),
         "training": plan.facts(experiment, labelled, split),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{platform.machine()}, {usable_cpus()} cores",
         "seconds": {"trials": max(trial.clock for trial in trials), "finalists": finalists.seconds()},
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ray import tune
 
 from ageray.experiment import Experiment
+from ageray.machine.cpus import usable_cpus
 from ageray.train.in_memory import train
 from ageray.train.in_memory.train import Fold
 
@@ -32,7 +32,7 @@ class Trainable(tune.Trainable):
         it.
         """
         self._faces, self._fold, self._metric = ray.get(faces[0]), fold, metric
-        torch.set_num_threads(threads or os.cpu_count() or 1)
+        torch.set_num_threads(threads or usable_cpus())
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

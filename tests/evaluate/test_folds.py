@@ -511,7 +511,7 @@ def test_shares_of_a_machine(
 
 def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4}}])
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(slots, "usable_cpus", lambda: 2)
     assert slots.plan_slots(Scale()).folds == 2
     assert slots.plan_slots(Scale(cpus_per_worker=2)) == (1, 2, 0, 0)
 

@@ -267,12 +267,14 @@ def test_near_copies_are_dropped_when_asked(ray_local: None, tmp_path: Path) -> 
     assert sorted(row["key"] for row in rows_of(tmp_path / "out")) == ["set/a.jpg", "set/c.jpg"]
 
 
-def test_rows_are_mixed_and_the_order_is_fixed(ray_local: None, tmp_path: Path) -> None:
+def test_rows_are_mixed_and_the_order_is_fixed_with_either_engine(ray_local: None, tmp_path: Path) -> None:
     source = manifest_of(
         tmp_path / "in", {f"{seed:03d}.jpg": (jpeg(seed, 16), str(seed)) for seed in range(100)}
     )
     prepare_run.prepare(experiment(source, tmp_path / "one"))
-    prepare_run.prepare(experiment(source, tmp_path / "two"))
+    again = experiment(source, tmp_path / "two")
+    local = again.model_copy(update={"scale": Scale(engine="local")})
+    prepare_run.prepare(local)
     ages = np.array([row["age"] for row in rows_of(tmp_path / "one")])
     assert abs(np.corrcoef(ages, np.arange(100))[0, 1]) < 0.3
     (one,), (two,) = (list((tmp_path / name).glob("*.parquet")) for name in ("one", "two"))
@@ -459,9 +461,9 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
 
 
 def command_line(*words: str, **environment: str) -> subprocess.Popen[str]:
-    """`ageray prepare` with a Ray of its own."""
+    """`ageray prepare` as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.prepare", "scale.progress=false", "scale.object_store_mib=128", *words],
+        [sys.executable, "-m", "jobs.prepare", "scale.progress=false", *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
@@ -512,8 +514,8 @@ def test_from_s3_to_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.stop()
 
 
-def test_killed_in_the_middle(ray_local: None, tmp_path: Path) -> None:
-    photos = {f"{seed}.jpg": (jpeg(seed, 24), "30") for seed in range(60)}
+def test_killed_in_the_middle(tmp_path: Path) -> None:
+    photos = {f"{seed}.jpg": (jpeg(seed, 24), "30") for seed in range(200)}
     source, target = manifest_of(tmp_path / "in", photos), tmp_path / "out"
     draft = Path(f"{target}.unfinished")
     run = command_line(
@@ -531,9 +533,10 @@ def test_killed_in_the_middle(ray_local: None, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         face_shards.read_faces(str(target))
     time.sleep(1)  # for the killed run's tasks to be gone
-    report = prepare_run.prepare(experiment(source, target, shard_mib=1))
-    assert report["counts"] == {"photos": 60, "kept": 60}
-    assert len(rows_of(target)) == 60
+    again = experiment(source, target, shard_mib=1)
+    report = prepare_run.prepare(again.model_copy(update={"scale": Scale(engine="local")}))
+    assert report["counts"] == {"photos": 200, "kept": 200}
+    assert len(rows_of(target)) == 200
     assert not draft.exists()
 
 

@@ -10,9 +10,11 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pyarrow as pa
@@ -20,6 +22,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ageray import cluster
+from ageray.experiment import Scale
+from ageray.score.run import score
 from ageray.synthetic import faces
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +41,7 @@ class Job:
             "scale.object_store_mib=256",
             "scale.threads=1",
             "scale.gpu=false",
+            "scale.engine=ray",
         ]
         self.draft = out.with_name(out.name + ".unfinished")
         self.process = subprocess.Popen(
@@ -68,18 +73,16 @@ class Job:
         for process in left:
             process.kill()
 
-    def kill_the_model(self) -> dict[str, str]:
-        """SIGKILL to an actor that holds the model; the variables that its process had."""
+    def kill_the_model(self) -> None:
+        """SIGKILL to an actor that holds the model."""
         actors: list[psutil.Process] = []
 
         def an_actor() -> bool:
-            actors[:] = filter(_holds_the_model, psutil.Process(self.process.pid).children(recursive=True))
+            actors[:] = models(self.process.pid)
             return bool(actors)
 
         self.wait_for(an_actor)
-        variables = actors[0].environ()
         actors[0].kill()
-        return variables
 
     def end(self) -> str:
         """What it printed, once it is done."""
@@ -93,6 +96,40 @@ def _holds_the_model(process: psutil.Process) -> bool:
         return "AgeFaces" in " ".join(process.cmdline())
     except psutil.NoSuchProcess:  # gone since, or a zombie
         return False
+
+
+def models(driver: int) -> list[psutil.Process]:
+    """The actors of a driver's Ray that hold the model."""
+    return list(filter(_holds_the_model, psutil.Process(driver).children(recursive=True)))
+
+
+class Killer(threading.Thread):
+    """Kills the next actor of this process's Ray that holds the model, within a `with` block.
+
+    `variables` are those of the actor's process.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._before = {process.pid for process in models(os.getpid())}
+        self._left = threading.Event()
+        self.variables: dict[str, str] = {}
+
+    def run(self) -> None:
+        while not self._left.wait(0.02):
+            for process in models(os.getpid()):
+                if process.pid not in self._before:
+                    self.variables = process.environ()
+                    process.kill()
+                    return
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        self.join()
 
 
 def progress(job: Job) -> dict[str, float]:
@@ -112,7 +149,9 @@ def check(out: Path, shards: Path) -> None:
     assert json.loads((out / "summary.json").read_text())["faces"] == len(keys)
 
 
-def test_killed_driver_and_killed_model(tmp_path: Path) -> None:
+def test_killed_driver_and_killed_model(
+    ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shards, out = tmp_path / "shards", tmp_path / "out"
     faces.write_faces_table(shards, 200, size=96, shards=2)
     first = Job(shards, out)
@@ -121,10 +160,11 @@ def test_killed_driver_and_killed_model(tmp_path: Path) -> None:
     before = progress(first)
     assert not out.exists()
     assert (before["state"], before["total"]) == ("running", 200)
-    second = Job(shards, out)
-    variables = second.kill_the_model()
-    assert cluster.environment().items() <= variables.items()  # it keeps the memory that it frees
-    output = second.end()
+    scale = Scale(engine="ray", score_batch=16, threads=1, gpu=False, progress=False)
+    with Killer() as killer:
+        score(str(shards), str(out), "zoo:default", scale)
+    assert cluster.environment().items() <= killer.variables.items()  # it keeps the memory that it frees
+    output = capsys.readouterr().out
     assert " photos that are done" in output
     done = int(output.split("goes on after ")[1].split()[0])
     assert 0 < done < 200

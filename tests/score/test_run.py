@@ -23,6 +23,7 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from ageray import bundle, report, schema
+from ageray.cluster.actors import ActorPool
 from ageray.commands import score as job
 from ageray.errors import UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
@@ -36,7 +37,8 @@ from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.stages import detect
-from ageray.stages.detect import DETECTED_SCHEMA, find_faces
+from ageray.stages.columns import DETECTED_SCHEMA
+from ageray.stages.detect import find_faces
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
 from ageray.synthetic.demo import draw_demo
@@ -190,7 +192,7 @@ def test_the_same_again_is_done_and_a_change_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = {path.name: path.read_bytes() for path in scored.iterdir()}
-    monkeypatch.setattr(run.cluster, "connect", lambda _: pytest.fail("nothing is to be computed"))
+    monkeypatch.setattr(run, "_engine", lambda *_: pytest.fail("nothing is to be computed"))
     words = [str(photos), "--out", str(scored), "--model", model, "--posterior"]
     job.main(words)
     output = capsys.readouterr().out
@@ -291,7 +293,7 @@ def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ra
     first = chunks.first_rows(rows)
     assert sorted(first.column("photo").to_pylist()) == list(range(9))
     assert sum(first.column("siblings").to_pylist()) == rows.num_rows
-    aged = pipeline.predict_ages(faces, model, run.ActorPool(1, 1, 0, 1), 4, posterior=True)
+    aged = pipeline.predict_ages(faces, model, ActorPool(1, 1, 0, 1), 4, posterior=True)
     assert "MapBatches(find_faces)->" not in faces.stats()  # decoding stays out of the model's actors
     rows = _sorted(aged)
     assert chunks.ChunkAssembler().add(rows)[0].num_rows == rows.num_rows
@@ -387,7 +389,7 @@ def test_model_actor_that_dies_starts_again(
 
     monkeypatch.setattr(pipeline, "AgeFaces", Frail)
     faces = pipeline.detect_faces(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
-    rows = _sorted(pipeline.predict_ages(faces, model, run.ActorPool(1, 1, 0, 1), 4, posterior=False))
+    rows = _sorted(pipeline.predict_ages(faces, model, ActorPool(1, 1, 0, 1), 4, posterior=False))
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
     assert len(set(rows.column("image").to_pylist())) == 9

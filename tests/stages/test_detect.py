@@ -13,7 +13,8 @@ import pytest
 from ageray.experiment import Align, Detect
 from ageray.faces import images
 from ageray.faces.detect import detector
-from ageray.stages.detect import DETECTED_SCHEMA, SIBLINGS, find_faces
+from ageray.stages.columns import DETECTED_SCHEMA, SIBLINGS
+from ageray.stages.detect import find_faces
 from ageray.synthetic import faces
 
 ALIGN, DETECT = Align(size=64), Detect()

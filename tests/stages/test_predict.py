@@ -22,7 +22,7 @@ from ageray.faces.canvases import face_canvases
 from ageray.models.build import build
 from ageray.models.distance import FeatureDistance
 from ageray.predictor import Predictor
-from ageray.stages.detect import DETECTED_SCHEMA
+from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import torch
 from ageray import cluster
 from ageray.errors import UserError
 from ageray.experiment import Scale
+from ageray.machine.cpus import usable_cpus
 
 
 class TaskSlots(NamedTuple):
@@ -75,7 +75,7 @@ def plan_slots(scale: Scale) -> TaskSlots:
         # on a machine of its own Ray may have more logical CPUs than there are cores, for decoding
         cores = cpus
         if len(nodes) == 1:
-            cores = min(cpus, os.cpu_count() or 1)
+            cores = min(cpus, usable_cpus())
         count, gpu_share = scale.parallel_trainings or max(1, int(cores // scale.cpus_per_worker)), 0.0
     cpu_share = min(scale.cpus_per_worker, cpus / count)
     requested = f"scale.cpus_per_worker={scale.cpus_per_worker:g}"
@@ -90,7 +90,7 @@ def plan_slots(scale: Scale) -> TaskSlots:
 def on_device(threads: int) -> Iterator[torch.device]:
     """In a Ray task: its GPU, or the CPU with so many threads (0: all cores)."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or usable_cpus())
     try:
         yield torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     finally:
