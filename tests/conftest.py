@@ -18,17 +18,31 @@ import pytest
 hypothesis.settings.register_profile("ageray", deadline=None)
 hypothesis.settings.load_profile("ageray")
 
-ON_RAY = "ray_local"
 REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+_LONGEST = (
+    "cluster/test_submit.py",
+    "evaluate/test_results.py",
+    "evaluate/test_folds.py",
+    "evaluate/test_run.py",
+    "train/test_run.py",
+    "score/test_run.py",
+    "score/test_resume.py",
+    "serve/test_app.py",
+    "train/test_loop.py",
+    "tune/test_search.py",
+)
+"""Files that take longest, first: two processes that begin with them end at about the same time."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests for two processes (`-n 2 --dist loadgroup`). One process runs the files that
-    need Ray, which often wait; the tests of a file stay together."""
-    with_ray = {item.path for item in items if ON_RAY in getattr(item, "fixturenames", ())}
+    """Groups the tests for two processes (`-n 2 --dist loadgroup`): the tests of a file stay
+    together. Each process has a Ray of its own once a test needs one (`ray_local`)."""
+    tests = Path(__file__).resolve().parent
+    places = {tests / name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in with_ray else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(tests).as_posix()))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import ray
 import ray.data
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from ageray.commands import cli
 from ageray.errors import UserError
@@ -157,7 +157,7 @@ def test_in_a_training_worker(ray_local: None, tmp_path: Path) -> None:
     def work(_: dict[str, Any]) -> None:
         raise UserError(TEXT)
 
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         work,
         train_loop_config={},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=False),
@@ -174,7 +174,7 @@ def test_in_the_data_that_a_training_worker_reads(ray_local: None, tmp_path: Pat
         for _batch in ray.train.get_dataset_shard("train").iter_batches():
             pass
 
-    trainer = TorchTrainer(
+    trainer = DataParallelTrainer(
         work,
         train_loop_config={},
         scaling_config=ScalingConfig(num_workers=1, use_gpu=False),
