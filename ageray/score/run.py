@@ -103,7 +103,6 @@ def score(
         pool = None
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
-            Thread(target=import_module, args=("matplotlib.figure",), daemon=True).start()  # for the page
         task = _prepare(location, model, detect, search, posterior)
         files = check_target(out)
         checkpoint = ScoreCheckpoint(files)
@@ -170,6 +169,7 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
             task.search,
             task.posterior,
         )
+        Thread(target=import_module, args=("matplotlib.figure",)).start()  # the page needs it at the end
         return _Engine(computing.workers, computing.describe(), computing.tables)
     if pool is not None:
         pool.close()
