@@ -48,7 +48,7 @@ class Intervals:
         age, low, high: calibrated ages and quantiles. widening: the factor of `Difficulty`.
         """
         below_N, above_N = reaches(age_N, low_N, high_N)
-        middles_D = _middles(self.edges)
+        middles_D = middles(self.edges)
         start_N = age_N - widening_N * np.interp(age_N, middles_D, self.low) * below_N
         end_N = age_N + widening_N * np.interp(age_N, middles_D, self.high) * above_N
         return np.maximum(start_N, 0), end_N
@@ -148,7 +148,7 @@ def _conformal(score_N: Floats, weight_N: Floats, share: float) -> float:
     return max(quantile(score_N, weight_N, min(share * (1 + 1 / count), 1.0)), 0.1)
 
 
-def _middles(edges: Sequence[float]) -> Floats:
+def middles(edges: Sequence[float]) -> Floats:
     """The middle age of each decade. The first and the last extend ten years beyond their edge."""
     if not edges:
         return np.zeros(1)

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import yaml
 
-from ageray import bundle, config, storage
+from ageray import config, storage
+from ageray.api import calls
+from ageray.api.settings import evaluation_settings
 from ageray.commands import cli
 from ageray.config import shipped
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Scale
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from
@@ -48,7 +49,6 @@ examples:
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command,
 the settings or the data, told in one line; 1: anything else.
 """
-_OF_THE_MODEL = ("model", "loss", "align", "train")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,18 +94,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def _evaluate_models(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
-    experiments = [_experiment(model, settings) for model in models]
+    report = calls.evaluate(models, arguments.out, settings=settings, trained_on=arguments.trained_on)
 
-    from ageray import cluster, evaluate
     from ageray.commands.terminal import tables
 
-    cluster.connect(experiments[0].scale)
     if len(models) == 1:
-        report = evaluate.evaluate(models[0], experiments[0], arguments.out, arguments.trained_on)
         tables.show(report)
     else:
-        comparison = evaluate.compare(models, experiments, arguments.out, arguments.trained_on)
-        tables.show_comparison(comparison)
+        tables.show_comparison(report)
 
 
 def _evaluate_cross(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
@@ -114,14 +110,15 @@ def _evaluate_cross(arguments: argparse.Namespace, models: list[str], settings: 
     if not sets:
         remedy = "give a FILE.yaml with data for each, e.g. configs/data/fgnet.yaml"
         raise UserError(f"--cross: no set is named; {remedy}")
-    experiments = [_experiment(models[0], [word, *others]) for word in sets]
+    experiments = [evaluation_settings(models[0], [word, *others]) for word in sets]
 
-    from ageray import cluster, evaluate
+    from ageray import cluster
     from ageray.commands.terminal import tables
+    from ageray.evaluate import cross
 
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in others)
-    tables.show_matrix(evaluate.cross(models, experiments, arguments.out, fixed))
+    tables.show_matrix(cross(models, experiments, arguments.out, fixed))
 
 
 def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
@@ -131,27 +128,15 @@ def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: 
     paths, overrides = config.parse_arguments(settings)
     experiment = config.load(paths, [*overrides, f"protocol.name={arguments.protocol}"])
 
-    from ageray import cluster, evaluate
+    from ageray import cluster
     from ageray.commands.terminal import tables
     from ageray.commands.terminal.folds import FoldProgress
+    from ageray.evaluate import evaluate_folds
 
     cluster.connect(experiment.scale)
     with FoldProgress(live=experiment.scale.progress) as progress:
-        report = evaluate.evaluate_folds(experiment, arguments.out, progress.show, arguments.fresh)
+        report = evaluate_folds(experiment, arguments.out, progress.show, arguments.fresh)
     tables.show(report)
-
-
-def _experiment(model: str, settings: Sequence[str]) -> Experiment:
-    """The model's own settings, with the set and the machine of the command line."""
-    own = bundle.load(model).experiment
-    paths, overrides = config.parse_arguments(settings)
-    # the machine is this one, not the one that trained
-    experiment = config.load(paths, overrides, base=own.model_copy(update={"scale": Scale()}))
-    for section in _OF_THE_MODEL:
-        if getattr(experiment, section) != getattr(own, section):
-            reason = "belongs to the model and was fixed when it was trained"
-            raise UserError(f"{section}: {reason}; give only data, protocol and scale")
-    return experiment
 
 
 def _names_a_set(path: str) -> bool:

@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from ageray import bundle, config, storage
+from ageray import storage
+from ageray.api.settings import scoring_settings
 from ageray.commands import cli
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Scale, Storage
 
 _EPILOG = """\
 INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
@@ -94,7 +94,7 @@ def main(words: Sequence[str]) -> None:
     if len(inputs) + arguments.demo != 1:
         words_text = " and ".join(inputs) or "none"
         raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
-    experiment = read_settings(arguments.model, settings)
+    experiment = scoring_settings(arguments.model, settings)
 
     from ageray.commands.terminal.scores import ScoreProgress
     from ageray.score.run import score
@@ -116,21 +116,6 @@ def main(words: Sequence[str]) -> None:
             on_progress=progress.show,
         )
     print(closing(summary, arguments.out))
-
-
-def read_settings(model: str, words: Sequence[str]) -> Experiment:
-    """The model's own experiment with the default scale, changed by settings of the command line.
-
-    Raises UserError for settings of anything but `scale`, `storage` and `data.detect`.
-    """
-    own = bundle.load(model).experiment.model_copy(update={"scale": Scale(), "storage": Storage()})
-    experiment = config.load(*config.parse_arguments(words), base=own)
-    data = own.data.model_copy(update={"detect": experiment.data.detect})
-    allowed = {"scale": experiment.scale, "storage": experiment.storage, "data": data}
-    if experiment != own.model_copy(update=allowed):
-        rule = "only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest"
-        raise UserError(f"{' '.join(words)}: {rule}")
-    return experiment
 
 
 def closing(summary: dict[str, Any], out: str) -> str:

@@ -51,8 +51,14 @@ def measure(
     canvas_points, box: the same points and the box in pixels of the canvas that it was resampled
     from.
     """
-    edge = round(align.size * (1 - _MIDDLE) / 2)
-    middle_B3HH = face_B3SS.float()[..., edge : align.size - edge, edge : align.size - edge]
+    resolution_B = 1 / geometry.scale_of(crop_map(canvas_points_B52, box_B4, align))
+    return measure_aligned(face_B3SS, points_B52, resolution_B, align.size)
+
+
+def measure_aligned(face_B3SS: Tensor, points_B52: Tensor, resolution_B: Tensor, size: int) -> Tensor:
+    """As `measure`, of an aligned face of side `size`. resolution: photo pixels per pixel of it."""
+    edge = round(size * (1 - _MIDDLE) / 2)
+    middle_B3HH = face_B3SS.float()[..., edge : size - edge, edge : size - edge]
     weights = torch.tensor(_LUMINANCE).to(middle_B3HH)
     gray_B1HH = (middle_B3HH * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
     deviation_B = _deviation(gray_B1HH)
@@ -61,10 +67,10 @@ def measure(
     chroma_B = (middle_B3HH - gray_B1HH).abs().mean((1, 2, 3))
     mean_B = gray_B1HH.mean((1, 2, 3))
     columns = (
-        torch.log2(1 / geometry.scale_of(crop_map(canvas_points_B52, box_B4, align))).clamp_max(0),
+        torch.log2(resolution_B).clamp_max(0),
         torch.log2((fine_B + _LEAST) / (deviation_B + 1)),
         torch.log2((fine_B + _LEAST) / (coarse_B + _LEAST)),
-        *_pose(points_B52, align.size),
+        *_pose(points_B52, size),
         torch.log2(deviation_B + 1),
         torch.log2((mean_B + 1) / _USUAL_GRAY).abs(),
         torch.log2(chroma_B + 1),

@@ -49,9 +49,20 @@ class FacesToAges(nn.Module):
             posterior_BK = (posterior_BK + self._posterior(face_B3SS.flip(-1), mirrored)) / 2
         return posterior_BK, decode(posterior_BK, model)
 
+    def embedding(self, face: Tensor, points: Tensor | None = None) -> Tensor:
+        """The network's embedding (B, D) of the faces as they are, for the distance from the faces
+        of training."""
+        face_B3SS = standardize(face, self._experiment.align)
+        embedding_BD: Tensor = self.network(_batch(face_B3SS, points))["embedding"]
+        return embedding_BD.float()
+
     def _posterior(self, face_B3SS: Tensor, points_B52: Tensor | None) -> Tensor:
-        batch = {"face": face_B3SS} if points_B52 is None else {"face": face_B3SS, "points": points_B52}
-        return classifier_posterior(self.network(batch))
+        return classifier_posterior(self.network(_batch(face_B3SS, points_B52)))
+
+
+def _batch(face_B3SS: Tensor, points_B52: Tensor | None) -> dict[str, Tensor]:
+    """The network's inputs."""
+    return {"face": face_B3SS} if points_B52 is None else {"face": face_B3SS, "points": points_B52}
 
 
 def export(network: AgeNetwork, experiment: Experiment, file: Path) -> None:

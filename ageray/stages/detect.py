@@ -126,9 +126,11 @@ def _carry(photos: pa.Table, rows: pa.Table, siblings: NDArray[np.int32]) -> pa.
     return rows.append_column(SIBLINGS, pa.array(siblings[origin]))
 
 
-def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[dict[str, Any]]:
+def rows_of(
+    item: Item, align: Align, detect: Detect, search: Search, faces: list[Face] | None = None
+) -> list[dict[str, Any]]:
     """Rows of DETECTED_SCHEMA for one photo: its faces, numbered from the left, or one row with the
-    error.
+    error. faces: where they are, if the caller knows it; then they keep their order.
 
     A photo of a face shard shows one subject. If several faces are found there, `ageray prepare`'s
     choice is taken.
@@ -137,6 +139,7 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
         return [_error_row(item, f"cannot read: {str(item.content).removeprefix(f'{item.uri}: ')}")]
     input_face = _face_of_input(item, align)
     detecting = align.mode != "none" and (search == "always" or (search == "auto" and input_face is None))
+    detecting = detecting and faces is None
     try:
         side = detect.max_side if detecting else canvas_side(align)
         photo = decode(item.content, side)
@@ -144,9 +147,9 @@ def rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[di
         return [_error_row(item, f"cannot decode: {str(error).removeprefix('cannot decode: ')}")]
     if detecting:
         faces = _detect(item, photo, detect)
-    elif input_face is None:
+    elif faces is None and input_face is None:
         return [_error_row(item, "no landmarks")]
-    else:
+    elif faces is None and input_face is not None:
         faces = [input_face]
     if not faces:
         return [_error_row(item, schema.NO_FACE)]

@@ -37,6 +37,11 @@ class AgeFaces:
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the model is on a GPU."""
+        return self._predictor.device.type == "cuda"
+
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows of `ageray.stages.detect.DETECTED_SCHEMA` to rows of the scores table. Further
         columns are carried.

@@ -1,0 +1,116 @@
+"""`ageray.score(...)` and `ageray.evaluate(...)`: the commands as functions."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ageray import storage
+from ageray.api.settings import evaluation_settings, scoring_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+    from ageray.stages.detect import Search
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A complete scores folder."""
+
+    out: str
+    summary: dict[str, Any]
+    """The content of `summary.json`."""
+
+    def to_arrow(self) -> pa.Table:
+        """The rows of all faces, in the order of the photos (`ageray.schema.SCORES`)."""
+        return self._read("part-")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows of all faces as a DataFrame."""
+        return self.to_arrow().to_pandas()
+
+    def errors(self) -> pa.Table:
+        """The rows of photos without a face and of faces without an age; `error` says why."""
+        return self._read("errors")
+
+    def _read(self, start: str) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from ageray import schema
+
+        tables = []
+        for file in sorted(storage.list_files(self.out, (".parquet",))):
+            if file.rpartition("/")[2].startswith(start):
+                tables.append(pq.read_table(io.BytesIO(storage.read_bytes(file))))
+        return pa.concat_tables(tables) if tables else schema.SCORES.empty_table()
+
+
+def score(
+    inputs: Any,
+    out: str,
+    *,
+    model: str = "zoo:default",
+    settings: Sequence[str] = (),
+    detect: Search = "auto",
+    **options: Any,
+) -> Scores:
+    """What `ageray score` does: the ages of all faces in a collection of photos.
+
+    inputs: INPUT of the command: a folder, a manifest, tables, face shards; local or a url. out:
+    the folder to write. model: `zoo:NAME`, a bundle or a run folder. settings: files and
+    `key=value` of scale, storage and data.detect. detect: `auto`, `always` or `never`. options:
+    `posterior`, `fresh`, `on_progress`; see `ageray.score.run.score`.
+
+    An interrupted run resumes; a complete result is returned as it is. Runs on the cluster of
+    RAY_ADDRESS, else on this machine. Raises UserError for the user's mistakes.
+    """
+    experiment = scoring_settings(model, settings)
+    _use_storage(experiment.storage.endpoint_url)
+
+    from ageray.score import run
+
+    summary = run.score(
+        inputs, out, model, experiment.scale, detect=experiment.data.detect, search=detect, **options
+    )
+    return Scores(out, summary)
+
+
+def evaluate(
+    models: str | Sequence[str],
+    out: str,
+    *,
+    settings: Sequence[str] = (),
+    trained_on: str | None = None,
+) -> dict[str, Any]:
+    """What `ageray evaluate` does with one model or several on one labelled set.
+
+    models: MODEL, or several, which are compared face by face. out: the folder to write. settings:
+    files, names such as `data:fgnet` and `key=value` of data, protocol and scale; by default the
+    set and the protocol of the model's training. trained_on: shards that the model was trained on,
+    for the audit.
+
+    Returns the content of `report.json`: figures with intervals. Raises UserError for the user's
+    mistakes.
+    """
+    names = [models] if isinstance(models, str) else list(models)
+    experiments = [evaluation_settings(name, settings) for name in names]
+    _use_storage(experiments[0].storage.endpoint_url)
+
+    from ageray import cluster
+    from ageray.evaluate.compare import compare
+    from ageray.evaluate.one_model import evaluate as evaluate_one
+
+    cluster.connect(experiments[0].scale)
+    if len(names) == 1:
+        return evaluate_one(names[0], experiments[0], out, trained_on)
+    return compare(names, experiments, out, trained_on)
+
+
+def _use_storage(url: str | None) -> None:
+    if url is not None:
+        storage.use_endpoint(url)
