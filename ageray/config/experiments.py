@@ -20,17 +20,29 @@ _RENAMED: dict[Keys, str] = {("scale", "fold_workers"): "parallel_trainings"}
 """Keys in the files of runs and bundles of earlier versions."""
 
 _ADDED: dict[tuple[str, ...], Any] = {
+    ("data", "filters", "max_second_score"): None,
+    ("data", "sets", "*", "protocol", "tests"): "test",
     ("data", "sets"): [],
     ("loss", "distillation"): None,
     ("loss", "dldl_v2", "label_std"): False,
     ("loss", "neighborhood", "label_std"): False,
+    ("loss", "neighborhood", "reduction"): "mean",
+    ("model", "auxiliary"): False,
+    ("model", "members", "*", "model", "auxiliary"): False,
     ("model", "decode", "views"): [{"zoom": 1.0, "size": 0}],
     ("model", "hidden"): 0,
     ("model", "weights_head"): True,
+    ("protocol", "tests"): "test",
+    ("train", "balance_count"): 5000,
     ("train", "balance_power"): 1.0,
     ("train", "select"): "mae",
+    ("train", "shuffle_all"): False,
     ("train", "stages", "*", "optimizer", "frozen_blocks"): 0,
+    ("train", "stages", "*", "optimizer", "nesterov"): True,
+    ("train", "stages", "*", "optimizer", "rho"): 0.9,
+    ("train", "stages", "*", "steps"): None,
     ("train", "teacher"): None,
+    ("train", "thinned_ages"): [20, 60],
     ("train", "wise_ft"): [],
 }
 """Settings that are newer than the first run folders, with their defaults; `*` is any element of a

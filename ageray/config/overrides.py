@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 from ageray.config import messages
 from ageray.config.messages import Schema
 from ageray.config.nodes import Keys, Node, Place, Problem, dotted, wrap
 from ageray.config.yaml_text import YamlText
+
+_STAGES: Keys = ("train", "stages")
 
 
 class OverrideError(Exception):
@@ -61,7 +64,8 @@ def put(root: Node, keys: Keys, node: Node, schema: Schema, problems: list[Probl
 def _set(root: Node, keys: Keys, node: Node, schema: Schema) -> None:
     """Puts `node` at `keys` and makes what is missing on the way.
 
-    The index after the last one of a list adds an element.
+    The index after the last one of a list adds an element. A stage added to `train.stages` starts
+    as a copy of the stage before it, without `shards`.
     """
     holder = root
     for depth, key in enumerate(keys):
@@ -72,12 +76,22 @@ def _set(root: Node, keys: Keys, node: Node, schema: Schema) -> None:
         elif isinstance(holder.value, list):
             index = _index(holder.value, keys[: depth + 1], len(holder.value))
             if index == len(holder.value):
-                holder.value.append(Node(None, node.place))
+                holder.value.append(_added(holder.value, keys[:depth], node.place))
             holder = holder.value[index]
         else:
             content = f"{dotted(keys[:depth])} holds {messages.show(holder.value)}"
             raise OverrideError(keys[: depth + 1], f"no such key; {content}")
     holder.value, holder.place = node.value, node.place
+
+
+def _added(elements: list[Node], keys: Keys, place: Place) -> Node:
+    """A new element of the list at `keys`."""
+    if keys != _STAGES or not elements or not isinstance(elements[-1].value, dict):
+        return Node(None, place)
+    stage = copy.deepcopy(elements[-1])
+    stage.value.pop("shards", None)
+    stage.place = place
+    return stage
 
 
 def _default(keys: Keys, place: Place, schema: Schema) -> dict[str, Node] | list[Node]:

@@ -14,15 +14,18 @@ class Align(Strict):
     scoring and serving.
     """
 
-    mode: Literal["similarity", "eyes", "box", "none"] = "similarity"
-    """`similarity`: five points to a template by least squares. `eyes`: an upright square of
-    `eyes_scale` x eye distance (Cluster-CNN, section 3.1). `box`: the detector's box, enlarged by
-    `coverage`, as a square. `none`: the whole image, resized."""
+    mode: Literal["similarity", "eyes_mouth", "eyes", "box", "none"] = "similarity"
+    """`similarity`: five points to a template by least squares. `eyes_mouth`: the same from two
+    points, the middle between the eyes and that of the mouth's corners (DHAA, section 4.2, which
+    names the eyes' centre and the upper lip). `eyes`: an upright square of `eyes_scale` x eye
+    distance (Cluster-CNN, section 3.1). `box`: the detector's box, enlarged by `coverage`, as a
+    square; of a face without a box, the box that its points suggest. `none`: the whole image,
+    resized."""
     size: Annotated[int, Field(ge=16, le=1024)] = 128
     """Side of the network's input in pixels (Cluster-CNN 128, neighborhood 224, DHAA 256)."""
     coverage: Positive = 1.0
     """How much of the head shows: side of the crop relative to the template's own framing
-    (`similarity`; 1 is hairline to chin) or to the box's longer side (`box`)."""
+    (`similarity` and `eyes_mouth`; 1 is hairline to chin) or to the box's longer side (`box`)."""
     eyes_scale: Positive = 3.2
     """alpha of `eyes`: side of the square in eye distances. The paper gives no number; a whole face
     fits in 3.2.

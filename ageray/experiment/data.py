@@ -40,6 +40,10 @@ class Filters(Strict):
     """Leave out photos with a `second_face_score`: the label may belong to another person.
     IMDB-WIKI only.
     """
+    max_second_score: float | None = None
+    """With `single_face`, photos whose `second_face_score` is at most this stay; null leaves out
+    every photo with a second face. DHAA removes only a part of them and keeps about 300,000
+    photos. IMDB-WIKI only."""
 
     @model_validator(mode="after")
     def _leaves_ages(self) -> Self:

@@ -43,6 +43,8 @@ class Neighborhood(Term):
     label_std: bool = False
     """Widen a face's target by the standard deviation of its label (`age_std` of the shards or of
     `data.sets`). The paper has no such width."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """Over the faces of the batch (paper, Eq. 1: sum)."""
 
 
 class Triplet(Term):

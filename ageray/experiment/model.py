@@ -130,11 +130,15 @@ class Baseline(ClassifierBase):
     size. Bins that the file lacks start from weights of 0 and a low bias."""
 
 
-class ClusterCnn(ClassifierBase):
+class ClusterCnn(ModelBase):
     """Cluster-CNN (Shang and Ai, ICIP 2017): GoogLeNet features, a cluster module, one branch a
     cluster.
     """
 
+    classifier: Literal["softmax", "or_cnn", "coral", "number"] = "softmax"
+    """As in the other models, and `number`: one regressed age in years (`number`), for
+    `loss.regression` alone (Table 2 without 'Cls'). Its posterior is that age, divided between the
+    two bins around it."""
     name: Literal["cluster_cnn"]
     """Selects this model."""
     backbone: Backbone = "bvlc_googlenet"
@@ -158,6 +162,10 @@ class ClusterCnn(ClassifierBase):
     """
     assignment: Literal["nearest", "mixture"] = "nearest"
     """At test time: the branch of the nearest centroid, or all branches weighted by Eq. 2."""
+    auxiliary: bool = False
+    """GoogLeNet's two auxiliary classifiers (Szegedy et al., section 5), after inception 4a and 4d,
+    in training only; with half the depth the first one. The terms on `logits` apply to them, times
+    `loss.auxiliary` (GoogLeNet: 0.3). Only for `bvlc_googlenet`."""
 
     @model_validator(mode="after")
     def _half_of_the_original(self) -> Self:
@@ -165,6 +173,11 @@ class ClusterCnn(ClassifierBase):
             raise ValueError(
                 f"depth 'half' is cut from the original GoogLeNet; set backbone=bvlc_googlenet, not "
                 f"'{self.backbone}'"
+            )
+        if self.auxiliary and self.backbone != "bvlc_googlenet":
+            raise ValueError(
+                f"auxiliary classifiers are those of the original GoogLeNet; set backbone=bvlc_googlenet, "
+                f"not '{self.backbone}', or auxiliary=false"
             )
         return self
 

@@ -45,6 +45,10 @@ class Protocol(Strict):
     """Which fold is tested, from 0. `lopo`: which person, by the place among the sorted subjects or
     by name (quote a name of digits: '"003"').
     """
+    tests: Literal["test", "val"] = "test"
+    """Which of the set's own parts is tested, for `cacd` and `fixed`. `val`: the validation part
+    (ChaLearn LAP, as in DHAA's Table 5); the test part is left out, and a share `val` of the
+    training part validates."""
     file: str | None = None
     """CSV or Parquet table with the columns `key` and `part` (train, val or test), for `fixed`; the
     split.parquet of a run is one. Local path or url. Without it the keys name the part."""
@@ -86,4 +90,12 @@ class Protocol(Strict):
     def _reads_the_file(self) -> Self:
         if self.name != "fixed" and self.file:
             raise ValueError(f"file={self.file}: only fixed reads it; set name=fixed or take file away")
+        return self
+
+    @model_validator(mode="after")
+    def _tests_a_part_of_the_set(self) -> Self:
+        if self.tests == "val" and self.name not in ("cacd", "fixed"):
+            raise ValueError(
+                "tests=val: only cacd and fixed have a validation part of their own; set tests=test"
+            )
         return self

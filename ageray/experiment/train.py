@@ -52,8 +52,8 @@ class Optimizer(Strict):
     """
 
     name: Literal["adamw", "adam", "sgd", "adadelta"] = "adamw"
-    """`sgd` uses Nesterov momentum (DHAA); `adam` with beta1 0.9 (Cluster-CNN, neighborhood);
-    `adadelta` is the siamese paper's."""
+    """`sgd` has momentum, by default Nesterov's (DHAA); `adam` with beta1 0.9 (Cluster-CNN,
+    neighborhood); `adadelta` is the siamese paper's."""
     lr: Positive = 3e-4
     """Peak learning rate of the head (and of everything where `body_lr` is null)."""
     body_lr: Annotated[float, Field(ge=0)] | None = None
@@ -66,6 +66,10 @@ class Optimizer(Strict):
     """L2 penalty (decoupled for adamw); biases and norms are exempt."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd, beta1 of adam and adamw."""
+    nesterov: bool = True
+    """Nesterov's momentum in sgd (DHAA); false is plain momentum, that of Caffe."""
+    rho: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Decay of adadelta's running averages (Zeiler's paper and TensorFlow: 0.95; torch: 0.9)."""
 
 
 class Schedule(Strict):
@@ -88,6 +92,9 @@ class Stage(Strict):
     """Shown in the log."""
     epochs: Count = 10
     """Passes over the stage's training rows."""
+    steps: Count | None = None
+    """Length of the stage in optimiser steps, in place of `epochs` (Deep Embedding: 297,000). The
+    last epoch ends with the last step."""
     optimizer: Optimizer = Optimizer()
     """Optimiser and rates."""
     schedule: Schedule = Schedule()
@@ -109,6 +116,11 @@ class Train(Strict):
     """Faces in the buffer from which batches are drawn at random; shards are written in random
     order, so a small one mixes well.
     """
+    shuffle_all: bool = False
+    """Draw batches from all training faces, so that any two of them may meet (terms on pairs need
+    it). Memory stays that of `shuffle` faces: an epoch reads the shards once for every `shuffle`
+    faces, and decodes each face once. Where faces are held in memory, as in the folds of an
+    evaluation, batches always are drawn from all."""
     precision: Literal["float32", "bf16", "fp16"] = "bf16"
     """Autocast type of the forward pass; weights and losses stay float32. `fp16` scales the loss so
     that small gradients survive, and validates in float32."""
@@ -128,11 +140,18 @@ class Train(Strict):
     """Whose pairs and triplets `triplet`, `contrastive` and `gender_contrastive` use. `global`:
     those of all workers' faces, as with one worker. `local`: each worker's own; the term is the
     mean over the workers. With `accumulate` above 1 both see one piece of the batch at a time."""
-    balance: Literal["none", "resample", "weights"] = "none"
+    balance: Literal["none", "resample", "weights", "counts"] = "none"
     """How to even out the ages of training faces. `resample`: an epoch shows each year of age
-    equally often, as far as no face comes more than ten times (IMDB-WIKI in the neighborhood paper
-    is evened out). `weights`: a face counts in the loss by the inverse of how common its age is, at
-    most ten times as much as the mean; terms on pairs, triplets and clusters are not weighted."""
+    equally often, as far as no face comes more than ten times. `weights`: a face counts in the loss
+    by the inverse of how common its age is, at most ten times as much as the mean; terms on pairs,
+    triplets and clusters are not weighted. `counts`: the rule of the neighborhood paper, section
+    5.1. In an epoch a year of age with fewer than `balance_count` faces shows `balance_count`, each
+    repeat with its own augmentation; a year within `thinned_ages` with more shows `balance_count`
+    of them, drawn anew each epoch; all other years stay as they are."""
+    balance_count: Count = 5000
+    """Faces a year of age with `balance: counts` (paper: 5,000)."""
+    thinned_ages: tuple[int, int] = (20, 60)
+    """First and last year of age that `balance: counts` thins out (paper: 20 to 60)."""
     balance_power: Annotated[float, Field(gt=0, le=1)] = 1.0
     """How far `balance` goes. A face counts by the number of training faces of its year of age, to
     the power of minus this. 1 evens the years out; 0.25 makes an age that is sixteen times as rare

@@ -22,13 +22,16 @@ _FLATTEST = 4.0  # gray values; a crop with less contrast shows no face
 def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
     """The map from source pixels to the aligned face without augmentation: (B, 2, 3).
 
-    The modes `similarity` and `eyes` read the points. `box` and `none` read the box; for `none` it
-    is the whole photo. A face whose points or box are NaN gives NaN. `ageray.faces.canvases` raises
-    an error for such faces earlier.
+    The modes `similarity`, `eyes_mouth` and `eyes` read the points. `box` and `none` read the box;
+    for `none` it is the whole photo. A face whose points or box are NaN gives NaN.
+    `ageray.faces.canvases` raises an error for such faces earlier.
     """
     if align.mode == "similarity":
         target = geometry.template(align.size, align.coverage).to(points_B52)
         return geometry.similarity(points_B52, target)
+    if align.mode == "eyes_mouth":
+        target = geometry.template(align.size, align.coverage).to(points_B52)
+        return geometry.similarity(geometry.eyes_and_mouth(points_B52), geometry.eyes_and_mouth(target))
     if align.mode == "eyes":
         eyes_B22 = points_B52[:, :2]
         distance_B1 = (eyes_B22[:, 1] - eyes_B22[:, 0]).norm(dim=-1, keepdim=True)

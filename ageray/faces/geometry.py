@@ -30,6 +30,18 @@ def template(size: int, coverage: float = 1.0) -> Tensor:
     return points_N2 * (size / (TEMPLATE_SIDE * coverage)) + (size - 1) / 2
 
 
+def eyes_and_mouth(points_N52: Tensor) -> Tensor:
+    """The middle between the eyes and the middle between the mouth's corners: (..., 2, 2).
+
+    Two points fix a similarity. DHAA takes the eyes' centre and the upper lip, which is not among
+    the five points. In a frontal face the lip lies on the line of these two points, so both pairs
+    give the same map once the framing is chosen.
+    """
+    eyes_N2 = points_N52[..., :2, :].mean(-2)
+    mouth_N2 = points_N52[..., 3:, :].mean(-2)
+    return torch.stack([eyes_N2, mouth_N2], -2)
+
+
 def similarity(source_BN2: Tensor, target_N2: Tensor) -> Tensor:
     """The least-squares map of source points to targets by rotation, uniform scale and shift.
 

@@ -21,7 +21,7 @@ from ageray.losses.gender_contrastive import gender_contrastive
 from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
 from ageray.losses.or_cnn import or_cnn
-from ageray.losses.regression import regression
+from ageray.losses.regression import number_error, regression
 from ageray.losses.sord import sord
 from ageray.losses.triplet import triplet
 
@@ -39,6 +39,8 @@ TERMS: dict[str, Callable[..., Tensor]] = {
     "sord": sord,
     "or_cnn": or_cnn,
 }
+_OF_A_NUMBER = {"regression": number_error}
+"""The terms of a model that gives `number`, one regressed age, in place of `logits`."""
 FIELDS = frozenset({"age", "age_std", "bins", "gender", "teacher"})
 """The tensors of a training batch besides the model's: `age` (B,) years; `bins` (K,) years;
 `gender` (B,), 0 male, 1 female, -1 unknown; `age_std` (B,) years, the labels' standard deviation,
@@ -123,6 +125,8 @@ class Criterion:
             term = getattr(config, name)
             if term is None:
                 continue
+            if "number" in outputs:
+                function = _OF_A_NUMBER.get(name, function)
             required = [
                 p.name
                 for p in inspect.signature(function).parameters.values()

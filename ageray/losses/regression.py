@@ -10,6 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ageray.losses.posterior import expectation, log_posterior
+from ageray.losses.precision import at_least_float32
 
 
 def regression(logits: Tensor, age: Tensor, bins: Tensor, *, norm: Literal["l1", "l2"] = "l1") -> Tensor:
@@ -21,6 +22,18 @@ def regression(logits: Tensor, age: Tensor, bins: Tensor, *, norm: Literal["l1",
     distance to the outermost bin.
     """
     error_B = expectation(log_posterior(logits), bins) - age
+    if norm == "l1":
+        return error_B.abs().mean()
+    return error_B.square().mean()
+
+
+def number_error(number: Tensor, age: Tensor, *, norm: Literal["l1", "l2"] = "l1") -> Tensor:
+    """The same of one regressed age: mean over the batch of |y - number| in years, or of its
+    square.
+
+    number: (B, 1) years, of `model.classifier: number`. age: (B,) years, y.
+    """
+    error_B = at_least_float32(number).squeeze(-1) - age
     if norm == "l1":
         return error_B.abs().mean()
     return error_B.square().mean()

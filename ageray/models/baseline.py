@@ -22,6 +22,7 @@ from ageray.models.network import (
     Batch,
     PublishedHead,
     age_head,
+    eval_outputs,
     head_output,
 )
 
@@ -66,7 +67,10 @@ class Classifier(AgeNetwork):
     def forward(self, batch: Batch) -> Batch:
         """Faces to logits and embedding."""
         embedding_BD = self.embed(batch["face"])
-        return {self._name: self.head(self.dropout(embedding_BD)), "embedding": embedding_BD}
+        output = self.head(self.dropout(embedding_BD))
+        if self.training:
+            return {self._name: output, "embedding": embedding_BD}
+        return {**eval_outputs(self._name, output, self.head), "embedding": embedding_BD}
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The classifier's and the hidden layer's."""

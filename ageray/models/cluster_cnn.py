@@ -20,7 +20,7 @@ from ageray.models import backbones
 from ageray.models.baseline import Classifier
 from ageray.models.clusters import Clusters, probabilities
 from ageray.models.googlenet import GoogLeNet
-from ageray.models.network import AgeNetwork, Backbone, Batch, age_head, head_output
+from ageray.models.network import AgeNetwork, Backbone, Batch, Number, age_head, eval_outputs, head_output
 
 Config = experiment.model.ClusterCnn
 
@@ -30,8 +30,10 @@ def make(config: Config) -> AgeNetwork:
 
     `head: plain` is the paper's strong baseline, a plain `Classifier` without clusters.
     """
-    if config.head == "plain":
+    if config.head == "plain" and not config.auxiliary:
         return Classifier(config, _backbone(config))
+    if config.head == "plain":
+        return AuxiliaryClassifier(config, _backbone(config))
     return ClusterCnn(config)
 
 
@@ -39,6 +41,71 @@ def _backbone(config: Config) -> Backbone:
     if config.depth == "half" and config.weights != "imagenet":  # `make` raises an error for imagenet
         return GoogLeNet("half")
     return backbones.make(config.backbone, imagenet=config.weights == "imagenet")
+
+
+class AuxiliaryHeads(nn.Module):
+    """GoogLeNet's auxiliary classifiers (Szegedy et al., section 5): A heads on inner feature maps.
+
+    Each pools to 4 x 4, has a 1x1 convolution to 128 channels, a fully connected layer of 1024,
+    dropout of 70 % and a classifier over the age bins. GoogLeNet pools 5x5 windows with stride 3,
+    which gives 4 x 4 at its 224 pixels; the adaptive pooling gives 4 x 4 at any side.
+    """
+
+    def __init__(self, config: Config, channels: list[int]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList()
+        for count in channels:
+            layers = [
+                nn.AdaptiveAvgPool2d(4),
+                nn.Conv2d(count, 128, 1),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(128 * 16, 1024),
+                nn.ReLU(),
+                nn.Dropout(0.7),
+                age_head(config, 1024),
+            ]
+            for layer in (layers[1], layers[4]):
+                assert isinstance(layer, nn.Conv2d | nn.Linear)
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+            self.heads.append(nn.Sequential(*layers))
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """The feature maps, (B, C, H, W) each, to the outputs of all heads: (B, A, K)."""
+        outputs = [head(map_BCHW) for head, map_BCHW in zip(self.heads, maps, strict=True)]
+        return torch.stack(outputs, 1)
+
+
+class AuxiliaryClassifier(Classifier):
+    """The plain head with GoogLeNet's auxiliary classifiers: in training it also yields
+    `aux_logits` (B, A, K), or `aux_` and the name of another last layer's output."""
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        assert isinstance(backbone, GoogLeNet)
+        self.auxiliary = AuxiliaryHeads(config, backbone.tap())
+        self.outputs = self.outputs | {f"aux_{self._name}"}
+
+    def forward(self, batch: Batch) -> Batch:
+        """Faces to logits and embedding, and in training those of the auxiliary classifiers."""
+        outputs = super().forward(batch)
+        return outputs | _auxiliary(self)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """The classifiers' parameters."""
+        return chain(super().head_parameters(), self.auxiliary.parameters())
+
+
+def _auxiliary(network: ClusterCnn | AuxiliaryClassifier) -> Batch:
+    """In training, the outputs of the auxiliary classifiers of the forward pass just done."""
+    backbone, heads = network.backbone, network.auxiliary
+    if not network.training or heads is None:
+        return {}
+    assert isinstance(backbone, GoogLeNet)
+    maps, backbone.auxiliary_maps = backbone.auxiliary_maps, []
+    return {f"aux_{network._name}": heads(maps)}
 
 
 class ClusterCnn(AgeNetwork):
@@ -74,6 +141,11 @@ class ClusterCnn(AgeNetwork):
         nn.init.zeros_(self.branches.bias)
         self.dropout = nn.Dropout(config.dropout)
         self.head = age_head(config, config.branch_features)
+        self.auxiliary: AuxiliaryHeads | None = None
+        if config.auxiliary:
+            assert isinstance(self.backbone, GoogLeNet)
+            self.auxiliary = AuxiliaryHeads(config, self.backbone.tap())
+            self.outputs = self.outputs | {f"aux_{self._name}"}
 
     @property
     def num_init_faces(self) -> int:
@@ -86,14 +158,15 @@ class ClusterCnn(AgeNetwork):
         """Faces to the tensors named above."""
         embedding_BD = self.backbone(batch["face"])
         if self.training:
-            return {"embedding": embedding_BD, **self._train(embedding_BD)}
+            return {"embedding": embedding_BD, **self._train(embedding_BD), **_auxiliary(self)}
         features_BD = embedding_BD.to(self.clusters.centroids.dtype)
         if self._mixture:
-            return {"embedding": embedding_BD, self._name: self._mixed(features_BD)}
+            mixed_BK = self._mixed(features_BD)
+            return {"embedding": embedding_BD, **eval_outputs(self._name, mixed_BK, self.head)}
         with torch.autocast(features_BD.device.type, enabled=False):
             cluster_B = self.clusters.nearest(features_BD)
         logits_BK = self._classified(features_BD - self.clusters.centroids[cluster_B], cluster_B)
-        return {"embedding": embedding_BD, self._name: logits_BK}
+        return {"embedding": embedding_BD, **eval_outputs(self._name, logits_BK, self.head)}
 
     def _train(self, embedding_BD: Tensor) -> Batch:
         features_GD, cluster_G, centroids_kD, cluster_B = self.clusters(embedding_BD)
@@ -121,6 +194,7 @@ class ClusterCnn(AgeNetwork):
     def _mixed(self, features_BD: Tensor) -> Tensor:
         """Logits of the mixture of all branches.
 
+        For a regressed number the weighted mean, (B, 1).
         For a softmax the logarithm of sum_i p(c_i | x) p(age | branch i), (B, K). For binary
         questions the log odds of sum_i p(c_i | x) p(older | branch i), (B, K - 1); within each
         branch a running minimum makes p(older) fall, as in decoding.
@@ -133,6 +207,9 @@ class ClusterCnn(AgeNetwork):
         bias_k1V = self.branches.bias.view(count, 1, -1)
         v_kBV = F.relu(torch.baddbmm(bias_k1V, features_BD - centroids_kD[:, None], weights_kDV))
         logits_BkK = self.head(self.dropout(v_kBV)).transpose(0, 1).to(log_weight_Bk1.dtype)
+        if isinstance(self.head, Number):
+            number_B1: Tensor = (log_weight_Bk1.exp() * logits_BkK).sum(1)
+            return number_B1
         if self._name == "logits":
             return torch.logsumexp(log_weight_Bk1 + F.log_softmax(logits_BkK, -1), 1)
         older_BkK = logits_BkK.cummin(-1).values
@@ -142,7 +219,10 @@ class ClusterCnn(AgeNetwork):
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of the branches and the classifier."""
-        return chain(self.branches.parameters(), self.head.parameters())
+        parts: list[nn.Module] = [self.branches, self.head]
+        if self.auxiliary is not None:
+            parts.append(self.auxiliary)
+        return chain.from_iterable(part.parameters() for part in parts)
 
     def get_backbone(self) -> nn.Module:
         """The backbone."""

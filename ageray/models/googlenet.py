@@ -29,6 +29,7 @@ _INCEPTION = {
 }
 _POOL_BEFORE = ("4a", "5a")
 _HALF = ("3a", "3b", "4a", "4b")  # 11 of 22 layers: three convolutions, and two in each block
+_AUXILIARY = ("4a", "4d")
 _MEAN_RGB = (123.0, 117.0, 104.0)
 
 
@@ -71,8 +72,13 @@ class ResponseNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, H, W) to the same shape."""
-        normalised: Tensor = _Normalise.apply(x, self.band.to(x.dtype))
-        return normalised
+        if x.dtype != torch.float16:
+            normalised: Tensor = _Normalise.apply(x, self.band.to(x.dtype))
+            return normalised
+        # The squares of activations above 256 overflow in fp16.
+        with torch.autocast(x.device.type, enabled=False):
+            wide: Tensor = _Normalise.apply(x.float(), self.band.float())
+            return wide.half()
 
 
 class GoogLeNet(Backbone):
@@ -106,6 +112,8 @@ class GoogLeNet(Backbone):
             channels = one + three + five + pool
         self.features = channels
         self.norm1, self.norm2 = ResponseNorm(64), ResponseNorm(192)
+        self._tapped: tuple[str, ...] = ()
+        self.auxiliary_maps: list[Tensor] = []
 
     def _conv(self, name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2)
@@ -132,11 +140,24 @@ class GoogLeNet(Backbone):
         x = self.norm1(F.relu(F.max_pool2d(x, 3, 2, ceil_mode=True)))
         x = self._relu("conv2_3x3", self._relu("conv2_3x3_reduce", x))
         x = F.max_pool2d(self.norm2(x), 3, 2, ceil_mode=True)
+        self.auxiliary_maps = []
         for name in self._blocks:
             if name in _POOL_BEFORE:
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
             x = self._inception(name, x)
+            if name in self._tapped and torch.is_grad_enabled():
+                self.auxiliary_maps.append(x)
         return x.mean((2, 3))
+
+    def tap(self) -> list[int]:
+        """From now on `forward` leaves the maps after inception 4a and 4d in `auxiliary_maps`, for
+        auxiliary classifiers; returns their channels. Half the depth has the first alone."""
+        self._tapped = tuple(name for name in _AUXILIARY if name in self._blocks)
+        channels = []
+        for name in self._tapped:
+            one, _, three, _, five, pool = _INCEPTION[name]
+            channels.append(one + three + five + pool)
+        return channels
 
     def blocks(self) -> list[nn.Module]:
         """conv1, conv2 (two convolutions), then the inception blocks."""
@@ -149,10 +170,11 @@ class GoogLeNet(Backbone):
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Loads BVLC's weights (BGR input, `<layer>.weight`).
 
-        The 1000-way classifier is left out, and with half the depth the later blocks. Raises
-        KeyError or RuntimeError if the weights belong to another network.
+        The 1000-way classifiers, also the auxiliary ones (`loss1_*`, `loss2_*`), are left out, and
+        with half the depth the later blocks. Raises KeyError or RuntimeError if the weights belong
+        to another network.
         """
-        unused = ["loss3_classifier"]
+        unused = ["loss1", "loss2", "loss3"]
         unused += [f"inception_{name}_" for name in _INCEPTION if name not in self._blocks]
         own = {}
         for name, tensor in state.items():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ageray.experiment import Experiment
-from ageray.experiment.model import ClassifierBase, ModelBase, View
+from ageray.experiment.model import ClassifierBase, ClusterCnn, ModelBase, View
 from ageray.experiment.model import Gallery as Settings
 from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
@@ -90,7 +90,7 @@ def classifier_posteriors(
     The batch is that of `predict`. With `decode.flip` each is the mean over both images.
     """
     tensor = "logits"
-    if isinstance(config.model, ClassifierBase):
+    if isinstance(config.model, ClassifierBase | ClusterCnn):
         tensor = head_output(config.model)
     posteriors: dict[str, list[Tensor]] = {}
     for view in views(batch, config, config.model.decode.flip):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ageray.errors import UserError
-from ageray.experiment.model import ClassifierBase
+from ageray.experiment.model import ClassifierBase, ClusterCnn
 
 Batch = dict[str, Tensor]
 REMEDY = "name another file, or none"
@@ -161,9 +161,43 @@ class Coral(nn.Module):
         return F.linear(features_BD, self.weight) + self.bias
 
 
-def age_head(config: ClassifierBase, features: int) -> nn.Module:
-    """The last layer, by `config.classifier`: (B, features) to (B, K) or (B, K - 1)."""
+class Number(nn.Module):
+    """One regressed age in years: (B, D) to (B, 1).
+
+    It is the middle of the bins plus a linear function of the features times half their range, so
+    that it starts within them and one rate serves this layer and a classifier. The paper does not
+    give its scale.
+    """
+
+    def __init__(self, features: int, first: int, last: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, 1)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+        self._middle, self._half = (first + last) / 2, (last - first) / 2
+        self._first, self._last = first, last
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Ages in years, not clipped."""
+        age_B1: Tensor = self.linear(features_BD).float() * self._half + self._middle
+        return age_B1
+
+    def logits(self, number_B1: Tensor) -> Tensor:
+        """Logits (B, K) of a posterior whose expectation is the age, clipped to the bins.
+
+        The age is divided between the two bins around it.
+        """
+        bins_K = torch.arange(self._first, self._last + 1, dtype=torch.float32, device=number_B1.device)
+        age_B1 = number_B1.float().clamp(self._first, self._last)
+        share_BK = (1 - (age_B1 - bins_K).abs()).clamp_min(0)
+        return share_BK.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def age_head(config: ClassifierBase | ClusterCnn, features: int) -> nn.Module:
+    """The last layer, by `config.classifier`: (B, features) to (B, K), (B, K - 1) or (B, 1)."""
     count = config.ages[1] - config.ages[0] + 1
+    if config.classifier == "number":
+        return Number(features, *config.ages)
     if config.classifier == "coral":
         return Coral(features, count - 1)
     outputs = count if config.classifier == "softmax" else count - 1
@@ -173,14 +207,29 @@ def age_head(config: ClassifierBase, features: int) -> nn.Module:
     return layer
 
 
-def head_output(config: ClassifierBase) -> str:
-    """The name of the last layer's output: `logits`, or `ordinal_logits` for binary questions.
+def head_output(config: ClassifierBase | ClusterCnn) -> str:
+    """The name of the last layer's output: `logits`, `ordinal_logits` for binary questions, or
+    `number` for a regressed age.
 
     The output of auxiliary classifiers has the prefix `aux_`.
     """
-    if config.classifier == "softmax":
-        return "logits"
-    return "ordinal_logits"
+    return _HEAD_OUTPUTS[config.classifier]
+
+
+_HEAD_OUTPUTS = {
+    "softmax": "logits",
+    "or_cnn": "ordinal_logits",
+    "coral": "ordinal_logits",
+    "number": "number",
+}
+
+
+def eval_outputs(name: str, output: Tensor, head: nn.Module) -> Batch:
+    """The last layer's output in eval mode, from which an age is decoded: `output` under `name`,
+    or `logits` of a regressed `number`."""
+    if isinstance(head, Number):
+        return {"logits": head.logits(output)}
+    return {name: output}
 
 
 def scaled(channels: int, width: float) -> int:

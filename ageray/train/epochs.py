@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,25 +20,48 @@ Record = dict[str, Any]
 def remaining(state: State, steps: Sequence[int]) -> Iterator[Stage]:
     """The stage of each epoch that is still to be trained; starts a new stage where one begins.
 
-    steps: of one epoch of each stage. Between two items the caller trains the epoch and calls
-    `close`. Ends early when the last stage has not improved the validation MAE for
-    `train.patience` epochs.
+    steps: of one whole epoch of each stage. Between two items the caller trains the epoch,
+    `state.epoch_steps` steps, and calls `close`. Ends early when the last stage has not improved
+    the validation MAE for `train.patience` epochs.
     """
-    last = 0
-    for index, stage in enumerate(state.config.train.stages):
-        last += stage.epochs
+    stages = state.config.train.stages
+    lengths = [length(stage, steps[index]) for index, stage in enumerate(stages)]
+    state.total_epochs = sum(each.epochs for each in lengths)
+    first = 0
+    for index, stage in enumerate(stages):
+        last = first + lengths[index].epochs
         if state.epoch < last and state.stage != index:
-            state.start_stage(index, steps[index] * stage.epochs)
-        while state.epoch < last and not _out_of_patience(state):
+            state.start_stage(index, lengths[index].steps)
+        while state.epoch < last and not _out_of_patience(state, first):
             before = state.epoch
+            state.epoch_steps = min(steps[index], lengths[index].steps - (before - first) * steps[index])
             yield stage
             assert state.epoch == before + 1
+        first = last
 
 
-def _out_of_patience(state: State) -> bool:
+class Length(NamedTuple):
+    """The epochs of a stage and its steps in all. The last epoch may be shorter than the others."""
+
+    epochs: int
+    steps: int
+
+
+def length(stage: Stage, steps: int) -> Length:
+    """How long a stage is: `stage.epochs`, or `stage.steps` where they are set.
+
+    steps: of one whole epoch.
+    """
+    if stage.steps is None:
+        return Length(stage.epochs, stage.epochs * steps)
+    return Length(-(-stage.steps // steps), stage.steps)
+
+
+def _out_of_patience(state: State, first_of_stage: int) -> bool:
     config = state.config.train
-    first_of_last_stage = sum(stage.epochs for stage in config.stages[:-1])
-    last_stage = state.log[first_of_last_stage:]
+    if state.stage < len(config.stages) - 1:
+        return False
+    last_stage = state.log[first_of_stage:]
     if not config.patience or len(last_stage) < config.patience:
         return False
     return not any(record["best"] for record in last_stage[-config.patience :])

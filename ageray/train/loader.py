@@ -74,28 +74,51 @@ class Streams:
         shares = [1.0]
         if not stage.shards:
             shares = [each.weight for each in self.plan.sets]
-        rows_N = sampler.shuffled(faces, config.shuffle, seed, resample, config.balance_power, shares)
-        rows_SB = sampler.share(
-            rows_N, config.batch_size, *rank_and_world(), first=state.epoch_progress.steps
-        )
+        counts = None
+        if config.balance == "counts":
+            counts = config.balance_count, config.thinned_ages
+        window = None if config.shuffle_all else config.shuffle
+        rows_N = sampler.shuffled(faces, window, seed, resample, config.balance_power, shares, counts)
+        first = state.epoch_progress.steps
+        rows_SB = sampler.share(rows_N, config.batch_size, *rank_and_world(), first=first)
+        if state.epoch_steps is not None:
+            rows_SB = rows_SB[: state.epoch_steps - first]
         more: dict[str, NDArray[np.float32]] = {}
         if config.balance == "weights":
             more["weight"] = sampler.weights(faces.age, config.balance_power).astype(np.float32)
         if faces.age_std is not None:
             more["age_std"] = faces.age_std
-        streams = self._streams(self.plan.folders(stage), faces, rows_SB)
+        folders = self.plan.folders(stage)
+        if config.shuffle_all:
+            blocks = [self._passes(number, folder, faces, rows_SB) for number, folder in enumerate(folders)]
+            ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
+            return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
+        streams = self._streams(folders, faces, rows_SB)
         if self.experiment.align.placement == "actors":
             # a face is warped once for each of its places, so from here on rows are places
             more = {name: values[rows_SB.reshape(-1)] for name, values in more.items()}
             streams = [self._aligned(streams[0], rows_SB, state)]  # the plan refuses data.sets
             rows_SB = np.arange(rows_SB.size).reshape(rows_SB.shape)
-        blocks = []
-        for stream in streams:
-            blocks.append(
-                stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH)
-            )
+        blocks = [_blocks(stream) for stream in streams]
         ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
         return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
+
+    def _passes(self, number: int, folder: str, faces: RowIndex, rows_SB: Rows) -> Iterator[Columns]:
+        """The blocks of one set, for an order in which neighbours come from anywhere.
+
+        The steps are cut into runs of about `train.shuffle` faces. For each run the shards are read
+        once and only its faces are decoded; a face that an earlier run had is not decoded again,
+        since `OrderedBatches` holds it until its last use.
+        """
+        config = self.experiment.train
+        steps = max(1, config.shuffle // config.batch_size)
+        seen = np.zeros(len(faces), bool)
+        for first in range(0, len(rows_SB), steps):
+            rows = np.unique(rows_SB[first : first + steps])
+            rows = rows[(faces.set_of(rows) == number) & ~seen[rows]]
+            if len(rows):
+                seen[rows] = True
+                yield from _blocks(self._canvases(folder, faces.lookup(rows)))
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: Rows, state: State) -> ray.data.Dataset:
         """The faces warped by an actor of this worker, with the maps that the worker would draw."""
@@ -144,6 +167,11 @@ class Streams:
     def _canvases(self, shards: str, lookup: RowLookup) -> ray.data.Dataset:
         scale = self.experiment.scale
         return canvases(self.rows[shards], self.experiment.align, scale.decode_batch, lookup=lookup)
+
+
+def _blocks(stream: ray.data.Dataset) -> Iterator[Columns]:
+    blocks: Any = stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH)
+    yield from blocks
 
 
 class Aligner:

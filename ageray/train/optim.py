@@ -44,9 +44,9 @@ def make_optimizer(
     for (lr, decay), members in groups.items():
         parameters.append({"params": members, "lr": lr, "weight_decay": decay})
     if config.name == "sgd":
-        return SGD(parameters, momentum=config.momentum, nesterov=config.momentum > 0)
+        return SGD(parameters, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0)
     if config.name == "adadelta":
-        return Adadelta(parameters)
+        return Adadelta(parameters, rho=config.rho)
     kind: Callable[..., Optimizer] = AdamW if config.name == "adamw" else Adam
     return kind(parameters, betas=(config.momentum, 0.999))
 

@@ -22,7 +22,7 @@ from ageray.experiment import Experiment, FaceSet, Scale, Stage
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
-from ageray.train import wise_ft
+from ageray.train import sampler, wise_ft
 from ageray.train.files import RunFiles
 
 
@@ -202,6 +202,14 @@ def check_train(experiment: Experiment) -> None:
                 f"train.batch_size={train.batch_size}: cannot be cut into equal parts for {count} "
                 f"workers{pieces}; choose a multiple of {multiple}, or other scale.workers"
             )
+    if experiment.data.sets and train.balance == "counts":
+        raise UserError(
+            "train.balance=counts: works with data.shards, not with data.sets; set train.balance=resample"
+        )
+    if train.shuffle_all and experiment.align.placement == "actors":
+        raise UserError(
+            "align.placement=actors: does not go with train.shuffle_all; set align.placement=worker"
+        )
     if experiment.data.sets and experiment.align.placement == "actors":
         raise UserError(
             "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
@@ -275,6 +283,9 @@ def _steps(experiment: Experiment, streams: dict[str, RowIndex]) -> list[int]:
         if stage.shards is None and experiment.data.sets:
             sizes = np.diff([*streams["train"].starts, faces])
             faces = int(np.rint(sizes @ [each.weight for each in experiment.data.sets]))
+        elif experiment.train.balance == "counts":
+            config, age = experiment.train, streams[f"stage-{index}"].age
+            faces = sampler.epoch_faces(age, config.balance_count, config.thinned_ages)
         if faces < experiment.train.batch_size:
             shards = stage.shards or experiment.data.shards or "data.sets"
             raise UserError(

@@ -59,23 +59,64 @@ def resampled(weight_N: NDArray[np.float64], start: float) -> Rows:
     return np.repeat(np.arange(len(weight_N)), copies)
 
 
+def counted(
+    age_N: NDArray[np.float32], count: int, thinned: tuple[int, int], generator: np.random.Generator
+) -> Rows:
+    """Row numbers, ascending, of an epoch by `train.balance: counts` (Kwak et al., section 5.1).
+
+    A year of age with fewer than `count` faces shows `count`: all of its faces as often as fits,
+    and some once more. A year within `thinned` with more shows `count` of them. All other years
+    show each face once.
+    """
+    year_N = np.floor(age_N + 0.5)
+    parts = []
+    for year in np.unique(year_N):
+        rows = np.flatnonzero(year_N == year)
+        shown = _shown(len(rows), float(year), count, thinned)
+        further = generator.permutation(rows)[: shown % len(rows)]
+        parts.append(np.concatenate([np.repeat(rows, shown // len(rows)), further]))
+    return np.sort(np.concatenate(parts))
+
+
+def epoch_faces(age_N: NDArray[np.float32], count: int, thinned: tuple[int, int]) -> int:
+    """How many rows `counted` gives."""
+    years, counts = np.unique(np.floor(age_N + 0.5), return_counts=True)
+    total = 0
+    for year, faces in zip(years.tolist(), counts.tolist(), strict=True):
+        total += _shown(faces, year, count, thinned)
+    return total
+
+
+def _shown(faces: int, year: float, count: int, thinned: tuple[int, int]) -> int:
+    """How many faces of a year an epoch shows by `train.balance: counts`."""
+    if faces < count or thinned[0] <= year <= thinned[1]:
+        return count
+    return faces
+
+
 def shuffled(
     faces: RowIndex,
-    window: int,
+    window: int | None,
     seed: tuple[int, ...],
     resample: bool = False,
     power: float = 1.0,
     shares: Sequence[float] = (1.0,),
+    counts: tuple[int, tuple[int, int]] | None = None,
 ) -> Rows:
     """The row numbers of an epoch in training order.
 
     A face moves by at most `window` places among those of its set, so that a stream in the order of
-    the shards needs no larger buffer. Faces of several sets alternate, each set spread evenly over
-    the epoch. resample: show faces by the weights of their ages (`weights`), power: its exponent.
-    shares: how often a face of each set comes in an epoch, on average.
+    the shards needs no larger buffer; None lets it move anywhere (`train.shuffle_all`). Faces of
+    several sets alternate, each set spread evenly over the epoch. resample: show faces by the
+    weights of their ages (`weights`), power: its exponent. shares: how often a face of each set
+    comes in an epoch, on average. counts: `train.balance_count` and `train.thinned_ages`, to show
+    faces by `counted`.
     """
     generator = np.random.default_rng(seed)
     rows = np.arange(len(faces))
+    if counts is not None:
+        rows = counted(faces.age, *counts, generator)
+        return rows[np.argsort(_positions(len(rows), window, generator), kind="stable")]
     set_N = faces.set_of(rows)
     share_N = np.asarray(shares, np.float64)[set_N]
     if resample:
@@ -83,7 +124,7 @@ def shuffled(
     if (share_N != 1).any():
         rows = resampled(share_N, generator.random())
         set_N = set_N[rows]
-    positions = np.arange(len(rows)) + generator.uniform(0, window, len(rows))
+    positions = _positions(len(rows), window, generator)
     rows = rows[np.lexsort((positions, set_N))]
     if len(faces.starts) == 1:
         return rows
@@ -91,6 +132,13 @@ def shuffled(
     for count in np.bincount(set_N):
         parts.append((np.arange(count) + generator.random(count)) / max(1, count))
     return rows[np.argsort(np.concatenate(parts), kind="stable")]
+
+
+def _positions(count: int, window: int | None, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Numbers by which `count` rows are sorted: a shuffle within `window` places, or of all."""
+    if window is None:
+        return generator.random(count)
+    return np.arange(count) + generator.uniform(0, window, count)
 
 
 def share(rows: Rows, batch: int, rank: int = 0, world: int = 1, first: int = 0) -> Rows:

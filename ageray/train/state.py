@@ -96,7 +96,8 @@ class State:
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
     on where there are several workers. ema_network: the moving average of the weights, None without
     `train.ema`. teacher: see `make_teacher`. epoch, step: the numbers of finished epochs and steps
-    over all stages. best: the least figure by `train.select`, in years.
+    over all stages. best: the least figure by `train.select`, in years. epoch_steps: the steps of
+    the epoch under way. total_epochs: of all stages.
     """
 
     config: Experiment
@@ -116,16 +117,13 @@ class State:
     best: float = float("inf")
     log: list[dict[str, Any]] = field(default_factory=list)
     epoch_progress: EpochProgress = field(default_factory=EpochProgress)
+    epoch_steps: int | None = None
+    total_epochs: int = 0
 
     @property
     def eval_network(self) -> AgeNetwork:
         """The network that is validated and saved: the moving average if there is one."""
         return self.ema_network or self.network
-
-    @property
-    def total_epochs(self) -> int:
-        """Of all stages."""
-        return sum(stage.epochs for stage in self.config.train.stages)
 
     def start_stage(self, index: int, steps: int) -> None:
         """Makes a new optimiser and schedule for stage `index`, which takes `steps` steps; the

@@ -71,8 +71,8 @@ class Worker:
         saved = checkpoint.load(self.files.state)
         if saved is not None:
             stage = saved["progress"]["stage"]
-            epochs_of_stage = self.state.config.train.stages[stage].epochs
-            self.state.load_state_dict(saved, self.plan.steps[stage] * epochs_of_stage)
+            length = epochs.length(self.state.config.train.stages[stage], self.plan.steps[stage])
+            self.state.load_state_dict(saved, length.steps)
         for _ in epochs.remaining(self.state, self.plan.steps):
             self._epoch()
         self.checkpointer.wait()
@@ -129,7 +129,7 @@ class Worker:
                     "epoch": state.epoch,
                     "epochs": state.total_epochs,
                     "step": step,
-                    "steps": self.plan.steps[state.stage],
+                    "steps": state.epoch_steps,
                     "images_s": (images - first) / seconds,
                     "seconds": seconds,
                 }

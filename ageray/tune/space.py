@@ -76,6 +76,12 @@ def check(written: ParsedConfig) -> Space:
     tune = written.experiment.tune
     if tune is None:
         raise UserError("no search space is given; add a file with tune, e.g. configs/tune/loss.yaml")
+    for number, stage in enumerate(written.experiment.train.stages):
+        if stage.steps is not None:
+            raise UserError(
+                f"train.stages.{number}.steps={stage.steps}: a search counts epochs; set epochs instead, and "
+                f"train.stages.{number}.steps=null"
+            )
     leaves = flat(written.experiment.model_dump(mode="json"))
     problems, notes = list[str](), list[str]()
     ranges, defaults = dict[str, Dimension](), dict[str, Any]()

@@ -81,6 +81,18 @@ def test_files_and_overrides_make_one_experiment() -> None:
         (["train.stages.0.name=a", "train.stages.1.name=b"], "train.stages.1.name", "b"),
         (["train.stages.1.name=b"], "train.stages.0", experiment.Stage()),
         (["train.stages.1.name=b", "train.stages.0=null"], "train.stages.0.name", "b"),
+        # a stage added on the command line starts from the one before it
+        (
+            ["train.stages.0.optimizer.lr=0.25", "train.stages.1.epochs=2"],
+            "train.stages.1.optimizer.lr",
+            0.25,
+        ),
+        (["train.stages.0.shards=a", "train.stages.1.epochs=2"], "train.stages.1.shards", None),
+        (
+            ["train.stages.0.epochs=7", "train.stages.1.name=b", "train.stages.0.epochs=9"],
+            "train.stages.1.epochs",
+            7,
+        ),
         (["train.stages.0.schedule.milestones.1=0.9"], "train.stages.0.schedule.milestones", (0.5, 0.9)),
         (["model.name=cluster_cnn", "model.ages.1=90"], "model.ages", (0, 90)),
         (
@@ -436,6 +448,14 @@ def test_settings_added_later_do_not_rename_a_run() -> None:
     """The digest names run folders. This one was computed before the settings existed."""
     text = "model: {name: baseline}\nloss: {neighborhood: {sigma: 3}}\n"
     assert config.digest(config.loads(text, "old.yaml")) == "68db60b4"
-    for addition in ("train: {wise_ft: [0.5]}", "train: {stages: [{optimizer: {frozen_blocks: 2}}]}"):
+    additions = (
+        "train: {wise_ft: [0.5]}",
+        "train: {stages: [{optimizer: {frozen_blocks: 2}}]}",
+        "train: {stages: [{optimizer: {nesterov: false}}]}",
+        "train: {stages: [{steps: 9}]}",
+        "train: {thinned_ages: [20, 50]}",
+        "protocol: {name: cacd, tests: val}",
+    )
+    for addition in additions:
         changed = config.loads(text + addition, "new.yaml")
         assert config.digest(changed) != "68db60b4"

@@ -665,6 +665,18 @@ def test_fixed_by_the_keys() -> None:
     assert "set protocol.file to a table of key and part" in mistake(faces(["a"] * 3), name="fixed")
 
 
+def test_the_sets_validation_part_may_be_tested() -> None:
+    """ChaLearn LAP's validation columns: the test part is left out, some of training validate."""
+    rows = [{"key": f"lap/train/{n}.jpg", "dataset": "lap"} for n in range(20)]
+    rows += [{"key": f"lap/val/{n}.jpg", "dataset": "lap"} for n in range(5)]
+    rows += [{"key": f"lap/test/{n}.jpg", "dataset": "lap"} for n in range(7)]
+    result = split(table(rows), Protocol(name="fixed", tests="val", val=0.25))
+    assert {name: len(keys) for name, keys in result.parts.items()} == {"train": 15, "val": 5, "test": 5}
+    assert all("/val/" in key for key in result.parts["test"])
+    assert "7 faces of the test part are left out" in result.notes[0]
+    assert "has no validation part" in mistake(table(rows[:20] + rows[25:]), name="fixed", tests="val")
+
+
 def test_fixed_by_the_folds_of_the_keys() -> None:
     """As `ageray prepare` leaves Adience."""
     rows = [{"key": f"adi/fold_{n % 5}/u/{n}", "dataset": "adi", "subject": f"{n % 50}"} for n in range(200)]

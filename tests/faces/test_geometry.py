@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from ageray.experiment import Align
 from ageray.faces import geometry
+from ageray.faces.align import crop_map
 from ageray.prepare import sources
 
 QUICK = settings(max_examples=60, deadline=None)
@@ -243,3 +245,19 @@ def test_rectangle_fills_the_square(x: float, y: float, width: float, height: fl
 def test_a_whole_picture_of_the_right_size_stays_as_it_is() -> None:
     whole = geometry.rectangle_to_square(torch.tensor([[-0.5, -0.5, 63.5, 63.5]]), 64)
     torch.testing.assert_close(whole[0], torch.eye(2, 3))
+
+
+def test_two_points_fix_the_map_of_eyes_and_mouth() -> None:
+    """The eyes' centre and the mouth's middle land where the template has them, whatever the
+    nose."""
+    points = geometry.template(200)[None] * 0.4 + torch.tensor([31.0, 9.0])
+    points = points + draw(3, 1, 5, 2, spread=4.0).float()
+    target = geometry.eyes_and_mouth(geometry.template(96, 1.2))
+    align = Align(mode="eyes_mouth", size=96, coverage=1.2)
+    matrix = crop_map(points, torch.full((1, 4), torch.nan), align)
+    torch.testing.assert_close(
+        geometry.apply(matrix, geometry.eyes_and_mouth(points)), target[None], rtol=1e-4, atol=1e-3
+    )
+    moved = points.clone()
+    moved[:, 2] += 20
+    torch.testing.assert_close(crop_map(moved, torch.full((1, 4), torch.nan), align), matrix)

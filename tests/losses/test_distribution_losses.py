@@ -23,7 +23,7 @@ from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.mean_variance import mean_variance
 from ageray.losses.neighborhood import neighborhood
 from ageray.losses.or_cnn import or_cnn
-from ageray.losses.regression import regression
+from ageray.losses.regression import number_error, regression
 from ageray.losses.sord import sord
 
 Norm = Literal["l1", "l2"]
@@ -59,6 +59,16 @@ def test_regression_equals_a_naive_loop(norm: Norm) -> None:
     errors = [abs(mean_of(shares) - years) for shares, years in rows_of(logits)]
     expected = sum(error if norm == "l1" else error**2 for error in errors) / len(errors)
     assert float(regression(logits, AGES, BINS, norm=norm)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_error_of_one_regressed_number(norm: Norm) -> None:
+    number = torch.tensor([[20.0], [31.5]], dtype=torch.float64)
+    errors = (number_error(number, torch.tensor([22.0, 30.0], dtype=torch.float64), norm=norm),)
+    assert float(errors[0]) == (1.75 if norm == "l1" else (4 + 2.25) / 2)
+    criterion = Criterion(Loss.model_validate({"regression": {"norm": norm}}), {"number", "embedding"}, "m")
+    total, _ = criterion({"number": number, "age": torch.tensor([22.0, 30.0]), "bins": BINS})
+    assert float(total) == float(errors[0])
 
 
 @pytest.mark.parametrize("sigma", [0.7, 2.0, 6.0])

@@ -176,12 +176,23 @@ def test_ages_outside_the_bins_count_as_the_outermost(years: float, end: int) ->
     torch.testing.assert_close(crowded, nearest, rtol=0.05 if abs(years - end) < 2 else 1e-4, atol=1e-4)
 
 
-def test_an_age_far_outside_has_no_target_as_written() -> None:
+@pytest.mark.parametrize(("years", "end"), [(1000.0, 100.0), (-31.0, 0.0)])
+def test_an_age_outside_the_bins_trains_at_the_end(years: float, end: float) -> None:
+    """Without normalisation its targets would be zero, and the face would have no gradient."""
     logits = random_logits(1, BINS).requires_grad_()
-    loss = neighborhood(logits, torch.tensor([1000.0]), BINS)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert float(loss.detach()) == 0
-    assert not gradient.any()
+    (gradient,) = torch.autograd.grad(neighborhood(logits, torch.tensor([years]), BINS), logits)
+    (at_the_end,) = torch.autograd.grad(neighborhood(logits, torch.tensor([end]), BINS), logits)
+    assert gradient.abs().max() > 0.1
+    torch.testing.assert_close(gradient, at_the_end)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_sum_of_eq_1_is_the_mean_times_the_batch(normalize: bool) -> None:
+    logits, age = random_logits(3, BINS), torch.tensor([4.0, 33.5, 71.0])
+    mean = neighborhood(logits, age, BINS, normalize=normalize)
+    torch.testing.assert_close(
+        neighborhood(logits, age, BINS, normalize=normalize, reduction="sum"), 3 * mean
+    )
 
 
 def test_logits_of_the_target_are_the_minimum() -> None:

@@ -294,3 +294,25 @@ def test_response_norm_trains_in_bf16_on_a_gpu() -> None:
     y.float().sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_response_norm_does_not_overflow_in_fp16() -> None:
+    """The squares of activations above 256 are beyond fp16; the original GoogLeNet has such."""
+    x = torch.linspace(-2000, 2000, 2 * 64 * 9).view(2, 64, 3, 3)
+    norm = googlenet.ResponseNorm(64)
+    half = x.half().requires_grad_()
+    normalised = norm(half)
+    assert normalised.dtype == torch.float16
+    torch.testing.assert_close(normalised.float(), norm(x), rtol=2e-3, atol=0.1)
+    (gradient,) = torch.autograd.grad(normalised.float().sum(), half)
+    assert gradient.isfinite().all()
+
+
+def test_the_original_googlenet_trains_in_fp16() -> None:
+    """On a CPU autocast to fp16 has the same range as on a GPU."""
+    network = googlenet.GoogLeNet().train()
+    with torch.autocast("cpu", torch.float16):
+        features = network(torch.rand(2, 3, 64, 64) * 255)
+    assert features.isfinite().all()
+    features.float().sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in network.parameters())  # type: ignore[union-attr]

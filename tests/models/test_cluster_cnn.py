@@ -30,7 +30,7 @@ from ageray.models.cluster_cnn import ClusterCnn
 from ageray.models.clusters import probabilities
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.googlenet import GoogLeNet
-from ageray.models.network import Backbone, Batch
+from ageray.models.network import Backbone, Batch, Number
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "cluster_cnn.yaml"
 LOSS = Loss.model_validate(
@@ -355,6 +355,81 @@ def test_half_depth_is_the_first_half_of_the_whole(side: int, tmp_path: Path) ->
     assert features.shape == (2, 512)
     torch.testing.assert_close(features, seen[0].mean((2, 3)), rtol=1e-4, atol=1e-3)
     assert float(features.std()) > 0.1
+
+
+@pytest.mark.parametrize(("head", "depth", "heads"), [("plain", "full", 2), ("cluster", "half", 1)])
+def test_auxiliary_classifiers_are_googlenets(head: str, depth: str, heads: int) -> None:
+    """After 4a and 4d, in training only, with the terms on `logits` times `loss.auxiliary`."""
+    changes = {"head": head, "depth": depth, "auxiliary": True, "ages": (0, 9), "dropout": 0.4}
+    network = build(Config.model_validate({"name": "cluster_cnn", **changes}), seed=0)
+    batch = faces(2, 64, dtype=torch.float32)
+    if head == "cluster":
+        network.init_from_features(torch.randn(9, 512), torch.Generator().manual_seed(0))
+    network.train()
+    outputs = network(batch)
+    assert network.outputs >= {"aux_logits", "logits"}
+    assert outputs["aux_logits"].shape == (2, heads, 10)
+    loss = {"cross_entropy": {}, "auxiliary": 0.3}
+    criterion = Criterion(Loss.model_validate(loss), network.outputs, "cluster_cnn")
+    fields = {"age": torch.tensor([3.0, 7.0]), "bins": torch.arange(10.0)}
+    total, terms = criterion(outputs | fields)
+    expected = terms["cross_entropy"] + 0.3 * terms["aux_cross_entropy"]
+    torch.testing.assert_close(total.detach(), expected)
+    total.backward()
+    head_ids = {id(parameter) for parameter in network.head_parameters()}
+    names = [name for name, parameter in network.named_parameters() if id(parameter) in head_ids]
+    assert sum(name.startswith("auxiliary.heads.") for name in names) == 6 * heads
+    assert "aux_logits" not in network.eval()(batch)
+    with torch.no_grad():
+        network(batch)
+    backbone = network.get_backbone()
+    assert isinstance(backbone, GoogLeNet)
+    assert backbone.auxiliary_maps == []  # nothing stays in memory in use
+
+
+def test_auxiliary_classifiers_need_the_original() -> None:
+    with pytest.raises(ValueError, match="set backbone=bvlc_googlenet, not 'resnet18', or auxiliary=false"):
+        Config(name="cluster_cnn", backbone="resnet18", auxiliary=True)
+
+
+@pytest.mark.parametrize("head", ["plain", "nearest", "mixture"])
+def test_one_regressed_number_in_place_of_classes(head: str) -> None:
+    """'Cls' off: the posterior's expectation is the number, clipped to the bins."""
+    changes: dict[str, Any] = {"head": "plain"} if head == "plain" else {"assignment": head}
+    config_ = Config.model_validate(
+        {"name": "cluster_cnn", "classifier": "number", "ages": (0, 9), **changes}
+    )
+    network = build(config_, seed=0)
+    batch = faces(3, 32, dtype=torch.float32)
+    if head != "plain":
+        network.init_from_features(torch.randn(9, 1024), torch.Generator().manual_seed(0))
+    network.train()
+    outputs = network(batch)
+    assert outputs["number"].shape == (3, 1)
+    criterion = Criterion(Loss.model_validate({"regression": {}}), network.outputs, "cluster_cnn")
+    total, _ = criterion({**outputs, "age": torch.tensor([1.0, 5.0, 9.0]), "bins": torch.arange(10.0)})
+    total.backward()
+    with pytest.raises(UserError, match="does not give logits"):
+        Criterion(Loss.model_validate({"cross_entropy": {}}), network.outputs, "cluster_cnn")
+    number = network.head
+    assert isinstance(number, Number)
+    ages = torch.tensor([[4.25], [-3.0], [12.0]])
+    posterior = classifier_posterior({"logits": number.logits(ages)})
+    torch.testing.assert_close(posterior @ torch.arange(10.0), torch.tensor([4.25, 0.0, 9.0]))
+    with torch.no_grad():
+        answers = network.eval()(batch)
+    assert answers["logits"].shape == (3, 10)
+
+
+def test_auxiliary_tensors_of_a_file_are_ignored(tmp_path: Path) -> None:
+    whole = GoogLeNet()
+    state = {name.removeprefix("layers."): tensor.clone() for name, tensor in whole.state_dict().items()}
+    for name in ("loss1_conv", "loss1_fc", "loss2_classifier", "loss3_classifier"):
+        state[f"{name}.weight"] = torch.zeros(3, 3)
+    save_file(state, tmp_path / "googlenet.safetensors")
+    network = build(Config(name="cluster_cnn", weights=str(tmp_path / "googlenet.safetensors")))
+    own = network.get_backbone().state_dict()["layers.inception_5b_1x1.weight"]
+    torch.testing.assert_close(own, whole.state_dict()["layers.inception_5b_1x1.weight"])
 
 
 def test_half_a_file_is_not_enough_for_half_a_depth(tmp_path: Path) -> None:

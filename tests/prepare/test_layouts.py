@@ -485,6 +485,16 @@ def test_imdb_wiki_filters_are_settings(tmp_path: Path) -> None:
     assert (kinds.count("filtered"), kinds.count("bad row")) == (2, 4)
 
 
+def test_imdb_wiki_may_keep_photos_with_a_faint_second_face(tmp_path: Path) -> None:
+    """DHAA removes only a part of the photos with several faces."""
+    imdb_set(tmp_path)
+    strict, lenient = read(tmp_path), read(tmp_path, max_second_score=100.0)
+    assert len(rows(lenient)) == len(rows(strict)) + 1
+    none = read(tmp_path, max_second_score=-100.0)
+    assert rows(none).keys() == rows(strict).keys()
+    assert any("above data.filters.max_second_score=-100" in reason for _, reason in told(none).values())
+
+
 def test_both_halves_of_imdb_wiki(tmp_path: Path) -> None:
     imdb_set(tmp_path)
     imdb_set(tmp_path, "wiki")

@@ -178,6 +178,18 @@ def test_training_ends_when_the_last_stage_gets_no_better() -> None:
     assert state.log[0]["stall"] == 0.25
 
 
+def test_a_stage_may_be_given_in_steps() -> None:
+    """7 steps are two whole epochs of 3 and a last one of a single step."""
+    stages = [{"name": "first", "epochs": 1}, {"name": "last", "steps": 7}]
+    state, steps = new_state(experiment(train={"stages": stages}), CPU), list[Any]()
+    for stage in epochs.remaining(state, [2, 3]):
+        steps.append((stage.name, state.epoch_steps))
+        epochs.close(state, EpochResult(1.0, {}, 4, 1.0), validated(0, np.array([5.0], np.float32)), 1.0)
+    assert steps == [("first", 2), ("last", 3), ("last", 3), ("last", 1)]
+    assert state.log[-1]["epochs"] == 4
+    assert epochs.length(state.config.train.stages[1], 3) == (3, 7)
+
+
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_a_last_stage_that_never_improves_trains_as_many_epochs_as_patience_says(patience: int) -> None:
     stages = [{"name": "first", "epochs": 1}, {"name": "last", "epochs": 9}]

@@ -170,3 +170,20 @@ def test_the_scheduler_scales_every_group_alike() -> None:
         assert rates == pytest.approx(sorted(peak * factor(config, step, 10) for peak in peaks))
         optimizer.step()
         schedule.step()
+
+
+def test_sgd_may_have_plain_momentum() -> None:
+    network = Tiny()
+    config = Config(name="sgd", lr=0.5, momentum=0.9, weight_decay=0, nesterov=False)
+    optimizer = make_optimizer(network, [], config)
+    network.step(optimizer, GRADIENTS[0])
+    network.step(optimizer, GRADIENTS[1])
+    velocity = 0.9 * GRADIENTS[0] + GRADIENTS[1]
+    torch.testing.assert_close(
+        network.weight.detach(), torch.tensor([[1.0, -2.0]]) - 0.5 * (GRADIENTS[0] + velocity)
+    )
+
+
+def test_adadelta_has_the_decay_of_the_settings() -> None:
+    optimizer = make_optimizer(Tiny(), [], Config(name="adadelta", lr=1.0, rho=0.95))
+    assert optimizer.param_groups[0]["rho"] == 0.95

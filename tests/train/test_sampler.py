@@ -40,6 +40,28 @@ def test_an_epoch_shows_every_face_once_near_its_place() -> None:
     assert np.abs(first - np.arange(1000)).mean() > 10
 
 
+def test_without_a_window_any_two_faces_may_meet() -> None:
+    faces = row_index([30.0] * 4000)
+    rows = sampler.shuffled(faces, None, (7, 0))
+    assert sorted(rows) == list(range(4000))
+    assert abs(np.corrcoef(rows, np.arange(4000))[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_years_are_filled_up_and_thinned_out_to_a_count(window: int | None) -> None:
+    """The rule of the neighborhood paper's section 5.1 with 10 faces a year instead of 5,000."""
+    ages = [5.0] * 4 + [30.0] * 25 + [70.0] * 12 + [20.0] * 10 + [61.0] * 11
+    faces = row_index(ages)
+    rows = sampler.shuffled(faces, window, (0, 0), counts=(10, (20, 60)))
+    assert Counter(faces.age[rows].tolist()) == {5.0: 10, 30.0: 10, 70.0: 12, 20.0: 10, 61.0: 11}
+    repeats = Counter(rows.tolist())
+    assert sorted(repeats[row] for row in range(4)) == [2, 2, 3, 3]
+    assert max(repeats[row] for row in range(4, len(ages))) == 1
+    assert len(rows) == sampler.epoch_faces(faces.age, 10, (20, 60))
+    other = sampler.shuffled(faces, window, (0, 1), counts=(10, (20, 60)))
+    assert set(rows.tolist()) != set(other.tolist())  # thinned out anew each epoch
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_workers_share_every_batch_and_lose_no_face(world: int) -> None:
     rows = sampler.shuffled(row_index([1.0] * 103), 16, (0,))

@@ -250,7 +250,24 @@ def _s1_s2_s3(faces: list[Face], protocol: Protocol) -> Parts:
 
 
 def _cacd(faces: list[Face], protocol: Protocol) -> Parts:
-    return Parts(**official.by_rank(faces), notes=[])
+    parts = official.by_rank(faces)
+    if protocol.tests == "val":
+        return _test_the_validation_part(parts, protocol, [])
+    return Parts(**parts, notes=[])
+
+
+def _test_the_validation_part(parts: dict[str, list[Face]], protocol: Protocol, notes: list[str]) -> Parts:
+    """The set's validation part tests, its test part is left out, and a share of the training
+    part's people validate."""
+    if not parts["val"]:
+        raise UserError(
+            f"protocol.tests=val: the set has no validation part for {protocol.name}; set tests=test"
+        )
+    left_out = (
+        f"{protocol.name}: the validation part is tested; {len(parts['test']):,} faces of the test part are "
+        "left out"
+    )
+    return _hold_out(parts["train"], parts["val"], protocol, [*notes, left_out])
 
 
 def _fixed(faces: list[Face], protocol: Protocol) -> Parts:
@@ -263,6 +280,8 @@ def _fixed(faces: list[Face], protocol: Protocol) -> Parts:
         parts, notes = official.by_key(faces, protocol.fold)
     else:
         parts, notes = official.by_table(faces, protocol.file)
+    if protocol.tests == "val":
+        return _test_the_validation_part(parts, protocol, notes)
     if parts["val"] or not parts["train"] or protocol.val == 0:
         return Parts(**parts, notes=notes)
     drawn = (

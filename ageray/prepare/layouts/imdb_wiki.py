@@ -40,7 +40,8 @@ def read_imdb_wiki(uri: str, dataset: str, filters: Filters) -> Source:
 
     Left out as `filtered`: photos without a face of the set's detector, with a `face_score` below
     `filters.min_face_score`, or, with `filters.single_face`, with a second face
-    (`second_face_score`). `sources.read` leaves out ages.
+    (`second_face_score`), or only with one above `filters.max_second_score` where that is set.
+    `sources.read` leaves out ages.
     """
     listed = Listed(uri, dataset)
     for file in required(listed.lists(LISTS), uri, "imdb_wiki", "imdb.mat or wiki.mat"):
@@ -63,8 +64,15 @@ def _labels(row: dict[str, Any], filters: Filters) -> dict[str, Any]:
             "filtered",
             f"face_score {score:g} is below data.filters.min_face_score={filters.min_face_score:g}",
         )
+    most = filters.max_second_score
     if filters.single_face and not math.isnan(second):
-        raise Unusable("filtered", f"a second face (score {second:g}), and data.filters.single_face=true")
+        if most is None:
+            raise Unusable("filtered", f"a second face (score {second:g}), and data.filters.single_face=true")
+        if second > most:
+            raise Unusable(
+                "filtered",
+                f"a second face of score {second:g}, above data.filters.max_second_score={most:g}",
+            )
     year = float(row["photo_taken"])
     if not 1 <= year <= date.max.year:
         raise ValueError(f"photo_taken {year:g} is no year")

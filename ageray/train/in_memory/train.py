@@ -27,7 +27,7 @@ from ageray.faces.canvases import to_tensors
 from ageray.models.decode import decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, predict
-from ageray.train import epochs, wise_ft
+from ageray.train import epochs, sampler, wise_ft
 from ageray.train.in_memory import frozen
 from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import Columns, State, new_state
@@ -104,7 +104,7 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
     size, settings = state.config.train.batch_size, state.config.model.decode
     assert len(fold.train) >= size
     best: dict[str, torch.Tensor] = {}
-    for _ in epochs.remaining(state, [len(fold.train) // size] * len(state.config.train.stages)):
+    for _ in epochs.remaining(state, [_steps(state, faces, fold)] * len(state.config.train.stages)):
         started = time.perf_counter()
         if state.step == 0:
             init_network(state, _shuffled(state, faces, fold.train))
@@ -121,6 +121,15 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
     if state.config.train.wise_ft and len(fold.val):
         start = _start_weights(state, faces)
         wise_ft.choose(state, start, lambda: validate(state, _batches(faces, fold.val, size)))
+
+
+def _steps(state: State, faces: Columns, fold: Fold) -> int:
+    """The steps of a whole epoch."""
+    config, count = state.config.train, len(fold.train)
+    if config.balance == "counts":
+        age = np.asarray(faces["age"][fold.train], np.float32)
+        count = sampler.epoch_faces(age, config.balance_count, config.thinned_ages)
+    return count // config.batch_size
 
 
 def _start_weights(state: State, faces: Columns) -> dict[str, torch.Tensor]:
@@ -148,10 +157,16 @@ def full_gallery(state: State, faces: Columns, fold: Fold) -> Gallery | None:
 
 
 def _shuffled(state: State, faces: Columns, rows: Rows) -> Iterator[Columns]:
-    """The rows in this epoch's order, in full batches."""
-    size = state.config.train.batch_size
-    order = np.random.default_rng((state.config.train.seed, state.epoch)).permutation(rows)
-    return _batches(faces, order[: len(order) // size * size], size)
+    """The rows in this epoch's order, in full batches, as many as the epoch has steps."""
+    config = state.config.train
+    generator = np.random.default_rng((config.seed, state.epoch))
+    if config.balance == "counts":
+        age = np.asarray(faces["age"][rows], np.float32)
+        rows = rows[sampler.counted(age, config.balance_count, config.thinned_ages, generator)]
+    order = generator.permutation(rows)
+    size = config.batch_size
+    steps = min(len(order) // size, state.epoch_steps or len(order))
+    return _batches(faces, order[: steps * size], size)
 
 
 def _batches(faces: Columns, rows: Rows, size: int) -> Iterator[Columns]:
