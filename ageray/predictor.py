@@ -61,6 +61,11 @@ class Ages:
     """(B,): how many ages were averaged."""
     own: Array | None = None
     """(B,): how many of the nearest faces are of the same person."""
+    embedding: Array | None = None
+    """(B, D): the network's embedding, on request."""
+    classifiers: Array | None = None
+    """(B, classifiers): the age by each of several classifiers (DHAA), before calibration, on
+    request."""
 
 
 class Predictor:
@@ -100,14 +105,20 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, canvas: NDArray[np.uint8], points: Array, box: Array, subject: NDArray[np.int64] | None = None
+        self,
+        canvas: NDArray[np.uint8],
+        points: Array,
+        box: Array,
+        subject: NDArray[np.int64] | None = None,
+        details: bool = False,
     ) -> Ages:
         """The ages of B faces.
 
         canvas: uint8 (B, C, C, 3). points: (B, 5, 2) and box: (B, 4), in canvas pixels.
         `ageray.faces.canvases.face_canvases` makes all three. subject: (B,) numbers of
         `ageray.data.stream.subject_number`, 0 unknown. Gallery faces of the same subject are
-        counted and, with `decode.gallery.exclude_subject`, left out.
+        counted and, with `decode.gallery.exclude_subject`, left out. details: adds `embedding` and
+        `classifiers`, without further passes of the network.
         """
         config = self.bundle.experiment
         if len(canvas) == 0:
@@ -116,13 +127,23 @@ class Predictor:
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
         prediction = predict(
-            self._network, batch, config, self._autocast, self._gallery, measured=self._distance is not None
+            self._network,
+            batch,
+            config,
+            self._autocast,
+            self._gallery,
+            measured=self._distance is not None,
+            details=details,
         )
         age = decode(prediction.posterior, config.model)
         tails = quantiles(prediction.posterior, self._bins, torch.tensor(TAILS, device=self.device))
         decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
         posterior = prediction.posterior.cpu().numpy()
         measures = _optional_array(prediction.measures)
+        classifiers = None
+        if prediction.classifiers is not None:
+            ages = [decode(each, config.model) for each in prediction.classifiers.values()]
+            classifiers = torch.stack(ages, -1).cpu().numpy()
         distance = None
         if self._distance is not None and prediction.embedding is not None:
             distance = self._distance(prediction.embedding).cpu().numpy()
@@ -143,6 +164,8 @@ class Predictor:
             female=_optional_array(prediction.female),
             neighbours=_optional_array(prediction.neighbours),
             own=_optional_array(prediction.own),
+            embedding=_optional_array(prediction.embedding) if details else None,
+            classifiers=classifiers,
         )
 
     def _no_ages(self) -> Ages:

@@ -242,7 +242,9 @@ def _gallery(experiment: Experiment, faces: pa.Table, splits: list[Split]) -> di
         return None
     gender_by = None
     if max(map(gender_number, faces.column("gender").to_pylist())) >= 0:
-        outputs = check_model(experiment).outputs
-        gender_by = "gender_embedding" if "gender_embedding" in outputs else "embedding"
+        gender_by = "embedding"
+        trained = experiment.loss.gender_contrastive is not None
+        if trained and "gender_embedding" in build(experiment.model, pretrained=False).outputs:
+            gender_by = "gender_embedding"
     sizes = [len(split.parts["train"]) for split in splits]
     return {"faces": round(np.mean(sizes)), "gender_by": gender_by}

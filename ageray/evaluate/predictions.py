@@ -91,25 +91,18 @@ class _Predict:
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         fine = batch["error"] == ""
         faces = batch["canvas"][fine], batch["points"][fine], batch["box"][fine]
-        ages = self._predictor.predict(*faces, batch["subject"][fine])
+        ages = self._predictor.predict(*faces, batch["subject"][fine], details=True)
         columns = {name: batch[name] for name in ("key", "age", "error")}
         columns["gender_number"] = batch["gender"]
         columns |= _numbers(ages, fine)
         columns["quantiles"] = _lists(self._predictor.quantiles(ages, LEVELS), fine)
         if "classifiers" in self._schema.names:
-            columns["classifiers"] = _lists(self._predictor.classifiers(*faces), fine)
+            columns["classifiers"] = _lists(_rows(ages.classifiers), fine)
         if "embedding" in self._schema.names:
-            columns["embedding"] = self._embeddings(batch, fine)
+            shown = np.array([key in self._mapped for key in batch["key"]], bool)
+            embeddings = _rows(ages.embedding).astype(np.float16)[shown[fine]]
+            columns["embedding"] = _lists(embeddings, fine & shown)
         return pa.table(columns, self._schema)
-
-    def _embeddings(self, batch: dict[str, Any], fine: NDArray[np.bool_]) -> list[Any]:
-        """The embedding of each face that the map shows, None for the others."""
-        chosen = fine & np.array([key in self._mapped for key in batch["key"]], bool)
-        if not chosen.any():
-            return [None] * len(chosen)
-        canvas, points, box = (batch[name][chosen] for name in ("canvas", "points", "box"))
-        embeddings = self._predictor.embeddings(canvas, points, box)
-        return _lists(embeddings.astype(np.float16), chosen)
 
 
 def predictions(
@@ -188,6 +181,11 @@ def _numbers(ages: Ages, fine: NDArray[np.bool_]) -> dict[str, NDArray[np.float3
         if values is not None:
             columns[name][fine] = values
     return columns
+
+
+def _rows(values: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The values; no rows where a batch has no usable face."""
+    return np.zeros((0, 1), np.float32) if values is None else values
 
 
 def _lists(values: Any, chosen: NDArray[np.bool_]) -> list[Any]:

@@ -59,7 +59,8 @@ def face_canvases(
     """Canvases of the N faces of one photo.
 
     data: the encoded photo. points: (N, 5, 2), box: (N, 4), in full-size pixels, None if unknown.
-    `align.mode` decides which of them is needed; `none` needs neither, and N is 1. photo: the same
+    `align.mode` decides which of them is needed; `none` needs neither, and N is 1; `box` takes the
+    points of a face without a box. photo: the same
     photo decoded at any scale; it is used if its scale is the right one.
 
     Raises ImageError if the photo cannot be decoded, or if a face lacks what the alignment needs.
@@ -76,6 +77,8 @@ def face_canvases(
     if align.mode == "none":
         assert photo is not None
         box = np.tile(np.array([-0.5, -0.5, photo.width - 0.5, photo.height - 0.5], np.float32), (count, 1))
+    if align.mode == "box":
+        box = _or_of_points(box, points)
     crops = _crops(points, box, align)
     for problem in crops.problems:
         if problem:
@@ -109,6 +112,8 @@ def canvases_of_rows(
             canvases.pixels[row], canvases.points[row] = own.pixels[0], own.points[0]
             canvases.box[row] = own.box[0]
         return canvases, problems
+    if align.mode == "box":
+        box = _or_of_points(box, points)
     crops = _crops(points, box, align)
     for row, data in enumerate(images):
         if crops.problems[row]:
@@ -135,6 +140,16 @@ def _or_nan(values: NDArray[np.float32] | None, shape: tuple[int, ...]) -> NDArr
     if values is None:
         return np.full(shape, np.nan, np.float32)
     return np.asarray(values, np.float32).reshape(shape)
+
+
+def _or_of_points(box: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The boxes (N, 4); for a face without one, such as FG-NET's with its own points, the box that
+    its points suggest."""
+    missing = ~np.isfinite(box).all(-1) & np.isfinite(points).all((1, 2))
+    if missing.any():
+        box = box.copy()
+        box[missing] = geometry.box_of_points(torch.from_numpy(points[missing])).numpy()
+    return box
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ageray.experiment.model import Dhaa as Config
-from ageray.models.network import AgeNetwork, Batch, age_head, head_output, no_imagenet, scaled
+from ageray.models.network import CLASSIFIER, AgeNetwork, Batch, age_head, head_output, no_imagenet, scaled
 from ageray.models.regions import REGIONS, RegionPooling
 
 BRANCHES = {"global": "G", "local": "L", "global_local": "GL"}
@@ -292,6 +292,18 @@ class Dhaa(AgeNetwork):
         """
         z_BD = self._features(batch)
         return {**self._own_logits(z_BD), FINAL: self.head(self.dropout(self._fused(z_BD)))}
+
+    def detailed(self, batch: Batch) -> Batch:
+        """Logits, embedding and the output of every classifier, with one pass of the blocks."""
+        z_BD = self._features(batch)
+        embedding = self._fused(z_BD)
+        logits = self.head(self.dropout(embedding))
+        outputs = {self._name: logits, "embedding": embedding}
+        if self.classifier_names:
+            outputs[CLASSIFIER + FINAL] = logits
+            for name, own in self._own_logits(z_BD).items():
+                outputs[CLASSIFIER + name] = own
+        return outputs
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         maps = self.backbone(batch["face"], batch["points"])

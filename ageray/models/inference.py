@@ -19,7 +19,7 @@ from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
-from ageray.models.network import AgeNetwork, head_output
+from ageray.models.network import CLASSIFIER, AgeNetwork, head_output
 
 Batch = dict[str, Tensor]
 _LABELS = ("age", "gender", "subject")
@@ -32,8 +32,9 @@ class Prediction:
     `female` (B,) is the share of women among the neighbours; None if the gallery has no genders.
     `neighbours` (B,) is the number of averaged ages. `own` (B,) is the number of the M nearest that
     show the face's own subject. With the mirror image all are means over both. On request,
-    `embedding` (B, D) of the face as it is, and `measures` (B, M) of its picture
-    (`ageray.faces.quality`), float32.
+    `embedding` (B, D) of the face as it is, `measures` (B, M) of its picture
+    (`ageray.faces.quality`), float32, and `classifiers`, the posterior (B, K) of each of the
+    network's classifiers by name.
     """
 
     posterior: Tensor
@@ -42,6 +43,7 @@ class Prediction:
     own: Tensor | None = None
     embedding: Tensor | None = None
     measures: Tensor | None = None
+    classifiers: dict[str, Tensor] | None = None
 
 
 def predict(
@@ -51,6 +53,8 @@ def predict(
     autocast: bool,
     gallery: Gallery | None = None,
     measured: bool = False,
+    gender: bool = True,
+    details: bool = False,
 ) -> Prediction:
     """The network's predictions for canvases `canvas` (B, 3, C, C), `points` (B, 5, 2), `box` (B,
     4) on its device.
@@ -59,27 +63,45 @@ def predict(
     (DHAA, section 4.2). With `decode.method: gallery` it is the histogram of the ages of the
     nearest gallery faces; `subject` (B,) then tells which of them are of the same person. The
     network must be in eval mode. measured: adds `embedding` and `measures`, both of the first
-    view.
+    view. gender: whether to look for the gallery's nearest faces by gender too. details: adds
+    `embedding` and, of a network with several, `classifiers`, from the same forward passes.
     """
     faces = views(batch, config, config.model.decode.flip, measured)
-    outputs = [_outputs(network, each, autocast) for each in faces]
+    outputs = [_outputs(network, each, autocast, details) for each in faces]
     if config.model.decode.method != "gallery":
         prediction = Prediction(_mean([classifier_posterior(each) for each in outputs]))
     else:
         assert gallery is not None
-        prediction = _both(
-            [_of_neighbours(each, gallery, config.model, batch.get("subject")) for each in outputs]
-        )
-    if not measured:
-        return prediction
-    return replace(prediction, embedding=outputs[0]["embedding"].float(), measures=faces[0]["measures"])
+        parts = []
+        for each in outputs:
+            parts.append(_of_neighbours(each, gallery, config.model, batch.get("subject"), gender))
+        prediction = _both(parts)
+    if measured:
+        prediction = replace(prediction, measures=faces[0]["measures"])
+    if (measured or details) and "embedding" in outputs[0]:
+        prediction = replace(prediction, embedding=outputs[0]["embedding"].float())
+    if details and isinstance(network, AgeNetwork) and network.classifier_names:
+        prediction = replace(prediction, classifiers=_of_classifiers(network, outputs, config))
+    return prediction
+
+
+def _of_classifiers(network: AgeNetwork, outputs: list[Batch], config: Experiment) -> dict[str, Tensor]:
+    """The posterior (B, K) of each classifier, the mean over the views."""
+    tensor = "logits"
+    if isinstance(config.model, ClassifierBase | ClusterCnn):
+        tensor = head_output(config.model)
+    posteriors = {}
+    for name in network.classifier_names:
+        parts = [classifier_posterior({tensor: each[CLASSIFIER + name]}) for each in outputs]
+        posteriors[name] = _mean(parts)
+    return posteriors
 
 
 def posterior(
     network: nn.Module, batch: Batch, config: Experiment, autocast: bool, gallery: Gallery | None = None
 ) -> Tensor:
-    """The posterior (B, K) of `predict` alone."""
-    return predict(network, batch, config, autocast, gallery).posterior
+    """The posterior (B, K) of `predict` alone, without looking for neighbours by gender."""
+    return predict(network, batch, config, autocast, gallery, gender=False).posterior
 
 
 def classifier_posteriors(
@@ -89,16 +111,10 @@ def classifier_posteriors(
 
     The batch is that of `predict`. With `decode.flip` each is the mean over both images.
     """
-    tensor = "logits"
-    if isinstance(config.model, ClassifierBase | ClusterCnn):
-        tensor = head_output(config.model)
-    posteriors: dict[str, list[Tensor]] = {}
+    outputs = []
     for view in views(batch, config, config.model.decode.flip):
-        with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
-            outputs = network.classifiers(view)
-        for name, logits in outputs.items():
-            posteriors.setdefault(name, []).append(classifier_posterior({tensor: logits}))
-    return {name: _mean(parts) for name, parts in posteriors.items()}
+        outputs.append(_outputs(network, view, autocast, details=True))
+    return _of_classifiers(network, outputs, config)
 
 
 def embeddings(network: nn.Module, batch: Batch, config: Experiment, autocast: bool) -> Tensor:
@@ -116,9 +132,10 @@ def gallery_rows(network: nn.Module, batch: Batch, config: Experiment, autocast:
     """
     outputs = _outputs(network, _view(batch, config), autocast)
     rows = {name: batch[name] for name in _LABELS if name in batch}
-    for name in ("embedding", "gender_embedding"):
-        if name in outputs:
-            rows[name] = compact(outputs[name])
+    rows["embedding"] = compact(outputs["embedding"])
+    # without its loss the layer for gender stays as it began, so the embedding for age tells gender
+    if "gender_embedding" in outputs and config.loss.gender_contrastive is not None:
+        rows["gender_embedding"] = compact(outputs["gender_embedding"])
     return rows
 
 
@@ -160,8 +177,10 @@ def views(batch: Batch, config: Experiment, mirrored: bool, measured: bool = Fal
     return inputs
 
 
-def _outputs(network: nn.Module, view: Batch, autocast: bool) -> Batch:
+def _outputs(network: nn.Module, view: Batch, autocast: bool, details: bool = False) -> Batch:
     with torch.autocast(view["face"].device.type, torch.bfloat16, enabled=autocast):
+        if details and isinstance(network, AgeNetwork):
+            return network.detailed(view)
         outputs: Batch = network(view)
     return outputs
 
@@ -189,7 +208,7 @@ def _both(predictions: list[Prediction]) -> Prediction:
 
 
 def _of_neighbours(
-    outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None
+    outputs: Batch, gallery: Gallery, config: ModelBase, subject_B: Tensor | None, gender: bool
 ) -> Prediction:
     """The prediction from the ages of the nearest faces of the gallery."""
     settings, query_BD = config.decode.gallery, outputs["embedding"].float()
@@ -197,9 +216,12 @@ def _of_neighbours(
     posterior_BK = gallery.posterior(near, bins(config).to(query_BD.device))
     # An embedding that is not finite has no meaningful distances.
     broken_B1 = ~torch.isfinite(query_BD).all(-1, keepdim=True)
+    female_B = None
+    if gender:
+        female_B = _female(outputs, near, gallery, settings, subject_B)
     return Prediction(
         posterior_BK.masked_fill(broken_B1, torch.nan),
-        _female(outputs, near, gallery, settings, subject_B),
+        female_B,
         near.present.sum(-1),
         near.own,
     )

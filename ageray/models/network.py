@@ -17,6 +17,8 @@ from ageray.experiment.model import ClassifierBase, ClusterCnn
 
 Batch = dict[str, Tensor]
 REMEDY = "name another file, or none"
+CLASSIFIER = "classifier:"
+"""Prefix of the tensors of several classifiers in `AgeNetwork.detailed`."""
 BIAS_GAP = 4.0
 """A bin that a published age layer lacks starts this far below the layer's lowest bias."""
 
@@ -47,6 +49,12 @@ class AgeNetwork(nn.Module):
         Each is `logits` (B, K) or `ordinal_logits` (B, K - 1).
         """
         return {}
+
+    def detailed(self, batch: Batch) -> Batch:
+        """The tensors of `forward` and, from the same pass, the output of each of
+        `classifier_names` under `CLASSIFIER` and its name."""
+        outputs: Batch = self(batch)
+        return outputs
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that start from random values and take the full learning rate.

@@ -9,7 +9,7 @@ Shape letters: N faces of an epoch, S steps, B faces of this worker in a step, P
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,14 +145,22 @@ class Streams:
         rank, world = rank_and_world()
         faces = self.plan.faces[part]
         rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
-        return UsableBatches(self._numbered(self._streams(self.plan.folders(), faces, rows)))
+        return UsableBatches(self._numbered(self.plan.folders(), faces, rows))
 
-    def _numbered(self, streams: list[ray.data.Dataset]) -> Iterator[Columns]:
-        """The batches of one stream after the other, with the column `set`."""
-        size = self.experiment.train.batch_size
-        for number, stream in enumerate(streams):
-            batches = stream.iter_batches(batch_size=size, batch_format="numpy", prefetch_batches=_PREFETCH)
-            for batch in batches:
+    def _numbered(self, folders: Sequence[str], faces: RowIndex, rows: Rows) -> Iterator[Columns]:
+        """The batches of these rows, one set after the other, with the column `set`.
+
+        The shards of a set are read no further than to its last row: the first faces of a part lie
+        in the first shards.
+        """
+        size, set_N = self.experiment.train.batch_size, faces.set_of(rows)
+        for number, folder in enumerate(folders):
+            left = int((set_N == number).sum())
+            if not left:
+                continue
+            stream = self._canvases(folder, faces.lookup(rows[set_N == number]))
+            blocks = stream.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=_PREFETCH)
+            for batch in _rebatched(blocks, size, left):
                 yield {**batch, "set": np.full(len(batch["age"]), number)}
 
     def _streams(self, folders: Sequence[str], faces: RowIndex, rows: Rows) -> list[ray.data.Dataset]:
@@ -167,6 +175,27 @@ class Streams:
     def _canvases(self, shards: str, lookup: RowLookup) -> ray.data.Dataset:
         scale = self.experiment.scale
         return canvases(self.rows[shards], self.experiment.align, scale.decode_batch, lookup=lookup)
+
+
+def _rebatched(blocks: Iterable[Columns], size: int, count: int) -> Iterator[Columns]:
+    """The first `count` rows of the blocks, in batches of `size`; no block after them is read."""
+    waiting: list[Columns] = []
+    rows = 0
+    for block in blocks:
+        if not len(block["row"]):
+            continue
+        waiting.append(block)
+        rows += len(block["row"])
+        count -= len(block["row"])
+        if rows < size and count > 0:
+            continue
+        whole = {name: np.concatenate([each[name] for each in waiting]) for name in block}
+        full = rows if count <= 0 else rows // size * size
+        for first in range(0, full, size):
+            yield {name: values[first : min(first + size, full)] for name, values in whole.items()}
+        waiting, rows = [{name: values[full:] for name, values in whole.items()}], rows - full
+        if count <= 0:
+            return
 
 
 def _blocks(stream: ray.data.Dataset) -> Iterator[Columns]:

@@ -26,7 +26,7 @@ from ageray.experiment import Experiment
 from ageray.faces.canvases import to_tensors
 from ageray.models.decode import decode, quantiles
 from ageray.models.gallery import Gallery
-from ageray.models.inference import classifier_posteriors, predict
+from ageray.models.inference import predict
 from ageray.train import epochs, sampler, wise_ft
 from ageray.train.in_memory import frozen
 from ageray.train.loop import init_network, train_one_epoch
@@ -214,7 +214,7 @@ def _predict_batch(
     """The tensors of `_predict` for the faces of a batch."""
     network, config = state.eval_network.eval(), state.config
     bf16 = config.train.precision == "bf16"
-    prediction = predict(network, batch, config, bf16, gallery)
+    prediction = predict(network, batch, config, bf16, gallery, details=bool(network.classifier_names))
     quantiles_BQ = quantiles(prediction.posterior, state.bins, level_Q)
     age_B = decode(prediction.posterior, config.model)
     tensors = {
@@ -225,8 +225,7 @@ def _predict_batch(
         tensor = getattr(prediction, name)
         if tensor is not None:
             tensors[name] = tensor
-    if network.classifier_names:
-        posteriors = classifier_posteriors(network, batch, config, bf16)
-        ages = [decode(posteriors[name], config.model) for name in network.classifier_names]
+    if prediction.classifiers is not None:
+        ages = [decode(each, config.model) for each in prediction.classifiers.values()]
         tensors["classifiers"] = torch.stack(ages, -1)
     return tensors
