@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from ageray import __version__, config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.experiment.model import Decode
 
 # Commands load a bundle to read its settings. Only a network needs torch: 4 s to import.
 if TYPE_CHECKING:
@@ -61,6 +62,26 @@ class Bundle:
         if self.features is not None:
             parts.append(self.card["features"]["sha256"])
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+    def decoding(self, decode: Decode, calibrate: bool = True) -> Bundle:
+        """The same weights with other settings of `model.decode`, for an evaluation.
+
+        calibrate: false leaves out the card's calibration, so that ages are those of the decoding.
+        Raises UserError for a gallery that the bundle has not.
+        """
+        if decode.method == "gallery" and self.faces is None:
+            raise UserError(
+                f"model.decode.method=gallery: {self.uri} has no {GALLERY}; train it with "
+                "model.decode.method=gallery"
+            )
+        model = self.experiment.model.model_copy(update={"decode": decode})
+        train = self.experiment.train.model_copy(update={"calibrate": calibrate})
+        card, features = self.card, self.features
+        if not calibrate:
+            card = {name: value for name, value in card.items() if name not in ("calibration", "features")}
+            features = None
+        experiment = self.experiment.model_copy(update={"model": model, "train": train})
+        return replace(self, experiment=experiment, card=card, features=features)
 
     @property
     def calibration(self) -> Calibration:

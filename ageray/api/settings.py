@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ageray import bundle, config
 from ageray.errors import UserError
@@ -36,7 +37,16 @@ def evaluation_settings(model: str, words: Sequence[str]) -> Experiment:
     # the machine is this one, not the one that trained
     experiment = config.load(paths, overrides, base=own.model_copy(update={"scale": Scale()}))
     for section in _OF_THE_MODEL:
-        if getattr(experiment, section) != getattr(own, section):
+        if _fixed(experiment, section) != _fixed(own, section):
             reason = "belongs to the model and was fixed when it was trained"
-            raise UserError(f"{section}: {reason}; give only data, protocol and scale")
+            remedy = "give only data, protocol, scale, model.decode and train.calibrate"
+            raise UserError(f"{section}: {reason}; {remedy}")
     return experiment
+
+
+def _fixed(experiment: Experiment, section: str) -> dict[str, Any]:
+    """The settings of a section that an evaluation cannot change."""
+    content: dict[str, Any] = getattr(experiment, section).model_dump(mode="json")
+    content.pop("decode", None)
+    content.pop("calibrate", None)
+    return content

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -18,7 +19,9 @@ from ageray.errors import UserError
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from
-FILE.yaml and key=value; alignment and decoding are the model's. Which faces are tested:
+FILE.yaml and key=value; alignment is the model's, and so is decoding, unless model.decode.* or
+train.calibrate=false is given. Figures before calibration stand beside the others. Which faces are
+tested:
 `protocol.name` all tests every face, each other protocol the part that it holds out. The audit
 tells what the split leaks.
 

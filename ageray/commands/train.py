@@ -99,3 +99,5 @@ def _print_validation(files: RunFiles) -> None:
         figures = card["validation"]
         median = f"always saying the median age: {figures['constant']['own_median']['mae']:.3f}"
         print(f"validation: MAE {figures['mae']:.3f} ({median}), CS(5) {figures['cs5']:.3f}")
+        if "plain" in figures:
+            print(f"validation before calibration: MAE {figures['plain']['mae']:.3f}")

@@ -20,6 +20,7 @@ class EvaluationFiles:
     predictions.parquet                 of one model, and of a run over folds
     split.parquet                       of one model
     config.yaml, folds/0007.parquet     of a run over folds
+    runs/                               its folds that were trained as runs of their own
     0-default/, 0-default-on-fgnet/     of several models (and sets): an evaluation of one model
     each
     """
@@ -60,6 +61,11 @@ class EvaluationFiles:
     def folds(self) -> str:
         """The folder of the finished folds."""
         return storage.join(self.folder, FOLDS)
+
+    @property
+    def runs(self) -> str:
+        """The folder of the folds whose faces do not fit into memory."""
+        return storage.join(self.folder, "runs")
 
     def fold(self, number: int) -> str:
         """The predictions of a finished fold."""

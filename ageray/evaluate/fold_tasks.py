@@ -21,11 +21,12 @@ from ray.exceptions import RayTaskError
 from ageray.data.labels import gender_number
 from ageray.data.splits import Split
 from ageray.errors import UserError
+from ageray.evaluate import streamed_fold
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
-from ageray.experiment import Experiment
+from ageray.experiment import Experiment, Protocol
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory.face_cache import FaceCache, FaceCaches, cache_features, store_room
 from ageray.train.in_memory.slots import on_device, plan_slots
 from ageray.train.in_memory.train import Fold, Result
 
@@ -46,27 +47,45 @@ def _train_fold(
 class FoldTasks:
     """The folds of one experiment that are still to be trained.
 
-    faces: the labelled faces. splits, names: of every fold. levels: of the quantiles.
+    faces: the labelled faces. protocols, splits, names: of every fold. levels: of the quantiles.
+    caches: faces in memory that other experiments share.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         faces: pa.Table,
+        protocols: list[Protocol],
         splits: list[Split],
         names: list[str],
         levels: Sequence[float],
+        caches: FaceCaches | None = None,
     ) -> None:
         self._experiment = experiment
-        self._labelled, self._splits, self._names = faces, splits, names
+        self._labelled, self._protocols, self._splits, self._names = faces, protocols, splits, names
+        self._caches = caches or FaceCaches()
         self._levels = tuple(levels)
         self._slots = plan_slots(experiment.scale)
         self._network = build(experiment.model, pretrained=False)
 
-    def results(self, todo: list[int], show: Callable[[Record], None]) -> Generator[Ended, None, None]:
+    def results(
+        self, todo: list[int], show: Callable[[Record], None], runs: str
+    ) -> Generator[Ended, None, None]:
         """Trains the folds `todo`; yields each as it ends. Running tasks stop when the caller
-        stops."""
-        faces = cache_faces(self._experiment, self._labelled)
+        stops.
+
+        Only the faces of these folds are decoded. If they do not fit into memory, each fold is a
+        training run in the folder `runs`, one after the other.
+        """
+        used = self._used(todo)
+        room = store_room(self._experiment, used.num_rows)
+        way = "held in memory" if room.fits else "streamed from the shards in each epoch, fold after fold"
+        others = self._labelled.num_rows - used.num_rows
+        show({"kind": "note", "text": f"{room.text}: {way}; {others:,} faces that no fold uses are left out"})
+        if not room.fits:
+            yield from self._streamed(todo, show, runs)
+            return
+        faces = self._caches.faces(self._experiment, used)
         folds = {number: self._fold(number, faces) for number in todo}
         precomputed = cache_features(self._experiment, self._network, faces, self._slots)
         total = len(self._splits)
@@ -82,6 +101,31 @@ class FoldTasks:
             table = self._table(number, folds[number], result, faces)
             seconds_left = (time.perf_counter() - start) / ended * (len(folds) - ended)
             yield number, table, {**_figures(table, result), "seconds": seconds, "left": seconds_left}
+
+    def _used(self, todo: list[int]) -> pa.Table:
+        """The labelled faces that are in some part of these folds."""
+        keys = set[str]()
+        for number in todo:
+            for part in self._splits[number].parts.values():
+                keys.update(part)
+        chosen = pc.is_in(self._labelled.column("key"), pa.array(sorted(keys), pa.string()))
+        return self._labelled.filter(chosen)
+
+    def _streamed(
+        self, todo: list[int], show: Callable[[Record], None], runs: str
+    ) -> Generator[Ended, None, None]:
+        """The folds as training runs on Ray Data, in the folder `runs`."""
+        total, start = len(self._splits), time.perf_counter()
+        record = {"kind": "start", "done": total - len(todo), "total": total, "frozen_body": False}
+        show(record | self._slots._asdict() | {"folds": 1})
+        for ended, number in enumerate(todo, 1):
+            began = time.perf_counter()
+            rows = streamed_fold.run(self._experiment, self._protocols[number], runs, self._levels, show)
+            names = pa.array([self._names[number]] * rows.num_rows, pa.string())
+            table = rows.select([field.name for field in self._fields()]).append_column("fold", names)
+            seconds_left = (time.perf_counter() - start) / ended * (len(todo) - ended)
+            figures = _figures(table, None)
+            yield number, table, {**figures, "seconds": time.perf_counter() - began, "left": seconds_left}
 
     def _trained(self, folds: dict[int, Fold], columns: Any) -> Iterator[tuple[int, Result, float]]:
         """Number, result and seconds of each fold as it ends; as many at once as there are

@@ -25,16 +25,17 @@ from ageray.data.labelled_faces import faces_digest, labelled_faces
 from ageray.data.labels import gender_number
 from ageray.data.splits import Split
 from ageray.errors import UserError
-from ageray.evaluate import results, split_audit
+from ageray.evaluate import pretraining, results, split_audit
 from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.fold_store import FoldStore
 from ageray.evaluate.fold_tasks import FoldTasks, Record
 from ageray.evaluate.one_model import write
 from ageray.evaluate.predictions import LEVELS
 from ageray.evaluate.results import with_labels
-from ageray.experiment import Experiment
+from ageray.experiment import Experiment, Protocol
 from ageray.models.build import build
-from ageray.train.plan import check_model
+from ageray.train.in_memory.face_cache import FaceCaches
+from ageray.train.plan import check_model, notes
 
 
 class FoldRun(NamedTuple):
@@ -60,10 +61,11 @@ class FoldRun(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The labelled faces, and name and split of every fold."""
+    """The labelled faces, and name, protocol and split of every fold."""
 
     faces: pa.Table
     names: list[str]
+    protocols: list[Protocol]
     splits: list[Split]
 
 
@@ -110,8 +112,14 @@ def run_folds(
     show: Callable[[Record], None],
     fresh: bool = False,
     levels: Sequence[float] = LEVELS,
+    caches: FaceCaches | None = None,
 ) -> FoldRun:
     """Trains and tests every fold of `experiment.protocol` on `experiment.data`.
+
+    Stages with shards of their own that come first are trained once, and every fold starts from
+    their weights. Only faces that a fold uses are held in memory; if they do not fit, each fold is
+    trained by the streaming loop of `jobs.train`, one after the other. caches: faces that several
+    calls share.
 
     Every fold starts from `train.seed`. The results depend neither on how many folds run at once
     nor on the order in which they end; the number of threads changes the rounding. show: receives a
@@ -123,14 +131,16 @@ def run_folds(
     all_folds = experiment.protocol.model_copy(update={"fold": 0})
     experiment = experiment.model_copy(update={"protocol": all_folds})
     plan = _plan(experiment)
-    store = FoldStore.open(out, experiment, faces_digest(experiment, plan.faces, levels), fresh)
-    tables = _all_tables(experiment, plan, store, levels, show)
-    whole = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    written, experiment = experiment, pretraining.run(experiment, show)
+    store = FoldStore.open(out, written, faces_digest(experiment, plan.faces, levels), fresh)
+    tables = _all_tables(experiment, plan, store, levels, show, caches)
+    parts = [table.replace_schema_metadata(None) for table in tables]
+    whole = pa.concat_tables(parts, promote_options="default")  # folds of before lack later columns
     return FoldRun(
         rows=with_labels(whole, plan.faces).sort_by([("key", "ascending"), ("fold", "ascending")]),
         faces=plan.faces,
         splits=plan.splits,
-        notes=_notes(plan.splits),
+        notes=[*_notes(plan.splits), *_notes_on_training(experiment, plan)],
         train_median=_train_median(plan.faces, plan.splits),
         gallery=_gallery(experiment, plan.faces, plan.splits),
     )
@@ -142,6 +152,7 @@ def _all_tables(
     store: FoldStore,
     levels: Sequence[float],
     show: Callable[[Record], None],
+    caches: FaceCaches | None,
 ) -> list[pa.Table]:
     """The table of every fold, in their order: from the store, or trained now and stored."""
     total = len(plan.names)
@@ -153,9 +164,9 @@ def _all_tables(
             todo.append(number)
     if not todo:
         return tables
-    tasks = FoldTasks(experiment, plan.faces, plan.splits, plan.names, levels)
+    tasks = FoldTasks(experiment, plan.faces, plan.protocols, plan.splits, plan.names, levels, caches)
     done = total - len(todo)
-    with closing(tasks.results(todo, show)) as ended:
+    with closing(tasks.results(todo, show, store.files.runs)) as ended:
         for number, table, about in ended:
             store.write(number, table, about)
             tables[number] = store.read(number)  # exactly as a later run will read it
@@ -175,17 +186,12 @@ def _plan(experiment: Experiment) -> _Plan:
         raise UserError(
             "data.shards is not set; name the folder that ageray prepare wrote, e.g. data.shards=shards/fgnet"
         )
-    for number, stage in enumerate(experiment.train.stages):
-        if stage.shards:
-            raise UserError(
-                f"train.stages.{number}.shards={stage.shards}: a fold trains on data.shards alone; "
-                f"train this stage once with ageray train and give its bundle/model.safetensors as "
-                f"model.weights"
-            )
+    pretraining.check(experiment)
     check_model(experiment)
     faces, name = labelled_faces(shards), experiment.protocol.name
     numbers, splits = [], []
-    for protocol in protocols.folds(faces, experiment.protocol):
+    protocols_of_folds = protocols.folds(faces, experiment.protocol)
+    for protocol in protocols_of_folds:
         numbers.append(str(protocol.fold))
         splits.append(protocols.split(faces, protocol))
     for split in splits:
@@ -195,7 +201,15 @@ def _plan(experiment: Experiment) -> _Plan:
                 f"protocol.name={name}: leaves no face to {purpose}; "
                 f"set protocol.name=lopo, or subject_exclusive with protocol.folds=5, say"
             )
-    return _Plan(faces, _people(faces, splits) if name == "lopo" else numbers, splits)
+    names = _people(faces, splits) if name == "lopo" else numbers
+    return _Plan(faces, names, protocols_of_folds, splits)
+
+
+def _notes_on_training(experiment: Experiment, plan: _Plan) -> list[str]:
+    """What the settings ask for and the faces do not have, as in the first fold."""
+    parts = plan.splits[0].parts
+    chosen = pc.is_in(plan.faces.column("key"), pa.array(parts["train"], pa.string()))
+    return notes(experiment, plan.faces.filter(chosen), len(parts["val"]))
 
 
 def _people(faces: pa.Table, splits: list[Split]) -> list[str]:

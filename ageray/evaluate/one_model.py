@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import bundle, storage
+from ageray import bundle, config, storage
 from ageray.bundle import Bundle
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
@@ -30,11 +30,13 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
     """Predicts the test part of `experiment.data` under `experiment.protocol`; returns the report.
 
     Writes report.html, report.json, predictions.parquet and split.parquet to the folder `out`.
-    Alignment and decoding are the bundle's. `trained_on`: shards that the model was trained on, for
-    the audit; by default those that its settings name. Needs a connected cluster.
+    Alignment is the bundle's. So is decoding, unless `experiment.model.decode` or
+    `experiment.train.calibrate` differ from it. `trained_on`: shards that the model was trained on,
+    for the audit; by default those that its settings name. Needs a connected cluster.
     Raises UserError if there are no shards or no test face.
     """
-    loaded = bundle.load(model)
+    own = bundle.load(model)
+    loaded = own.decoding(experiment.model.decode, experiment.train.calibrate)
     shards = experiment.data.shards
     if shards is None:
         raise UserError(
@@ -60,7 +62,11 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
         data=experiment.data,
         protocol=experiment.protocol.model_dump(),
         notes=split.notes,
-        warnings=[*_unlabelled(shards, faces.num_rows), *_leak(loaded, experiment, split.parts)],
+        warnings=[
+            *_decoding(own, loaded),
+            *_unlabelled(shards, faces.num_rows),
+            *_leak(loaded, experiment, split.parts),
+        ],
         audit=split_audit.audited(training, faces, split.parts["test"], shards),
     )
     write(files, rows, report, predicted.embedded)
@@ -110,6 +116,20 @@ def _unlabelled(shards: str, labelled: int) -> list[str]:
     if rows == labelled:
         return []
     return [f"{rows - labelled} of {rows} faces have no age and are left out"]
+
+
+def _decoding(own: Bundle, loaded: Bundle) -> list[str]:
+    """Warnings if the model is decoded in another way than it was calibrated for."""
+    warnings = []
+    before, now = (each.experiment.model.decode.model_dump(mode="json") for each in (own, loaded))
+    changes = config.differences(before, now)
+    calibrated = "calibration" in loaded.card
+    if changes:
+        text = "the calibration was fitted before that" if calibrated else "ages are not calibrated"
+        warnings.append(f"decoded with {', '.join(changes)}; {text}")
+    if "calibration" in own.card and not calibrated:
+        warnings.append("train.calibrate=false: ages are those of the decoding, intervals the posterior's")
+    return warnings
 
 
 def _leak(loaded: Bundle, experiment: Experiment, parts: dict[str, list[str]]) -> list[str]:

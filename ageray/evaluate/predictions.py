@@ -39,6 +39,7 @@ PREDICTED = pa.schema(
         ("low", pa.float32()),
         ("high", pa.float32()),
         ("quantiles", _NUMBERS),
+        ("plain", pa.float32()),
     ]
 )
 """Columns of every model, a row per test face.
@@ -48,6 +49,7 @@ error       why there is no prediction; '' where there is one
 predicted   predicted age
 low, high   ends of its 90 % interval
 quantiles   of the calibrated posterior at LEVELS
+plain       the decoded age before calibration, neither shifted nor clipped: the papers' figure
 """
 
 CHECKS = [pa.field(name, pa.float32()) for name in ("over_18", "over_25", "quality", "unusual")]
@@ -83,8 +85,12 @@ class Predictions(NamedTuple):
 class _Predict:
     """Actor: takes canvases and true ages, gives predictions; rows with an error keep it."""
 
-    def __init__(self, model: str, threads: int, mapped: list[str]) -> None:
-        self._predictor = Predictor(bundle.load(model), threads=threads)
+    def __init__(
+        self, model: str, threads: int, mapped: list[str], decode: dict[str, Any], calibrate: bool
+    ) -> None:
+        loaded = bundle.load(model)
+        settings = type(loaded.experiment.model.decode).model_validate(decode)
+        self._predictor = Predictor(loaded.decoding(settings, calibrate), threads=threads)
         self._mapped = frozenset(mapped)
         self._schema = _schema(self._predictor)
 
@@ -110,7 +116,8 @@ def predictions(
 ) -> Predictions:
     """Predicts the faces `keys`: the part `test` of the saved `split` of `experiment.data.shards`.
 
-    Alignment and decoding are the bundle's. Needs a connected cluster.
+    Alignment and decoding are those of `loaded`, which is the bundle `model` or that bundle with
+    another decoding (`Bundle.decoding`). Needs a connected cluster.
     """
     pool = plan_actors(experiment.scale)
     stream = face_stream(
@@ -125,6 +132,8 @@ def predictions(
             "model": bundle.model_for_workers(model),
             "threads": pool.threads,
             "mapped": mapped(keys),
+            "decode": loaded.experiment.model.decode.model_dump(mode="json"),
+            "calibrate": loaded.experiment.train.calibrate,
         },
         **pool.options(),
     )
@@ -165,6 +174,7 @@ def _numbers(ages: Ages, fine: NDArray[np.bool_]) -> dict[str, NDArray[np.float3
     """The columns of one number per face, NaN where a face has none."""
     answers = {
         "predicted": ages.age,
+        "plain": ages.decoded[:, 0],
         "low": ages.low,
         "high": ages.high,
         "female": ages.female,

@@ -72,6 +72,7 @@ def build(
         "warnings": warnings,
         "levels": list(LEVELS),
         **figures(rows, LEVELS, model.training_median),
+        **plain(rows),
         **classifiers(rows, model.classifiers),
         **gallery(rows, model.gallery, model.exclude_subject),
         **people(rows, model.correlation),
@@ -113,6 +114,19 @@ def figures(rows: pa.Table, levels: Sequence[float], training_median: float | No
         over=_over(rows),
     )
     return metrics.full_report(tested, training_median)
+
+
+def plain(rows: pa.Table) -> dict[str, Any]:
+    """`plain`: the figures before calibration. Empty for predictions of before this column."""
+    if "plain" not in rows.column_names:
+        return {}
+    deviations = rows.column("age_std").cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if not np.isfinite(deviations).any():
+        deviations = None
+    true = rows.column("age").to_numpy()
+    ages = pc.fill_null(rows.column("plain").cast(pa.float64()), np.nan).to_numpy()
+    section = metrics.plain_report(true, ages, _labels(rows, "subject"), deviations)
+    return {} if section is None else {"plain": section}
 
 
 def _over(rows: pa.Table) -> dict[int, NDArray[np.floating[Any]]] | None:

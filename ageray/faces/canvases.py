@@ -146,6 +146,7 @@ def _or_of_points(box: NDArray[np.float32], points: NDArray[np.float32]) -> NDAr
     """The boxes (N, 4); for a face without one, such as FG-NET's with its own points, the box that
     its points suggest."""
     missing = ~np.isfinite(box).all(-1) & np.isfinite(points).all((1, 2))
+    missing &= np.ptp(points, axis=1).min(-1) > 0  # points on a line fix no box
     if missing.any():
         box = box.copy()
         box[missing] = geometry.box_of_points(torch.from_numpy(points[missing])).numpy()

@@ -20,7 +20,7 @@ from ageray.metrics.interval import calibration_curve, calibration_error, covera
 from ageray.metrics.paired_tests import compare, mean_errors
 from ageray.metrics.risk_coverage import area_under_risk, risk_coverage
 from ageray.metrics.seed_tests import compare_seeds
-from ageray.metrics.summary import Tested, full_report, summary
+from ageray.metrics.summary import Tested, full_report, plain_report, summary
 
 __all__ = [
     "Bootstrap",
@@ -46,6 +46,7 @@ __all__ = [
     "mean_errors",
     "mean_over_subjects",
     "mean_width",
+    "plain_report",
     "risk_coverage",
     "summary",
     "young_adult_mae",

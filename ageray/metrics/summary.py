@@ -63,6 +63,35 @@ def summary(
     }
 
 
+def plain_report(
+    true: ArrayLike,
+    plain: ArrayLike,
+    subject: Labels | None = None,
+    age_std: ArrayLike | None = None,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """The figures of the decoded ages before calibration, with bootstrap intervals: what papers
+    report.
+
+    MAE, bias, CS curve and epsilon-error, as in `full_report`. plain: NaN where there is none. None
+    if no face has one.
+    """
+    plain_N = np.asarray(plain, np.float64)
+    tested = Tested(true, plain_N, plain_N, plain_N, subject=subject, age_std=age_std)
+    answered_N = np.isfinite(plain_N)
+    if not answered_N.any():
+        return None
+    fine = tested.only(answered_N)
+    whole = _overall(fine)
+    tree = {name: whole[name] for name in ("mae", "bias", "mae_over_subjects", "cs")}
+    figures = with_intervals(tree, Bootstrap(len(fine), fine.subject, resamples, level, seed))
+    epsilon = with_intervals(_epsilon(tested), Bootstrap(len(tested), subject, resamples, level, seed))
+    return {**figures, "epsilon_error": epsilon["epsilon_error"]}
+
+
 @dataclass(frozen=True, eq=False)
 class Tested:
     """A model's answers beside the truth, one entry per face; ages in years.

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ageray import config, storage
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
+from ageray.data.labels import gender_number
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
@@ -92,8 +93,38 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.make_folder(files.folder)
     storage.write_text(files.config, config.dump(experiment))
     splits.save(files.split, parts)
+    split.notes.extend(notes(experiment, _training(faces, parts), len(parts["val"])))
     card = facts(experiment, faces, split) | _facts_of_sets(sets, splits_of_sets)
     return Plan(files.folder, card["faces"], steps, card, streams, sets)
+
+
+def _training(faces: pa.Table, parts: dict[str, list[str]]) -> pa.Table:
+    """The labels of the training faces."""
+    return faces.filter(pc.is_in(faces.column("key"), pa.array(parts["train"], pa.string())))
+
+
+def notes(experiment: Experiment, training: pa.Table, val: int) -> list[str]:
+    """What a reader of the figures must know of a training.
+
+    A loss on gender with faces whose gender is not known; no face for validation.
+    training: the labels of the training faces. val: the number of validation faces.
+    """
+    lines = []
+    if experiment.loss.gender_contrastive is not None:
+        numbers = [gender_number(name) for name in training.column("gender").to_pylist()]
+        count = sum(number >= 0 for number in numbers)
+        if not count:
+            lines.append(
+                "loss.gender_contrastive: no training face has a gender, so this term is 0 and trains nothing"
+            )
+        elif count < len(numbers):
+            lines.append(
+                f"loss.gender_contrastive: {count:,} of {len(numbers):,} training faces have a gender; "
+                "pairs with the others do not count"
+            )
+    if not val:
+        lines.append("no face validates: the last epoch's weights are taken, and ages are not calibrated")
+    return lines
 
 
 def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:

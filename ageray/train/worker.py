@@ -228,6 +228,11 @@ def _calibrated(
         card["calibration"] = fitted.to_card()
     age, low, high = fitted.apply(*raw)
     card["validation"] = metrics.summary(true, age, low, high, plan.facts["train_ages"]["median"])
+    plain = predictions["decoded"]
+    card["validation"]["plain"] = {
+        "mae": metrics.mean_absolute_error(true, plain),
+        "bias": metrics.bias(true, plain),
+    }
     return card
 
 

@@ -26,6 +26,7 @@ from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
+from ageray.evaluate import pretraining
 from ageray.evaluate.folds import run_folds
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Augment, Experiment, Scale
@@ -87,8 +88,10 @@ class Ran:
     """A run over folds: its results, the records that it showed, its folder."""
 
     def __init__(self, experiment: Experiment, out: Path, fresh: bool = False) -> None:
-        self.folder, self.shown = out, list[Record]()
-        self.run = run_folds(experiment, str(out), self.shown.append, fresh)
+        self.folder, records = out, list[Record]()
+        self.run = run_folds(experiment, str(out), records.append, fresh)
+        self.shown = [record for record in records if record["kind"] != "note"]
+        self.told = [record["text"] for record in records if record["kind"] == "note"]
         self.rows = self.run.rows.to_pylist()
 
     def __eq__(self, other: object) -> bool:
@@ -130,6 +133,7 @@ def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> No
     assert "image" in broken["error"]
     assert all(np.isnan(broken[name]) for name in ("predicted", "low", "high"))
     assert broken["quantiles"] is None
+    assert np.isnan(broken["plain"])
     for row in ran.rows:
         if not row["error"]:
             assert row["low"] <= row["predicted"] <= row["high"]
@@ -140,7 +144,7 @@ def test_a_face_that_cannot_be_used_keeps_its_row_and_its_reason(ran: Ran) -> No
 def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
     names = [field.name for field in ran.run.rows.schema]
     assert names[:7] == ["key", "age", "error", "predicted", "low", "high", "quantiles"]
-    assert set(names[7:]) == {"fold", "subject", "gender", "group", "age_std"}
+    assert set(names[7:]) == {"plain", "fold", "subject", "gender", "group", "age_std"}
     assert len({row["predicted"] for row in ran.rows}) > PEOPLE
     medians = [
         np.median([row["age"] for row in ran.rows if row["fold"] not in (fold, None)])
@@ -148,6 +152,8 @@ def test_each_fold_has_a_model_of_its_own(ran: Ran) -> None:
     ]
     assert ran.run.train_median == pytest.approx(np.mean(medians), abs=10)
     assert ran.run.notes == []
+    for row in ran.rows:  # the calibration is a line of the plain age
+        assert row["error"] or row["plain"] == pytest.approx(row["predicted"], abs=60)
     assert ran.run.gallery is None
 
 
@@ -214,6 +220,73 @@ def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: No
     assert {row["own"] for row in fine} == {0}
     assert {row["gender_number"] for row in result.rows} == {-1}
     assert result.run.gallery["gender_by"] is None
+
+
+def test_only_faces_of_the_folds_are_held_and_the_plan_says_so(
+    settings: Path, shards: Path, ray_local: None, tmp_path: Path
+) -> None:
+    """A table names 30 of the 47 labelled faces: the others are not decoded."""
+    keys = sorted(labelled_faces(str(shards)).column("key").to_pylist())[:30]
+    parts = {"train": keys[:18], "val": keys[18:24], "test": keys[24:]}
+    splits.save(str(tmp_path / "split.parquet"), parts)
+    experiment = load(settings, f"protocol={{name: fixed, file: {tmp_path}/split.parquet}}")
+    result = Ran(experiment, tmp_path / "out")
+    assert sorted(row["key"] for row in result.rows) == sorted(parts["test"])
+    [note] = result.told
+    assert note.startswith("30 faces at align.size=32 take ")
+    assert note.endswith(": held in memory; 17 faces that no fold uses are left out")
+    faces = labelled_faces(str(shards))
+    cache = face_cache.cache_faces(experiment, faces.filter(pa.array([True, True] + [False] * 45)))
+    assert len(cache.row) + len(cache.errors) == 2
+
+
+def test_stages_on_other_sets_come_first(settings: Path) -> None:
+    experiment = load(settings, "train.stages.1.epochs=3", "train.stages.1.shards=other")
+    with pytest.raises(UserError, match=r"train\.stages\.1\.shards=other: a fold trains on data\.shards"):
+        pretraining.check(experiment)
+    alone = load(settings, "train.stages.0.shards=other")
+    with pytest.raises(UserError, match="no stage is left to train on data"):
+        pretraining.check(alone)
+    both = load(settings, "train.stages.0.shards=shards/imdb-wiki", "train.stages.1.epochs=3")
+    pretraining.check(both)
+    run_of_stage = pretraining.stage_run(both, both.train.stages[0])
+    assert run_of_stage.data.shards == "shards/imdb-wiki"
+    assert run_of_stage.data.name == "imdb-wiki"
+    assert (run_of_stage.protocol.val, run_of_stage.protocol.test) == (0, 0)
+    assert [stage.shards for stage in run_of_stage.train.stages] == [None]
+
+
+@pytest.mark.slow
+def test_one_pretraining_for_all_folds_and_faces_that_do_not_fit(
+    settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages on two sets under a protocol, then the same with folds streamed from the shards."""
+    other = tmp_path / "other"
+    synthetic_faces.write_faces_table(other, 24, seed=5, size=72)
+    words = [
+        f"scale.runs={tmp_path}/runs",
+        "protocol={name: subject_exclusive, folds: 2, val: 0.2}",
+        "train.stages.0.epochs=1",
+        f"train.stages.0.shards={other}",
+        "train.stages.1.epochs=2",
+        "train.stages.0.optimizer.body_lr=1e-4",
+    ]
+    held = Ran(load(settings, *words), tmp_path / "held")
+    assert [note for note in held.told if "trains once on" in note]
+    [folder] = (tmp_path / "runs").iterdir()
+    written = (folder / "best.safetensors").stat().st_mtime_ns
+    monkeypatch.setattr(face_cache, "_MAX_STORE_SHARE", 1e-6)
+    streamed = Ran(load(settings, *words), tmp_path / "streamed")
+    assert (folder / "best.safetensors").stat().st_mtime_ns == written  # trained before
+    assert any("streamed from the shards in each epoch" in note for note in streamed.told)
+    assert [row["key"] for row in streamed.rows] == [row["key"] for row in held.rows]
+    assert streamed.run.rows.schema.equals(held.run.rows.schema)
+    fine = [row for row in streamed.rows if not row["error"]]
+    assert len(fine) == FACES - 2
+    assert all(np.isfinite(row["plain"]) for row in fine)
+    # equal start and equal faces, another order of the epochs
+    both = [np.array([row["plain"] for row in run.rows if not row["error"]]) for run in (held, streamed)]
+    assert np.abs(both[0] - both[1]).mean() < 6
 
 
 # --- a fold is a training run ---------------------------------------------------------------------

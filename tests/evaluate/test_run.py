@@ -254,14 +254,14 @@ def mistake(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "word", ["model.decode.method=median", "align.size=64", "loss.cross_entropy.weight=2", "train.seed=3"]
+    "word", ["model.dropout=0.5", "align.size=64", "loss.cross_entropy.weight=2", "train.seed=3"]
 )
 def test_keys_that_belong_to_the_model_are_refused(word: str, model: Path, tmp_path: Path) -> None:
     section = word.split(".")[0]
     text = mistake(str(model), word, "--out", str(tmp_path / "out"))
     assert (
         text == f"{section}: belongs to the model and was fixed when it was trained; "
-        "give only data, protocol and scale"
+        "give only data, protocol, scale, model.decode and train.calibrate"
     )
     assert not (tmp_path / "out").exists()
 

@@ -17,6 +17,7 @@ from ageray.faces import geometry
 from ageray.faces.align import align_faces, crop_map
 from ageray.faces.canvases import Canvases, canvas_side, face_canvases, to_tensors
 from ageray.faces.images import ImageError, decode
+from ageray.synthetic import faces
 
 Floats = NDArray[np.float32]
 MODES = ("similarity", "eyes", "box", "none")
@@ -306,7 +307,7 @@ def test_eyes_need_no_mouth() -> None:
         ("similarity", [np.inf, 9, 30, 9, 20, 20, 9, 30, 28, 30], None, "no landmarks"),
         ("eyes", [np.nan, 9, 30, 9, 20, 20, 9, 30, 28, 30], None, "no landmarks"),
         ("eyes", None, None, "no landmarks"),
-        ("box", [9, 9, 30, 9, 20, 20, 9, 30, 28, 30], None, "no box"),
+        ("box", [9, 9, 30, 9, 20, 20, 9, np.nan, 28, 30], None, "no box"),
         ("box", None, [1, 1, np.nan, 40], "no box"),
         ("similarity", [20] * 10, None, "no face to align"),
         ("similarity", [20.1, 33.3] * 5, None, "no face to align"),
@@ -364,3 +365,21 @@ def test_to_tensors_takes_read_only_memory_and_tensors() -> None:
     moved["canvas"].fill_(1)
     assert canvas.max() == 0
     assert moved["points"].shape == (2, 5, 2)
+
+
+def test_a_face_without_a_box_takes_the_one_that_its_points_suggest() -> None:
+    """FG-NET with its own points; `align.mode: box` used to refuse it."""
+    face = next(faces.faces(1, seed=3, size=120))
+    align = Align(mode="box", size=48, coverage=1.2)
+    with_points = face_canvases(face.jpeg(), face.points[None], None, align)
+    side = np.linalg.norm(face.points[1] - face.points[0])
+    box = geometry.box_of_points(torch.from_numpy(face.points[None]).float())[0].numpy()
+    assert (box[2] - box[0]) / side == pytest.approx(2.35, rel=0.1)
+    assert (box[3] - box[1]) / side == pytest.approx(3.03, rel=0.1)
+    assert box[0] < face.points[:, 0].min() < face.points[:, 0].max() < box[2]
+    assert box[1] < face.points[:, 1].min() < face.points[:, 1].max() < box[3]
+    same = face_canvases(face.jpeg(), face.points[None], box[None], align)
+    np.testing.assert_array_equal(with_points.pixels, same.pixels)
+    np.testing.assert_allclose(with_points.box, same.box)
+    own = face_canvases(face.jpeg(), face.points[None], np.array([[3, 3, 90, 90]], np.float32), align)
+    assert not np.array_equal(own.box, same.box)  # a box of its own counts

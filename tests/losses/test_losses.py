@@ -79,6 +79,8 @@ def naive_neighborhood(
 ) -> float:
     total = 0.0
     for row, years in zip(logits.tolist(), age.tolist(), strict=True):
+        if not normalize:  # an age outside the bins counts as that of the outermost
+            years = min(max(years, float(bins[0])), float(bins[-1]))
         targets = [math.exp(-((year - years) ** 2) / sigma**2) for year in bins.tolist()]
         norm = sum(targets) if normalize else 1.0
         total -= sum(

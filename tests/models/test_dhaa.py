@@ -453,3 +453,32 @@ def test_the_recipe_has_the_papers_constants() -> None:
     assert model.decode.flip
     assert model.decode.method == "expectation"
     assert experiment.loss.auxiliary == 1
+
+
+def test_ages_classifiers_and_embedding_come_from_one_pass() -> None:
+    """An evaluation ran the blocks five times for a face: ages, classifiers and the map."""
+    words = ["model={name: dhaa, width: 0.25, ages: [0, 9]}", "align.size=64", "loss={cross_entropy: {}}"]
+    config_ = configuration.load([], words)
+    network = build(config_.model, seed=0).eval()
+    passes = list[int]()
+    network.get_backbone().register_forward_pre_hook(lambda *_: passes.append(1))
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "canvas": torch.randint(0, 255, (2, 3, 144, 144), dtype=torch.uint8, generator=generator),
+        "points": geometry.template(64).expand(2, 5, 2) + 40,
+        "box": torch.tensor([[40.0, 40, 104, 104]]).expand(2, 4),
+    }
+    with torch.inference_mode():
+        whole = posterior_module.predict(network, batch, config_, False, details=True)
+        assert len(passes) == 2  # the face and its mirror image
+        plain = posterior_module.predict(network, batch, config_, False)
+        assert plain.classifiers is None
+        assert torch.equal(whole.posterior, plain.posterior)
+        apart = posterior_module.classifier_posteriors(network, batch, config_, False)
+    assert whole.classifiers is not None
+    assert list(whole.classifiers) == list(apart) == list(network.classifier_names)
+    for name, posterior in apart.items():
+        torch.testing.assert_close(whole.classifiers[name], posterior)
+    torch.testing.assert_close(whole.classifiers["DHAA"], whole.posterior)
+    assert whole.embedding is not None
+    assert whole.embedding.shape == (2, 3 * 128)

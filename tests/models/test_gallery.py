@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ageray.errors import UserError
-from ageray.experiment import Align, Experiment
-from ageray.faces.canvases import face_canvases
+from ageray.experiment import Align, Experiment, Loss
+from ageray.faces.canvases import face_canvases, to_tensors
 from ageray.models import gallery as module
 from ageray.models import inference
 from ageray.models.decode import decode
 from ageray.models.gallery import Gallery, Neighbours
-from ageray.models.inference import Prediction, predict
+from ageray.models.inference import Prediction, gallery_rows, predict
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train.loop import Columns, train_one_epoch
 from ageray.train.state import new_state
@@ -538,6 +538,45 @@ def test_gender_is_told_by_the_embedding_there_is(faces: Columns) -> None:
         assert prediction.female.tolist() == pytest.approx(expected)
     unknown = Gallery(**{**gallery.tensors(), "gender": torch.full((18,), -1, dtype=torch.int8)})
     assert predictions_of(two, faces, unknown, {"flip": False}).female is None
+
+
+def test_without_its_loss_the_layer_for_gender_is_not_asked(faces: Columns) -> None:
+    """`loss.gender_contrastive=null` leaves that layer as it began: the embedding for age tells
+    gender."""
+    network = StubNetwork("embedding", "gender_embedding")
+    for loss, expected in (
+        ({"contrastive": {}}, "embedding"),
+        ({"contrastive": {}, "gender_contrastive": {}}, "gender_embedding"),
+    ):
+        settings = experiment().model_copy(update={"loss": Loss.model_validate(loss)})
+        batch = to_tensors({name: faces[name] for name in (*COLUMNS, "age", "gender", "subject")}, CPU)
+        gallery = Gallery.of([gallery_rows(network.eval(), batch, settings, False)])
+        assert gallery.gender_by == expected
+
+
+def test_validation_does_not_look_for_genders(faces: Columns, monkeypatch: pytest.MonkeyPatch) -> None:
+    searches = list[str]()
+    nearest = Gallery.nearest
+
+    def counted(self: Gallery, *args: Any, by: str = "embedding", **more: Any) -> Neighbours:
+        searches.append(by)
+        return nearest(self, *args, by=by, **more)
+
+    monkeypatch.setattr(Gallery, "nearest", counted)
+    state = new_state(experiment(), CPU)
+    gallery = build_gallery(state, batches(faces, 9))
+    validate(state, batches(faces, 9), gallery)
+    assert set(searches) == {"embedding"}
+
+
+@pytest.mark.parametrize("levels", [2, 5])
+def test_a_tie_at_the_last_place_goes_to_the_earlier_face(levels: int) -> None:
+    """Selection by distance alone would leave open which of equal distances are taken."""
+    gallery, query = drawn(400, size=3, levels=levels), queries(20, size=3, levels=levels)
+    for count in (1, 7, 50):
+        near = gallery.nearest(query, count)
+        for row, asked in enumerate(query.tolist()):
+            assert near.index[row].tolist() == naive(gallery, asked, count, 0)
 
 
 def test_flip_averaging_is_the_mean_over_face_and_mirror_image(faces: Columns) -> None:

@@ -29,8 +29,10 @@ class FoldProgress(TerminalProgress):
         self._faces, self._error = 0, 0.0
 
     def show(self, record: dict[str, Any]) -> None:
-        """A record of kind `start` or `fold`."""
-        if record["kind"] == "start":
+        """A record of kind `start`, `fold` or `note`."""
+        if record["kind"] == "note":
+            self.print(record["text"])
+        elif record["kind"] == "start":
             self.move(completed=record["done"], total=record["total"])
             self.print(describe_start(record, "folds"))
             self.print(_HEADER)

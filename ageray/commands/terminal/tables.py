@@ -95,6 +95,12 @@ def _show_overall(console: Console, report: Record) -> None:
     cells = ["model", f"{report['mae']:.3f}", _interval(overall["mae"], ".3f")]
     cells += [f"{report['cs3']:.3f}", f"{report['cs5']:.3f}", f"{report['bias']:+.3f}"]
     table.add_row(*cells, f"{interval['coverage']:.3f}", f"{interval['mean_width']:.1f}")
+    plain = report.get("plain")
+    if plain is not None:
+        shares = {row["years"]: row["share"] for row in plain["cs"]}
+        cells = ["before calibration", _number(plain["mae"], ".3f"), _interval(plain["mae"], ".3f")]
+        cells += [_number(shares[3], ".3f"), _number(shares[5], ".3f"), _number(plain["bias"], "+.3f")]
+        table.add_row(*cells)
     people = overall["mae_over_subjects"]
     if people is not None:
         table.add_row("mean over subjects", _number(people, ".3f"), _interval(people, ".3f"))

@@ -25,6 +25,9 @@ def overall(report: dict[str, Any]) -> Table:
     shares = {row["years"]: row["share"] for row in figures["cs"]}
     level = report["interval"]["level"]
     rows: list[Row] = [["MAE (years), mean over images", years(figures["mae"])]]
+    if report.get("plain") is not None:
+        plain = report["plain"]["mae"]
+        rows.append(["MAE (years) before calibration, as papers report it", years(plain)])
     if figures["mae_over_subjects"] is not None:
         rows.append(["MAE (years), mean over subjects", years(figures["mae_over_subjects"])])
     for limit in _CS_LIMITS:

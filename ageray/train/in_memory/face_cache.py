@@ -5,14 +5,18 @@ If the backbone is frozen, its features are computed once too and take the place
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import json
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
 
-from ageray.data.stream import face_stream
+from ageray.data.row_index import RowIndex
+from ageray.data.splits import train_digest
+from ageray.data.stream import canvases, face_rows
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.faces.canvases import canvas_side
@@ -61,17 +65,23 @@ class FaceCache:
 
 
 def cache_faces(experiment: Experiment, labelled: pa.Table) -> FaceCache:
-    """Decodes all labelled faces of `data.shards` into the object store.
+    """Decodes faces of `data.shards` into the object store.
 
-    labelled: see `ageray.data.labelled_faces`. Raises UserError if the faces do not fit, or none
-    can be used.
+    labelled: the labels of these faces, see `ageray.data.labelled_faces`; no other face is decoded.
+    Raises UserError if the faces do not fit, or none can be used.
     """
     shards, side, count = str(experiment.data.shards), canvas_side(experiment.align), labelled.num_rows
-    _check_room(shards, count, side, experiment.align.size)
+    room = store_room(experiment, count)
+    if not room.fits:
+        raise UserError(
+            f"data.shards={shards}: {room.text}; raise scale.object_store_mib, or lower align.size"
+        )
     canvas = np.empty((count, side, side, 3), np.uint8)
     parts: dict[str, list[Any]] = {name: [] for name in ("points", "box", *_LABELS)}
     row, errors = dict[str, int](), dict[str, str]()
-    stream = face_stream(shards, experiment.align, experiment.scale.decode_batch)
+    keys = labelled.column("key").to_pylist()
+    lookup = RowIndex.of(keys, [0.0] * count).lookup()
+    stream = canvases(face_rows(shards), experiment.align, experiment.scale.decode_batch, lookup=lookup)
     for batch in stream.iter_batches(batch_size=None, batch_format="numpy"):
         usable = batch["error"] == ""
         errors |= zip(batch["key"][~usable].tolist(), batch["error"][~usable].tolist(), strict=True)
@@ -88,6 +98,30 @@ def cache_faces(experiment: Experiment, labelled: pa.Table) -> FaceCache:
         )
     columns = {name: np.concatenate(arrays) for name, arrays in parts.items()}
     return FaceCache(ray.put({"canvas": canvas[: len(row)], **columns}), row, errors)
+
+
+class FaceCaches:
+    """The faces that several experiments on one set share, while somebody uses them.
+
+    At most one set of faces stays in memory. Threads may call it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._identity: str | None = None
+        self._faces: FaceCache | None = None
+
+    def faces(self, experiment: Experiment, labelled: pa.Table) -> FaceCache:
+        """`cache_faces` of these faces, which may be those of an earlier call."""
+        align = experiment.align.model_dump(mode="json", exclude={"placement", "standardize"})
+        keys = train_digest(labelled.column("key").to_pylist())
+        identity = json.dumps([str(experiment.data.shards), align, keys])
+        with self._lock:
+            if self._faces is None or identity != self._identity:
+                self._faces = None
+                self._faces = cache_faces(experiment, labelled)
+                self._identity = identity
+            return replace(self._faces)
 
 
 def cache_features(experiment: Experiment, network: AgeNetwork, faces: FaceCache, slots: TaskSlots) -> bool:
@@ -118,14 +152,33 @@ def _features(experiment: Experiment, faces: dict[str, Any], first: int, last: i
         return frozen.features(backbone, part, experiment, device)
 
 
-def _check_room(shards: str, faces: int, side: int, size: int) -> None:
-    size_bytes = faces * side * side * 3
+class StoreRoom(NamedTuple):
+    """Faces, the bytes of their pixels, and the bytes that the object store has for them."""
+
+    faces: int
+    size: int
+    bytes: int
+    room: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether they can be held in memory."""
+        return self.bytes <= self.room
+
+    @property
+    def text(self) -> str:
+        """For the terminal and for messages."""
+        relation = "of" if self.fits else "more than"
+        return (
+            f"{self.faces:,} faces at align.size={self.size} take {self.bytes / 2**20:,.0f} MiB, {relation} "
+            f"the {self.room / 2**20:,.0f} MiB that the object store has for them"
+        )
+
+
+def store_room(experiment: Experiment, faces: int) -> StoreRoom:
+    """Whether so many faces fit into the object store of one machine."""
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     store = ray.cluster_resources().get("object_store_memory", 0)  # type: ignore[no-untyped-call]
-    store /= max(1, len(nodes))
-    if size_bytes > _MAX_STORE_SHARE * store:
-        raise UserError(
-            f"data.shards={shards}: {faces:,} faces at align.size={size} take {size_bytes / 2**20:,.0f} MiB, "
-            f"more than {_MAX_STORE_SHARE:.0%} of the object store's {store / 2**20:,.0f} MiB; "
-            "raise scale.object_store_mib, or lower align.size"
-        )
+    side = canvas_side(experiment.align)
+    room = int(_MAX_STORE_SHARE * store / max(1, len(nodes)))
+    return StoreRoom(faces, experiment.align.size, faces * side * side * 3, room)

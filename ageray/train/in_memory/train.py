@@ -55,9 +55,10 @@ class Result:
     """What a model predicts for T test faces, in the order of `Fold.test`, in years.
 
     `predicted`, `low`, `high` (T,) are calibrated; `quantiles` (T, Q) are without the interval's
-    margin. `besides`: of a model with a gallery `neighbours`, `own` and, if the gallery knows
-    genders, `female` (T,); of a model with several classifiers `classifiers` (T, C), the age of
-    each, not calibrated. `log` has a record per epoch.
+    margin; `plain` (T,) are the decoded ages before calibration. `besides`: of a model with a
+    gallery `neighbours`, `own` and, if the gallery knows genders, `female` (T,); of a model with
+    several classifiers `classifiers` (T, C), the age of each, not calibrated. `log` has a record
+    per epoch.
     """
 
     predicted: Array
@@ -67,6 +68,7 @@ class Result:
     besides: dict[str, Array]
     calibration: Calibration
     log: list[dict[str, Any]]
+    plain: Array
 
 
 def run(
@@ -146,9 +148,10 @@ def predict_fold(state: State, faces: Columns, fold: Fold, levels: Sequence[floa
     fitted = _calibrate(state, faces, fold.val, gallery)
     predictions = _predict(state, faces, fold.test, gallery, levels)
     decoded, low, high = predictions.pop("decoded").T
+    plain = decoded.astype(np.float32)
     age, low, high = (ages.astype(np.float32) for ages in fitted.apply(decoded, low, high))
     quantiles_TQ = (fitted.scale * predictions.pop("quantiles") + fitted.shift).astype(np.float32)
-    return Result(age, low, high, quantiles_TQ, predictions, fitted, state.log)
+    return Result(age, low, high, quantiles_TQ, predictions, fitted, state.log, plain)
 
 
 def full_gallery(state: State, faces: Columns, fold: Fold) -> Gallery | None:
