@@ -12,6 +12,7 @@ import pytest
 
 from ageray import config
 from ageray.commands import COMMANDS
+from ageray.evaluate.table.spec import read_table
 from ageray.serve.settings import Service
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,11 @@ def test_a_command_that_a_page_shows_is_one(
     else:
         settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
         experiments = [files]
-        if "--cross" in words:  # every file is a set of its own
+        if "--table" in words:
+            table = words[words.index("--table") + 1]
+            read_table(table)
+            files.remove(table)
+        if "--cross" in words or "--table" in words:  # every file is a set of its own
             experiments = [[file] for file in files]
         for paths in experiments:
             config.read(paths, settings)

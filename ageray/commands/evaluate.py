@@ -38,6 +38,11 @@ several              each in a folder of its own, then compared face by face: wh
                      left out at a time), as many at once as the cluster has room for. The same
                      command again goes on where it was interrupted
 
+--table FILE         a paper's table (configs/tables/*.yaml): trains and tests every row on the sets
+                     of the FILE.yaml named, several trainings at once, and writes DIR/<table>.html
+                     with the paper's figures beside ours. The same command again goes on where it
+                     was interrupted. With --dry-run: what it will run, and for how long
+
 examples:
   ageray evaluate zoo:default configs/data/fgnet.yaml --out results/fgnet
   ageray evaluate runs/baseline-utkface-1a2b3c4d configs/data/utkface.yaml --out \\
@@ -48,6 +53,8 @@ examples:
       configs/data/fgnet.yaml --out results/cross
   ageray evaluate --protocol lopo configs/baseline.yaml configs/data/fgnet.yaml \\
       configs/scale/laptop.yaml --out results/lopo
+  ageray evaluate --table configs/tables/dhaa_table1.yaml configs/data/morph.yaml \\
+      configs/scale/gpu.yaml --out results/dhaa --dry-run
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command,
 the settings or the data, told in one line; 1: anything else.
@@ -59,14 +66,18 @@ def parser() -> argparse.ArgumentParser:
     parser = cli.new_parser("evaluate", __doc__, _EPILOG)
     parser.add_argument(
         "words",
-        nargs="+",
+        nargs="*",
         metavar="MODEL | FILE.yaml | key=value",
         help="models (with --protocol a recipe instead); the set and the machine: data, protocol, scale",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the figures")
+    parser.add_argument("--out", metavar="DIR", help="folder for the figures")
     parser.add_argument("--cross", action="store_true", help="every model on every set")
     parser.add_argument(
         "--protocol", metavar="NAME", help="train and test every fold of this protocol, e.g. lopo"
+    )
+    parser.add_argument("--table", metavar="FILE", help="train and test every row of a paper's table")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="with --table: say what it will run and how long"
     )
     parser.add_argument(
         "--trained-on",
@@ -84,6 +95,13 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_intermixed_args(words)
     models = [word for word in arguments.words if not cli.is_setting(word)]
     settings = [word for word in arguments.words if cli.is_setting(word)]
+    if arguments.table:
+        _evaluate_table(arguments, models, settings)
+        return
+    if arguments.dry_run:
+        raise UserError("--dry-run: goes with --table FILE alone")
+    if not arguments.out:
+        raise UserError("--out DIR: is missing; name a folder for the figures")
     if arguments.protocol:
         _evaluate_folds(arguments, models, settings)
     elif not models:
@@ -140,6 +158,40 @@ def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: 
     with FoldProgress(live=experiment.scale.progress) as progress:
         report = evaluate_folds(experiment, arguments.out, progress.show, arguments.fresh)
     tables.show(report)
+
+
+def _evaluate_table(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
+    if models:
+        raise UserError(f"{models[0]}: --table trains its own models; give FILE.yaml with sets, no MODEL")
+    if not arguments.out and not arguments.dry_run:
+        raise UserError("--out DIR: is missing; name a folder for the table, or add --dry-run")
+    paths, overrides = config.parse_arguments(settings)
+    sets, machine = {}, []
+    for path in paths:
+        if _names_a_set(path):
+            sets[config.load([path]).data.name] = path
+        else:
+            machine.append(path)
+    scale = config.load(machine, [word for word in overrides if word.startswith("scale.")]).scale
+
+    from ageray import cluster
+    from ageray.commands.terminal.papers import TableProgress, show_plan, show_table
+    from ageray.evaluate import table as tables
+
+    paper = tables.read_table(arguments.table)
+    plan = tables.plan_table(paper, arguments.table, sets, machine, overrides)
+    with TableProgress(live=scale.progress) as progress:
+        estimates = tables.estimate(plan, progress.show, measure=True)
+        show_plan(plan, estimates, scale.parallel_trainings)
+        if arguments.dry_run:
+            return
+        cluster.connect(scale)
+        name = arguments.table.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        table = tables.run_table(plan, estimates, name, arguments.out, progress.show, arguments.fresh)
+    show_table(table)
+    print(
+        f"written to {storage.join(arguments.out, name)}.json; open {storage.join(arguments.out, name)}.html"
+    )
 
 
 def _names_a_set(path: str) -> bool:

@@ -26,7 +26,7 @@ from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
 from ageray.experiment import Experiment, Protocol
 from ageray.models.build import build
 from ageray.train.in_memory import train
-from ageray.train.in_memory.face_cache import FaceCache, FaceCaches, cache_features, store_room
+from ageray.train.in_memory.face_cache import FaceCache, FaceCaches, store_room
 from ageray.train.in_memory.slots import on_device, plan_slots
 from ageray.train.in_memory.train import Fold, Result
 
@@ -87,7 +87,7 @@ class FoldTasks:
             return
         faces = self._caches.faces(self._experiment, used)
         folds = {number: self._fold(number, faces) for number in todo}
-        precomputed = cache_features(self._experiment, self._network, faces, self._slots)
+        precomputed = self._caches.features(self._experiment, self._network, faces, self._slots)
         total = len(self._splits)
         record = {"kind": "start", "done": total - len(todo), "total": total, "frozen_body": precomputed}
         show(record | self._slots._asdict())

@@ -70,7 +70,11 @@ class _Plan(NamedTuple):
 
 
 def evaluate_folds(
-    experiment: Experiment, out: str, show: Callable[[dict[str, Any]], None], fresh: bool = False
+    experiment: Experiment,
+    out: str,
+    show: Callable[[dict[str, Any]], None],
+    fresh: bool = False,
+    caches: FaceCaches | None = None,
 ) -> dict[str, Any]:
     """Trains and tests every fold of `experiment.protocol` (see `run_folds`); returns the report.
 
@@ -80,7 +84,7 @@ def evaluate_folds(
     `out` are not trained again, unless `fresh`. Needs a connected cluster.
     Raises UserError as `run_folds` does.
     """
-    run = run_folds(experiment, out, show, fresh)
+    run = run_folds(experiment, out, show, fresh, caches=caches)
     model = results.Model(
         name=f"{experiment.model.name}, trained for each fold",
         network=experiment.model.name,

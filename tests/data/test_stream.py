@@ -14,6 +14,7 @@ import pytest
 from ageray import schema
 from ageray.data import splits
 from ageray.data.labels import gender_number, subject_number
+from ageray.data.row_index import RowIndex
 from ageray.data.stream import UsableBatches, decode_rows, face_stream
 from ageray.errors import UserError
 from ageray.experiment import Align
@@ -247,3 +248,24 @@ def test_a_subjects_number_is_the_same_everywhere_and_belongs_to_its_set() -> No
     assert len(numbers) == 6
     assert all(0 < number < 2**63 for number in numbers)
     assert subject_number("fgnet", None) == 0
+
+
+def test_rows_that_are_not_asked_for_are_not_decoded(
+    shards: Path, split: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation and the test read all shards, and decode their own faces alone."""
+    decoded = list[bytes]()
+
+    def counted(data: bytes, *more: Any) -> Any:
+        decoded.append(data)
+        return face_canvases(data, *more)
+
+    monkeypatch.setattr("ageray.data.stream.face_canvases", counted)
+    table = pa.concat_tables([pq.read_table(file) for file in sorted(shards.glob("*.parquet"))])
+    names = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
+    decode_rows(table.select(names), OPTIONS, split, "val")
+    assert len(decoded) == 1
+    decoded.clear()
+    lookup = RowIndex.of([key(0), key(9)], [1.0, 2.0]).lookup()
+    columns = decode_rows(table.select(names), OPTIONS, lookup=lookup)
+    assert len(decoded) == len(columns["key"]) == 2

@@ -260,7 +260,7 @@ def test_stages_on_other_sets_come_first(settings: Path) -> None:
 def test_one_pretraining_for_all_folds_and_faces_that_do_not_fit(
     settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two stages on two sets under a protocol, then the same with folds streamed from the shards."""
+    """Two stages on two sets under a protocol, then the same with folds streamed from shards."""
     other = tmp_path / "other"
     synthetic_faces.write_faces_table(other, 24, seed=5, size=72)
     words = [

@@ -588,6 +588,7 @@ def test_a_run_starts_its_centroids_and_resumes_as_if_it_had_not_stopped() -> No
         [str(RECIPE)],
         [
             "model.depth=half",
+            "model.auxiliary=false",
             "model.init_faces=12",
             "model.clusters=3",
             "align.size=32",

@@ -101,7 +101,7 @@ def cache_faces(experiment: Experiment, labelled: pa.Table) -> FaceCache:
 
 
 class FaceCaches:
-    """The faces that several experiments on one set share, while somebody uses them.
+    """The faces that several experiments on one set share, and the features of frozen backbones.
 
     At most one set of faces stays in memory. Threads may call it.
     """
@@ -110,6 +110,7 @@ class FaceCaches:
         self._lock = Lock()
         self._identity: str | None = None
         self._faces: FaceCache | None = None
+        self._features: dict[str, Any] = {}
 
     def faces(self, experiment: Experiment, labelled: pa.Table) -> FaceCache:
         """`cache_faces` of these faces, which may be those of an earlier call."""
@@ -118,10 +119,33 @@ class FaceCaches:
         identity = json.dumps([str(experiment.data.shards), align, keys])
         with self._lock:
             if self._faces is None or identity != self._identity:
-                self._faces = None
+                self._faces, self._features = None, {}
                 self._faces = cache_faces(experiment, labelled)
                 self._identity = identity
             return replace(self._faces)
+
+    def features(
+        self, experiment: Experiment, network: AgeNetwork, faces: FaceCache, slots: TaskSlots
+    ) -> bool:
+        """`cache_features`; equal backbones with equal weights compute them once for all calls."""
+        if not frozen.applies(experiment, network):
+            return False
+        identity = json.dumps(
+            [
+                self._identity,
+                repr(network.get_backbone()),
+                experiment.model.weights,
+                experiment.train.precision,
+                experiment.train.seed if experiment.model.weights == "none" else None,
+                experiment.align.standardize,
+            ]
+        )
+        with self._lock:
+            if identity not in self._features:
+                cache_features(experiment, network, faces, slots)
+                self._features[identity] = faces.columns
+            faces.columns = self._features[identity]
+        return True
 
 
 def cache_features(experiment: Experiment, network: AgeNetwork, faces: FaceCache, slots: TaskSlots) -> bool:

@@ -1,0 +1,305 @@
+"""Every file in configs/tables: it reads, plans and adds up on sets of the official layout; a small
+table runs, goes on, and shows what it should.
+
+The sets have the official labels and sizes scaled down, and one shared picture.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from ageray import config
+from ageray.commands import evaluate as job
+from ageray.errors import UserError
+from ageray.evaluate import table as tables
+from ageray.evaluate.table import figures, plan, spec
+from ageray.experiment import Experiment
+from ageray.schema import FACES
+from ageray.synthetic import faces as synthetic_faces
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "configs" / "tables").glob("*.yaml"))
+SETS = ("morph", "fgnet", "cacd", "chalearn_lap", "imdb_wiki", "megaage_asian")
+
+
+def labels(name: str, count: int) -> list[dict[str, Any]]:
+    """`count` rows with the labels that jobs.prepare gives to this set, in its proportions."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(count):
+        row: dict[str, Any] = {"key": f"{name}/{number:06d}.jpg", "subject": None, "dataset": name}
+        row["age"] = float(generator.integers(16, 78))
+        row["gender"] = "female" if generator.random() < 0.15 else "male"
+        if name == "morph":  # four photos a person; 77 % Black, 19 % White
+            row["subject"] = f"{number // 4:06d}"
+            row["group"] = str(generator.choice(["Black", "White", "Hispanic"], p=[0.77, 0.19, 0.04]))
+        elif name == "fgnet":
+            row |= {"subject": f"{number % 82 + 1:03d}", "gender": None, "age": float(number % 70)}
+        elif name == "cacd":
+            row |= {
+                "subject": f"s{number % 2000}",
+                "group": f"rank_{number % 2000 // 40 + 1}",
+                "gender": None,
+            }
+        elif name == "chalearn_lap":
+            part = ["train", "val", "test"][int(np.searchsorted([0.528, 0.770], number / count, "right"))]
+            row |= {"key": f"{name}/{part}/{number:06d}.jpg", "gender": None, "age_std": 3.5}
+        elif name == "imdb_wiki":
+            row["subject"] = f"nm{number // 20:07d}"
+        elif name == "megaage_asian":
+            part = "train" if number / count < 0.9102 else "test"
+            row |= {"key": f"{name}/{part}/{number:06d}.jpg", "gender": None, "age": float(number % 71)}
+        rows.append(row)
+    return rows
+
+
+def fabricated(folder: Path, name: str, count: int, size: int = 64) -> Path:
+    """Shards of a set with one picture for all faces, and the set's settings file beside them."""
+    face = next(synthetic_faces.faces(1, seed=1, size=size))
+    shared = {
+        "image": face.jpeg(),
+        "landmarks": face.points.ravel().tolist(),
+        "box": list(map(float, face.box)),
+    }
+    shards = folder / "shards" / name
+    shards.mkdir(parents=True)
+    rows = [shared | row for row in labels(name, count)]
+    half = len(rows) // 2
+    for number, part in enumerate((rows[:half], rows[half:])):
+        columns = {field.name: [row.get(field.name) for row in part] for field in FACES}
+        pq.write_table(pa.table(columns, FACES), shards / f"faces-{number}.parquet")
+    content = yaml.safe_load((ROOT / "configs" / "data" / f"{name}.yaml").read_text())
+    content["data"]["shards"] = str(shards)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return folder / f"{name}.yaml"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The settings file of each set, with 1,400 faces."""
+    folder = tmp_path_factory.mktemp("sets")
+    return {name: str(fabricated(folder, name, 1400)) for name in SETS}
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def test_every_table_and_figure_of_the_five_papers_has_a_file() -> None:
+    assert {file.stem for file in FILES} == {
+        *(f"dhaa_table{number}" for number in range(1, 6)),
+        *(f"dhaa_figure{number}" for number in (5, 6, 7)),
+        *(f"cluster_cnn_table{number}" for number in (2, 3)),
+        "deep_embedding_table1",
+        *(f"neighborhood_table{number}" for number in (2, 3)),
+        *(f"siamese_table{number}" for number in (2, 3, 4, 5)),
+        *(f"siamese_figure{number}" for number in (10, 11)),
+    }
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_table_plans_and_adds_up(file: Path, sets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of every cell are valid, its protocol leaves faces, and a dry run knows its
+    cost. Networks are built elsewhere (tests/test_recipes.py)."""
+    built = list[Experiment]()
+    monkeypatch.setattr(plan, "check_model", built.append)
+    table = tables.read_table(str(file))
+    if table.sets() == []:
+        with pytest.raises(UserError, match="no cell can run; the set is private"):
+            tables.plan_table(table, str(file), sets, [], [])
+        return
+    # FG-NET's batches are as large as in the paper, so the other sets' are smaller here
+    words = ["train.stages.0.steps=null", "train.stages.0.epochs=2", "train.balance=none"]
+    planned = tables.plan_table(table, str(file), sets, [], words)
+    estimates = tables.estimate(planned, lambda record: None, measure=False)
+    assert len(estimates) == len(planned.runnable)
+    assert all(not cell.missing or cell.column.data is None for cell in planned.cells)
+    for each in estimates:
+        assert each.parts["train"] > 0
+        assert each.parts["test"] > 0
+        assert each.cost.trainings == each.folds
+        assert each.cost.trained > 0
+    assert all(experiment.model.weights != "imagenet" for experiment in built)
+    for name in table.sets():
+        assert f"configs/data/{name}.yaml" in file.read_text()
+
+
+def test_a_set_that_is_not_named_leaves_its_cells_out(sets: dict[str, str]) -> None:
+    file = ROOT / "configs" / "tables" / "dhaa_table4.yaml"
+    planned = tables.plan_table(tables.read_table(str(file)), str(file), {"fgnet": sets["fgnet"]}, [], [])
+    missing = {cell.name: cell.missing for cell in planned.cells if cell.missing}
+    assert missing["DHAA, CACD"] == "add a FILE.yaml with data.name=cacd"
+    assert missing["DHAA, FG-NET after IMDB-WIKI"] == "add a FILE.yaml with data.name=imdb_wiki"
+    assert len(planned.runnable) == 2
+
+
+def test_repeats_pairs_and_stages_become_experiments(sets: dict[str, str]) -> None:
+    def cells(name: str) -> dict[str, Any]:
+        file = ROOT / "configs" / "tables" / f"{name}.yaml"
+        planned = tables.plan_table(tables.read_table(str(file)), str(file), sets, [], ["model.weights=x"])
+        return {cell.name: cell for cell in planned.cells}
+
+    clusters = cells("cluster_cnn_table2")
+    five = clusters["normed, k=7, MORPH"].experiments
+    assert [each.protocol.seed for each in five] == [0, 1, 2, 3, 4]
+    assert {each.protocol.test for each in five} == {0.2}
+    assert (five[0].model.clusters, five[0].model.weights) == (7, "x")
+    assert clusters["nothing, MORPH"].experiments[0].model.weights == "none"  # a row's own settings win
+    [pairs] = cells("dhaa_table3")["DHAA, S1-S2-S3"].experiments
+    assert pairs.protocol.name == "s1_s2_s3"
+    [lopo] = cells("deep_embedding_table1")["multi-task loss, FG-NET"].experiments
+    assert [stage.shards is not None for stage in lopo.train.stages] == [True, False]
+    assert [stage.epochs for stage in lopo.train.stages] == [5, 30]
+    assert lopo.train.stages[0].optimizer == lopo.train.stages[1].optimizer
+    neighborhood = cells("neighborhood_table2")
+    cacd = neighborhood["Neighborhood loss, CACD"]
+    assert cacd.experiments[0].data.name == "imdb_wiki"
+    assert (cacd.tested.data.name, cacd.tested.protocol.name) == ("cacd", "random")
+    # one training for the three sets
+    assert len({config.digest(neighborhood[name].experiments[0]) for name in neighborhood}) == 2
+    figure = cells("dhaa_figure6")
+    assert len({cell.identity for cell in figure.values()}) == 2  # ten classifiers of one training
+
+
+def test_mistakes_in_a_table_are_told_with_their_line(tmp_path: Path) -> None:
+    row = "  - {name: r, recipe: x.yaml, paper: {b: 1}}"
+    text = f"title: t\npaper: p\ncolumns: [{{name: a, data: x}}]\nrows:\n{row}\n"
+    (tmp_path / "t.yaml").write_text(text)
+    with pytest.raises(UserError, match="row 'r': paper names 'b', which is no column"):
+        spec.read_table(str(tmp_path / "t.yaml"))
+    (tmp_path / "t.yaml").write_text(text.replace("{b: 1}", "{a: 1}").replace("recipe:", "recipee:"))
+    with pytest.raises(UserError, match=r"t\.yaml:5.*did you mean 'recipe'"):
+        spec.read_table(str(tmp_path / "t.yaml"))
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def predictions(errors: list[float], folds: list[str], repeat: int = 0) -> pa.Table:
+    count = len(errors)
+    ages = [30.0] * count
+    return pa.table(
+        {
+            "key": [f"k{number}" for number in range(count)],
+            "age": pa.array(ages, pa.float32()),
+            "predicted": pa.array([age + 1 for age in ages], pa.float32()),
+            "plain": pa.array(np.array(ages) + errors, pa.float32()),
+            "age_std": pa.array([2.0] * count, pa.float32()),
+            "subject": pa.array([None] * count, pa.string()),
+            "fold": folds,
+            "repeat": [repeat] * count,
+            "classifiers": pa.array([[31.0, 40.0]] * count, pa.list_(pa.float32())),
+        }
+    )
+
+
+def test_a_cells_figure_is_of_the_ages_before_calibration() -> None:
+    rows = predictions([1, 3, 5, 7, 1], ["0", "0", "0", "0", "1"])
+    assert figures.figure(rows, "mae", "faces")["value"] == pytest.approx(17 / 5)
+    assert figures.figure(rows, "mae", "folds")["value"] == pytest.approx((4 + 1) / 2)
+    assert figures.figure(rows, "cs3", "faces")["value"] == pytest.approx(3 / 5)
+    assert figures.figure(rows, "cs5", "faces")["value"] == pytest.approx(4 / 5)
+    expected = np.mean([1 - np.exp(-(error**2) / 8) for error in (1, 3, 5, 7, 1)])
+    assert figures.figure(rows, "epsilon_error", "faces")["value"] == pytest.approx(expected)
+    assert figures.calibrated(rows) == pytest.approx(1)
+    one = figures.of_classifier(rows, ["G-1", "DHAA"], "DHAA")
+    assert figures.figure(one, "mae", "faces")["value"] == pytest.approx(10)
+
+
+def test_a_difference_pairs_faces_of_the_same_fold_and_repeat() -> None:
+    own = pa.concat_tables([predictions([1, 2, 3], ["0"] * 3), predictions([4, 4, 4], ["0"] * 3, 1)])
+    control = predictions([2, 2, 2, 9], ["0", "0", "0", "1"])
+    result = figures.difference(own, control)
+    assert result is not None
+    assert (result["faces"], result["difference"]["value"]) == (3, pytest.approx(0))
+    assert figures.difference(own, predictions([1.0], ["7"])) is None
+
+
+# --- a small table --------------------------------------------------------------------------------
+
+_TABLE = """
+title: Two rows
+paper: nobody, nowhere
+columns:
+  - {name: folds, data: fgnet, overrides: ["protocol={name: subject_exclusive, folds: 2, val: 0}"]}
+  - name: seeds
+    data: fgnet
+    overrides: [protocol.name=random, protocol.test=0.3, protocol.val=0]
+    repeats: 2
+  - {name: private, data: null}
+rows:
+  - {name: plain, recipe: small.yaml, paper: {folds: 4.5, seeds: null, private: 1}}
+  - name: narrow
+    recipe: small.yaml
+    overrides: [loss.neighborhood.sigma=1]
+    control: plain
+    paper: {folds: 4.25}
+"""
+_SMALL = {
+    "model": {"name": "baseline", "ages": [0, 80]},
+    "loss": {"neighborhood": {}},
+    "align": {"size": 32},
+    "train": {
+        "batch_size": 16,
+        "precision": "float32",
+        "stages": [{"epochs": 1, "optimizer": {"lr": 1e-3, "body_lr": 0}}],
+        "augment": dict.fromkeys(
+            ("rotation", "scale", "translation", "brightness", "contrast", "saturation"), 0
+        ),
+    },
+}
+_SCALE = {"gpu": False, "threads": 1, "progress": False, "decode_batch": 16, "object_store_mib": 256}
+
+
+def test_a_small_table_runs_goes_on_and_is_written(
+    ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two_rows.yaml").write_text(_TABLE)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(_SMALL))
+    (tmp_path / "machine.yaml").write_text(yaml.safe_dump({"scale": _SCALE}))
+    data = fabricated(tmp_path, "fgnet", 60)
+    words = ["--table", str(tmp_path / "two_rows.yaml"), str(data), str(tmp_path / "machine.yaml")]
+    job.main([*words, "--dry-run"])
+    shown = capsys.readouterr().out
+    assert "baseline at 32 pixels trains" in shown
+    assert "not run: plain, private: the set is private" in shown
+    assert not (tmp_path / "out").exists()
+    job.main([*words, "--out", str(tmp_path / "out")])
+    shown = capsys.readouterr().out
+    assert "3 of 3 cells" in shown
+    table = json.loads((tmp_path / "out" / "two_rows.json").read_text())
+    plain, narrow = table["rows"]
+    assert plain["cells"][0]["paper"] == 4.5
+    assert plain["cells"][0]["faces"] == 60
+    assert plain["cells"][1]["faces"] == 2 * 18
+    assert plain["cells"][2]["missing"] == "the set is private"
+    assert narrow["cells"][1] is None
+    own = narrow["cells"][0]["ours"]["value"]
+    difference = narrow["cells"][0]["against_control"]["difference"]["value"]
+    assert difference == pytest.approx(own - plain["cells"][0]["ours"]["value"], abs=1e-4)
+    page = (tmp_path / "out" / "two_rows.html").read_text()
+    assert "4.250" in page
+    assert "not run: the set is private" in page
+    assert (tmp_path / "out" / plain["cells"][0]["reports"][0]).is_file()
+    folds = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("folds/*.parquet")}
+    assert len(folds) == 2 + 2 + 2
+    job.main([*words, "--out", str(tmp_path / "out")])
+    assert {file: file.stat().st_mtime_ns for file in folds} == folds
+    assert json.loads((tmp_path / "out" / "two_rows.json").read_text()) == table
+
+
+def test_a_table_needs_a_folder_and_no_model() -> None:
+    file = str(FILES[0])
+    with pytest.raises(UserError, match="--out DIR: is missing"):
+        job.main(["--table", file])
+    with pytest.raises(UserError, match="--table trains its own models"):
+        job.main(["--table", file, "zoo:default", "--dry-run"])
+    with pytest.raises(UserError, match="--dry-run: goes with --table"):
+        job.main(["zoo:default", "--dry-run"])
