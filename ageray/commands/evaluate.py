@@ -5,6 +5,7 @@ comparisons; every fold of a protocol.
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,14 +180,14 @@ def _evaluate_table(arguments: argparse.Namespace, models: list[str], settings: 
     from ageray.evaluate import table as tables
 
     paper = tables.read_table(arguments.table)
-    plan = tables.plan_table(paper, arguments.table, sets, machine, overrides)
+    plan = tables.plan_table(paper, shipped.path_of(arguments.table), sets, machine, overrides)
     with TableProgress(live=scale.progress) as progress:
         estimates = tables.estimate(plan, progress.show, measure=True)
         show_plan(plan, estimates, scale.parallel_trainings)
         if arguments.dry_run:
             return
         cluster.connect(scale)
-        name = arguments.table.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        name = re.sub(r".*[/:]", "", arguments.table).removesuffix(".yaml")
         table = tables.run_table(plan, estimates, name, arguments.out, progress.show, arguments.fresh)
     show_table(table)
     print(

@@ -1,5 +1,5 @@
 """Settings files that ship with the package, by name: `recipe:baseline`, `data:utkface`,
-`scale:laptop`, `tune:loss`.
+`scale:laptop`, `tune:loss`, `table:dhaa_table1`.
 
 Their source is the folder `configs` of the repository. A wheel has a copy of it inside the package,
 and in a checkout the folder itself is read.
@@ -11,7 +11,7 @@ import difflib
 import re
 from pathlib import Path
 
-KINDS = {"recipe": ".", "data": "data", "scale": "scale", "tune": "tune"}
+KINDS = {"recipe": ".", "data": "data", "scale": "scale", "tune": "tune", "table": "tables"}
 """Each kind of name, with its folder."""
 
 _NAME = re.compile(rf"({'|'.join(KINDS)}):(?!//)(.*)")
