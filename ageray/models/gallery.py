@@ -149,11 +149,11 @@ class Gallery:
             key_BM = _smallest(distance_BN, start, count)
             if subject_B is not None and exclude:
                 whole_BM = _merged(whole_BM, key_BM)
-                own_BN = self._own(subject_B, self.subject[rows])
-                again_B = own_BN.any(-1)  # the others have no face to leave out
+                again_B = self._own_among_keys(key_BM, subject_B).any(-1)  # the others lose no face
                 if bool(again_B.any()):
-                    others_BN = distance_BN[again_B].masked_fill(own_BN[again_B], torch.inf)
-                    key_BM = key_BM.index_put((again_B,), _smallest(others_BN, start, count))
+                    own_XN = self._own(subject_B[again_B], self.subject[rows])
+                    others_XN = distance_BN[again_B].masked_fill(own_XN, torch.inf)
+                    key_BM = key_BM.index_put((again_B,), _smallest(others_XN, start, count))
             nearest_BM = _merged(nearest_BM, key_BM)
         own_B = self._own_among(whole_BM if exclude else nearest_BM, subject_B)
         return Neighbours(*_parts(nearest_BM), own_B)
@@ -176,9 +176,13 @@ class Gallery:
         """How many of M keys are faces of the query's own subject: (B,)."""
         if subject_B is None:
             return key_BM.new_zeros(len(key_BM))
+        return self._own_among_keys(key_BM, subject_B).sum(-1)
+
+    def _own_among_keys(self, key_BM: Tensor, subject_B: Tensor) -> Tensor:
+        """Which of M keys are faces of the query's own known subject: bool (B, M)."""
         index_BM, distance_BM = _parts(key_BM)
         own_BM = (self.subject[index_BM] == subject_B[:, None]) & (subject_B > 0)[:, None]
-        return (own_BM & ~torch.isinf(distance_BM)).sum(-1)
+        return own_BM & ~torch.isinf(distance_BM)
 
     def posterior(self, neighbours: Neighbours, bins_K: Tensor) -> Tensor:
         """The histogram of the neighbours' ages over the bins: (B, K) float32, of sum 1.
@@ -238,20 +242,21 @@ def _keys(distance_BX: Tensor, index_BX: Tensor) -> Tensor:
 def _smallest(distance_BN: Tensor, start: int, count: int) -> Tensor:
     """The keys of the `count` smallest distances (all of fewer), in no order: (B, M).
 
-    Selection by the distances alone is several times as fast as by 64-bit keys. It leaves open
-    which of equal distances are chosen, so a face for which the last distance comes more often than
-    it is chosen is selected again by its keys.
+    Selection by the distances alone is faster than by 64-bit keys. It leaves open which of equal
+    distances are chosen, so a face whose next distance equals the last chosen one is selected again
+    by its keys.
     """
-    near = distance_BN.topk(min(count, distance_BN.shape[-1]), largest=False, sorted=False)
-    key_BM = _keys(near.values, near.indices + start)
-    last_B1 = near.values.amax(-1, keepdim=True)
-    open_B = ((distance_BN == last_B1).sum(-1) > (near.values == last_B1).sum(-1)) & ~last_B1.squeeze(
-        -1
-    ).isinf()
+    size = distance_BN.shape[-1]
+    near = distance_BN.topk(min(count + 1, size), largest=False, sorted=True)
+    if size <= count:
+        return _keys(near.values, near.indices + start)
+    key_BM = _keys(near.values[:, :count], near.indices[:, :count] + start)
+    open_B = near.values[:, count] == near.values[:, count - 1]
+    open_B = open_B & ~torch.isinf(near.values[:, count])
     if bool(open_B.any()):
-        index_N = torch.arange(start, start + distance_BN.shape[-1], device=distance_BN.device)
+        index_N = torch.arange(start, start + size, device=distance_BN.device)
         key_XN = _keys(distance_BN[open_B], index_N.expand_as(distance_BN[open_B]))
-        key_BM = key_BM.index_put((open_B,), key_XN.topk(key_BM.shape[-1], largest=False).values)
+        key_BM = key_BM.index_put((open_B,), key_XN.topk(count, largest=False).values)
     return key_BM
 
 
