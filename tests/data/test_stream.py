@@ -18,7 +18,7 @@ from ageray.data.row_index import RowIndex
 from ageray.data.stream import UsableBatches, decode_rows, face_stream
 from ageray.errors import UserError
 from ageray.experiment import Align
-from ageray.faces.canvases import canvas_side, face_canvases
+from ageray.faces.canvases import canvas_side, canvases_of_rows, face_canvases
 from ageray.synthetic import faces
 
 ALIGN = Align(size=32)
@@ -256,11 +256,11 @@ def test_rows_that_are_not_asked_for_are_not_decoded(
     """Validation and the test read all shards, and decode their own faces alone."""
     decoded = list[bytes]()
 
-    def counted(data: bytes, *more: Any) -> Any:
-        decoded.append(data)
-        return face_canvases(data, *more)
+    def counted(images: list[bytes], *more: Any) -> Any:
+        decoded.extend(images)
+        return canvases_of_rows(images, *more)
 
-    monkeypatch.setattr("ageray.data.stream.face_canvases", counted)
+    monkeypatch.setattr("ageray.data.stream.canvases_of_rows", counted)
     table = pa.concat_tables([pq.read_table(file) for file in sorted(shards.glob("*.parquet"))])
     names = ["key", "image", "landmarks", "box", "age", "subject", "gender", "dataset"]
     decode_rows(table.select(names), OPTIONS, split, "val")
