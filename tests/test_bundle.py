@@ -17,6 +17,7 @@ from torch import Tensor
 from ageray import bundle, calibration, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.experiment.model import Decode
 from ageray.models.build import Classifier, build
 from ageray.models.gallery import Gallery
 
@@ -84,6 +85,23 @@ def test_whole_numbers_keep_their_type(tmp_path: Path) -> None:
     bundle.save(str(tmp_path / "b"), build(settings.model, seed=0), settings, {})
     state = bundle.load(str(tmp_path / "b")).network().state_dict()
     assert state["backbone.network.bn1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_an_evaluation_may_decode_anew(saved: Path) -> None:
+    """`model.decode.*` and `train.calibrate` are no part of the weights."""
+    edit_card(saved, calibration=calibration.Calibration(1.2, -5, 2, 100).to_card())
+    loaded = bundle.load(str(saved))
+    median = Decode(method="median", flip=False)
+    changed = loaded.decoding(median)
+    assert changed.experiment.model.decode == median
+    assert changed.calibration.scale == 1.2
+    assert changed.weights is loaded.weights
+    plain = loaded.decoding(loaded.experiment.model.decode, calibrate=False)
+    assert plain.calibration == calibration.Calibration()
+    assert not plain.experiment.train.calibrate
+    assert loaded.decoding(loaded.experiment.model.decode) == loaded
+    with pytest.raises(UserError, match="model.decode.method=gallery: .* has no gallery.safetensors"):
+        loaded.decoding(Decode(method="gallery"))
 
 
 def test_a_loaded_network_is_ready_to_predict(saved: Path, network: Classifier) -> None:

@@ -135,6 +135,33 @@ def test_every_test_face_is_predicted_and_no_other(evaluated: Evaluated, shards:
     assert evaluated.report["images"] == len(parts["test"]) - 2
 
 
+def test_ages_before_calibration_are_reported_too(evaluated: Evaluated) -> None:
+    """The model's calibration is the line 1.2 x - 5."""
+    rows, plain = [row for row in evaluated.rows if not row["error"]], evaluated.report["plain"]
+    for row in rows:
+        assert row["predicted"] == pytest.approx(np.clip(1.2 * row["plain"] - 5, 2, 100), abs=1e-3)
+    errors = [row["plain"] - row["age"] for row in rows]
+    assert plain["mae"]["value"] == pytest.approx(np.mean(np.abs(errors)))
+    assert plain["bias"]["value"] == pytest.approx(np.mean(errors))
+    assert plain["mae"]["value"] != pytest.approx(evaluated.report["mae"])
+
+
+def test_a_model_is_decoded_anew_and_without_calibration(
+    evaluated: Evaluated, model: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "show", lambda report: None)
+    words = ["train.calibrate=false", "model.decode.flip=false", f"data.shards={shards}"]
+    job.main([str(model), *words, "--out", str(tmp_path), *SCALE])
+    rows = pq.read_table(tmp_path / "predictions.parquet").to_pylist()
+    before = {row["key"]: row["plain"] for row in evaluated.rows if not row["error"]}
+    for row in rows:
+        assert row["error"] or row["predicted"] == row["plain"]
+    assert any(row["plain"] != before[row["key"]] for row in rows if not row["error"])
+    first, second, *_ = json.loads((tmp_path / "report.json").read_text())["warnings"]
+    assert first == "decoded with flip: true, now false; ages are not calibrated"
+    assert second.startswith("train.calibrate=false: ages are those of the decoding")
+
+
 def test_figures_are_those_of_the_predictions(evaluated: Evaluated) -> None:
     rows, report = [row for row in evaluated.rows if not row["error"]], evaluated.report
     errors = [row["predicted"] - row["age"] for row in rows]
