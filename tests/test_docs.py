@@ -12,7 +12,7 @@ import pytest
 
 from ageray import config
 from ageray.commands import COMMANDS
-from ageray.evaluate.table.spec import read_table
+from ageray.config.paper_table import read_table
 from ageray.serve.settings import Service
 
 ROOT = Path(__file__).resolve().parents[1]

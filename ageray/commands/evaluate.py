@@ -15,7 +15,7 @@ from ageray import config, storage
 from ageray.api import calls
 from ageray.api.settings import evaluation_settings
 from ageray.commands import cli
-from ageray.config import shipped
+from ageray.config import paper_table, shipped
 from ageray.errors import UserError
 
 _EPILOG = """\
@@ -175,12 +175,13 @@ def _evaluate_table(arguments: argparse.Namespace, models: list[str], settings: 
             machine.append(path)
     scale = config.load(machine, [word for word in overrides if word.startswith("scale.")]).scale
 
+    paper = paper_table.read_table(arguments.table)
+    plan = paper_table.plan_table(paper, arguments.table, sets, machine, overrides)
+
     from ageray import cluster
     from ageray.commands.terminal.papers import TableProgress, show_plan, show_table
     from ageray.evaluate import table as tables
 
-    paper = tables.read_table(arguments.table)
-    plan = tables.plan_table(paper, shipped.path_of(arguments.table), sets, machine, overrides)
     with TableProgress(live=scale.progress) as progress:
         estimates = tables.estimate(plan, progress.show, measure=True)
         show_plan(plan, estimates, scale.parallel_trainings)

@@ -18,9 +18,10 @@ import yaml
 
 from ageray import config
 from ageray.commands import evaluate as job
+from ageray.config.paper_table import plan_table, read_table
 from ageray.errors import UserError
 from ageray.evaluate import table as tables
-from ageray.evaluate.table import figures, plan, spec
+from ageray.evaluate.table import figures, plan
 from ageray.experiment import Experiment
 from ageray.schema import FACES
 from ageray.synthetic import faces as synthetic_faces
@@ -110,14 +111,14 @@ def test_a_table_plans_and_adds_up(file: Path, sets: dict[str, str], monkeypatch
     cost. Networks are built elsewhere (tests/test_recipes.py)."""
     built = list[Experiment]()
     monkeypatch.setattr(plan, "check_model", built.append)
-    table = tables.read_table(str(file))
+    table = read_table(str(file))
     if table.sets() == []:
         with pytest.raises(UserError, match="no cell can run; the set is private"):
-            tables.plan_table(table, str(file), sets, [], [])
+            plan_table(table, str(file), sets, [], [])
         return
     # FG-NET's batches are as large as in the paper, so the other sets' are smaller here
     words = ["train.stages.0.steps=null", "train.stages.0.epochs=2", "train.balance=none"]
-    planned = tables.plan_table(table, str(file), sets, [], words)
+    planned = plan_table(table, str(file), sets, [], words)
     estimates = tables.estimate(planned, lambda record: None, measure=False)
     assert len(estimates) == len(planned.runnable)
     assert all(not cell.missing or cell.column.data is None for cell in planned.cells)
@@ -133,7 +134,7 @@ def test_a_table_plans_and_adds_up(file: Path, sets: dict[str, str], monkeypatch
 
 def test_a_set_that_is_not_named_leaves_its_cells_out(sets: dict[str, str]) -> None:
     file = ROOT / "configs" / "tables" / "dhaa_table4.yaml"
-    planned = tables.plan_table(tables.read_table(str(file)), str(file), {"fgnet": sets["fgnet"]}, [], [])
+    planned = plan_table(read_table(str(file)), str(file), {"fgnet": sets["fgnet"]}, [], [])
     missing = {cell.name: cell.missing for cell in planned.cells if cell.missing}
     assert missing["DHAA, CACD"] == "add a FILE.yaml with data.name=cacd"
     assert missing["DHAA, FG-NET after IMDB-WIKI"] == "add a FILE.yaml with data.name=imdb_wiki"
@@ -143,7 +144,7 @@ def test_a_set_that_is_not_named_leaves_its_cells_out(sets: dict[str, str]) -> N
 def test_repeats_pairs_and_stages_become_experiments(sets: dict[str, str]) -> None:
     def cells(name: str) -> dict[str, Any]:
         file = ROOT / "configs" / "tables" / f"{name}.yaml"
-        planned = tables.plan_table(tables.read_table(str(file)), str(file), sets, [], ["model.weights=x"])
+        planned = plan_table(read_table(str(file)), str(file), sets, [], ["model.weights=x"])
         return {cell.name: cell for cell in planned.cells}
 
     clusters = cells("cluster_cnn_table2")
@@ -173,10 +174,10 @@ def test_mistakes_in_a_table_are_told_with_their_line(tmp_path: Path) -> None:
     text = f"title: t\npaper: p\ncolumns: [{{name: a, data: x}}]\nrows:\n{row}\n"
     (tmp_path / "t.yaml").write_text(text)
     with pytest.raises(UserError, match="row 'r': paper names 'b', which is no column"):
-        spec.read_table(str(tmp_path / "t.yaml"))
+        read_table(str(tmp_path / "t.yaml"))
     (tmp_path / "t.yaml").write_text(text.replace("{b: 1}", "{a: 1}").replace("recipe:", "recipee:"))
     with pytest.raises(UserError, match=r"t\.yaml:5.*did you mean 'recipe'"):
-        spec.read_table(str(tmp_path / "t.yaml"))
+        read_table(str(tmp_path / "t.yaml"))
 
 
 # --- figures --------------------------------------------------------------------------------------

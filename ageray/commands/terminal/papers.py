@@ -13,7 +13,8 @@ from ageray.commands.terminal.progress import TerminalProgress, clock, log_conso
 from ageray.evaluate.table.page import texts
 
 if TYPE_CHECKING:
-    from ageray.evaluate.table import Estimate, TablePlan
+    from ageray.config.paper_table import TablePlan
+    from ageray.evaluate.table import Estimate
 
 _WIDTH = 150
 Record = dict[str, Any]

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from ageray import metrics
 from ageray.evaluate import results
-from ageray.evaluate.table.spec import Metric
+from ageray.experiment.paper_table import Metric
 
 Figure = dict[str, float | None]
 """{"value", "low", "high"}: a figure with its 95 % interval, as in a report."""

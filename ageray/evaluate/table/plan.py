@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ageray.config.paper_table import CellPlan, TablePlan
 from ageray.data import protocols
 from ageray.data.labelled_faces import labelled_faces
-from ageray.evaluate.table.cells import CellPlan, TablePlan
 from ageray.experiment import Experiment
 from ageray.faces.canvases import canvas_side, to_tensors
 from ageray.models.inference import posterior

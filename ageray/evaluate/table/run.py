@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import storage
+from ageray.config.paper_table import CellPlan, TablePlan
 from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.folds import evaluate_folds
 from ageray.evaluate.one_model import evaluate
 from ageray.evaluate.table import figures
-from ageray.evaluate.table.cells import CellPlan, TablePlan
 from ageray.evaluate.table.page import table_report
 from ageray.evaluate.table.plan import Estimate
-from ageray.evaluate.table.spec import Column, Row
 from ageray.experiment import Experiment
+from ageray.experiment.paper_table import Column, Row
 from ageray.models.build import build
 from ageray.train import plan as train_plan
 from ageray.train import run as train_run

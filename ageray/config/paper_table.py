@@ -7,10 +7,12 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ageray import config
+from ageray.config.experiments import digest, load
+from ageray.config.load import parse
+from ageray.config.shipped import path_of
 from ageray.errors import UserError
-from ageray.evaluate.table.spec import Column, PaperTable, Pretraining, Row
 from ageray.experiment import Experiment
+from ageray.experiment.paper_table import Column, PaperTable, Pretraining, Row
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,9 @@ class CellPlan:
     @property
     def identity(self) -> str:
         """Equal for cells that share their trainings and tests: digests of their experiments."""
-        digests = [config.digest(each) for each in self.experiments]
+        digests = [digest(each) for each in self.experiments]
         if self.tested is not None:
-            digests.append(f"on-{config.digest(self.tested)}")
+            digests.append(f"on-{digest(self.tested)}")
         return "-".join(digests)
 
     @property
@@ -45,8 +47,8 @@ class CellPlan:
         """Name of the cell's folder, with the network, the set and `identity`."""
         first = self.experiments[0]
         name = self.tested.data.name if self.tested is not None else first.data.name
-        digest = hashlib.sha256(self.identity.encode()).hexdigest()[:8]
-        return f"{first.model.name}-{name}-{digest}"
+        short = hashlib.sha256(self.identity.encode()).hexdigest()[:8]
+        return f"{first.model.name}-{name}-{short}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,11 @@ class TablePlan:
         return None
 
 
+def read_table(path: str) -> PaperTable:
+    """Reads a table's file. Raises UserError with every mistake, file and line."""
+    return parse(PaperTable, [path])[0]
+
+
 def plan_table(
     table: PaperTable, path: str, sets: Mapping[str, str], machine: Sequence[str], overrides: Sequence[str]
 ) -> TablePlan:
@@ -79,6 +86,7 @@ def plan_table(
     those of a column, such as its epochs, and not over what makes a row.
     Raises UserError if a row's settings are wrong, or no cell can run.
     """
+    path = path_of(path)
     cells = []
     for row in table.rows:
         for column in table.columns:
@@ -117,12 +125,12 @@ def _cell(
         else:
             others.append(word)
     words = [*others, *overrides, *row.overrides]
-    experiment = config.load([recipe, sets[column.data], *machine], words)
+    experiment = load([recipe, sets[column.data], *machine], words)
     if column.pretraining is not None:
         shards = _shards(sets[column.pretraining.data])
         experiment = _with_stage(experiment, column.pretraining, shards)
     if column.tested_on is not None:
-        test = config.load([recipe, sets[column.tested_on], *machine], [*words, *of_test])
+        test = load([recipe, sets[column.tested_on], *machine], [*words, *of_test])
         return CellPlan(row, column, (experiment,), test)
     repeats = []
     for seed in range(column.repeats):
@@ -137,7 +145,7 @@ def _cell(
 
 def _shards(path: str) -> str:
     """The shards that a set's file names."""
-    shards = config.load([path]).data.shards
+    shards = load([path]).data.shards
     if shards is None:
         raise UserError(f"{path}: names no data.shards, so no stage can train on it; add them")
     return shards
@@ -148,6 +156,6 @@ def _with_stage(experiment: Experiment, pretraining: Pretraining, shards: str) -
     first = experiment.train.stages[0].model_dump(mode="json")
     words = [f"train.stages.0.{word}" for word in pretraining.overrides]
     base = {"train": {"stages": [{**first, "name": pretraining.data, "steps": None, "shards": shards}]}}
-    stage = config.parse(Experiment, [], words, base, "the recipe's stage")[0].train.stages[0]
+    stage = parse(Experiment, [], words, base, "the recipe's stage")[0].train.stages[0]
     train = experiment.train.model_copy(update={"stages": (stage, *experiment.train.stages)})
     return experiment.model_copy(update={"train": train})

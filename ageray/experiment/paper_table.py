@@ -1,4 +1,5 @@
-"""The file of a table: rows as overrides of a recipe, columns as sets with a protocol and a metric.
+"""The file of a paper's table: rows as overrides of a recipe, columns as sets with a protocol and a
+metric.
 
 One file in `configs/tables/` for every table and figure of results of the five papers.
 """
@@ -9,7 +10,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ageray import config
 from ageray.experiment.strict import Count, Strict
 
 Metric = Literal["mae", "cs3", "cs5", "epsilon_error", "gender"]
@@ -104,8 +104,3 @@ class PaperTable(Strict):
             if column.pretraining is not None:
                 names.append(column.pretraining.data)
         return [name for name in dict.fromkeys(names) if name]
-
-
-def read_table(path: str) -> PaperTable:
-    """Reads a table's file. Raises UserError with every mistake, file and line."""
-    return config.parse(PaperTable, [path])[0]
