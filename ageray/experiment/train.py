@@ -118,9 +118,9 @@ class Train(Strict):
     """
     shuffle_all: bool = False
     """Draw batches from all training faces, so that any two of them may meet (terms on pairs need
-    it). Memory stays that of `shuffle` faces: an epoch reads the shards once for every `shuffle`
-    faces, and decodes each face once. Where faces are held in memory, as in the folds of an
-    evaluation, batches always are drawn from all."""
+    it), and copies of a rare face (`balance`) spread over the epoch. Memory stays that of `shuffle`
+    faces: an epoch reads the shards once for every `shuffle` faces. Where faces are held in memory,
+    as in the folds of an evaluation, batches always are drawn from all."""
     precision: Literal["float32", "bf16", "fp16"] = "bf16"
     """Autocast type of the forward pass; weights and losses stay float32. `fp16` scales the loss so
     that small gradients survive, and validates in float32."""

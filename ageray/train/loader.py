@@ -90,8 +90,14 @@ class Streams:
             more["age_std"] = faces.age_std
         folders = self.plan.folders(stage)
         if config.shuffle_all:
-            blocks = [self._passes(number, folder, faces, rows_SB) for number, folder in enumerate(folders)]
-            ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
+            # of about `train.shuffle` faces; each pass has row numbers of its own
+            steps = max(1, config.shuffle // config.batch_size)
+            pass_S = np.arange(len(rows_SB)) // steps
+            passes = [
+                self._passes(number, folder, faces, rows_SB, pass_S) for number, folder in enumerate(folders)
+            ]
+            numbers_SB = rows_SB + pass_S[:, None] * len(faces)
+            ordered = OrderedBatches(passes, numbers_SB, more, faces.starts, len(faces))
             return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
         streams = self._streams(folders, faces, rows_SB)
         if self.experiment.align.placement == "actors":
@@ -103,22 +109,21 @@ class Streams:
         ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
         return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
-    def _passes(self, number: int, folder: str, faces: RowIndex, rows_SB: Rows) -> Iterator[Columns]:
+    def _passes(
+        self, number: int, folder: str, faces: RowIndex, rows_SB: Rows, pass_S: Rows
+    ) -> Iterator[Columns]:
         """The blocks of one set, for an order in which neighbours come from anywhere.
 
-        The steps are cut into runs of about `train.shuffle` faces. For each run the shards are read
-        once and only its faces are decoded; a face that an earlier run had is not decoded again,
-        since `OrderedBatches` holds it until its last use.
+        pass_S: the pass of each step. For each pass the shards are read once, and its faces alone
+        are decoded. A face that a later pass shows again is decoded again, so that no pass holds
+        the faces of another.
         """
-        config = self.experiment.train
-        steps = max(1, config.shuffle // config.batch_size)
-        seen = np.zeros(len(faces), bool)
-        for first in range(0, len(rows_SB), steps):
-            rows = np.unique(rows_SB[first : first + steps])
-            rows = rows[(faces.set_of(rows) == number) & ~seen[rows]]
+        for current in range(int(pass_S[-1]) + 1 if len(pass_S) else 0):
+            rows = np.unique(rows_SB[pass_S == current])
+            rows = rows[faces.set_of(rows) == number]
             if len(rows):
-                seen[rows] = True
-                yield from _blocks(self._canvases(folder, faces.lookup(rows)))
+                for block in _blocks(self._canvases(folder, faces.lookup(rows))):
+                    yield {**block, "row": block["row"] + current * len(faces)}
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: Rows, state: State) -> ray.data.Dataset:
         """The faces warped by an actor of this worker, with the maps that the worker would draw."""

@@ -237,6 +237,11 @@ def check_train(experiment: Experiment) -> None:
         raise UserError(
             "train.balance=counts: works with data.shards, not with data.sets; set train.balance=resample"
         )
+    if train.balance == "counts" and not train.shuffle_all:
+        raise UserError(
+            "train.balance=counts: the copies of a rare face would stand in one batch; "
+            "set train.shuffle_all=true"
+        )
     if train.shuffle_all and experiment.align.placement == "actors":
         raise UserError(
             "align.placement=actors: does not go with train.shuffle_all; set align.placement=worker"

@@ -168,13 +168,16 @@ class OrderedBatches:
         rows_SB: Rows,
         more: Mapping[str, NDArray[Any]] | None = None,
         starts: Sequence[int] = (0,),
+        count: int | None = None,
     ) -> None:
         """blocks: of each set of faces a stream of columns with `row`, `key` and `error` ('' if the
         face can be used), each row once. more: further columns, (N,) by row number. starts: the
-        first row number of each set.
+        first row number of each set. count: N, where the faces are streamed several times; the
+        row r of pass p has the number p N + r in `blocks` and in `rows_SB`.
         """
         self._blocks = [iter(stream) for stream in blocks]
         self._starts, self._rows_SB, self._more = starts, rows_SB, dict(more or {})
+        self._count = count
         numbers, counts = np.unique(rows_SB, return_counts=True)
         repeated = counts > 1
         self._further_uses = Counter(
@@ -199,7 +202,7 @@ class OrderedBatches:
 
     def _face(self, row: int) -> Face | None:
         """The face with a row number; None if it cannot be used."""
-        number = int(np.searchsorted(self._starts, row, "right")) - 1
+        number = int(np.searchsorted(self._starts, row % (self._count or row + 1), "right")) - 1
         while row not in self._pool:
             if not self._read(number):
                 self.skipped.append((f"row {row}", "the shards no longer hold it"))
@@ -244,6 +247,8 @@ class OrderedBatches:
         for name, values in faces[0][0].items():
             if values.dtype != object:
                 columns[name] = np.stack([block[name][index] for block, index in faces])
+        if self._count is not None:
+            columns["row"] = columns["row"] % self._count
         for name, values in self._more.items():
             columns[name] = values[columns["row"]]
         return columns
