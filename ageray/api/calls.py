@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from ageray.stages.detect import Search
+    from ageray.stages.columns import Search
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ from ageray.api.settings import scoring_settings
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.models.decode import bins
-from ageray.stages.detect import DETECTED_SCHEMA, Item, rows_of
+from ageray.stages.columns import DETECTED_SCHEMA
+from ageray.stages.detect import Item, rows_of
 from ageray.stages.predict import AgeFaces
 
 _PHOTOS_AT_ONCE = 64
