@@ -239,7 +239,7 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     stages: dict[str, tuple[float, float]] = {}
     run._prepare = _timed(stages, "list", run._prepare)
     cluster.connect = _timed(stages, "start", cluster.connect)
-    pipeline.tables = _after_the_first(stages, pipeline.tables)
+    pipeline.results = _after_the_first(stages, pipeline.results)
     run._finish = _timed(stages, "finish", run._finish)
     watch = Watch()
     started = time.perf_counter()
@@ -272,14 +272,14 @@ def _timed(
 
 
 def _after_the_first(
-    stages: dict[str, tuple[float, float]], tables: Callable[..., Iterator[pa.Table]]
-) -> Callable[..., Iterator[pa.Table]]:
-    """`pipeline.tables`; the time until its first rows, which no number of places changes, apart
+    stages: dict[str, tuple[float, float]], results: Callable[..., Iterator[Any]]
+) -> Callable[..., Iterator[Any]]:
+    """`pipeline.results`; the time until its first rows, which no number of places changes, apart
     from the rest.
     """
 
-    def run(*arguments: Any) -> Iterator[pa.Table]:
-        rows = tables(*arguments)
+    def run(*arguments: Any) -> Iterator[Any]:
+        rows = results(*arguments)
         with _clock(stages, "first"):
             first = next(rows)
         with _clock(stages, "score"):

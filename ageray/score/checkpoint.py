@@ -16,20 +16,17 @@ of tables would be read again with all their bytes.
 
 from __future__ import annotations
 
-import io
 import json
-from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.score.chunks import Counts, split_chunk_id
+from ageray.score import pieces
+from ageray.score.chunks import ChunkSet, Counts
 from ageray.score.files import ScoreFiles
+from ageray.score.pieces import PieceIndex
 
 _TIME_SHARE = 0.02  # of the time so far, between two pieces
 _MIN_SECONDS, _MAX_SECONDS = 2.0, 300.0  # between two pieces
@@ -44,10 +41,8 @@ class ScoreCheckpoint:
 
     def __init__(self, files: ScoreFiles) -> None:
         self.files = files
-        self.counts = Counts()
+        self.pieces = PieceIndex()
         self.seconds = 0.0
-        self._done: set[int] = set()
-        self._last: dict[int, int] = {}  # position of a segment's last chunk, if it is done
         self._rows: list[pa.Table] = []
         self._written = 0.0
 
@@ -66,26 +61,26 @@ class ScoreCheckpoint:
         storage.remove_tree(self.files.draft.folder)
         storage.make_folder(self.files.pieces)
         storage.write_text(self.files.plan, json.dumps(plan, indent=1, ensure_ascii=False) + "\n")
-        for piece in self.pieces():
-            self._count(piece)
+        for uri in self._piece_files():
+            self.pieces.add(pieces.describe(uri, pieces.read(uri)))
 
     @property
-    def done(self) -> frozenset[int]:
+    def counts(self) -> Counts:
+        """Totals over the chunks that are done."""
+        return self.pieces.counts
+
+    @property
+    def done(self) -> ChunkSet:
         """Ids of the chunks that are done."""
-        return frozenset(self._done)
+        return self.pieces.done
 
     def done_positions(self) -> dict[int, tuple[int, ...]]:
         """Positions of the chunks that are done, for each segment that has any."""
-        positions: dict[int, list[int]] = defaultdict(list)
-        for chunk in sorted(self._done):
-            segment, position = split_chunk_id(chunk)
-            positions[segment].append(position)
-        return {segment: tuple(done) for segment, done in positions.items()}
+        return self.pieces.done.positions()
 
     def finished_segments(self) -> set[int]:
         """Segments of which every chunk is done."""
-        done = self.done_positions()
-        return {segment for segment, last in self._last.items() if len(done[segment]) == last + 1}
+        return self.pieces.finished_segments()
 
     def add(self, chunk: pa.Table, seconds: float) -> None:
         """Takes the rows of a whole chunk, `seconds` after the start of this run; writes a piece if
@@ -101,36 +96,17 @@ class ScoreCheckpoint:
         self._written = seconds
         if not self._rows:
             return
-        rows = pa.concat_tables(self._rows)
-        content = io.BytesIO()
-        pq.write_table(rows, content, compression="zstd")
-        storage.write_bytes(self.files.new_piece(), content.getvalue())
+        self.pieces.add(pieces.write(self.files, pa.concat_tables(self._rows)))
         self._rows = []
-        self._count(rows)
-
-    def pieces(self) -> Iterator[pa.Table]:
-        """The rows of every piece, each chunk once."""
-        if not storage.is_folder(self.files.pieces):
-            return
-        seen: set[int] = set()
-        for file in storage.list_files(self.files.pieces, (".parquet",)):
-            rows = pq.read_table(io.BytesIO(storage.read_bytes(file)))
-            chunks = set(pc.unique(rows.column("lot")).to_pylist())
-            if not seen.isdisjoint(chunks):
-                new = pa.array(sorted(chunks - seen), pa.int64())
-                rows = rows.filter(pc.is_in(rows.column("lot"), new))
-            seen |= chunks
-            yield rows
 
     def delete(self) -> None:
         """Removes the folder."""
         storage.remove_tree(self.files.unfinished)
 
-    def _count(self, rows: pa.Table) -> None:
-        self.counts.add(rows)
-        self._done.update(pc.unique(rows.column("lot")).to_pylist())
-        last_chunks = rows.filter(rows.column("last")).column("lot")
-        self._last.update(map(split_chunk_id, pc.unique(last_chunks).to_pylist()))
+    def _piece_files(self) -> list[str]:
+        if not storage.is_folder(self.files.pieces):
+            return []
+        return storage.list_files(self.files.pieces, (".parquet",))
 
 
 def read_json(uri: str) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from ageray import storage
 from ageray.errors import UserError
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
+from ageray.score.chunks import Counts
 from ageray.score.files import ScoreFiles
 
 _HEARTBEAT_SECONDS = 1.0  # between two reports
@@ -90,6 +91,10 @@ class ProgressReporter:
     def add(self, chunk: pa.Table) -> None:
         """Counts the rows of a whole chunk."""
         self._counts.add(chunk)
+
+    def add_counts(self, counts: Counts) -> None:
+        """Adds the totals of whole chunks."""
+        self._counts.merge(counts)
 
     def report(self) -> Progress:
         """The figures now."""

@@ -23,13 +23,15 @@ from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
 from ageray.machine import engine
 from ageray.machine.pool import Pool
-from ageray.score import chunks, local, read, results, write
+from ageray.score import chunks, local, read, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
+from ageray.score.pieces import Piece
 from ageray.score.progress import Progress, ProgressReporter, check_single_writer
 from ageray.score.read import InputSummary
+from ageray.score.write import Part, WrittenPart
 from ageray.stages.columns import Search, scores_schema
 
 _BYTES_A_PHOTO = 100_000
@@ -65,11 +67,16 @@ class Task(NamedTuple):
 
 
 class _Engine(NamedTuple):
-    """What computes: for the summary, in words, and the function that gives rows of scores."""
+    """What computes: for the summary, in words, and its two functions.
+
+    results gives rows of scores, or pieces that have them already. write_parts takes the parts of
+    the result, the files of the run, those of the result, and the schema.
+    """
 
     workers: dict[str, Any]
     description: str
-    tables: Callable[[ScoreCheckpoint], Iterator[pa.Table]]
+    results: Callable[[ScoreCheckpoint], Iterator[pa.Table | Piece]]
+    write_parts: Callable[[list[Part], ScoreFiles, ScoreFiles, pa.Schema], Iterator[WrittenPart]]
 
 
 def score(
@@ -170,7 +177,7 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
             task.posterior,
         )
         Thread(target=import_module, args=("matplotlib.figure",)).start()  # the page needs it at the end
-        return _Engine(computing.workers, computing.describe(), computing.tables)
+        return _Engine(computing.workers, computing.describe(), computing.tables, _write_parts)
     if pool is not None:
         pool.close()
     return _ray_engine(task, scale)
@@ -187,15 +194,28 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
     batch = scale.faces_a_batch(bool(actors.gpus))
     align = task.bundle.experiment.align
 
-    def tables(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table]:
-        photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
+    size = pipeline.photos_a_task(
+        scale.decode_batch, task.summary.photos, cluster.total(cluster.nodes(), "CPU")
+    )
+
+    def results(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table | Piece]:
+        photos = pipeline.read_photos(task.inputs, task.summary, size, checkpoint)
         if photos is None:
             return
-        faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
+        faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
         model = bundle.model_for_workers(task.model)
-        yield from pipeline.tables(pipeline.predict_ages(faces, model, actors, batch, task.posterior))
+        rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
+        yield from pipeline.results(rows, checkpoint.files)
 
-    return _Engine(actors._asdict(), describe(actors, batch, scale.decode_batch), tables)
+    return _Engine(actors._asdict(), describe(actors, batch, size), results, pipeline.write_parts)
+
+
+def _write_parts(
+    parts: list[Part], _: ScoreFiles, target: ScoreFiles, schema: pa.Schema
+) -> Iterator[WrittenPart]:
+    """Writes parts one after the other."""
+    for part in parts:
+        yield write.write_part(part, target, schema)
 
 
 def _score(computing: _Engine, checkpoint: ScoreCheckpoint, progress: ProgressReporter) -> None:
@@ -203,13 +223,18 @@ def _score(computing: _Engine, checkpoint: ScoreCheckpoint, progress: ProgressRe
     row has come.
     """
     assembler = chunks.ChunkAssembler(checkpoint.done)
-    for table in computing.tables(checkpoint):
+    for result in computing.results(checkpoint):
         progress.set_state("running")
-        for chunk in assembler.add(table):
+        if isinstance(result, Piece):
+            progress.add_counts(result.counts)
+            checkpoint.pieces.add(result)
+            continue
+        for chunk in assembler.add(result):
             progress.add(chunk)
             checkpoint.add(chunk, progress.seconds)
-    if len(assembler):
-        raise RuntimeError(f"{len(assembler)} chunks of photos came back without all of their rows")
+    missing = [chunk for chunk in assembler.incomplete() if chunk not in checkpoint.done]
+    if missing:
+        raise RuntimeError(f"{len(missing)} chunks of photos came back without all of their rows")
 
 
 def _finish(
@@ -223,8 +248,9 @@ def _finish(
     network = task.bundle.experiment.model.name
     metadata = json.dumps({"identity": task.bundle.identity, "network": network})
     schema = scores_schema(task.posterior).with_metadata({"ageray": metadata})
-    write.write(draft, checkpoint.pieces(), schema)
-    digest = results.read_scores(draft.folder)
+    plan = write.plan_parts(checkpoint.pieces)
+    parts = computing.write_parts(plan, checkpoint.files, draft, schema)
+    digest = write.finish(draft, parts, schema)
     seconds += checkpoint.seconds
     summary = {
         "input": location,
