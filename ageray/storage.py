@@ -250,6 +250,21 @@ def make_folder(uri: str) -> None:
             _local(uri).mkdir(parents=True, exist_ok=True)
 
 
+def copy(src: str, dst: str) -> None:
+    """Copies a file within one store, which does it by itself. A local file gets a second name, or
+    is copied where that is not possible.
+    """
+    with _explained(src):
+        if is_remote(src):
+            fs, origin = _fsspec(src)
+            fs.cp_file(origin, _fsspec(dst)[1])
+            return
+        try:
+            os.link(_local(src), _local(dst))
+        except OSError:
+            shutil.copyfile(_local(src), _local(dst))
+
+
 def copy_tree(src: str, dst: str) -> None:
     """Copies every file below `src` to the same path below `dst`; the two may be on different
     stores.

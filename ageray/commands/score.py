@@ -80,6 +80,12 @@ def parser() -> argparse.ArgumentParser:
         help="begin anew; an earlier result is replaced once the new one is there",
     )
     parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="score only the I-th of N equal parts; N jobs with one INPUT and one DIR, anywhere and at "
+        "any time; the last one to end writes DIR",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="score only 64 photos, on one core, write nothing, and say what the whole would cost",
@@ -116,8 +122,10 @@ def main(words: Sequence[str]) -> None:
         return
 
     from ageray.commands.terminal.scores import ScoreProgress
+    from ageray.score import shards
     from ageray.score.run import score
 
+    shard = shards.parse(arguments.shard) if arguments.shard else None
     if arguments.demo:
         from ageray.synthetic import demo
 
@@ -133,8 +141,10 @@ def main(words: Sequence[str]) -> None:
             posterior=arguments.posterior,
             fresh=arguments.fresh,
             on_progress=progress.show,
+            shard=shard,
         )
-    print(closing(summary, arguments.out))
+    of_shard = shard is not None and "digest" in summary
+    print(closing(summary, shard.folder(arguments.out) if shard and of_shard else arguments.out))
 
 
 def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment) -> None:

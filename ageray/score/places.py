@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,10 @@ class Places:
         with SegmentReader(self._file.path) as reader:
             for number in range(len(self)):
                 yield reader.read(number)
+
+    def part(self, start: int, end: int) -> Places:
+        """The segments from `start` to before `end`, as a list of their own."""
+        return Places(islice(self.segments(), start, end))
 
     def take(self, numbers: Iterable[int]) -> pa.Table:
         """The photos of these numbers, in ascending order."""

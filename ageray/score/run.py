@@ -23,7 +23,7 @@ from ageray.errors import UserError
 from ageray.experiment import Detect, Scale
 from ageray.machine import engine
 from ageray.machine.pool import Pool
-from ageray.score import chunks, local, read, write
+from ageray.score import chunks, local, read, shards, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
@@ -31,6 +31,7 @@ from ageray.score.page import score_report
 from ageray.score.pieces import Piece
 from ageray.score.progress import Progress, ProgressReporter, check_single_writer
 from ageray.score.read import InputSummary
+from ageray.score.shards import Shard
 from ageray.score.write import Part, WrittenPart
 from ageray.stages.columns import Search, scores_schema
 
@@ -48,10 +49,11 @@ class Task(NamedTuple):
     detect: Detect
     search: Search
     posterior: bool
+    shard: Shard | None = None
 
     def plan(self) -> dict[str, Any]:
         """Everything that a result depends on. Two runs with equal plans give the same rows."""
-        return {
+        plan = {
             "input": {
                 "uri": self.inputs.uri,
                 "kind": self.inputs.kind,
@@ -64,6 +66,9 @@ class Task(NamedTuple):
             "posterior": self.posterior,
             "lot": chunks.SIZE,
         }
+        if self.shard is not None:
+            plan["shard"] = str(self.shard)
+        return plan
 
 
 class _Engine(NamedTuple):
@@ -89,6 +94,7 @@ def score(
     posterior: bool = False,
     fresh: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Scores every face of every photo, writes the folder `out` and returns what is in its
     summary.json.
@@ -100,6 +106,8 @@ def score(
     interrupted run resumes, and a complete result is returned as it is; both only if the plan is
     the same.
     on_progress: gets a report every second.
+    shard: scores only this part of the input. The last one to end writes `out`; the others return
+    the summary of their own part.
 
     A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
     keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
@@ -110,44 +118,80 @@ def score(
         pool = None
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
-        task = _prepare(location, model, detect, search, posterior)
+        task = _prepare(location, model, detect, search, posterior, shard)
+        if shard is None:
+            return _score_into(task, location, out, scale, fresh, pool, on_progress)
         files = check_target(out)
-        checkpoint = ScoreCheckpoint(files)
-        complete = check_plan(checkpoint, out, task.plan(), fresh)
-        print(f"{location}: {task.inputs.describe(task.summary.photos)}")
-        if complete is not None:
-            finished = complete["finished"]
+        whole = None if fresh else shards.complete(files, task.plan())
+        if whole is not None:
+            finished = whole["finished"]
             print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
-            checkpoint.delete()
-            return complete
-        try:
-            _open(checkpoint, task.plan(), out)
-            computing = _engine(task, scale, pool)
-            print(f"{model} ({task.bundle.identity}): {computing.description}", flush=True)
-            photos, weight = task.summary.photos, task.summary.weight
-            with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
-                _score(computing, checkpoint, progress)
-                progress.set_state("finishing")
-                checkpoint.flush(progress.seconds)
-                summary = _finish(task, computing, checkpoint, progress.seconds, location)
-        except BaseException:
-            if not checkpoint.counts.photos:
-                with suppress(UserError):
-                    checkpoint.delete()  # it holds no work
-            raise
+            return whole
+        folder = shard.folder(files.folder)
+        summary = _score_into(task, location, folder, scale, fresh, pool, on_progress)
+        parts = shards.summaries(shard, files.folder)
+        if parts is None:
+            print(f"shard {shard} is complete; the last one to end writes {out}", flush=True)
+            return summary
+        return shards.join(shard, files, parts, task.bundle.card)
+
+
+def _score_into(
+    task: Task,
+    location: str,
+    out: str,
+    scale: Scale,
+    fresh: bool,
+    pool: Pool | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> dict[str, Any]:
+    """Scores one input into one folder."""
+    files = check_target(out)
+    checkpoint = ScoreCheckpoint(files)
+    complete = check_plan(checkpoint, out, task.plan(), fresh)
+    print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+    if complete is not None:
+        finished = complete["finished"]
+        print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
         checkpoint.delete()
-        return summary
+        return complete
+    try:
+        _open(checkpoint, task.plan(), out)
+        computing = _engine(task, scale, pool)
+        print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
+        photos, weight = task.summary.photos, task.summary.weight
+        with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
+            _score(computing, checkpoint, progress)
+            progress.set_state("finishing")
+            checkpoint.flush(progress.seconds)
+            summary = _finish(task, computing, checkpoint, progress.seconds, location)
+    except BaseException:
+        if not checkpoint.counts.photos:
+            with suppress(UserError):
+                checkpoint.delete()  # it holds no work
+        raise
+    checkpoint.delete()
+    return summary
 
 
-def _prepare(location: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Task:
+def _prepare(
+    location: str,
+    model: str,
+    detect: Detect | None,
+    search: Search,
+    posterior: bool,
+    shard: Shard | None,
+) -> Task:
     inputs = Inputs.open(location)
+    if shard is not None:
+        inputs = shards.part_of(inputs, shard)
     loaded = bundle.load(model)
     needs_landmarks = loaded.experiment.align.mode != "none"
     if search == "never" and inputs.kind != "face shards" and needs_landmarks:
         reason = f"{location} has no landmarks of its own, and {model} needs them"
         raise UserError(f"--detect never: {reason}; use auto")
     detect = detect or loaded.experiment.data.detect
-    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior)
+    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior, shard)
 
 
 def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
@@ -265,6 +309,8 @@ def _finish(
         "actors": computing.workers,
         "plan": task.plan(),
     }
+    if task.shard is not None:
+        summary["digest"] = shards.to_json(digest)
     score_report(draft, digest, summary, task.bundle.card)
     storage.write_text(draft.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     storage.replace_folder(draft.folder, checkpoint.files.folder, last=SUMMARY)
