@@ -20,6 +20,7 @@ INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
                 all else is passed over
   a manifest    .csv or .parquet with a column 'image' or 'uri': urls or paths (relative ones: to
                 its folder)
+  an inventory  manifest.json of an S3 Inventory (Parquet or CSV): the photos of the bucket
   tables        .parquet with a column 'image' or 'bytes' of encoded photos, a folder of them or one
   face shards   as ageray prepare writes them; their landmarks are used as they are, unless --detect
                 always
