@@ -43,6 +43,9 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "places"
+PAUSE = "AGERAY_SCALE_PAUSE"
+"""Variable with seconds that the stand-in for reading waits a photo (`benchmarks/kills.py`)."""
+
 _PAGE = 1000  # keys of an answer, as S3 has them
 _STAGES = ("list", "start", "first", "score", "finish")
 
@@ -60,6 +63,7 @@ def stand_in_faces(photos: pa.Table, **_: object) -> pa.Table:
     from ageray import schema
     from ageray.stages.detect import DETECTED_SCHEMA, _carry
 
+    time.sleep(float(os.environ.get(PAUSE, "0")) * photos.num_rows)
     rows = []
     for image in photos.column("image").to_pylist():
         if _number(image) % 50 == 0:
@@ -228,8 +232,10 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     if kind == "s3":
         location = serve_bucket(places)
     else:
-        file = folder / ("places.csv" if kind == "csv" else "places.parquet")
-        write_manifest(file, places)
+        file = folder.parent / ("places.csv" if kind == "csv" else "places.parquet")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_manifest(file, places)
         location = str(file)
     from ageray import cluster
     from ageray.experiment import Scale
@@ -251,7 +257,7 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     return {
         "places": places,
         "seconds": seconds,
-        "stages": {name: stages[name] for name in _STAGES},
+        "stages": {name: stages.get(name, (0.0, 0.0)) for name in _STAGES},
         "driver": watch.driver,
         "store": watch.store,
         "requests": _Listing.requests,
@@ -329,10 +335,12 @@ def main() -> None:
     parser.add_argument("--input", choices=("manifest", "csv", "s3"), default="manifest")
     parser.add_argument("--posterior", action="store_true", help="101 further numbers a row")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        with tempfile.TemporaryDirectory() as folder:
-            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, Path(folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(arguments.folder or temporary + "/run")
+            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, folder)
         print("FIGURE " + json.dumps(figure), flush=True)
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; reading, detection and network: stand-ins")
