@@ -15,6 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -316,11 +317,15 @@ def _refill(src: str, dst: str, last: str) -> None:
         for path in fs.find(target):
             if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
-        files = sorted(fs.find(origin), key=lambda path: (path == f"{origin}/{last}", path))
-        for path in files:
-            if path.rstrip("/") == origin:  # some writers leave an empty object with the name of the folder
-                continue
-            fs.cp_file(path, target + path.removeprefix(origin))
+        files = {path.removeprefix(origin) for path in fs.find(origin)}
+        files -= {"", "/"}  # some writers leave an empty object with the name of the folder
+
+        def copy_one(name: str) -> None:
+            fs.cp_file(origin + name, target + name)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(copy_one, sorted(files - {f"/{last}"})))
+        copy_one(f"/{last}")
         fs.rm_file(f"{target}/{MARKER}")
     remove_tree(src)
 
