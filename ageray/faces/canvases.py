@@ -27,6 +27,8 @@ _ROOM = 2.25
 """Side of a canvas over side of the crop. A crop pixel spans less than two canvas pixels; the rest
 is room for rotation."""
 _DRAFTS = (8, 4, 2, 1)
+_TILTED = 60
+"""Degrees by which a head may be tilted before its photo counts as turned."""
 _SMALLEST_CROP = 2.0
 """Side in photo pixels. A smaller crop comes from coincident points or an empty box."""
 
@@ -156,10 +158,12 @@ def _or_of_points(box: NDArray[np.float32], points: NDArray[np.float32]) -> NDAr
 @dataclass(frozen=True)
 class _Crops:
     """Crops of N faces: their `corners` (N, 4, 2) in the photo, photo pixels per crop pixel `spans`
-    (N,), and `problems` (N,): why there is no crop, else ''. Without a crop the rest is NaN."""
+    (N,), quarter `turns` (N,) that make the face upright, and `problems` (N,): why there is no
+    crop, else ''. Without a crop, corners and spans are NaN."""
 
     corners: NDArray[np.float32]
     spans: NDArray[np.float32]
+    turns: NDArray[np.int64]
     problems: NDArray[np.object_]
 
 
@@ -172,7 +176,9 @@ def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) 
     else:
         needed = points[:, :2] if align.mode == "eyes" else points
         problems[~np.isfinite(needed).all((1, 2))] = "no landmarks to align by"
-    matrix = crop_map(torch.from_numpy(points), torch.from_numpy(box), align)
+    turns = _turns(points, align)
+    upright = torch.from_numpy(_turn(points, turns))
+    matrix = crop_map(upright, torch.from_numpy(_turn_boxes(box, turns)), align)
     spans = 1 / geometry.scale_of(matrix)
     fine = (
         torch.isfinite(matrix).all(-1).all(-1)
@@ -186,7 +192,41 @@ def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) 
     corners = torch.full((len(points), 4, 2), math.nan)
     inverse = geometry.invert(matrix[usable])
     corners[usable] = geometry.apply(inverse, square.expand(len(inverse), 4, 2))
-    return _Crops(corners.numpy(), spans.numpy(), problems)
+    return _Crops(_turn(corners.numpy(), -turns), spans.numpy(), turns, problems)
+
+
+def _turns(points: NDArray[np.float32], align: Align) -> NDArray[np.int64]:
+    """By how many quarter turns against the clock each face (N,) is upright.
+
+    A photo may lie on its side or on its head. The modes `eyes` and `box` cut an upright square, so
+    the canvas is turned; `similarity` turns every face itself. 0 if the points are unknown, and for
+    a head that is tilted by less than 60 degrees.
+    """
+    turns = np.zeros(len(points), np.int64)
+    if align.mode not in ("eyes", "box"):
+        return turns
+    down = points[:, 3:].mean(1) - points[:, :2].mean(1)
+    angles = np.degrees(np.arctan2(down[:, 0], down[:, 1]))
+    lying = np.abs(angles) > _TILTED  # not where the angle is NaN
+    turns[lying] = -np.rint(angles[lying] / 90).astype(np.int64) % 4
+    return turns
+
+
+def _turn(points: NDArray[np.float32], turns: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Points (N, K, 2), each row turned about the origin by its quarter turns against the clock."""
+    turned = points.copy()
+    for turn in range(1, 4):
+        rows = turns % 4 == turn
+        x, y = points[rows, :, 0], points[rows, :, 1]
+        turned[rows] = np.stack([(y, -x), (-x, -y), (-y, x)][turn - 1], -1)
+    return turned
+
+
+def _turn_boxes(box: NDArray[np.float32], turns: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Boxes (N, 4) turned about the origin; the corner of the least coordinates stays the first."""
+    corners = _turn(box.reshape(-1, 2, 2), turns)
+    corners[turns != 0] = np.sort(corners[turns != 0], 1)
+    return corners.reshape(-1, 4)
 
 
 def _cut(
@@ -201,7 +241,7 @@ def _cut(
 ) -> None:
     """Writes canvas, points and box of one face into its row of `canvases`.
 
-    decoded: the photo by scale; a further scale is added.
+    decoded: the photo by the scale asked for; a further scale is added.
     """
     side, corners, span = canvas_side(align), crops.corners[face], crops.spans[face]
     extent = float((corners.max(0) - corners.min(0)).max())
@@ -214,7 +254,7 @@ def _cut(
     photo = _decoded_at(data, decoded, scale)
     if shrink > max(photo.width, photo.height):
         raise ImageError("landmarks or box lie far beyond the photo: no face to align")
-    block = shrink // photo.scale
+    block = max(1, shrink // photo.scale)  # a photo of very many pixels comes smaller than asked for
     centre = photo.shrink(corners.mean(0))
     first = np.round((centre + 0.5) / block - side / 2).astype(int)
     _draw_window(canvases.pixels[face], photo.pixels, first, block)
@@ -224,6 +264,12 @@ def _cut(
 
     canvases.points[face] = to_canvas(points)
     canvases.box[face] = to_canvas(box.reshape(2, 2)).reshape(4)
+    turns = crops.turns[face : face + 1]
+    if turns[0]:
+        middle = np.float32((side - 1) / 2)
+        canvases.pixels[face] = np.rot90(canvases.pixels[face], turns[0]).copy()
+        canvases.points[face] = _turn(canvases.points[face : face + 1] - middle, turns)[0] + middle
+        canvases.box[face] = _turn_boxes(canvases.box[face : face + 1] - middle, turns)[0] + middle
 
 
 def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
@@ -231,6 +277,8 @@ def _decoded_at(data: bytes, decoded: dict[int, Photo], scale: int) -> Photo:
 
     Each scale is decoded only once.
     """
+    if scale in decoded:
+        return decoded[scale]
     for photo in decoded.values():
         if photo.scale == scale or not photo.shrinks:
             return photo

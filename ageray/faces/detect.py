@@ -6,6 +6,7 @@ scores.
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -19,6 +20,24 @@ from ageray.faces.images import Photo
 
 # For inputs of up to 32 pixels OpenCV 4.14 reads uninitialised memory and finds faces at random.
 _LEAST_SIDE = 64
+# Measured on 480 photos of FG-NET, UTKFace, ChaLearn LAP and LFW. On their heads the best score is
+# 0.913, on their sides 0.897. Upright, 2 to 12 % have less than 0.915, of which one in three less
+# than 0.9. A piece of 1.7 sides of the face, shrunk to 96 pixels, tells the right orientation in
+# 660 of 667.
+_SURE = 0.915
+_SURE_ON_ITS_SIDE = 0.9
+_PIECE, _PIECE_SIDE = 1.7, 96
+# Least score of a face that is found only in a turned picture: three more looks would find more of
+# what is no face.
+_SURELY_A_FACE = 0.85
+# Pixels of the longer side of a face. Measured on FG-NET, the points are best from 250 to 400; from
+# 375 on faces are lost, and scores fall.
+_GOOD, _LARGE, _TOO_LARGE = 280, 300, 400
+_SMALL_LOOK = 320  # pixels of a picture in which no face was found
+_TURNS = (2, 1, 3)  # quarter turns against the clock, in the order of the search
+_ROTATIONS = {1: cv2.ROTATE_90_COUNTERCLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_CLOCKWISE}
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -43,24 +62,112 @@ class YuNet:
     def detect(self, photo: Photo) -> list[Face]:
         """Faces of the photo, best score first; an empty list if there is none.
 
-        The photo is shrunk until its longer side is at most `max_side`. If no face is found, it is
-        searched again with a border of `pad` times the side, because the detector was trained on
-        faces with surroundings and misses a face that fills the picture.
+        The photo is shrunk until its longer side is at most `max_side`. An ordinary photo is
+        searched once. It is searched again
+
+        - for a face of more than 400 pixels, or of 300 with a low score: at a size where it has
+          280, because the detector was trained on faces of 10 to 300 pixels;
+        - if no face is found: smaller, with a border of `pad` times the side, because the detector
+          misses a face that fills the picture; and turned;
+        - if no face has a score of 0.915: turned. A photo may lie on its side or on its head
+          without EXIF that says so. The detector finds such faces with wrong points, and with lower
+          scores than if they were upright. Whether that is so, it finds out from a small piece of
+          the photo around the face.
+
+        The points of a face in a turned photo are named as in the upright face: the first is the
+        eye that would be left of the other.
         """
         pixels = photo.pixels
+        faces, turns = self._search(pixels, self._settings.max_side), 0
+        if faces:
+            faces = self._large_again(pixels, faces)
+            if faces[0].score < _SURE:
+                turns = self._turns_of(pixels, faces[0])
+        else:
+            faces, turns = self._small_looks(pixels)
+            faces = self._large_again(pixels, faces, turns)
+        if turns:
+            whole = self._search(pixels, self._settings.max_side, turns=turns)
+            faces = self._large_again(pixels, whole or faces, turns)
+        return [_in_full_size(face, photo) for face in faces]
+
+    def _small_looks(self, pixels: Pixels) -> tuple[list[Face], int]:
+        """Faces of a picture that seems to have none, and the quarter turns by which they are
+        upright.
+
+        It is shrunk and gets a border, because the face may fill it. If that does not help, it is
+        turned.
+        """
+        side = min(self._settings.max_side, _SMALL_LOOK)
+        best, best_turns = self._search(pixels, side, self._settings.pad), 0
+        if best and best[0].score >= _SURE:
+            return best, 0
+        for turns in _TURNS:
+            faces = self._search(pixels, side, self._settings.pad, turns)
+            score = max(_SURELY_A_FACE, best[0].score if best else 0.0)
+            if faces and faces[0].score > score:
+                best, best_turns = faces, turns
+        return best, best_turns
+
+    def _turns_of(self, pixels: Pixels, face: Face) -> int:
+        """By how many quarter turns the picture is to be turned so that this face is upright."""
+        piece = _piece(pixels, face)
+        best, best_score = 0, face.score
+        for turns in _TURNS if face.score < _SURE_ON_ITS_SIDE else _TURNS[:1]:
+            faces = self._search(piece, _PIECE_SIDE, turns=turns)
+            if faces and faces[0].score > best_score:
+                best, best_score = turns, faces[0].score
+        return best
+
+    def _large_again(self, pixels: Pixels, faces: list[Face], turns: int = 0) -> list[Face]:
+        """The faces, with those of a smaller look in the place of large ones and of what lies in
+        them.
+        """
         shrink = min(1.0, self._settings.max_side / max(pixels.shape[:2]))
+        large = max(faces, key=_side, default=None)
+        if large is None or _side(large) * shrink <= (_LARGE if large.score < _SURE else _TOO_LARGE):
+            return faces
+        side = round(max(pixels.shape[:2]) * _GOOD / _side(large))
+        again = self._search(pixels, side, turns=turns) or self._search(
+            pixels, side, self._settings.pad, turns
+        )
+        again = [face for face in again if _side(face) > _side(large) / 2]
+        others = []
+        for face in faces:
+            if not any(_lies_in(face, other) for other in again):
+                others.append(face)
+        return sorted([*again, *others], key=lambda face: -face.score)
+
+    def _search(self, pixels: Pixels, max_side: int, pad: float = 0.0, turns: int = 0) -> list[Face]:
+        """Faces of a picture (H, W, 3), best score first, in its pixels.
+
+        It is shrunk until its longer side is at most `max_side`, turned `turns` times by 90 degrees
+        against the clock, and gets a border of `pad` times the side.
+        """
+        shrink = min(1.0, max_side / max(pixels.shape[:2]))
+        small = pixels
         if shrink < 1:
             size = (max(1, round(pixels.shape[1] * shrink)), max(1, round(pixels.shape[0] * shrink)))
-            pixels = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-        bgr = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), np.uint8)
-        rows, border = self._run(bgr), 0
-        if len(rows) == 0 and self._settings.pad > 0:
-            border = round(self._settings.pad * max(bgr.shape[:2]))
-            wider = cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT)
-            rows = self._run(np.asarray(wider, np.uint8))
-        height, width = photo.pixels.shape[:2]
-        ratio = np.array([width / pixels.shape[1], height / pixels.shape[0]], np.float32)
-        faces = [_face(row, border, ratio, photo) for row in rows]
+            small = np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+        height, width = small.shape[:2]
+        bgr = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), np.uint8)
+        if turns:
+            bgr = np.asarray(cv2.rotate(bgr, _ROTATIONS[turns]), np.uint8)
+        border = round(pad * max(bgr.shape[:2]))
+        if border:
+            bgr = np.asarray(
+                cv2.copyMakeBorder(bgr, border, border, border, border, cv2.BORDER_CONSTANT), np.uint8
+            )
+        ratio = np.array([pixels.shape[1] / width, pixels.shape[0] / height], np.float32)
+        faces = []
+        for row in self._run(bgr):
+            corners = np.concatenate([row[0:2], row[0:2] + row[2:4]]).reshape(2, 2)
+            points = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
+            points = (_turned_back(points, width, height, turns) + 0.5) * ratio - 0.5
+            box = np.concatenate([points[:2].min(0), points[:2].max(0)])
+            faces.append(
+                Face(box.astype(np.float32), points[2:].astype(np.float32), float(min(row[14], 1.0)))
+            )
         return sorted(faces, key=lambda face: -face.score)
 
     def _run(self, bgr: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -97,15 +204,45 @@ def detector(settings: Detect) -> YuNet:
     return detectors[settings]
 
 
-def _face(row: NDArray[np.float32], border: int, ratio: NDArray[np.float32], photo: Photo) -> Face:
-    """A row of the network in full-size coordinates.
+def _piece(pixels: Pixels, face: Face) -> Pixels:
+    """The picture around a face: a square of _PIECE times its side, as far as the picture goes."""
+    height, width = pixels.shape[:2]
+    x0, y0, x1, y1 = face.box.tolist()
+    half = _PIECE * _side(face) / 2
+    left, right = math.floor((x0 + x1) / 2 - half), math.ceil((x0 + x1) / 2 + half) + 1
+    top, bottom = math.floor((y0 + y1) / 2 - half), math.ceil((y0 + y1) / 2 + half) + 1
+    return np.ascontiguousarray(pixels[max(0, top) : min(height, bottom), max(0, left) : min(width, right)])
 
-    ratio: (2,), photo pixels per pixel of the searched picture.
+
+def _turned_back(points: NDArray[np.float32], width: int, height: int, turns: int) -> NDArray[np.float32]:
+    """Points (N, 2) of a picture that was turned `turns` times against the clock, in the picture
+    before, which has `width` x `height` pixels.
     """
-    corners = np.concatenate([row[0:2], row[0:2] + row[2:4]]).reshape(2, 2)
-    points = np.concatenate([corners, row[4:14].reshape(5, 2)]) - border
-    full = photo.grow(((points + 0.5) * ratio - 0.5).astype(np.float32))
-    return Face(full[:2].reshape(4), full[2:], float(min(row[14], 1.0)))
+    x, y = points[:, 0], points[:, 1]
+    if turns == 1:
+        return np.stack([width - 1 - y, x], 1)
+    if turns == 2:
+        return np.stack([width - 1 - x, height - 1 - y], 1)
+    if turns == 3:
+        return np.stack([y, height - 1 - x], 1)
+    return points
+
+
+def _in_full_size(face: Face, photo: Photo) -> Face:
+    """A face in pixels of `photo.pixels`, in those of the full-size photo."""
+    return Face(photo.grow(face.box.reshape(2, 2)).reshape(4), photo.grow(face.points), face.score)
+
+
+def _side(face: Face) -> float:
+    """The longer side of the face's box."""
+    return float(max(face.box[2:] - face.box[:2]))
+
+
+def _lies_in(face: Face, other: Face) -> bool:
+    """Whether half of the smaller of the two boxes lies in the other."""
+    low, high = np.maximum(face.box[:2], other.box[:2]), np.minimum(face.box[2:], other.box[2:])
+    areas = [float(np.prod(each.box[2:] - each.box[:2])) for each in (face, other)]
+    return float(np.prod(np.clip(high - low, 0, None))) > min(areas) / 2
 
 
 def subject_of(faces: list[Face], width: int, height: int) -> Face:

@@ -14,6 +14,7 @@ from PIL import Image
 from ageray.experiment import Align
 from ageray.faces import canvases as faces_canvases
 from ageray.faces import geometry
+from ageray.faces import images as faces_images
 from ageray.faces.align import align_faces, crop_map
 from ageray.faces.canvases import Canvases, canvas_side, face_canvases, to_tensors
 from ageray.faces.images import ImageError, decode
@@ -383,3 +384,38 @@ def test_a_face_without_a_box_takes_the_one_that_its_points_suggest() -> None:
     np.testing.assert_allclose(with_points.box, same.box)
     own = face_canvases(face.jpeg(), face.points[None], np.array([[3, 3, 90, 90]], np.float32), align)
     assert not np.array_equal(own.box, same.box)  # a box of its own counts
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["similarity", "eyes", "box"])
+def test_a_turned_photo_gives_the_crop_of_the_upright_one(mode: Any, turns: int) -> None:
+    align = Align(mode=mode, size=32)
+    pixels = texture(160, 120)
+    points, box = face(align, 1.5, (70.0, 60.0), 20.0), np.array([40, 30, 100, 96], np.float32)
+    upright = face_canvases(encode(pixels, "PNG"), points[None], box[None], align)
+    width, height = 160, 120
+    for _ in range(turns):
+        points = np.stack([points[:, 1], width - 1 - points[:, 0]], -1)
+        x0, y0, x1, y1 = box
+        box = np.array([y0, width - 1 - x1, y1, width - 1 - x0], np.float32)
+        width, height = height, width
+    turned = face_canvases(encode(np.rot90(pixels, turns).copy(), "PNG"), points[None], box[None], align)
+    faces, others = aligned(turned, align), aligned(upright, align)
+    assert float((faces - others).abs().mean()) < 2.5  # `texture` has a deviation of 40
+    if mode != "similarity":  # it turns the face itself
+        sides = [canvases.box[0, 2:] - canvases.box[0, :2] for canvases in (turned, upright)]
+        np.testing.assert_allclose(*sides)
+
+
+def test_a_photo_of_too_many_pixels_gives_a_canvas_of_a_smaller_scale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    align, pixels = Align(size=32), texture(400, 300)
+    points = face(align, 1.2, (200.0, 150.0))
+    fine = aligned(face_canvases(encode(pixels), points[None], None, align), align)
+    monkeypatch.setattr(faces_images, "MAX_PIXELS", 100_000)
+    photo = decode(encode(pixels), max_side=100)
+    coarse = face_canvases(encode(pixels), points[None], None, align, photo)
+    assert float((aligned(coarse, align) - fine).abs().mean()) < 12
+    expected = decode(encode(pixels), scale=1).shrink(points)
+    np.testing.assert_allclose(np.diff(coarse.points[0], axis=0), np.diff(expected, axis=0), atol=1e-3)

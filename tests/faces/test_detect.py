@@ -296,6 +296,67 @@ def test_no_second_look_where_a_face_was_found() -> None:
     same(YuNet(Detect(pad=1.0)).detect(photo(drawn.pixels)), YuNet(Detect(pad=0)).detect(photo(drawn.pixels)))
 
 
+def test_an_ordinary_photo_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, sizes = YuNet(Detect()), []
+    run = net._run
+    monkeypatch.setattr(net, "_run", lambda bgr: sizes.append(bgr.shape) or run(bgr))
+    faces = net.detect(photo(synthetic_faces.draw_face(4, 30, size=400).pixels))
+    assert faces[0].score > 0.915
+    assert sizes == [(400, 400, 3)]
+
+
+# --- turned photos and large faces ----------------------------------------------------------------
+
+
+def turned_points(points: NDArray[np.float32], width: int, height: int, turns: int) -> NDArray[np.float32]:
+    """Where np.rot90 takes points (..., 2) of a picture."""
+    for _ in range(turns):
+        points = np.stack([points[..., 1], width - 1 - points[..., 0]], -1)
+        width, height = height, width
+    return points
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_turned_photos_give_the_points_of_the_upright_face(net: YuNet, turns: int) -> None:
+    """The first point stays the eye that is left of the other in the upright face."""
+    for seed in (0, 4):
+        drawn = synthetic_faces.draw_face(seed, 30, size=360)
+        pixels = np.ascontiguousarray(np.rot90(drawn.pixels, turns))
+        [face] = net.detect(photo(pixels))
+        assert error(face, turned_points(drawn.points, 360, 360, turns)) < 0.3
+        x0, y0, x1, y1 = face.box
+        assert bool(((face.points > [x0, y0]) & (face.points < [x1, y1])).all())
+
+
+def test_every_face_of_a_turned_photo(net: YuNet) -> None:
+    drawn = synthetic_faces.draw_photo(1, 1280, 960)
+    faces = net.detect(photo(np.ascontiguousarray(np.rot90(drawn.pixels))))
+    truths = turned_points(drawn.points, 1280, 960, 1)
+    assert len(faces) == len(truths) == 3
+    assert all(min(error(face, truth) for truth in truths) < 0.3 for face in faces)
+
+
+def test_points_of_a_turned_photo_under_the_decoders_shrinking(net: YuNet) -> None:
+    drawn = synthetic_faces.draw_face(4, 30, size=1300)
+    data = io.BytesIO()
+    Image.fromarray(np.rot90(drawn.pixels, 2)).save(data, "JPEG", quality=92)
+    shrunk = decode(data.getvalue(), 640)
+    assert shrunk.scale == 2
+    assert error(net.detect(shrunk)[0], turned_points(drawn.points, 1300, 1300, 2)) < 0.3
+
+
+def test_a_large_face_has_the_points_of_a_small_copy(net: YuNet) -> None:
+    """At 640 pixels such a face has 500 and more; the detector was trained on 10 to 300."""
+    for seed in (1, 4):
+        drawn = synthetic_faces.draw_face(seed, 30, size=640)
+        cut = np.ascontiguousarray(drawn.pixels[100:560, 90:550])
+        small = np.asarray(cv2.resize(cut, (280, 280), interpolation=cv2.INTER_AREA), np.uint8)
+        large = np.asarray(cv2.resize(cut, (900, 900), interpolation=cv2.INTER_LINEAR), np.uint8)
+        faces, others = net.detect(photo(large)), net.detect(photo(small))
+        assert len(faces) == len(others) == 1
+        assert error(faces[0], others[0].points * (900 / 280)) < 0.1
+
+
 # --- the weights ----------------------------------------------------------------------------------
 
 

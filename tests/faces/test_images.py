@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -96,8 +97,10 @@ def test_no_orientation_is_upright(orientation: int | None) -> None:
 
 def test_a_broken_orientation_does_not_lose_the_photo() -> None:
     for exif in (b"Exif\0\0garbage", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"):
-        with pytest.warns(UserWarning, match="EXIF") if b"II" in exif else io.BytesIO():
-            assert decode(encode(picture(), "JPEG", exif=exif)).pixels.shape == (HEIGHT, WIDTH, 3)
+        data = encode(picture(), "JPEG", exif=exif)
+        with warnings.catch_warnings():  # Pillow warns of some when it opens the file
+            warnings.simplefilter("ignore", UserWarning)
+            assert decode(data).pixels.shape == (HEIGHT, WIDTH, 3)
 
 
 @pytest.mark.parametrize(("scale", "max_side"), [(1, 300), (2, 190), (4, 95), (8, 45)])
@@ -289,7 +292,6 @@ def blank_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(10_001, 10_000), (14_000, 14_000)])
 def test_over_a_hundred_megapixels(width: int, height: int) -> None:
     data = blank_png(width, height)
