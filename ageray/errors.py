@@ -1,4 +1,4 @@
-"""The exception for a user's mistake, and an exception's text on one line."""
+"""Exceptions for a user's mistake and for a store that is away; an error's text on one line."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ class UserError(ValueError):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         return type(self), (str(self),)
+
+
+class StoreError(UserError):
+    """A store that does not answer for its own reasons: no connection, too busy, an internal error.
+
+    Nothing is wrong with the command. Commands print it on one line and exit with 75 (EX_TEMPFAIL):
+    the same command may succeed later.
+    """
+
+
+class DamagedError(UserError):
+    """A file that is not what was written: its checksum is another."""
 
 
 def one_line(error: BaseException) -> str:

@@ -4,17 +4,20 @@ This is the only module that tells them apart. Both go through fsspec, except wh
 do more: a file is replaced atomically, a folder is renamed, Parquet is read by Arrow itself.
 
 S3 takes credentials, region and endpoint from the usual AWS variables (`AWS_ACCESS_KEY_ID`,
-`AWS_REGION`, `AWS_ENDPOINT_URL`, ...). What is missing, forbidden or out of reach is a UserError
-that names the uri.
+`AWS_REGION`, `AWS_ENDPOINT_URL`, ...). What is missing or forbidden is a UserError that names the
+uri. A store that does not answer, or says that it is busy, is asked again with growing pauses; then
+it is a StoreError.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,13 +27,17 @@ import fsspec
 import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
-from ageray.errors import UserError, one_line
+from ageray.errors import DamagedError, UserError
+from ageray.store_errors import explained, is_passing, repeat
 
 MARKER = "_unfinished"
 """A file of this name marks a folder whose files are being replaced; do not read such a folder."""
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 """The variable with the address of the S3 server, which every client of S3 reads."""
+
+CHECKSUM = ".sha256"
+"""Ending of the file beside a checked file that has its checksum."""
 
 READERS = 16
 """Threads of a task that fetch files: an object store takes long to answer, and waiting needs no
@@ -40,6 +47,10 @@ CPU.
 _S3_PAGE = 1000  # keys of an answer, at most
 _READ_AHEAD = 8 * 2**20  # bytes of one fetch of a file that is read from front to back
 _LOCAL = LocalFileSystem()
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
+_LOOKS = 2.0  # seconds for which `exists` and the like are repeated: commands ask them first of all
+_WEB = ("http://", "https://")
+_CONNECT, _SILENCE, _LONGEST = 15, 60, 600  # seconds until a web server accepts, goes on, ends
 
 
 def use_endpoint(url: str | None) -> None:
@@ -50,7 +61,7 @@ def use_endpoint(url: str | None) -> None:
     """
     if url is None:
         return
-    if not url.startswith(("http://", "https://")):
+    if not url.startswith(_WEB):
         raise UserError(
             f"storage.endpoint_url={url}: no address of a server; write http://HOST:PORT or https://HOST"
         )
@@ -100,7 +111,7 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """
     if not is_remote(uri):
         return pyarrow.fs.LocalFileSystem(), absolute(uri)
-    with _explained(uri):
+    with explained(uri):
         if uri.startswith("s3://"):
             return _s3(uri), uri.removeprefix("s3://").rstrip("/")
         fs, path = _fsspec(uri)
@@ -109,22 +120,36 @@ def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 def exists(uri: str) -> bool:
     """Whether there is a file or a folder (on an object store: any key that starts with `uri`)."""
-    with _explained(uri):
+
+    def look() -> bool:
         fs, path = _fsspec(uri)
-        return bool(fs.exists(path))
+        if not uri.startswith(_WEB):
+            return bool(fs.exists(path))
+        try:  # fsspec's own answer is no where a server does not answer
+            fs.info(path)
+        except FileNotFoundError as error:
+            if is_passing(error):
+                raise
+            return False
+        return True
+
+    return repeat(uri, look, _LOOKS)
 
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` is a folder (on an object store: whether any key starts with `uri` and a
     slash).
     """
-    with _explained(uri):
+
+    def look() -> bool:
         fs, path = _fsspec(uri)
         if uri.startswith("s3://"):  # s3fs lists the whole folder to find out
             with suppress(FileNotFoundError):  # no such bucket
                 return bool(_s3_page(fs, path, 1).get("Contents"))
             return False
         return bool(fs.isdir(path))
+
+    return repeat(uri, look, _LOOKS)
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
@@ -139,10 +164,9 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
         raise UserError(f"{uri}: there is no such folder; check the path or url")
     endings = tuple(map(str.lower, suffixes)) or ("",)
     files = []
-    with _explained(uri):
-        for name in _names(root):
-            if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
-                files.append(join(root, name))
+    for name in repeat(uri, lambda: list(_names(root))):
+        if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
+            files.append(join(root, name))
     return sorted(files)
 
 
@@ -154,7 +178,7 @@ def walk(uri: str) -> Iterator[str]:
     there is no such folder (on S3 it has no files then).
     """
     root = uri.rstrip("/") or "/"
-    with _explained(uri):
+    with explained(uri):
         fs, path = _fsspec(root)
         if not is_remote(root):
             yield from _walk_local(_local(root), "")
@@ -165,31 +189,50 @@ def walk(uri: str) -> Iterator[str]:
                 yield name
 
 
+def names_below(uri: str) -> list[str]:
+    """The path of every file below a folder, relative to it and sorted, hidden ones too; an empty
+    list if there is no such folder.
+    """
+    root = uri.rstrip("/") or "/"
+    if not is_folder(root):
+        return []
+    return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
+
+
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file, or its first `limit` bytes."""
-    with _explained(uri):
+
+    def read() -> bytes:
         fs, path = _fsspec(uri)
         if limit is None:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb", cache_type="none") as file:
             return bytes(file.read(limit))
 
+    return repeat(uri, read)
+
 
 def read_part(uri: str, start: int, count: int) -> bytes:
     """`count` bytes of a file from `start` on; fewer at its end."""
-    with _explained(uri):
+
+    def read() -> bytes:
         fs, path = _fsspec(uri)
         end = min(start + count, fs.size(path))
         if end <= start:
             return b""
         return bytes(fs.cat_file(path, start=start, end=end))
 
+    return repeat(uri, read)
+
 
 def size(uri: str) -> int:
     """Bytes of a file."""
-    with _explained(uri):
+
+    def look() -> int:
         fs, path = _fsspec(uri)
         return int(fs.size(path))
+
+    return repeat(uri, look)
 
 
 @contextmanager
@@ -198,7 +241,7 @@ def reading(uri: str) -> Iterator[IO[bytes]]:
 
     Errors while it is open become UserErrors too.
     """
-    with _explained(uri):
+    with explained(uri):
         fs, path = _fsspec(uri)
         with fs.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead") as file:
             yield file
@@ -220,23 +263,119 @@ def write_bytes(uri: str, data: bytes) -> None:
     On a local disk the data goes to a draft beside the file, is flushed, and then replaces the
     file.
     """
-    with _explained(uri):
+
+    def write() -> None:
         if is_remote(uri):
             fs, path = _fsspec(uri)
             fs.pipe_file(path, data)
             return
-        target = _local(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        with _draft_of(_local(uri), data) as draft:
+            draft.replace(_local(uri))
+
+    repeat(uri, write)
+
+
+def write_checked(uri: str, data: bytes) -> None:
+    """Writes a whole file or nothing, and its checksum beside it (`uri` + CHECKSUM).
+
+    The checksum is written first: whenever a writer is killed, `read_checked` takes no file for
+    whole that is not.
+    """
+    write_text(uri + CHECKSUM, hashlib.sha256(data).hexdigest() + "\n")
+    write_bytes(uri, data)
+
+
+def read_checked(uri: str) -> bytes:
+    """The content of a file that `write_checked` wrote, or that has no checksum.
+
+    Raises DamagedError if it is not what was written.
+    """
+    data = read_bytes(uri)
+    if exists(uri + CHECKSUM):
+        expected = read_bytes(uri + CHECKSUM).strip()
+        if hashlib.sha256(data).hexdigest().encode() != expected:
+            raise DamagedError(f"{uri}: damaged: its checksum is another than that in {uri}{CHECKSUM}")
+    return data
+
+
+def copy_within(src: str, dst: str) -> None:
+    """Makes `dst` a copy of the file `src` of the same store; on a local disk no data is copied."""
+
+    def copy() -> None:
+        if is_remote(src):
+            fs, path = _fsspec(src)
+            fs.cp_file(path, _fsspec(dst)[1])
+            return
+        _local(dst).unlink(missing_ok=True)
+        _link(_local(src), _local(dst))
+
+    repeat(dst, copy)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Writes a whole file if there is none of this name; returns whether it did.
+
+    Of several processes that create one file at once only one succeeds on a local disk, and on an
+    S3 server that knows conditional writes (AWS does).
+    """
+
+    def write() -> bool:
+        if not is_remote(uri):
+            with _draft_of(_local(uri), data) as draft:
+                return _link(draft, _local(uri))
+        if exists(uri):
+            return False
+        fs, path = _fsspec(uri)
+        if not uri.startswith("s3"):
+            fs.pipe_file(path, data)
+            return True
         try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(target)
-        except BaseException:
-            draft.unlink(missing_ok=True)
-            raise
+            fs.pipe_file(path, data, mode="create")
+        except OSError:
+            if not exists(uri):
+                raise
+            return False
+        return True
+
+    return repeat(uri, write)
+
+
+def is_draft(name: str) -> bool:
+    """Whether a file of this name is what a write that was killed left behind on a local disk."""
+    return _DRAFT.fullmatch(name) is not None
+
+
+@contextmanager
+def _draft_of(target: Path, data: bytes) -> Iterator[Path]:
+    """A file beside `target` with this content, flushed to the disk; removed in the end."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Gives a file the further name `target` unless there is such a file; returns whether it did.
+
+    On a file system without hard links (mounted buckets have none) `target` is a copy.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            with source.open("rb") as content, target.open("xb") as file:
+                shutil.copyfileobj(content, file)
+        except FileExistsError:
+            return False
+    return True
 
 
 def write_text(uri: str, text: str) -> None:
@@ -247,23 +386,8 @@ def write_text(uri: str, text: str) -> None:
 def make_folder(uri: str) -> None:
     """Makes a folder and the folders above it. An object store needs none."""
     if not is_remote(uri):
-        with _explained(uri):
+        with explained(uri):
             _local(uri).mkdir(parents=True, exist_ok=True)
-
-
-def copy(src: str, dst: str) -> None:
-    """Copies a file within one store, which does it by itself. A local file gets a second name, or
-    is copied where that is not possible.
-    """
-    with _explained(src):
-        if is_remote(src):
-            fs, origin = _fsspec(src)
-            fs.cp_file(origin, _fsspec(dst)[1])
-            return
-        try:
-            os.link(_local(src), _local(dst))
-        except OSError:
-            shutil.copyfile(_local(src), _local(dst))
 
 
 def copy_tree(src: str, dst: str) -> None:
@@ -276,10 +400,42 @@ def copy_tree(src: str, dst: str) -> None:
 
 def remove_tree(uri: str) -> None:
     """Removes a folder with everything below it. Does nothing if there is none."""
-    with _explained(uri), suppress(FileNotFoundError):
-        fs, path = _fsspec(uri)
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
+    remove(uri, names_below(uri))
+
+
+def remove(folder: str, names: Sequence[str]) -> None:
+    """Removes files of a folder by their exact names, then every folder that is empty without them.
+
+    names: relative to `folder`. A file that is gone already is no error.
+    """
+    if is_remote(folder):
+        fs, root = _fsspec(folder)
+
+        def remove_key(name: str) -> None:
+            with suppress(FileNotFoundError):
+                fs.rm_file(f"{root}/{name}")  # `rm` would take `*`, `?` and `[` for patterns
+
+        def remove_name(name: str) -> None:
+            repeat(join(folder, name), lambda: remove_key(name))
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(remove_name, names))
+        _remove_empty(fs, root)
+        return
+    local = _local(folder)
+    with explained(folder):
+        for name in names:
+            (local / name).unlink(missing_ok=True)
+        for inner, _, _ in os.walk(local, topdown=False):
+            with suppress(OSError):  # not empty
+                Path(inner).rmdir()
+
+
+def _remove_empty(fs: Any, root: str) -> None:
+    """Removes a folder that has no file, on a store that knows folders (as `memory://` does)."""
+    with suppress(OSError, NotImplementedError):
+        if fs.isdir(root) and not fs.find(root):
+            fs.rm(root, recursive=True)
 
 
 def replace_folder(src: str, dst: str, last: str) -> None:
@@ -289,7 +445,7 @@ def replace_folder(src: str, dst: str, last: str) -> None:
     copied one by one, the one named `last` at the end. Until then `dst` has a file `_unfinished`,
     so that nobody reads a part of it.
     """
-    with _explained(dst):
+    with explained(dst):
         try:
             if not is_remote(dst):
                 _swap(_local(src), _local(dst))
@@ -311,21 +467,17 @@ def _swap(src: Path, dst: Path) -> None:
 
 def _refill(src: str, dst: str, last: str) -> None:
     write_text(join(dst, MARKER), "Being written; if nothing is writing here, run the command again.\n")
-    with _explained(dst):
+    with explained(dst):
         fs, target = _fsspec(dst)
         _, origin = _fsspec(src)
         for path in fs.find(target):
             if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
-        files = {path.removeprefix(origin) for path in fs.find(origin)}
-        files -= {"", "/"}  # some writers leave an empty object with the name of the folder
-
-        def copy_one(name: str) -> None:
-            fs.cp_file(origin + name, target + name)
-
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(copy_one, sorted(files - {f"/{last}"})))
-        copy_one(f"/{last}")
+        files = sorted(fs.find(origin), key=lambda path: (path == f"{origin}/{last}", path))
+        for path in files:
+            if path.rstrip("/") == origin:  # some writers leave an empty object with the name of the folder
+                continue
+            fs.cp_file(path, target + path.removeprefix(origin))
         fs.rm_file(f"{target}/{MARKER}")
     remove_tree(src)
 
@@ -402,7 +554,14 @@ def _fsspec(uri: str) -> tuple[Any, str]:
     if not is_remote(uri):
         return _LOCAL, str(_local(uri))
     # a cached listing would hide what other processes write
-    options = {"use_listings_cache": False} if uri.startswith("s3") else {}
+    options: dict[str, Any] = {}
+    if uri.startswith("s3"):
+        options = {"use_listings_cache": False}
+    elif uri.startswith(_WEB):
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=_LONGEST, sock_connect=_CONNECT, sock_read=_SILENCE)
+        options = {"client_kwargs": {"timeout": timeout}}
     fs, path = fsspec.core.url_to_fs(uri, **options)
     fs.invalidate_cache()
     return fs, path.rstrip("/")
@@ -414,36 +573,3 @@ def _s3(uri: str) -> pyarrow.fs.FileSystem:
     if not region and not endpoint:
         region = pyarrow.fs.resolve_s3_region(uri.removeprefix("s3://").split("/")[0])
     return pyarrow.fs.S3FileSystem(region=region or "us-east-1", endpoint_override=endpoint)
-
-
-@contextmanager
-def _explained(uri: str) -> Iterator[None]:
-    """Turns an error of a store into a UserError that names the uri and the remedy."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        text = _explain(error)
-        if text is None:
-            raise
-        raise UserError(f"{uri}: {text}") from None
-
-
-def _explain(error: Exception) -> str | None:
-    """What is wrong and what to do; None if the error is not a store's."""
-    match error:
-        case FileNotFoundError():
-            return "not found; check the path or url"
-        case PermissionError():
-            return f"access denied; check the permissions or the store's credentials ({one_line(error)})"
-        case IsADirectoryError() | NotADirectoryError() | FileExistsError():
-            return f"{error.strerror or 'wrong kind of path'}; check whether a file or a folder is meant"
-        case ImportError():
-            return f"this kind of url needs another package ({one_line(error)})"
-        case ValueError():
-            return f"not a path or url that can be used ({one_line(error)})"
-    # the clients of the stores have exceptions of their own
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("botocore", "aiohttp"):
-        return f"cannot be reached or used; check the url, credentials and network ({one_line(error)})"
-    return None

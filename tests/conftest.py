@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # oneDNN's barriers spin: on two busy cores a step with two threads takes many times as long
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ["AGERAY_STORE_PATIENCE"] = "1"  # no test waits a minute for a store that is away
 
 import hypothesis
 import pytest

@@ -22,7 +22,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from ageray import storage
-from ageray.errors import UserError
+from ageray.errors import DamagedError, StoreError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +244,7 @@ def test_missing_forbidden_and_unreachable_are_told_apart(s3: str, monkeypatch: 
     server.shutdown()
     server.server_close()
     s3fs.S3FileSystem.clear_instance_cache()
-    with pytest.raises(UserError, match=r"cannot be reached.*network"):
+    with pytest.raises(StoreError, match=r"does not answer.*network"):
         storage.read_bytes(f"{s3}/x")
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -271,3 +271,37 @@ def test_join_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert storage.absolute("s3://b/x") == "s3://b/x"
     assert storage.is_remote("s3://b")
     assert not storage.is_remote("C/plain")
+
+
+def test_a_checked_file_tells_that_it_is_damaged(root: str) -> None:
+    file = storage.join(root, "fold.parquet")
+    storage.write_checked(file, b"what was paid for")
+    assert storage.read_checked(file) == b"what was paid for"
+    storage.write_bytes(file, b"what was paid fox")
+    with pytest.raises(DamagedError, match=r"fold\.parquet: damaged"):
+        storage.read_checked(file)
+    storage.remove(root, ["fold.parquet.sha256"])
+    assert storage.read_checked(file) == b"what was paid fox"  # of a version that wrote no checksum
+
+
+def test_a_file_is_created_once(root: str) -> None:
+    file = storage.join(root, "lease")
+    assert storage.create(file, b"one")
+    assert not storage.create(file, b"two")
+    assert storage.read_bytes(file) == b"one"
+    storage.copy_within(file, storage.join(root, "other"))
+    storage.copy_within(file, storage.join(root, "other"))
+    assert storage.names_below(root) == ["lease", "other"]
+
+
+def test_removing_goes_by_exact_names(root: str) -> None:
+    names = ["a[1].x", "a1.x", "in/b*.x", "in/bb.x", ".hidden"]
+    for name in names:
+        storage.write_bytes(storage.join(root, "folder", name), b"x")
+    folder = storage.join(root, "folder")
+    assert storage.names_below(folder) == sorted(names)
+    storage.remove(folder, ["a[1].x", "in/b*.x", "gone"])
+    assert storage.names_below(folder) == [".hidden", "a1.x", "in/bb.x"]
+    storage.remove_tree(folder)
+    assert storage.names_below(folder) == []
+    assert not storage.exists(folder)

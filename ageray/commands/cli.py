@@ -8,12 +8,16 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from ageray import config, storage
 from ageray.config import shipped
-from ageray.errors import UserError
+from ageray.errors import DamagedError, StoreError, UserError
 
-_IN_A_TRACE = re.compile(r"^(?:\S*\s)?ageray\.errors\.UserError: (.+)$", re.MULTILINE)
+_IN_A_TRACE = re.compile(
+    r"^(?:\S*\s)?ageray\.errors\.(UserError|StoreError|DamagedError): (.+)$", re.MULTILINE
+)
+_STORE_AWAY = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
 
 
 def new_parser(command: str, description: str | None, epilog: str) -> argparse.ArgumentParser:
@@ -34,8 +38,9 @@ def mistake_behind(error: BaseException) -> UserError | None:
     """
     current: BaseException | None = error
     while current is not None:
-        if type(current) is UserError:  # Ray's wrapper is a subclass, with the whole trace as its text
-            return current
+        # Ray's wrappers are subclasses, with the whole trace as their text
+        if type(current) in (UserError, StoreError, DamagedError):
+            return cast(UserError, current)
         for failure in getattr(current, "worker_failures", {}).values():
             mistake = mistake_behind(failure)
             if mistake is not None:
@@ -43,7 +48,10 @@ def mistake_behind(error: BaseException) -> UserError | None:
         cause = getattr(current, "cause", None)
         current = cause if isinstance(cause, BaseException) else current.__cause__ or current.__context__
     in_text = _IN_A_TRACE.findall(str(error))
-    return UserError(in_text[-1]) if in_text else None
+    if not in_text:
+        return None
+    kind, text = in_text[-1]
+    return StoreError(text) if kind == "StoreError" else UserError(text)
 
 
 def is_setting(word: str) -> bool:
@@ -79,8 +87,8 @@ def _use_storage_of(paths: list[str], overrides: list[str]) -> None:
 def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = None) -> None:
     """Runs a command on `words`, by default the arguments of the process.
 
-    Exit codes: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted, 1 with a
-    traceback otherwise.
+    Exit codes: 0 done; 2 the user's mistake (one line on stderr); 75 a store does not answer (one
+    line), and the same command may succeed later; 130 interrupted; 1 with a traceback otherwise.
     """
     words = sys.argv[1:] if words is None else words
     try:
@@ -93,4 +101,4 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_STORE_AWAY if isinstance(mistake, StoreError) else 2)
