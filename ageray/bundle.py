@@ -2,7 +2,9 @@
 
 It has `model.safetensors`, `config.yaml` (complete) and `card.json`; `gallery.safetensors` if ages
 come from the nearest training faces; and `features.safetensors` if the calibration uses the
-distance from the training faces. Loading verifies the hashes and never unpickles.
+distance from the training faces. Loading verifies the hashes and never unpickles. The card has the
+hashes of the other files, and the bundle's identity, which covers the settings and the calibration
+too. Cards of earlier versions have no identity.
 """
 
 from __future__ import annotations
@@ -56,12 +58,7 @@ class Bundle:
     def identity(self) -> str:
         """16 hex digits that change with the weights, the configuration, the calibration, the
         gallery and the features."""
-        parts = [self.card["sha256"], self.settings, json.dumps(self.card.get("calibration"), sort_keys=True)]
-        if self.faces is not None:
-            parts.append(self.card["gallery"]["sha256"])
-        if self.features is not None:
-            parts.append(self.card["features"]["sha256"])
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return _identity(self.card, self.settings)
 
     def decoding(self, decode: Decode, calibrate: bool = True) -> Bundle:
         """The same weights with other settings of `model.decode`, for an evaluation.
@@ -237,7 +234,21 @@ def load(model: str) -> Bundle:
     features = None
     if isinstance(card.get("features"), dict):
         features = _read_verified(folder, FEATURES, card["features"].get("sha256"))
+    if card.get("identity") not in (None, _identity(card, settings)):
+        raise UserError(
+            f"{folder}: {CONFIG} or the calibration on {CARD} is not what was saved (identity "
+            f"{_identity(card, settings)}, the card says {card['identity']}); copy the bundle again"
+        )
     return Bundle(folder, experiment, card, weights, settings, faces, features)
+
+
+def _identity(card: dict[str, Any], settings: str) -> str:
+    """See `Bundle.identity`. settings: the text of CONFIG."""
+    parts = [card["sha256"], settings, json.dumps(card.get("calibration"), sort_keys=True)]
+    for name in ("gallery", "features"):
+        if isinstance(card.get(name), dict):
+            parts.append(card[name]["sha256"])
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _read_verified(folder: str, name: str, expected: Any) -> bytes:
@@ -295,7 +306,15 @@ def save(
 
 
 def write_card(folder: str, card: dict[str, Any]) -> None:
-    """Replaces a bundle's card, for example to add metrics or a calibration."""
+    """Replaces a bundle's card, for example to add metrics or a calibration.
+
+    The card gets the bundle's `identity`, with which `load` verifies the settings and the
+    calibration.
+    """
+    settings = storage.join(folder, CONFIG)
+    card = {name: value for name, value in card.items() if name != "identity"}
+    if isinstance(card.get("sha256"), str) and storage.exists(settings):
+        card["identity"] = _identity(card, storage.read_text(settings))
     storage.write_text(storage.join(folder, CARD), json.dumps(card, indent=1) + "\n")
 
 

@@ -188,6 +188,7 @@ def test_a_configuration_that_is_broken(saved: Path) -> None:
 def test_weights_that_do_not_fit_their_configuration(saved: Path) -> None:
     other = Experiment.model_validate({"model": {"name": "cluster_cnn", "head": "plain", "ages": [0, 50]}})
     (saved / "config.yaml").write_text(config.dump(other))
+    edit_card(saved)  # the card is of these settings
     with pytest.raises(
         UserError, match=r"model\.safetensors does not fit config\.yaml \(.*head\.weight"
     ) as caught:
@@ -466,3 +467,31 @@ def test_workers_get_an_absolute_path_or_a_name_of_the_zoo(
     assert bundle.model_for_workers("zoo:default") == "zoo:default"
     with pytest.raises(UserError, match="no such model in the zoo"):
         bundle.model_for_workers("zoo:none")
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "card.json"])
+def test_another_setting_or_calibration_than_was_saved_is_refused(name: str, saved: Path) -> None:
+    edit_card(saved, calibration=calibration.Calibration(1.1, -2, 1, 500).to_card())
+    before = (saved / name).read_text()
+    old, new = {"config.yaml": ("seed: 0", "seed: 1"), "card.json": ('"shift": -2', '"shift": -6')}[name]
+    assert old in before
+    (saved / name).write_text(before.replace(old, new, 1))
+    with pytest.raises(UserError, match=r"is not what was saved \(identity \w+, the card says \w+\); copy"):
+        bundle.load(str(saved))
+
+
+def test_a_bundle_of_an_earlier_version_states_no_identity(saved: Path) -> None:
+    card = json.loads((saved / "card.json").read_text())
+    identity = card.pop("identity")
+    (saved / "card.json").write_text(json.dumps(card))
+    assert bundle.load(str(saved)).identity == identity
+
+
+@pytest.mark.parametrize("name", ["default/1", "default/2", "fast/1", "accurate/1"])
+def test_shipped_models_state_their_identity(name: str) -> None:
+    model = f"zoo:{name.replace('/', '@')}"
+    loaded = bundle.load(model)
+    assert loaded.card["identity"] == loaded.identity
