@@ -7,6 +7,7 @@ folds/0007.parquet  the predictions of fold 7
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import config, storage
-from ageray.errors import UserError
+from ageray.errors import DamagedError, StoreError, UserError
 from ageray.evaluate.files import CONFIG, EvaluationFiles
 from ageray.experiment import Experiment
 
 _METADATA_KEY = b"ageray"
+_FOLD = re.compile(r"\d{4,}\.parquet(\.sha256)?")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class FoldStore:
         files = EvaluationFiles.at(out)
         store = cls(files, f"{config.digest(experiment)}-{faces}")
         if fresh:
-            storage.remove_tree(files.folds)
+            _forget(files, out)
         elif storage.exists(files.config):
             _check_same_settings(files, experiment, out)
             return store
@@ -56,14 +58,20 @@ class FoldStore:
     def read(self, number: int) -> pa.Table | None:
         """The table that `write` stored for the fold, None if it is not finished.
 
-        Raises UserError if the file is broken or belongs to other faces.
+        None too for a file whose checksum is another; it is named. Raises UserError if the file is
+        no fold's or belongs to other faces.
         """
         uri = self.files.fold(number)
         if not storage.exists(uri):
             return None
         try:
-            table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+            table = pq.read_table(pa.BufferReader(storage.read_checked(uri)))
             metadata = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+        except DamagedError as error:
+            print(f"{error}; this fold is trained again", flush=True)
+            return None
+        except StoreError:
+            raise
         except (pa.ArrowException, OSError, KeyError, ValueError):
             raise UserError(
                 f"{uri}: not the file of a fold; remove it, and this fold is trained again"
@@ -80,7 +88,16 @@ class FoldStore:
         metadata = json.dumps({**about, "identity": self.identity})
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({_METADATA_KEY: metadata}), sink)
-        storage.write_bytes(self.files.fold(number), sink.getvalue().to_pybytes())
+        storage.write_checked(self.files.fold(number), sink.getvalue().to_pybytes())
+
+
+def _forget(files: EvaluationFiles, out: str) -> None:
+    """Removes the finished folds. Raises UserError if other files are among them."""
+    names = storage.names_below(files.folds)
+    for name in names:
+        if not _FOLD.fullmatch(name) and not storage.is_draft(name):
+            raise UserError(f"--out {out}: holds folds/{name}, which ageray evaluate did not write")
+    storage.remove(files.folds, names)
 
 
 def _check_same_settings(files: EvaluationFiles, experiment: Experiment, out: str) -> None:

@@ -1,12 +1,15 @@
-"""The checkpoint of a run: one file, replaced whole, so that the last good one is always there.
+"""The checkpoint of a run: one file, replaced whole, and beside it the one before.
 
-A thread writes it from a copy in memory while training goes on.
+A thread writes it from a copy in memory while training goes on. The file is a zip archive, whose
+checksums `load` verifies: PyTorch itself does not, and a flipped bit would train on with other
+numbers. In place of a damaged checkpoint the one before is taken.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import zipfile
+from collections.abc import Callable
 from threading import Thread
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ageray import storage
-from ageray.errors import UserError
+from ageray.errors import DamagedError, UserError, one_line
 
 
 class AsyncCheckpointer:
@@ -54,26 +57,56 @@ class AsyncCheckpointer:
         try:
             content = io.BytesIO()
             torch.save(state, content)
+            if storage.exists(self._uri):
+                storage.copy_within(self._uri, before(self._uri))
             storage.write_bytes(self._uri, content.getvalue())
         except BaseException as error:
             self._error = error
 
 
-def load(uri: str) -> dict[str, Any] | None:
-    """The last saved state, its tensors on the CPU; None if there is no file.
+def before(uri: str) -> str:
+    """The file of the checkpoint before the last one."""
+    stem, dot, ending = uri.rpartition(".")
+    return f"{stem}.before{dot}{ending}"
 
-    Raises UserError if the file is no checkpoint.
+
+def load(uri: str, tell: Callable[[str], None] = print) -> dict[str, Any] | None:
+    """The last saved state, its tensors on the CPU; None if there is none.
+
+    A damaged file is named to `tell`, and the state before it is returned. Raises UserError if that
+    is damaged too, or missing.
     """
     if not storage.exists(uri):
         return None
+    try:
+        return _read(uri)
+    except DamagedError as error:
+        damage = str(error)
+    older = before(uri)
+    if storage.exists(older):
+        try:
+            state = _read(older)
+        except DamagedError as error:
+            raise UserError(f"{damage}; so is the one before ({error}); start anew with --fresh") from None
+        tell(f"{damage}; going on from the one before, {older.rpartition('/')[2]}")
+        return state
+    raise UserError(f"{damage}; delete it, or start anew with --fresh")
+
+
+def _read(uri: str) -> dict[str, Any]:
+    """The state in a file. Raises DamagedError if it is not what was saved."""
     content = io.BytesIO(storage.read_bytes(uri))
     try:
+        with zipfile.ZipFile(content) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise DamagedError(f"{uri}: damaged ({damaged} in it has another checksum)")
+        content.seek(0)
         state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{uri}: is no checkpoint ({reason}); delete it, or start anew with --fresh"
-        ) from None
+    except DamagedError:
+        raise
+    except Exception as error:  # zipfile and PyTorch raise many types for damaged bytes
+        raise DamagedError(f"{uri}: is no checkpoint, or damaged ({one_line(error)[:120]})") from None
     return state
 
 

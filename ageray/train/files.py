@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ageray import bundle, storage
+from ageray.lease import is_lease
 
 RAY = "ray"
 """The folder within a run folder that Ray Train writes to; it is removed when training ends."""
+
+
+_FOLDERS = ("tensorboard", RAY, bundle.IN_RUN, f"{bundle.IN_RUN}.unfinished")
+_NAMES = (
+    *("config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "best.safetensors.sha256"),
+    *("state.pt", "state.before.pt", "curves.png", "trace.json", "audit.json"),
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,13 @@ class RunFiles:
     """
 
     folder: str
+
+    def is_ours(self, name: str) -> bool:
+        """Whether a training run writes a file of this name, relative to the folder."""
+        top, slash, _ = name.partition("/")
+        if slash:
+            return top in _FOLDERS
+        return name in _NAMES or is_lease(name) or storage.is_draft(name)
 
     @property
     def config(self) -> str:

@@ -20,6 +20,7 @@ from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment, FaceSet, Scale, Stage
+from ageray.lease import Lease, is_lease
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
@@ -84,7 +85,7 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     steps = _steps(experiment, streams)
     files = RunFiles(run_folder(experiment))
     if fresh:
-        storage.remove_tree(files.folder)
+        _forget(files)
     elif storage.exists(files.card):
         raise UserError(
             f"{files.folder}: this run is finished; evaluate it with ageray evaluate, "
@@ -125,6 +126,18 @@ def notes(experiment: Experiment, training: pa.Table, val: int) -> list[str]:
     if not val:
         lines.append("no face validates: the last epoch's weights are taken, and ages are not calibrated")
     return lines
+
+
+def _forget(files: RunFiles) -> None:
+    """Removes an earlier run. Raises UserError if the folder has other files, or is in use."""
+    names = storage.names_below(files.folder)
+    if not names:
+        return
+    for name in names:
+        if not files.is_ours(name):
+            raise UserError(f"{files.folder}: has {name}, which ageray train did not write; move it away")
+    with Lease(files.folder, "training"):
+        storage.remove(files.folder, [name for name in names if not is_lease(name)])
 
 
 def face_sets(experiment: Experiment) -> tuple[FaceSet, ...]:

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ageray import cluster, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.lease import Lease
 from ageray.train import loader, worker
 from ageray.train.files import RAY
 from ageray.train.plan import Plan, worker_range
@@ -39,7 +40,11 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     scaling = _scaling(experiment)
     rows = loader.sources(experiment, plan)
     settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows}
-    failures = experiment.scale.max_failures
+    with Lease(plan.folder, "training"):
+        _train(settings, scaling, plan, show, experiment.scale.max_failures)
+
+
+def _train(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Show, failures: int) -> None:
     for attempt in range(failures + 1):
         try:
             _fit(settings, scaling, plan, show)
@@ -61,7 +66,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
     # the queue's actor runs on the driver's node, so that it outlives every node that may be lost
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
-    final = list[str | None]()
+    final = list[UserError | None]()
     filesystem, path = storage.filesystem(plan.folder)
     run = RunConfig(  # type: ignore[call-arg]  # its type is that of the Ray Train before this one
         name=RAY,
@@ -82,7 +87,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
         listener.join()
         for mistake in final:
             if mistake is not None:
-                raise UserError(mistake) from None
+                raise mistake from None
         if final:
             raise _PermanentError(str(error)) from error
         raise
@@ -94,7 +99,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
             storage.remove_tree(plan.files.ray)
 
 
-def _listen(queue: Queue, show: Show, final: list[str | None]) -> None:
+def _listen(queue: Queue, show: Show, final: list[UserError | None]) -> None:
     """Passes records on until None; collects in `final` the mistakes that end the run."""
     while (record := queue.get()) is not None:
         if record["kind"] == "final":

@@ -20,7 +20,7 @@ from safetensors.torch import save as save_safetensors
 
 from ageray import bundle, calibration, distributed, metrics, storage
 from ageray.data.stream import UsableBatches
-from ageray.errors import UserError
+from ageray.errors import DamagedError, StoreError, UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
@@ -48,7 +48,7 @@ def work(settings: dict[str, Any]) -> None:
         experiment = Experiment.model_validate(settings["experiment"])
         Worker(experiment, settings["plan"], settings["rows"], queue).run()
     except _PERMANENT as error:
-        mistake = str(error) if type(error) is UserError else None
+        mistake = error if type(error) in (UserError, StoreError, DamagedError) else None
         queue.put({"kind": "final", "mistake": mistake})
         raise
 
@@ -68,7 +68,7 @@ class Worker:
 
     def run(self) -> None:
         """Continues from the checkpoint if there is one, trains to the end, writes the bundle."""
-        saved = checkpoint.load(self.files.state)
+        saved = checkpoint.load(self.files.state, self._note)
         if saved is not None:
             stage = saved["progress"]["stage"]
             length = epochs.length(self.state.config.train.stages[stage], self.plan.steps[stage])
@@ -77,6 +77,11 @@ class Worker:
             self._epoch()
         self.checkpointer.wait()
         self._save_bundle()
+
+    def _note(self, text: str) -> None:
+        """Shows a line to the user, once."""
+        if self.rank == 0:
+            self.queue.put({"kind": "note", "text": text})
 
     def _epoch(self) -> None:
         """The rest of an epoch, its validation, its record and its checkpoint."""
@@ -165,7 +170,7 @@ class Worker:
         if record["best"]:
             weights = state.eval_network.state_dict()
             contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-            storage.write_bytes(self.files.best, save_safetensors(contiguous))
+            storage.write_checked(self.files.best, save_safetensors(contiguous))
         storage.write_text(self.files.log, to_lines(state.log))
         storage.write_bytes(self.files.curves, curves.learning_curves(state.log))
         storage.write_bytes(self.files.events, curves.events(state.log))
@@ -192,7 +197,11 @@ class Worker:
         """
         state = self.state
         network = state.eval_network
-        network.load_state_dict(load_safetensors(storage.read_bytes(self.files.best)))
+        try:
+            best = storage.read_checked(self.files.best)
+        except DamagedError as error:
+            raise UserError(f"{error}; train anew with --fresh") from None
+        network.load_state_dict(load_safetensors(best))
         card = {"model": state.config.model.name, "training": self.plan.facts, "epochs": state.epoch}
         if state.config.train.wise_ft and self.plan.parts["val"]:
             start = wise_ft.start_weights(state.config)
