@@ -28,7 +28,7 @@ from PIL import (
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.faces import exif, jpeg, repair
+from ageray.faces import exif, jpeg, limits, repair
 from ageray.faces.gray import to_eight_bits
 
 MAX_PIXELS = 100_000_000
@@ -150,6 +150,7 @@ def decode(data: bytes, max_side: int | None = None, scale: int = 1) -> Photo:
     """
     if not data:
         raise ImageError("empty file")
+    _check(limits.problem_of_header(data))
     try:
         return _decode(data, max_side, scale)
     except ImageError:
@@ -177,6 +178,7 @@ def _decode(data: bytes, max_side: int | None, scale: int) -> Photo:
         if max_side is not None:
             longer = max(image.size)
             scale = next((draft for draft in _DRAFTS if longer >= max_side * draft), 1)
+        _check(limits.problem(data, image))
         return _upright(image, scale)
 
 
@@ -205,6 +207,12 @@ def _reads_heic() -> bool:
         return False
     pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
     return True
+
+
+def _check(problem: str | None) -> None:
+    """Raises ImageError for what `limits` found."""
+    if problem is not None:
+        raise ImageError(problem)
 
 
 def _upright(image: Image.Image, target: int) -> Photo:
@@ -266,6 +274,8 @@ def upright_size(content: bytes) -> tuple[int, int] | None:
 
     No pixel is decoded.
     """
+    if limits.problem_of_header(content) is not None:
+        return None
     try:
         with _opened(content) as image:
             size, orientation = image.size, exif.orientation(image)
