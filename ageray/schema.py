@@ -54,6 +54,9 @@ OF_THE_MODEL = ("age", "age_low", "age_high", "quality", "unusual", "over_18", "
 
 POSTERIOR = pa.field("posterior", pa.list_(pa.float32()))
 
+UNAVAILABLE = "unavailable"
+"""The kind of `error` of a photo whose store did not answer. The next run tries it again."""
+
 NO_FACE = "no face found"
 """The `error` of a photo without a detected face; its `face` is -1."""
 

@@ -7,16 +7,16 @@ A *chunk* is 64 consecutive photos of a segment. Its rows are written together o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress
-from itertools import count as count_from
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from ageray.schema import UNAVAILABLE
 
 SIZE = 64
 """Photos of a chunk. The last chunk of a segment has the rest."""
@@ -95,6 +95,16 @@ def cut(photos: pa.Table, segment: int, done: Collection[int]) -> Iterator[pa.Ta
             yield label(chunk, segment, position, [1] * chunk.num_rows, position == positions - 1)
 
 
+def cut_again(photos: pa.Table, segment: int, position: int, numbers: list[int]) -> pa.Table:
+    """Some photos of a chunk, by their numbers in it, as `cut` labels them; they are as many as the
+    chunk seems to have.
+    """
+    own = photos.take(pa.array([position * SIZE + number for number in numbers], pa.int64()))
+    labelled = label(own, segment, position, [1] * own.num_rows, last=False)
+    place = labelled.column_names.index("photo")
+    return labelled.set_column(place, labelled.schema.field("photo"), pa.array(numbers, pa.int32()))
+
+
 def first_rows(rows: pa.Table) -> pa.Table:
     """One row a photo. Each photo has exactly one row whose face is 0 (its leftmost) or -1 (no
     face).
@@ -122,12 +132,14 @@ class Counts:
         for reason in first.column("error").drop_null().to_pylist():
             self.errors[error_kind(reason)] += 1
 
-    def merge(self, other: Counts) -> None:
-        """Adds other counts."""
-        self.photos += other.photos
-        self.faces += other.faces
-        self.weight += other.weight
-        self.errors.update(other.errors)
+    def replace(self, rows: pa.Table) -> None:
+        """Counts rows of photos that were counted as unavailable before."""
+        first = first_rows(rows)
+        self.add(rows)
+        self.photos -= first.num_rows
+        self.weight -= pc.sum(first.column("weight")).as_py() or 0
+        self.errors[UNAVAILABLE] -= first.num_rows
+        self.errors += Counter()  # drops a kind that is no more
 
     def copy(self) -> Counts:
         """Equal counts that can be added to on their own."""
@@ -139,35 +151,9 @@ def error_kind(error: str) -> str:
     return error.split(":")[0]
 
 
-class ChunkSet:
-    """A set of chunks, in one bit each: a billion photos are 16 million chunks."""
-
-    def __init__(self) -> None:
-        self._bits: dict[int, int] = {}  # of a segment: a 1 for each position
-
-    def __contains__(self, chunk: object) -> bool:
-        assert isinstance(chunk, int)
-        segment, position = split_chunk_id(chunk)
-        return bool(self._bits.get(segment, 0) >> position & 1)
-
-    def __len__(self) -> int:
-        return sum(map(int.bit_count, self._bits.values()))
-
-    def add(self, chunk: int) -> None:
-        """Takes the chunk of this id."""
-        segment, position = split_chunk_id(chunk)
-        self._bits[segment] = self._bits.get(segment, 0) | 1 << position
-
-    def count(self, segment: int) -> int:
-        """Number of chunks of a segment."""
-        return self._bits.get(segment, 0).bit_count()
-
-    def positions(self) -> dict[int, tuple[int, ...]]:
-        """Positions of the chunks in each segment that has any."""
-        positions = {}
-        for segment, bits in sorted(self._bits.items()):
-            positions[segment] = tuple(compress(count_from(), map(int, reversed(f"{bits:b}"))))
-        return positions
+def unavailable(rows: pa.Table) -> pa.Table:
+    """The rows of photos whose store did not answer."""
+    return rows.filter(pc.fill_null(pc.starts_with(rows.column("error"), f"{UNAVAILABLE}:"), False))
 
 
 class ChunkAssembler:
@@ -178,16 +164,16 @@ class ChunkAssembler:
     its chunk.
     """
 
-    def __init__(self, done: Container[int] = ()) -> None:
+    def __init__(self, done: Collection[int] = ()) -> None:
         """done: ids of chunks whose rows are dropped."""
-        self._before, self._done = done, ChunkSet()
+        self._done = set(done)
         self._incomplete: dict[int, pa.Table] = {}
 
     def add(self, rows: pa.Table) -> list[pa.Table]:
         """Takes rows; returns the chunks that are complete with them."""
         complete = []
         for chunk in pc.unique(rows.column("lot")).to_pylist():
-            if chunk in self._done or chunk in self._before:
+            if chunk in self._done:
                 continue
             own = rows.filter(pc.equal(rows.column("lot"), chunk))
             if chunk in self._incomplete:
@@ -200,32 +186,9 @@ class ChunkAssembler:
                 self._incomplete[chunk] = own
         return complete
 
-    def incomplete(self) -> list[int]:
-        """Ids of chunks of which some rows have come and others have not."""
-        return sorted(self._incomplete)
-
-
-def in_order(rows: pa.Table) -> pa.Table:
-    """Rows by chunk, photo and face, each once."""
-    numbers = _integers(rows, "photo") * _MAX_FACES + _integers(rows, "face")
-    ids = _integers(rows, "lot")
-    order = np.lexsort((numbers, ids))
-    ids, numbers = ids[order], numbers[order]
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (ids[1:] != ids[:-1]) | (numbers[1:] != numbers[:-1])
-    return rows.take(order[is_new])
-
-
-def split(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows of chunks that are complete, in order, and the others."""
-    rows = in_order(rows)
-    ids, first, places = np.unique(_integers(rows, "lot"), return_index=True, return_inverse=True)
-    is_first = _integers(rows, "face") <= 0  # see `first_rows`
-    photos = np.bincount(places[is_first], minlength=len(ids))
-    siblings = np.bincount(places, _integers(rows, "siblings") * is_first, len(ids))
-    complete = (photos == _integers(rows, "photos")[first]) & (siblings == np.bincount(places))
-    mask = complete[places]
-    return rows.filter(pa.array(mask)), rows.filter(pa.array(~mask))
+    def __len__(self) -> int:
+        """Chunks of which some rows have come and others have not."""
+        return len(self._incomplete)
 
 
 def _without_repeats(rows: pa.Table) -> pa.Table:

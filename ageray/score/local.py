@@ -108,6 +108,7 @@ class LocalEngine:
         """The photos of the chunks that are not done, as `find_faces` takes them."""
         done = checkpoint.done_positions()
         if self._summary.places is not None:
+            yield from list(checkpoint.photos_again(self._summary.places.segments()))
             for number, uris in enumerate(self._summary.places.segments()):
                 yield from chunks.cut(uris, number, set(done.get(number, ())))
             return

@@ -20,14 +20,10 @@ import pyarrow as pa
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.score.checkpoint import ScoreCheckpoint, read_json
-from ageray.score.chunks import Counts
-from ageray.score.files import ScoreFiles
+from ageray.score.checkpoint import ScoreCheckpoint
 
 _HEARTBEAT_SECONDS = 1.0  # between two reports
 _WINDOW = 60  # heartbeats over which speed is measured
-_TIMEOUT_SECONDS = 6.0  # without a heartbeat, after which a run on another machine counts as dead
-_ALIVE = ("starting", "running", "finishing")
 
 Progress = dict[str, Any]
 """A report.
@@ -88,13 +84,12 @@ class ProgressReporter:
         """Sets the `state` of later reports."""
         self._state = state
 
-    def add(self, chunk: pa.Table) -> None:
-        """Counts the rows of a whole chunk."""
-        self._counts.add(chunk)
-
-    def add_counts(self, counts: Counts) -> None:
-        """Adds the totals of whole chunks."""
-        self._counts.merge(counts)
+    def add(self, chunk: pa.Table, again: bool = False) -> None:
+        """Counts the rows of a whole chunk, or those of its photos that were unavailable before."""
+        if again:
+            self._counts.replace(chunk)
+        else:
+            self._counts.add(chunk)
 
     def report(self) -> Progress:
         """The figures now."""
@@ -148,39 +143,3 @@ class ProgressReporter:
     def _write(self) -> None:
         text = json.dumps(self.report(), ensure_ascii=False) + "\n"
         storage.write_text(self._checkpoint.files.progress, text)
-
-
-def check_single_writer(files: ScoreFiles) -> None:
-    """Raises UserError if another run is writing to the unfinished folder.
-
-    If `progress.json` says that a run is alive, waits up to 6 s for its next heartbeat.
-    """
-    before = read_json(files.progress)
-    if before is None or before.get("state") not in _ALIVE:
-        return
-    if before.get("host") == socket.gethostname() and not _is_running(before.get("process")):
-        return
-    waited = 0.0
-    while waited < _TIMEOUT_SECONDS:
-        time.sleep(_HEARTBEAT_SECONDS / 2)
-        waited += _HEARTBEAT_SECONDS / 2
-        now = read_json(files.progress) or {}
-        if now.get("beat") != before.get("beat") and now.get("state") in _ALIVE:
-            writer = f"process {before.get('process')} on {before.get('host')}"
-            raise UserError(
-                f"{files.unfinished}: another run is writing there ({writer}); "
-                "wait until it is done, or stop it"
-            )
-
-
-def _is_running(process: Any) -> bool:
-    """Whether another process of this machine has this id."""
-    if not isinstance(process, int) or process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # it runs, as another user
-    return True

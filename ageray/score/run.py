@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.metadata import version
 from threading import Thread
 from typing import Any, NamedTuple
 
@@ -19,24 +20,25 @@ import pyarrow as pa
 
 from ageray import bundle, config, storage
 from ageray.bundle import Bundle
-from ageray.errors import UserError
+from ageray.errors import StoreError, UserError
 from ageray.experiment import Detect, Scale
+from ageray.lease import Lease
 from ageray.machine import engine
 from ageray.machine.pool import Pool
-from ageray.score import chunks, local, read, shards, write
+from ageray.score import chunks, local, read, results, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
-from ageray.score.pieces import Piece
-from ageray.score.progress import Progress, ProgressReporter, check_single_writer
+from ageray.score.progress import Progress, ProgressReporter
 from ageray.score.read import InputSummary
-from ageray.score.shards import Shard
-from ageray.score.write import Part, WrittenPart
 from ageray.stages.columns import Search, scores_schema
 
 _BYTES_A_PHOTO = 100_000
 """About, to guess the number of photos in tars."""
+
+_GIVE_UP = 32
+"""Chunks in a row of which no photo could be had, after which a run ends."""
 
 
 class Task(NamedTuple):
@@ -49,11 +51,14 @@ class Task(NamedTuple):
     detect: Detect
     search: Search
     posterior: bool
-    shard: Shard | None = None
 
     def plan(self) -> dict[str, Any]:
-        """Everything that a result depends on. Two runs with equal plans give the same rows."""
-        plan = {
+        """Everything that a result depends on. Two runs with equal plans give the same rows.
+
+        `code` is the program's version: a run that another version began is not continued. Plans of
+        earlier versions have none.
+        """
+        return {
             "input": {
                 "uri": self.inputs.uri,
                 "kind": self.inputs.kind,
@@ -65,23 +70,16 @@ class Task(NamedTuple):
             "detector": self.detect.model_dump(mode="json"),
             "posterior": self.posterior,
             "lot": chunks.SIZE,
+            "code": f"ageray {version('ageray')}",
         }
-        if self.shard is not None:
-            plan["shard"] = str(self.shard)
-        return plan
 
 
 class _Engine(NamedTuple):
-    """What computes: for the summary, in words, and its two functions.
-
-    results gives rows of scores, or pieces that have them already. write_parts takes the parts of
-    the result, the files of the run, those of the result, and the schema.
-    """
+    """What computes: for the summary, in words, and the function that gives rows of scores."""
 
     workers: dict[str, Any]
     description: str
-    results: Callable[[ScoreCheckpoint], Iterator[pa.Table | Piece]]
-    write_parts: Callable[[list[Part], ScoreFiles, ScoreFiles, pa.Schema], Iterator[WrittenPart]]
+    tables: Callable[[ScoreCheckpoint], Iterator[pa.Table]]
 
 
 def score(
@@ -94,7 +92,7 @@ def score(
     posterior: bool = False,
     fresh: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-    shard: Shard | None = None,
+    finish: bool = False,
 ) -> dict[str, Any]:
     """Scores every face of every photo, writes the folder `out` and returns what is in its
     summary.json.
@@ -106,97 +104,80 @@ def score(
     interrupted run resumes, and a complete result is returned as it is; both only if the plan is
     the same.
     on_progress: gets a report every second.
-    shard: scores only this part of the input. The last one to end writes `out`; the others return
-    the summary of their own part.
+    finish: completes the result although some photos' store does not answer; their rows have the
+    error `unavailable`. Without it such a run stays unfinished, and the next one tries them again.
 
     A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
     keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
     A photo that a manifest names twice is scored twice. `scale.engine` says what computes
-    (`ageray.machine.engine`). Raises UserError for the user's mistakes.
+    (`ageray.machine.engine`). Raises UserError for the user's mistakes, StoreError for a store that
+    does not answer.
     """
     with ExitStack() as stack:
         pool = None
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
-        task = _prepare(location, model, detect, search, posterior, shard)
-        if shard is None:
-            return _score_into(task, location, out, scale, fresh, pool, on_progress)
-        files = check_target(out)
-        whole = None if fresh else shards.complete(files, task.plan())
-        if whole is not None:
-            finished = whole["finished"]
+        task = _prepare(location, model, detect, search, posterior)
+        checkpoint = ScoreCheckpoint(check_target(out))
+        check_plan(checkpoint, out, task.plan(), fresh)
+        lease = stack.enter_context(_lease(checkpoint, out))
+        complete = check_plan(checkpoint, out, task.plan(), fresh)
+        if fresh or complete is not None:
+            checkpoint.delete()
+        print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+        if complete is not None:
+            finished = complete["finished"]
             print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
-            return whole
-        folder = shard.folder(files.folder)
-        summary = _score_into(task, location, folder, scale, fresh, pool, on_progress)
-        parts = shards.summaries(shard, files.folder)
-        if parts is None:
-            print(f"shard {shard} is complete; the last one to end writes {out}", flush=True)
-            return summary
-        return shards.join(shard, files, parts, task.bundle.card)
-
-
-def _score_into(
-    task: Task,
-    location: str,
-    out: str,
-    scale: Scale,
-    fresh: bool,
-    pool: Pool | None,
-    on_progress: Callable[[Progress], None] | None,
-) -> dict[str, Any]:
-    """Scores one input into one folder."""
-    files = check_target(out)
-    checkpoint = ScoreCheckpoint(files)
-    complete = check_plan(checkpoint, out, task.plan(), fresh)
-    print(f"{location}: {task.inputs.describe(task.summary.photos)}")
-    if complete is not None:
-        finished = complete["finished"]
-        print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
-        checkpoint.delete()
-        return complete
-    try:
-        _open(checkpoint, task.plan(), out)
-        computing = _engine(task, scale, pool)
-        print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
-        photos, weight = task.summary.photos, task.summary.weight
-        with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
-            _score(computing, checkpoint, progress)
-            progress.set_state("finishing")
-            checkpoint.flush(progress.seconds)
-            summary = _finish(task, computing, checkpoint, progress.seconds, location)
-    except BaseException:
-        if not checkpoint.counts.photos:
+            return complete
+        try:
+            _open(checkpoint, task.plan(), out)
+            computing = _engine(task, scale, pool)
+            print(f"{model} ({task.bundle.identity}): {computing.description}", flush=True)
+            photos, weight = task.summary.photos, task.summary.weight
+            with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
+                _score(computing, checkpoint, progress, lease, finish)
+                progress.set_state("finishing")
+                checkpoint.flush(progress.seconds)
+                lease.check()
+                if not finish:
+                    _check_available(checkpoint)
+                summary = _finish(task, computing, checkpoint, progress.seconds, location)
+        except BaseException:
             with suppress(UserError):
-                checkpoint.delete()  # it holds no work
-        raise
-    checkpoint.delete()
-    return summary
+                checkpoint.flush(0)  # what a signal would lose otherwise
+            if not checkpoint.counts.photos:
+                with suppress(UserError):
+                    checkpoint.delete()  # it holds no work
+            raise
+        checkpoint.delete()
+        return summary
 
 
-def _prepare(
-    location: str,
-    model: str,
-    detect: Detect | None,
-    search: Search,
-    posterior: bool,
-    shard: Shard | None,
-) -> Task:
+def _prepare(location: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Task:
     inputs = Inputs.open(location)
-    if shard is not None:
-        inputs = shards.part_of(inputs, shard)
     loaded = bundle.load(model)
     needs_landmarks = loaded.experiment.align.mode != "none"
     if search == "never" and inputs.kind != "face shards" and needs_landmarks:
         reason = f"{location} has no landmarks of its own, and {model} needs them"
         raise UserError(f"--detect never: {reason}; use auto")
     detect = detect or loaded.experiment.data.detect
-    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior, shard)
+    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior)
+
+
+def _lease(checkpoint: ScoreCheckpoint, out: str) -> Lease:
+    try:
+        return Lease(checkpoint.files.unfinished)
+    except StoreError:
+        raise
+    except UserError as error:
+        raise UserError(f"--out {out}: {error}") from None
 
 
 def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
     try:
         checkpoint.open(plan)
+    except StoreError:
+        raise
     except UserError as error:
         raise UserError(f"--out {out}: cannot be written ({error})") from None
     if checkpoint.counts.photos:
@@ -221,7 +202,7 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
             task.posterior,
         )
         Thread(target=import_module, args=("matplotlib.figure",)).start()  # the page needs it at the end
-        return _Engine(computing.workers, computing.describe(), computing.tables, _write_parts)
+        return _Engine(computing.workers, computing.describe(), computing.tables)
     if pool is not None:
         pool.close()
     return _ray_engine(task, scale)
@@ -238,47 +219,52 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
     batch = scale.faces_a_batch(bool(actors.gpus))
     align = task.bundle.experiment.align
 
-    size = pipeline.photos_a_task(
-        scale.decode_batch, task.summary.photos, cluster.total(cluster.nodes(), "CPU")
-    )
-
-    def results(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table | Piece]:
-        photos = pipeline.read_photos(task.inputs, task.summary, size, checkpoint)
+    def tables(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table]:
+        photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
         if photos is None:
             return
-        faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
+        faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
         model = bundle.model_for_workers(task.model)
-        rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
-        yield from pipeline.results(rows, checkpoint.files)
+        yield from pipeline.tables(pipeline.predict_ages(faces, model, actors, batch, task.posterior))
 
-    return _Engine(actors._asdict(), describe(actors, batch, size), results, pipeline.write_parts)
-
-
-def _write_parts(
-    parts: list[Part], _: ScoreFiles, target: ScoreFiles, schema: pa.Schema
-) -> Iterator[WrittenPart]:
-    """Writes parts one after the other."""
-    for part in parts:
-        yield write.write_part(part, target, schema)
+    return _Engine(actors._asdict(), describe(actors, batch, scale.decode_batch), tables)
 
 
-def _score(computing: _Engine, checkpoint: ScoreCheckpoint, progress: ProgressReporter) -> None:
+def _score(
+    computing: _Engine,
+    checkpoint: ScoreCheckpoint,
+    progress: ProgressReporter,
+    lease: Lease,
+    finish: bool,
+) -> None:
     """Scores the chunks that are not done. Rows come in any order; a chunk is saved when its last
     row has come.
     """
-    assembler = chunks.ChunkAssembler(checkpoint.done)
-    for result in computing.results(checkpoint):
+    again = {chunk for chunk, _ in checkpoint.unavailable}
+    assembler = chunks.ChunkAssembler(checkpoint.done - again)
+    lost_in_a_row = 0
+    for table in computing.tables(checkpoint):
         progress.set_state("running")
-        if isinstance(result, Piece):
-            progress.add_counts(result.counts)
-            checkpoint.pieces.add(result)
-            continue
-        for chunk in assembler.add(result):
-            progress.add(chunk)
+        lease.check()
+        for chunk in assembler.add(table):
+            progress.add(chunk, checkpoint.is_again(chunk))
             checkpoint.add(chunk, progress.seconds)
-    missing = [chunk for chunk in assembler.incomplete() if chunk not in checkpoint.done]
-    if missing:
-        raise RuntimeError(f"{len(missing)} chunks of photos came back without all of their rows")
+            lost = len(chunks.unavailable(chunk)) == len(chunk)
+            lost_in_a_row = lost_in_a_row + 1 if lost else 0
+        if lost_in_a_row >= _GIVE_UP and not finish:
+            return  # the store will not answer the rest either
+    if len(assembler):
+        raise RuntimeError(f"{len(assembler)} chunks of photos came back without all of their rows")
+
+
+def _check_available(checkpoint: ScoreCheckpoint) -> None:
+    """Raises StoreError if the store of some photos did not answer."""
+    count = len(checkpoint.unavailable)
+    if count:
+        raise StoreError(
+            f"{count:,} photo{'s' * (count > 1)} could not be read, because the store did not answer; the "
+            "same command goes on, and tries them again; --finish completes the result without them"
+        )
 
 
 def _finish(
@@ -292,9 +278,8 @@ def _finish(
     network = task.bundle.experiment.model.name
     metadata = json.dumps({"identity": task.bundle.identity, "network": network})
     schema = scores_schema(task.posterior).with_metadata({"ageray": metadata})
-    plan = write.plan_parts(checkpoint.pieces)
-    parts = computing.write_parts(plan, checkpoint.files, draft, schema)
-    digest = write.finish(draft, parts, schema)
+    write.write(draft, checkpoint.pieces(), schema)
+    digest = results.read_scores(draft.folder)
     seconds += checkpoint.seconds
     summary = {
         "input": location,
@@ -309,10 +294,9 @@ def _finish(
         "actors": computing.workers,
         "plan": task.plan(),
     }
-    if task.shard is not None:
-        summary["digest"] = shards.to_json(digest)
     score_report(draft, digest, summary, task.bundle.card)
     storage.write_text(draft.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    check_target(checkpoint.files.folder)  # it may have got other files since the start
     storage.replace_folder(draft.folder, checkpoint.files.folder, last=SUMMARY)
     return summary
 
@@ -320,14 +304,13 @@ def _finish(
 def check_target(out: str) -> ScoreFiles:
     """The files of `out`. Raises UserError if anything is there that no scoring run wrote."""
     files = ScoreFiles(storage.absolute(out.rstrip("/")))
-    if not storage.exists(files.folder) or storage.half_written(files.folder):
+    if not storage.exists(files.folder):
         return files
     names = [out]
     if storage.is_folder(files.folder):
-        start = len(files.folder) + 1
-        names = [file[start:] for file in storage.list_files(files.folder)]
+        names = storage.names_below(files.folder)
     strange = [name for name in names if not files.is_ours(name)]
-    if names and SUMMARY not in names:
+    if names and SUMMARY not in names and storage.MARKER not in names:
         strange.append(names[0])
     if strange:
         remedy = "give a new or empty folder"
@@ -340,23 +323,24 @@ def check_plan(
 ) -> dict[str, Any] | None:
     """The summary of a result that is complete with this plan; None if there is work to do.
 
-    Raises UserError if there is a result or an unfinished run of another plan, or if a run is at
-    work.
+    Raises UserError if there is a result or an unfinished run of another plan, or if the files are
+    damaged.
     """
     files = checkpoint.files
-    check_single_writer(files)
     unfinished = checkpoint.plan
-    if fresh or unfinished is None:
-        checkpoint.delete()
-    elif unfinished != plan:
+    if unfinished is not None and not fresh and {"code": plan["code"]} | unfinished != plan:
         changes = "; ".join(config.differences(unfinished, plan))
         remedy = "give another folder, or begin anew with --fresh"
         raise UserError(f"--out {out}: {files.unfinished} was begun otherwise ({changes}); {remedy}")
-    summary = None if fresh else read_json(files.summary)
-    if summary is None or storage.half_written(files.folder):
+    if fresh or not storage.exists(files.summary) or storage.half_written(files.folder):
         return None
-    if summary.get("plan") == plan:
-        return summary
+    summary = read_json(files.summary)
+    if summary is None:
+        problem = "is damaged, so nobody knows which settings the result is of"
+        raise UserError(f"--out {out}: {files.summary} {problem}; replace the result with --fresh")
+    before = summary.get("plan")
+    if isinstance(before, dict) and before | {"code": plan["code"]} == plan:
+        return summary  # whichever version of the program made it
     if unfinished is not None:
         return None  # the unfinished run was started with --fresh, to replace this result
     changes = "; ".join(config.differences(summary.get("plan") or {}, plan))

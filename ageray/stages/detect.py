@@ -2,8 +2,8 @@
 face.
 
 No photo is lost. One that gives no face becomes one row with face -1 and an `error`, whose text up
-to the first colon is the kind: `cannot read`, `cannot decode`, `cannot crop`, `no landmarks`, `no
-face found`.
+to the first colon is the kind: `cannot read`, `unavailable` (its store did not answer), `cannot
+decode`, `cannot crop`, `no landmarks`, `no face found`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import chain, starmap
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,18 +25,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from ageray import schema
-from ageray.errors import UserError
+from ageray.errors import StoreError, UserError
 from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.detect import Face, detector, subject_of
 from ageray.faces.images import ImageError, Photo, decode, fetch
+from ageray.faces.limits import CPU_SECONDS, cpu_limit
 from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
 from ageray.storage import READERS
 
 MAX_DEATHS = 2
 """A photo on which the process died so often is not tried again."""
 
-_FATAL = "cannot decode: the process died on it twice"
+_BYTES_AHEAD = 192 * 2**20  # of photos that wait to be decoded, about
+_FATAL = f"cannot decode: the process died on it twice, or needed over {CPU_SECONDS:g} s"
 
 
 class Item(NamedTuple):
@@ -56,25 +58,29 @@ def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, r
     photos: the column `image` (uris to read), or rows of PHOTO_SCHEMA. If they have further
     columns, each row gets those of its photo, and SIBLINGS.
     run: name of the run. Ray repeats a task whose process died, without end. A photo on which the
-    process died twice in this run (by a fault in a decoder, or for lack of memory) is not tried
-    again. None for a caller that sees deaths itself (`given_up`).
+    process died twice in this run (by a fault in a decoder, for lack of memory, or because the
+    photo needed over 30 s of CPU) is not tried again. None for a caller that sees deaths itself
+    (`given_up`).
     """
     cv2.setNumThreads(1)  # a task runs on each CPU
-    items = list(_items(photos))
+    rows: list[list[dict[str, Any]]] = []
     if run is None:
-        return _table(photos, [rows_of(item, align, detect, search) for item in items])
-    log = _log_of_attempts(items, run)
+        for item in _items(photos):
+            with cpu_limit():
+                rows.append(rows_of(item, align, detect, search))
+        return _table(photos, rows)
+    log = _log_of_attempts(photos, run)
     deaths = _deaths(log)
-    rows = []
     with log.open("a") as attempt:
         attempt.write("\n")
-        for number, item in enumerate(items):
+        for number, item in enumerate(_items(photos)):
             attempt.write(f" {number}")
             attempt.flush()
             if deaths[str(number)] >= MAX_DEATHS:
                 rows.append([_error_row(item, _FATAL)])
             else:
-                rows.append(rows_of(item, align, detect, search))
+                with cpu_limit():
+                    rows.append(rows_of(item, align, detect, search))
     log.unlink(missing_ok=True)
     return _table(photos, rows)
 
@@ -96,13 +102,17 @@ def _table(photos: pa.Table, rows: list[list[dict[str, Any]]]) -> pa.Table:
     return _carry(photos, pa.Table.from_pylist(list(chain(*rows)), schema=DETECTED_SCHEMA), siblings)
 
 
-def _log_of_attempts(items: list[Item], run: str) -> Path:
+def _log_of_attempts(photos: pa.Table, run: str) -> Path:
     """The file with a line for each attempt at this batch: the numbers of the photos that it
     reached.
+
+    Its name follows from the photos and their further columns, which tell batches of equal photos
+    apart (a manifest may name a photo often).
     """
     digest = hashlib.sha256()
-    for item in items:
-        digest.update(f"{item.uri}#{item.key}\n".encode())
+    for name in photos.column_names:
+        if name == "image" or name == "key" or name not in PHOTO_SCHEMA.names:
+            digest.update(f"{name} {photos.column(name).to_pylist()}\n".encode())
     return Path(tempfile.gettempdir(), f"ageray-{run}-{digest.hexdigest()[:16]}")
 
 
@@ -136,7 +146,8 @@ def rows_of(
     choice is taken.
     """
     if not isinstance(item.content, bytes):
-        return [_error_row(item, f"cannot read: {str(item.content).removeprefix(f'{item.uri}: ')}")]
+        kind = schema.UNAVAILABLE if isinstance(item.content, StoreError) else "cannot read"
+        return [_error_row(item, f"{kind}: {str(item.content).removeprefix(f'{item.uri}: ')}")]
     input_face = _face_of_input(item, align)
     detecting = align.mode != "none" and (search == "always" or (search == "auto" and input_face is None))
     detecting = detecting and faces is None
@@ -210,8 +221,35 @@ def _items(photos: pa.Table) -> Iterator[Item]:
             yield Item(row["image"], content, row["key"], row["landmarks"], row["box"])
         return
     uris = photos.column("image").to_pylist()
-    with ThreadPoolExecutor(READERS) as pool:
-        yield from map(Item, uris, pool.map(_fetch, uris))
+    yield from map(Item, uris, read_ahead(uris))
+
+
+class _ReadAhead:
+    """Fetches photos in threads before they are needed: READERS at once if they are small, two or
+    three if they have hundreds of megabytes.
+    """
+
+    def __init__(self) -> None:
+        self._largest = _BYTES_AHEAD // 3  # of the photos so far, and falling: bytes
+
+    def contents(self, uris: list[str]) -> Iterator[bytes | UserError | ImageError]:
+        """The photos in the order of `uris`, each as `fetch` gives it."""
+        waiting: deque[Future[bytes | UserError | ImageError]] = deque()
+        rest = iter(uris)
+        with ThreadPoolExecutor(READERS) as pool:
+            while True:
+                count = min(READERS, max(2, _BYTES_AHEAD // max(1, self._largest)))
+                for uri in islice(rest, max(0, count - len(waiting))):
+                    waiting.append(pool.submit(_fetch, uri))
+                if not waiting:
+                    return
+                content = waiting.popleft().result()
+                if isinstance(content, bytes):
+                    self._largest = max(len(content), self._largest * 3 // 4)
+                yield content
+
+
+read_ahead = _ReadAhead().contents
 
 
 def _fetch(uri: str) -> bytes | UserError | ImageError:

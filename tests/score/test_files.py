@@ -13,8 +13,8 @@ def test_names_on_disk() -> None:
     assert files.summary == "s3://bucket/scores/summary.json"
     assert files.plan == "s3://bucket/scores.unfinished/plan.json"
     assert files.progress == "s3://bucket/scores.unfinished/progress.json"
-    assert files.new_piece().startswith("s3://bucket/scores.unfinished/pieces/")
-    assert files.new_piece() != files.new_piece()
+    assert files.new_piece(b"x").startswith("s3://bucket/scores.unfinished/pieces/")
+    assert files.new_piece(b"x") != files.new_piece(b"x")
     assert files.draft.summary == "s3://bucket/scores.unfinished/result/summary.json"
 
 

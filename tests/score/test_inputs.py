@@ -175,21 +175,6 @@ def test_a_table_that_vanishes_or_breaks_ends_the_run(tmp_path: Path) -> None:
         tables.photos(path, 0, 0, columns)
 
 
-def test_tables_that_duckdb_wrote(tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    photos = "SELECT 'x'::BLOB AS image, i AS key, i % 2 AS part FROM range(4) rows(i)"
-    duckdb.sql(f"COPY ({photos}) TO '{tmp_path}/parts' (FORMAT parquet, PARTITION_BY (part))")
-    rows = read(Inputs.open(str(tmp_path / "parts")))
-    assert rows.column("content").to_pylist() == [b"x"] * 4
-    assert [name.split("/")[-3:] for name in rows.column("image").to_pylist()] == [
-        [f"part={part}", "data_0.parquet", str(key)] for part, key in ((0, 0), (0, 2), (1, 1), (1, 3))
-    ]
-    paths = "SELECT '/p/' || i || '.jpg' AS image, i AS row FROM range(3) rows(i)"
-    duckdb.sql(f"COPY ({paths}) TO '{tmp_path}/list.parquet'")
-    [uris] = Inputs.open(str(tmp_path / "list.parquet")).uris()
-    assert uris.column("image").to_pylist() == ["/p/0.jpg", "/p/1.jpg", "/p/2.jpg"]
-
-
 # --- lists of paths ------------------------------------------------------------------------------
 
 

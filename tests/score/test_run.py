@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from PIL import Image
 from ageray import bundle, report, schema
 from ageray.cluster.actors import ActorPool
 from ageray.commands import score as job
-from ageray.errors import UserError
+from ageray.errors import StoreError, UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
 from ageray.faces.canvases import face_canvases
 from ageray.faces.detect import Face, YuNet
@@ -36,8 +40,6 @@ from ageray.score import chunks, pipeline, places, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
-from ageray.score.pieces import PieceIndex
-from ageray.score.write import plan_parts
 from ageray.stages import detect
 from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.detect import find_faces
@@ -268,7 +270,7 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     assert rows.column("landmarks").to_pylist() == shards.column("landmarks").to_pylist()
     assert rows.column("detection").null_count == 7
     assert set(rows.column("image").to_pylist()) == {str(path) for path in (tmp_path / "shards").iterdir()}
-    digest = results.digest_of(rows)
+    digest = results.read_scores(str(tmp_path / "out"))
     assert len(digest.drawn) == 7
     pictures = dict(zip(shards.column("key").to_pylist(), shards.column("image").to_pylist(), strict=True))
     assert {photo.key: content for photo, content in results.contents(digest.drawn).items()} == pictures
@@ -309,10 +311,7 @@ def test_a_long_list_is_read_from_its_file(
     photos: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rows() -> pa.Table:
-        inputs = Inputs.open(str(photos))
-        summary = read.scan(inputs)  # the file goes with it
-        dataset = pipeline.read_photos(inputs, summary, 4, ScoreCheckpoint(ScoreFiles(str(photos / "none"))))
-        assert dataset is not None
+        dataset = labelled(photos, 4)
         blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         return pa.concat_tables(blocks).sort_by("image")
 
@@ -320,54 +319,6 @@ def test_a_long_list_is_read_from_its_file(
     monkeypatch.setattr(places, "_IN_MEMORY", 0)
     assert rows().equals(short)
     assert short.num_rows == 9
-
-
-def test_many_rows_are_written_by_tasks(
-    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same table, whether the driver writes the pieces or tasks of the cluster do."""
-    monkeypatch.setattr(chunks, "SIZE", 4)
-    run.score(str(photos), str(tmp_path / "driver"), model, SCALE)
-    monkeypatch.setattr(pipeline, "_GROUP_ROWS", 1)
-    monkeypatch.setattr(pipeline, "_PIECE_SECONDS", 0.0)
-    monkeypatch.setattr(ScoreCheckpoint, "add", lambda *_: pytest.fail("the driver wrote rows"))
-    run.score(str(photos), str(tmp_path / "tasks"), model, SCALE)
-    assert _close(table(tmp_path / "tasks"), table(tmp_path / "driver"))
-
-
-def test_a_task_that_does_not_see_the_folder_gives_its_rows_back(tmp_path: Path) -> None:
-    here, elsewhere = ScoreFiles(str(tmp_path / "out")), ScoreFiles(str(tmp_path / "elsewhere"))
-    ScoreCheckpoint(here).open({"model": "one"})
-    rows = labelled_rows(3)
-    piece, rest = pipeline._write_piece(here, rows.slice(0, 2), rows.slice(2))
-    assert piece is not None
-    assert rest.num_rows == 0
-    assert pipeline._write_piece(elsewhere, rows) == (None, rows)
-    index = PieceIndex()
-    index.add(piece)
-    [part] = plan_parts(index)
-    (tmp_path / "result").mkdir()
-    target = ScoreFiles(str(tmp_path / "result"))
-    assert pipeline._write_part(part, elsewhere, target, schema.SCORES) is None
-    written = pipeline._write_part(part, here, target, schema.SCORES)
-    assert written is not None
-    assert (written.digest.images, written.errors.num_rows) == (3, 0)
-    assert pq.read_table(target.part(0)).num_rows == 3
-
-
-def labelled_rows(count: int) -> pa.Table:
-    """A chunk of photos with a face each, as it comes from the pipeline."""
-    uris = pa.table({"image": [f"{number}.jpg" for number in range(count)]})
-    [rows] = chunks.cut(uris, 0, ())
-    rows = rows.append_column("face", pa.array([0] * count, pa.int16()))
-    rows = rows.append_column("key", rows.column("image"))
-    rows = rows.append_column("siblings", pa.array([1] * count, pa.int32()))
-    for field in schema.SCORES:
-        if field.name not in rows.column_names:
-            rows = rows.append_column(
-                field, pa.array([30.0 if field.name == "age" else None] * count, field.type)
-            )
-    return rows
 
 
 def labelled(photos: Path, batch: int) -> Any:
@@ -751,3 +702,38 @@ def test_file_name_that_is_not_text(tmp_path: Path) -> None:
     [uris] = Inputs.open(str(tmp_path)).uris()
     [row] = find(uris).to_pylist()
     assert row["error"] == "cannot read: not found; check the path or url"
+
+
+class _Photos(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+def test_photos_whose_server_was_away_are_scored_by_the_same_command(
+    photos: Path, model: str, ray_local: None, tmp_path: Path
+) -> None:
+    """The photos of this machine are scored at once and not again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = ("127.0.0.1", free.getsockname()[1])
+    name = sorted(file.name for file in photos.glob("*.jpg"))[0]
+    remote = f"http://127.0.0.1:{address[1]}/{name}"
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(f"image\n{photos / name}\n{remote}\n{remote}\n")
+    out = str(tmp_path / "out")
+    with pytest.raises(StoreError, match=r"2 photos could not be read.*same command goes on.*--finish"):
+        run.score(str(manifest), out, model, SCALE)
+    assert not Path(out).exists()
+    handler = partial(_Photos, directory=str(photos))
+    with http.server.ThreadingHTTPServer(address, handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        summary = run.score(str(manifest), out, model, SCALE)
+        server.shutdown()
+    assert (summary["images"], summary["errors"]) == (3, {})
+    ages = table(Path(out)).to_pylist()
+    by_image: dict[str, list[float]] = {}
+    for row in ages:
+        by_image.setdefault(row["image"], []).append(round(row["age"], 3))
+    assert sorted(by_image[remote]) == sorted(by_image[str(photos / name)] * 2)
+    summary = run.score(str(manifest), str(tmp_path / "other"), model, SCALE, finish=True)
+    assert summary["errors"] == {"unavailable": 2}
