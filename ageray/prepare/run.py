@@ -9,6 +9,7 @@ known before it is written.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from functools import partial
@@ -20,6 +21,7 @@ import pyarrow as pa
 from ageray import storage
 from ageray.errors import UserError
 from ageray.experiment import Data, Experiment
+from ageray.lease import Lease, is_lease
 from ageray.prepare import inspect, select, sources
 from ageray.prepare.manifest import Problem
 from ageray.prepare.mapping import Map, mapping
@@ -28,6 +30,8 @@ from ageray.prepare.write import write_shards
 REPORT = "prepare.json"
 """Name of the report. It is written last, so a folder of shards that has it is complete."""
 
+_MARK = "prepare.unfinished"  # a file in the folder that a run is writing
+_SHARD = re.compile(r"faces-\d{5}-of-\d{5}\.parquet")
 _BLOCKS = 256  # about so many blocks in the first pass: they fill a cluster and do not load the driver
 _MAX_ROWS = 4096  # rows of a block in the first pass, so that a lost task costs only seconds
 
@@ -60,7 +64,8 @@ def prepare(
     small shuffle buffer mixes well.
 
     The shards are written to `<data.shards>.unfinished`, which replaces `data.shards` when it is
-    complete. The next run replaces an unfinished folder, so two runs must not share a target.
+    complete. The next run replaces an unfinished folder. Two runs with one target are told apart by
+    a lease.
 
     source: the result of `check`, if it was called already.
     Raises UserError as `check` does, and if no face is left or the shards cannot be written.
@@ -86,8 +91,11 @@ def _prepare(
             "check that these are photos of faces and that they can be read"
         )
     draft = storage.unfinished(target)
-    storage.remove_tree(draft)
-    storage.make_folder(draft)
+    _check_draft(draft)
+    with Lease(draft, "preparation") as lease:
+        _clear(draft)
+        shards = write_shards(rows, draft, data.shard_mib, apply)
+        lease.check()
     report = {
         "dataset": data.name,
         "source": data.source,
@@ -100,13 +108,14 @@ def _prepare(
             "kept": rows.num_rows,
             **Counter(map(attrgetter("kind"), problems)),
         },
-        "shards": write_shards(rows, draft, data.shard_mib, apply),
+        "shards": shards,
         "seconds": round(time.perf_counter() - started, 1),
         "photos_per_second": round(source.photos / (time.perf_counter() - started), 1),
         "problems": list(map(vars, problems)),
         "notes": list(map(vars, source.notes + _several_faces(rows))),
     }
     storage.write_text(storage.join(draft, REPORT), json.dumps(report, indent=1) + "\n")
+    storage.remove(draft, [_MARK])
     storage.replace_folder(draft, target, last=REPORT)
     return report
 
@@ -119,20 +128,53 @@ def _target(data: Data, fresh: bool) -> str:
     if data.shards is None:
         raise UserError("data.shards is not set; give the folder to write: data.shards=PATH")
     target = storage.absolute(data.shards.rstrip("/"))
-    if not storage.exists(target) or storage.half_written(target):
+    if not storage.exists(target):
         return target
     if not storage.is_folder(target):
         raise UserError(f"data.shards={data.shards}: is a file; give a folder")
-    finished = storage.exists(storage.join(target, REPORT))
-    if storage.list_files(target) and not finished:
+    names = storage.names_below(target)
+    finished = REPORT in names
+    strange = [name for name in names if not _is_ours(name)]
+    if storage.MARKER in names and not strange:
+        return target  # a run was ended while it replaced the shards
+    if names and (strange or not finished):
         raise UserError(
-            f"data.shards={data.shards}: holds files of something else; give a new or empty folder"
+            f"data.shards={data.shards}: holds files of something else ({(strange or names)[0]}); "
+            "give a new or empty folder"
         )
     if finished and not fresh:
         raise UserError(
             f"data.shards={data.shards}: holds finished shards; use another folder, or --fresh to rewrite"
         )
     return target
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run writes a file of this name."""
+    return name in (REPORT, storage.MARKER) or _SHARD.fullmatch(name) is not None or storage.is_draft(name)
+
+
+def _check_draft(draft: str) -> None:
+    """Raises UserError if the unfinished folder has other files than a run leaves there, or
+    finished shards.
+    """
+    names = storage.names_below(draft)
+    remedy = "move it away, or give another data.shards"
+    for name in names:
+        if not (_is_ours(name) or name == _MARK or is_lease(name)):
+            raise UserError(f"{draft}: has {name}, which ageray prepare did not write; {remedy}")
+    if REPORT in names and _MARK not in names:
+        raise UserError(f"{draft}: has finished shards; {remedy}")
+
+
+def _clear(draft: str) -> None:
+    """Removes what an earlier run left, and marks the folder as unfinished."""
+    storage.write_text(storage.join(draft, _MARK), "Written by ageray prepare; not complete.\n")
+    old = []
+    for name in storage.names_below(draft):
+        if name != _MARK and not is_lease(name):
+            old.append(name)
+    storage.remove(draft, old)
 
 
 def _look(photos: pa.Table, data: Data, batch: int, apply: Map) -> pa.Table:

@@ -570,3 +570,38 @@ def test_help_and_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "1 shards, 3 MiB, 2 s, 5 photos/s: s3://b/out",
         "every dropped photo and why: s3://b/out/prepare.json",
     ]
+
+
+# --- whose folder it is ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["photo.jpg"], "has photo.jpg, which ageray prepare did not write; move it away"),
+        (["faces-00000-of-00001.parquet", "prepare.json"], "has finished shards; move it away"),
+        (["faces-00000-of-00001.parquet", ".git/x"], "has .git/x, which"),
+    ],
+)
+def test_an_unfinished_folder_of_others_stays(names: list[str], message: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=message):
+        prepare_run._check_draft(str(tmp_path))
+
+
+def test_what_an_ended_run_left_is_replaced(tmp_path: Path) -> None:
+    """Also of a version that left no mark."""
+    draft = str(tmp_path / "draft")
+    (tmp_path / "draft").mkdir()
+    (tmp_path / "draft" / "faces-00000-of-00001.parquet").write_text("old")
+    for _ in range(2):
+        prepare_run._check_draft(draft)
+        prepare_run._clear(draft)
+        assert [file.name for file in (tmp_path / "draft").iterdir()] == ["prepare.unfinished"]
+        (tmp_path / "draft" / "prepare.json").write_text("{}")
+    for name in ("notes.txt", "prepare.json"):
+        (tmp_path / "draft" / name).write_text("{}")
+    with pytest.raises(UserError, match=r"holds files of something else \(notes.txt\)"):
+        prepare_run._target(Data(shards=draft), fresh=True)
