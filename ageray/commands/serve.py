@@ -60,7 +60,7 @@ def main(words: Sequence[str]) -> None:
     import ray
     from ray import serve
 
-    from ageray.serve.app import start
+    from ageray.serve.app import DRAIN_SECONDS, start, stop
 
     stopped = threading.Event()
     start(settings, arguments.host, arguments.port)
@@ -70,6 +70,12 @@ def main(words: Sequence[str]) -> None:
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"{settings.model}: http://{host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
         stopped.wait()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)  # a second one ends at once
+        print(f"ending: up to {DRAIN_SECONDS:g} s for the requests in flight", flush=True)
+        lost = stop()
+        if lost:
+            print(f"{lost} requests were not answered in time", flush=True)
     finally:
         serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()

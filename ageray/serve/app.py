@@ -3,11 +3,15 @@
 # no `from __future__ import annotations`: Serve reads the class of a file's `args` from the
 # annotation of `app`
 
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
+from starlette.middleware import Middleware
 
 from ageray import bundle, cluster
 from ageray.errors import UserError
@@ -16,9 +20,13 @@ from ageray.serve import auth
 from ageray.serve.batches import BatchJobs
 from ageray.serve.ingress import Ingress
 from ageray.serve.model import AgeModel
+from ageray.serve.proxy import HeaderLimit
 from ageray.serve.settings import Replicas, Service
 
 NAME = "ageray"
+DRAIN_SECONDS = 30.0
+"""For requests in flight, when the service is told to end."""
+
 _OTHER_REQUESTS = 32  # concurrent requests of an ingress replica that do not score: pages, health, batches
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
@@ -28,6 +36,10 @@ def app(settings: Service) -> Application:
 
     Raises UserError if there is no such model, or no GPU and `gpu` is true.
     """
+    return _application(settings, auth.digests())
+
+
+def _application(settings: Service, keys: tuple[bytes, ...]) -> Application:
     settings = settings.model_copy(update={"model": bundle.model_for_workers(settings.model)})
     limits = settings.limits
     model = AgeModel.options(  # type: ignore[attr-defined]
@@ -48,7 +60,7 @@ def app(settings: Service) -> Application:
         backpressure_config={"status_code": 503, "retry_after_s": limits.retry_after_s},
         health_check_timeout_s=60,
         **_scaling(settings.ingress),
-    ).bind(settings, auth.digests(), model, batch_jobs)
+    ).bind(settings, keys, model, batch_jobs)
 
 
 def start(settings: Service, host: str, port: int, scale: Scale | None = None) -> None:
@@ -58,6 +70,7 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
     `host` and there are no keys, if there is no such model, or if the port is taken.
     """
     auth.check_host(host)
+    keys = auth.take_digests()
     bundle.resolve(settings.model)
     cluster.connect(scale or Scale(progress=False))
     http: dict[str, Any] = {
@@ -65,9 +78,22 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
         "port": port,
         "keep_alive_timeout_s": 30,
         "request_timeout_s": settings.limits.seconds + 30,
+        "middlewares": [Middleware(HeaderLimit)],
     }
     serve.start(http_options=http, logging_config=_QUIET)
-    serve.run(app(settings), name=NAME, route_prefix="/", logging_config=_QUIET)
+    serve.run(_application(settings, keys), name=NAME, route_prefix="/", logging_config=_QUIET)
+
+
+def stop(seconds: float = DRAIN_SECONDS) -> int:
+    """Refuses further requests, waits at most `seconds` for those in flight, and ends the service;
+    returns how many were lost.
+    """
+    lost = 0
+    with suppress(RayError, RayServeException, TimeoutError):
+        ingress = serve.get_app_handle(NAME)
+        lost = sum(ingress.broadcast("drain", seconds).results(timeout_s=seconds + 10))
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    return lost
 
 
 def _on_gpu(settings: Service) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from ageray.serve.schemas import Batch, BatchRequest, Progress
 from ageray.serve.settings import Service
 
 _INTERVAL = 0.5  # seconds between two looks at the processes
-_INTERRUPTED = "the service ended while it ran; submit it again, and it goes on where it stopped"
+_INTERRUPTED = "its process was ended; submit it again, and it goes on where it stopped"
 
 
 @serve.deployment
@@ -42,11 +41,11 @@ class BatchJobs:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._address = str(ray.get_runtime_context().gcs_address)
         self._batches = _read_records(self._folder)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, process.Job] = {}
         self._cancelled: set[str] = set()
         for batch in self._batches.values():
-            if batch.state == "running":
-                self._end(batch, "failed", _INTERRUPTED)
+            if batch.state == "running":  # its process may have outlived the replica before this one
+                self._processes[batch.id] = process.Job(self._log(batch))
         self._loop = asyncio.get_event_loop().create_task(self._run())
 
     async def submit(self, request: BatchRequest) -> Batch:
@@ -90,7 +89,7 @@ class BatchJobs:
             self._end(batch, "cancelled")
         elif batch.state == "running":
             self._cancelled.add(name)
-            await asyncio.to_thread(process.stop, self._processes[name])
+            await asyncio.to_thread(self._processes[name].stop)
             await self._collect_ended()
         else:
             raise ApiError(409, "conflict", f"the batch has ended already: {batch.state}")
@@ -126,18 +125,21 @@ class BatchJobs:
 
     async def _collect_ended(self) -> None:
         for name, job in list(self._processes.items()):
-            if job.poll() is None:
+            code = job.returncode
+            if code is None:
                 continue
             batch = self._batches[name]
             del self._processes[name]
-            succeeded = job.returncode == 0
+            succeeded = code == 0
             batch.progress = await asyncio.to_thread(_progress, batch.out, succeeded) or batch.progress
             if succeeded:
                 self._end(batch, "done")
             elif name in self._cancelled:
                 self._end(batch, "cancelled")
+            elif code < 0:
+                self._end(batch, "failed", _INTERRUPTED)
             else:
-                self._end(batch, "failed", process.failure(self._log(batch), job.returncode))
+                self._end(batch, "failed", process.failure(self._log(batch), code))
 
     def _end(self, batch: Batch, state: Any, message: str | None = None) -> None:
         batch.state, batch.ended, batch.message = state, _now(), message

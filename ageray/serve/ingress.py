@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,10 +26,12 @@ from ageray.serve import routes, schemas
 from ageray.serve.errors import ApiError
 from ageray.serve.model import blank_face
 from ageray.serve.settings import Service
+from ageray.serve.traffic import Traffic
 from ageray.serve.uploads import Photo
 from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.detect import Item, rows_of
 
+_OTHER_BODIES = 16  # of requests that do not score
 _GROUP = 4  # images of a task of a thread: the model starts on them while others are decoded
 _HEALTH_SECONDS = 1.0  # how long an answer about health is reused
 
@@ -46,6 +49,7 @@ class Ingress:
         batch_jobs: DeploymentHandle[Any],
     ) -> None:
         self._settings, self._keys, self._model, self.batch_jobs = settings, keys, model, batch_jobs
+        self.traffic = Traffic(settings.limits.requests + _OTHER_BODIES)
         self._bundle = bundle.load(settings.model)
         threads = settings.decoders or usable_cpus()
         cv2.setNumThreads(1)  # the pool below has a thread a core
@@ -91,18 +95,30 @@ class Ingress:
                 raise ApiError(503, "unhealthy", "the model does not answer") from None
             self._healthy_at = time.monotonic()
 
+    async def drain(self, seconds: float) -> int:
+        """Refuses further requests; waits for those in flight, and returns how many are left."""
+        return await self.traffic.drain(seconds)
+
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
-        """The faces of each image with their ages and posteriors."""
+        """The faces of each image with their ages and posteriors.
+
+        When the caller gives up (504), its threads stop after the image that they are at.
+        """
         groups = [photos[start : start + _GROUP] for start in range(0, len(photos), _GROUP)]
-        scored = await asyncio.gather(*map(self._score_group, groups))
+        given_up = threading.Event()
+        try:
+            scored = await asyncio.gather(*(self._score_group(group, given_up) for group in groups))
+        except BaseException:
+            given_up.set()
+            raise
         return list(itertools.chain.from_iterable(scored))
 
-    async def _score_group(self, photos: list[Photo]) -> list[schemas.Image]:
+    async def _score_group(self, photos: list[Photo], given_up: threading.Event) -> list[schemas.Image]:
         align, detect = self._bundle.experiment.align, self._bundle.experiment.data.detect
         async with self._groups_in_memory:
             loop = asyncio.get_running_loop()
             images, faces = await loop.run_in_executor(
-                self._pool, find_faces, photos, align, detect, self._settings.limits.megapixels
+                self._pool, find_faces, photos, align, detect, self._settings.limits.megapixels, given_up
             )
             size = self._settings.max_batch_size
             parts = [faces.slice(start, size) for start in range(0, faces.num_rows, size)]
@@ -114,15 +130,17 @@ class Ingress:
 
 
 def find_faces(
-    photos: list[Photo], align: Align, detect: Detect, megapixels: float
+    photos: list[Photo], align: Align, detect: Detect, megapixels: float, given_up: threading.Event
 ) -> tuple[list[schemas.Image], pa.Table]:
     """The images of the answer, still without faces, and all faces as rows of DETECTED_SCHEMA.
 
     The column `image` is the number of the image. `megapixels` bounds the size of an image by its
-    header.
+    header. given_up: when it is set, the rest is left undone.
     """
     images, faces = [], []
     for number, photo in enumerate(photos):
+        if given_up.is_set():
+            break
         size = upright_size(photo.content)
         width, height = size or (None, None)
         image = schemas.Image(name=photo.name, width=width, height=height)

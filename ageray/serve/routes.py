@@ -18,6 +18,7 @@ from ageray.serve import batch_routes, schemas
 from ageray.serve.errors import ApiError
 from ageray.serve.middleware import RequestMiddleware
 from ageray.serve.settings import Limits, Service
+from ageray.serve.traffic import Traffic
 from ageray.serve.uploads import Photo, read_photos
 
 _PAGE = Path(__file__).parent / "page"
@@ -53,6 +54,9 @@ class Engine(Protocol):
 
     batch_jobs: Any
     """Serve handle of `batches.BatchJobs`."""
+
+    traffic: Traffic
+    """The requests in flight."""
 
     def about(self) -> schemas.Model:
         """The answer to `GET /v1/model`."""
@@ -132,12 +136,14 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
 
     batch_routes.add(app, engine.batch_jobs, settings.batches)
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
-    app.add_middleware(RequestMiddleware, keys=keys, body=int(settings.limits.body_mib * 2**20))
+    body = int(settings.limits.body_mib * 2**20)
+    app.add_middleware(RequestMiddleware, keys=keys, body=body, traffic=engine.traffic)
     return app
 
 
 def _error_answers() -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": schemas.ErrorBody} for status in (400, 401, 403, 404, 413, 415, 422, 503, 504)}
+    statuses = (400, 401, 403, 404, 408, 413, 415, 422, 503, 504)
+    return {status: {"model": schemas.ErrorBody} for status in statuses}
 
 
 def _handle_errors(app: FastAPI) -> None:
