@@ -43,9 +43,6 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "places"
-PAUSE = "AGERAY_SCALE_PAUSE"
-"""Variable with seconds that the stand-in for reading waits a photo (`benchmarks/kills.py`)."""
-
 _PAGE = 1000  # keys of an answer, as S3 has them
 _STAGES = ("list", "start", "first", "score", "finish")
 
@@ -63,7 +60,6 @@ def stand_in_faces(photos: pa.Table, **_: object) -> pa.Table:
     from ageray import schema
     from ageray.stages.detect import DETECTED_SCHEMA, _carry
 
-    time.sleep(float(os.environ.get(PAUSE, "0")) * photos.num_rows)
     rows = []
     for image in photos.column("image").to_pylist():
         if _number(image) % 50 == 0:
@@ -232,10 +228,8 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     if kind == "s3":
         location = serve_bucket(places)
     else:
-        file = folder.parent / ("places.csv" if kind == "csv" else "places.parquet")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            write_manifest(file, places)
+        file = folder / ("places.csv" if kind == "csv" else "places.parquet")
+        write_manifest(file, places)
         location = str(file)
     from ageray import cluster
     from ageray.experiment import Scale
@@ -245,7 +239,7 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     stages: dict[str, tuple[float, float]] = {}
     run._prepare = _timed(stages, "list", run._prepare)
     cluster.connect = _timed(stages, "start", cluster.connect)
-    pipeline.results = _after_the_first(stages, pipeline.results)
+    pipeline.tables = _after_the_first(stages, pipeline.tables)
     run._finish = _timed(stages, "finish", run._finish)
     watch = Watch()
     started = time.perf_counter()
@@ -257,7 +251,7 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     return {
         "places": places,
         "seconds": seconds,
-        "stages": {name: stages.get(name, (0.0, 0.0)) for name in _STAGES},
+        "stages": {name: stages[name] for name in _STAGES},
         "driver": watch.driver,
         "store": watch.store,
         "requests": _Listing.requests,
@@ -278,14 +272,14 @@ def _timed(
 
 
 def _after_the_first(
-    stages: dict[str, tuple[float, float]], results: Callable[..., Iterator[Any]]
-) -> Callable[..., Iterator[Any]]:
-    """`pipeline.results`; the time until its first rows, which no number of places changes, apart
+    stages: dict[str, tuple[float, float]], tables: Callable[..., Iterator[pa.Table]]
+) -> Callable[..., Iterator[pa.Table]]:
+    """`pipeline.tables`; the time until its first rows, which no number of places changes, apart
     from the rest.
     """
 
-    def run(*arguments: Any) -> Iterator[Any]:
-        rows = results(*arguments)
+    def run(*arguments: Any) -> Iterator[pa.Table]:
+        rows = tables(*arguments)
         with _clock(stages, "first"):
             first = next(rows)
         with _clock(stages, "score"):
@@ -335,12 +329,10 @@ def main() -> None:
     parser.add_argument("--input", choices=("manifest", "csv", "s3"), default="manifest")
     parser.add_argument("--posterior", action="store_true", help="101 further numbers a row")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(arguments.folder or temporary + "/run")
-            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, folder)
+        with tempfile.TemporaryDirectory() as folder:
+            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, Path(folder))
         print("FIGURE " + json.dumps(figure), flush=True)
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; reading, detection and network: stand-ins")
