@@ -64,11 +64,11 @@ def inputs(photos: Path, tmp_path: Path) -> Iterator[Path]:
 
 def rows_of(location: str, scale: Scale, pool: Pool | None, out: str) -> pa.Table:
     """The rows by which an engine answers, by key, with the columns of their chunks."""
-    task = run._prepare(location, MODEL, None, "auto", posterior=True)
-    tables = run._engine(task, scale, pool).tables(ScoreCheckpoint(ScoreFiles(out)))
+    task = run._prepare(location, MODEL, None, "auto", posterior=True, shard=None)
+    tables = run._engine(task, scale, pool).results(ScoreCheckpoint(ScoreFiles(out)))
     whole = chunks.ChunkAssembler()
     complete = [chunk for table in tables for chunk in whole.add(table)]
-    assert not len(whole)
+    assert not whole.incomplete()
     return pa.concat_tables(complete).sort_by("key")
 
 
@@ -128,7 +128,7 @@ def test_a_photo_that_kills_its_process_becomes_a_row(
 
 def test_settings_of_the_pool(pool: Pool, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "usable_cpus", lambda: 3)
-    task = run._prepare(str(photos), MODEL, None, "auto", posterior=False)
+    task = run._prepare(str(photos), MODEL, None, "auto", posterior=False, shard=None)
     for scale, processes, text in (
         (Scale(engine="local"), 3, "3 processes on a core each, 1 photo a task"),
         (Scale(engine="local", local_cpus=2), 2, "2 processes on a core each, 1 photo a task"),
