@@ -12,6 +12,7 @@ import pytest
 import ray.data
 
 from ageray.score import pipeline
+from ageray.score.files import ScoreFiles
 
 BLOCKS = 80
 
@@ -56,7 +57,9 @@ def test_reading_ahead_of_a_model_that_is_not_ready(limited: bool, ray_local: No
     # stages of unequal needs stay apart
     dataset = ray.data.from_arrow(tables).map_batches(read, **options, num_cpus=1)
     dataset = dataset.map_batches(Use, **options, num_cpus=0.5, compute=ray.data.ActorPoolStrategy(size=1))
-    rows: Any = pipeline.tables(dataset) if limited else dataset.iter_batches(**options)
+    rows: Any = dataset.iter_batches(**options)
+    if limited:
+        rows = pipeline.results(dataset, ScoreFiles(str(tmp_path / "scores")))
     used: list[int] = []
     drain = threading.Thread(target=lambda: used.extend(batch.num_rows for batch in rows))
     drain.start()
