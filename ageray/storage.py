@@ -16,12 +16,14 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow.fs
@@ -51,6 +53,11 @@ _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
 _LOOKS = 2.0  # seconds for which `exists` and the like are repeated: commands ask them first of all
 _WEB = ("http://", "https://")
 _CONNECT, _SILENCE, _LONGEST = 15, 60, 600  # seconds until a web server accepts, goes on, ends
+# What mounted volumes and mounted buckets answer when a folder is to be renamed.
+_CANNOT_RENAME = (errno.EXDEV, errno.EBUSY, errno.EMFILE, errno.ENOSYS, errno.EOPNOTSUPP)
+# A chain of stores, as fsspec writes it: `simplecache::s3://...`, `zip://a.jpg::s3://...`.
+# Elsewhere `::` is a part of a name.
+_CHAIN = re.compile(r"^[\w+.-]+::|::[\w+.-]+://")
 
 
 def use_endpoint(url: str | None) -> None:
@@ -79,7 +86,10 @@ def absolute(uri: str) -> str:
     """
     if is_remote(uri):
         return uri
-    return str(_local(uri).resolve())
+    path = _local(uri)
+    if path.is_symlink() and path.is_file():  # its name has the ending; the file's may be a hash
+        return str(path.parent.resolve() / path.name)
+    return str(path.resolve())
 
 
 def join(uri: str, *parts: str) -> str:
@@ -156,32 +166,46 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
     """All files below a folder, sorted, whose names end in one of `suffixes` (in any case) or,
     without suffixes, all.
 
-    Leaves out files and folders whose name starts with a dot. Raises UserError if there is no such
-    folder.
+    Leaves out files and folders whose name starts with a dot. A linked folder is searched as in
+    `walk`. Raises UserError if there is no such folder.
     """
     root = uri.rstrip("/") or "/"
     if not is_folder(root):
         raise UserError(f"{uri}: there is no such folder; check the path or url")
     endings = tuple(map(str.lower, suffixes)) or ("",)
     files = []
-    for name in repeat(uri, lambda: list(_names(root))):
+
+    def names() -> list[str]:
+        if is_remote(root):
+            return list(_names(root))
+        return list(_LocalWalk(_local(root), None).files(""))
+
+    for name in repeat(uri, names):
         if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
             files.append(join(root, name))
     return sorted(files)
 
 
-def walk(uri: str) -> Iterator[str]:
+def below(uri: str, name: str) -> str:
+    """The uri of a file that `walk` found below the folder `uri`. A key of a store may begin with a
+    slash."""
+    return f"{uri.rstrip('/')}/{name}"
+
+
+def walk(uri: str, unreadable: list[str] | None = None) -> Iterator[str]:
     """The path of every file below a folder, relative to it, in the order of `sorted`.
 
     Files are listed once, a folder (on S3: 1000 keys) at a time, so that memory does not grow with
-    their number. Leaves out files and folders whose name starts with a dot. Raises UserError if
-    there is no such folder (on S3 it has no files then).
+    their number. Leaves out files and folders whose name starts with a dot. A linked folder is
+    searched if it lies elsewhere, once. unreadable: gets the local folders below `uri` that may not
+    be read; without it they are errors. Raises UserError if there is no such folder (on S3 it has
+    no files then).
     """
     root = uri.rstrip("/") or "/"
     with explained(uri):
         fs, path = _fsspec(root)
         if not is_remote(root):
-            yield from _walk_local(_local(root), "")
+            yield from _LocalWalk(_local(root), unreadable).files("")
             return
         is_s3 = uri.startswith("s3://")
         for name in _walk_s3(uri, fs, path) if is_s3 else sorted(_names(root)):
@@ -204,6 +228,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
 
     def read() -> bytes:
         fs, path = _fsspec(uri)
+        if not is_remote(uri):
+            _check_regular(path)
         if limit is None:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb", cache_type="none") as file:
@@ -451,7 +477,7 @@ def replace_folder(src: str, dst: str, last: str) -> None:
                 _swap(_local(src), _local(dst))
                 return
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EBUSY):
+            if error.errno not in _CANNOT_RENAME:
                 raise
     _refill(src, dst, last)
 
@@ -461,7 +487,12 @@ def _swap(src: Path, dst: Path) -> None:
     old = dst.with_name(f".{dst.name}.{uuid.uuid4().hex[:8]}")
     if dst.exists():
         dst.rename(old)
-    src.rename(dst)
+    try:
+        src.rename(dst)
+    except OSError:
+        if old.exists():
+            old.rename(dst)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -473,17 +504,35 @@ def _refill(src: str, dst: str, last: str) -> None:
         for path in fs.find(target):
             if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
-        files = sorted(fs.find(origin), key=lambda path: (path == f"{origin}/{last}", path))
-        for path in files:
-            if path.rstrip("/") == origin:  # some writers leave an empty object with the name of the folder
-                continue
-            fs.cp_file(path, target + path.removeprefix(origin))
+        files = {path.removeprefix(origin) for path in fs.find(origin)}
+        files -= {"", "/"}  # some writers leave an empty object with the name of the folder
+
+        def copy_one(name: str) -> None:
+            if not is_remote(dst):
+                Path(target + name).parent.mkdir(parents=True, exist_ok=True)
+            fs.cp_file(origin + name, target + name)
+
+        with ThreadPoolExecutor(READERS) as pool:
+            list(pool.map(copy_one, sorted(files - {f"/{last}"})))
+        copy_one(f"/{last}")
         fs.rm_file(f"{target}/{MARKER}")
     remove_tree(src)
 
 
 def _local(uri: str) -> Path:
-    return Path(uri.removeprefix("file://").removeprefix("local://")).expanduser()
+    path = uri.removeprefix("local://")
+    if path.startswith("file://"):
+        path = path.removeprefix("file://").removeprefix("localhost")
+        if "%" in path and not Path(path).exists():
+            path = unquote(path)
+    return Path(path).expanduser()
+
+
+def _check_regular(path: str) -> None:
+    """Raises UserError for a pipe, a socket or a device, whose reading might never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116  # a path object would take longer than the call
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path}: not a regular file but a pipe, a socket or a device; take it away")
 
 
 def _names(root: str) -> Iterator[str]:
@@ -505,19 +554,54 @@ def _names(root: str) -> Iterator[str]:
             yield (inner + name).removeprefix("./")
 
 
-def _walk_local(root: Path, inner: str) -> Iterator[str]:
-    """Files below the folder `inner` of `root`; links to folders are left out."""
-    entries = []
-    with os.scandir(root / inner) as folder:
-        for entry in folder:
-            is_folder = entry.is_dir()
-            if not entry.name.startswith(".") and not (is_folder and entry.is_symlink()):
-                entries.append(inner + entry.name + "/" * is_folder)
-    for name in sorted(entries):
-        if name.endswith("/"):
-            yield from _walk_local(root, name)
-        else:
-            yield name
+class _LocalWalk:
+    """The files below a local folder."""
+
+    def __init__(self, root: Path, unreadable: list[str] | None) -> None:
+        self._root, self._unreadable = root, unreadable
+        self._real_root = root.resolve()
+        self._linked: set[Path] = set()
+
+    def files(self, inner: str) -> Iterator[str]:
+        """Files below the folder `inner` of the root, as paths relative to the root."""
+        for name in sorted(self._entries(inner)):
+            if name.endswith("/"):
+                yield from self.files(name)
+            else:
+                yield name
+
+    def _entries(self, inner: str) -> list[str]:
+        """Files and, with a slash at their end, folders in `inner`."""
+        entries = []
+        try:
+            with os.scandir(self._root / inner) as folder:
+                for entry in sorted(folder, key=lambda entry: entry.name):
+                    try:
+                        is_folder = entry.is_dir()
+                    except OSError:  # a link to itself
+                        is_folder = False
+                    if entry.name.startswith(".") or (is_folder and not self._is_new(entry)):
+                        continue
+                    entries.append(inner + entry.name + "/" * is_folder)
+        except PermissionError:
+            if self._unreadable is None or not inner:
+                raise
+            self._unreadable.append(inner.rstrip("/"))
+        return entries
+
+    def _is_new(self, entry: os.DirEntry[str]) -> bool:
+        """Whether a folder has not been searched by way of a link. A link leads to a new one only
+        outside the root, and not above it, because that would lead back.
+        """
+        if not entry.is_symlink():
+            return not self._linked or Path(entry.path).resolve() not in self._linked
+        target = Path(entry.path).resolve()
+        if target.is_relative_to(self._real_root) or self._real_root.is_relative_to(target):
+            return False
+        if any(target.is_relative_to(other) for other in self._linked):
+            return False
+        self._linked.add(target)
+        return True
 
 
 def _walk_s3(uri: str, fs: Any, path: str) -> Iterator[str]:
@@ -562,7 +646,12 @@ def _fsspec(uri: str) -> tuple[Any, str]:
 
         timeout = aiohttp.ClientTimeout(total=_LONGEST, sock_connect=_CONNECT, sock_read=_SILENCE)
         options = {"client_kwargs": {"timeout": timeout}}
-    fs, path = fsspec.core.url_to_fs(uri, **options)
+    if _CHAIN.search(uri):
+        fs, path = fsspec.core.url_to_fs(uri, **options)
+    else:
+        store = fsspec.get_filesystem_class(uri.partition("://")[0])
+        fs = store(**store._get_kwargs_from_urls(uri), **options)
+        path = store._strip_protocol(uri)
     fs.invalidate_cache()
     return fs, path.rstrip("/")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import posixpath
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from ageray.score.places import SEGMENT_PATHS, Places, in_segments
 TABLES = (".parquet",)
 TARS = (".tar",)
 _HEADER_BYTES = 2**16
+_MOST_ENDINGS = 5  # that are printed
 _ARCHIVES = (".tgz", ".gz", ".zip")
 _NAMES = {
     "photos": "photos",
@@ -31,6 +33,23 @@ _NAMES = {
 }
 
 
+@dataclass
+class PassedOver:
+    """What is not scored: files of a folder by their ending, folders that may not be read."""
+
+    files: Counter[str] = field(default_factory=Counter)
+    folders: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        """In words; empty if there is nothing."""
+        kinds = [f"{count:,} {ending}" for ending, count in self.files.most_common(_MOST_ENDINGS)]
+        others = self.files.total() - sum(count for _, count in self.files.most_common(_MOST_ENDINGS))
+        if others:
+            kinds.append(f"{others:,} others")
+        kinds += [f"the folder {folder} (may not be read)" for folder in self.folders[:_MOST_ENDINGS]]
+        return ", ".join(kinds)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Photos to score.
@@ -38,6 +57,7 @@ class Inputs:
     files: absolute uris of the manifests, tables or tars that hold or name the photos.
     columns: of a Parquet table; those of the first file.
     places: the photos of a folder.
+    passed_over: what else lies in the folder.
     """
 
     kind: Literal["photos", "tars", "manifest", "photo table", "face shards"]
@@ -45,6 +65,7 @@ class Inputs:
     files: list[str]
     columns: tables.Columns | None = None
     places: Places | None = None
+    passed_over: PassedOver = field(default_factory=PassedOver)
 
     @classmethod
     def open(cls, location: str) -> Inputs:
@@ -62,14 +83,17 @@ class Inputs:
             raise UserError(f"{location}: is being written or was left half written; wait, or write it again")
         tars: list[str] = []
         parquet: list[str] = []
-        photos = Places(_photos(uri, tars, parquet))
+        passed_over = PassedOver()
+        photos = Places(_photos(uri, tars, parquet, passed_over))
         if photos.photos and tars:
             counts = f"photos ({photos.photos}) and tars ({len(tars)})"
             raise UserError(f"{location}: holds both {counts}; give the folder of one kind")
         if photos.photos:
-            return cls("photos", uri, [], places=photos)
+            passed_over.files.update({".parquet": len(parquet)} if parquet else {})
+            return cls("photos", uri, [], places=photos, passed_over=passed_over)
         if tars:
-            return cls("tars", uri, tars)
+            passed_over.files.update({".parquet": len(parquet)} if parquet else {})
+            return cls("tars", uri, tars, passed_over=passed_over)
         if parquet:
             return cls._open_tables(uri, parquet)
         kinds = f"photos ({', '.join(PHOTOS)}) nor tars (.tar) nor tables (.parquet)"
@@ -130,17 +154,21 @@ class Inputs:
                 yield pa.table({"image": _absolute(column, folder)})
 
 
-def _photos(uri: str, tars: list[str], parquet: list[str]) -> Iterator[pa.Table]:
-    """The photos of a folder, by the segment. `tars` and `parquet` get the uris of such files."""
+def _photos(uri: str, tars: list[str], parquet: list[str], passed_over: PassedOver) -> Iterator[pa.Table]:
+    """The photos of a folder, by the segment. `tars` and `parquet` get the uris of such files, and
+    `passed_over` all others.
+    """
     photos: list[str] = []
-    for name in storage.walk(uri):
+    for name in storage.walk(uri, passed_over.folders):
         lower = name.lower()
         if lower.endswith(PHOTOS):
-            photos.append(_utf8(storage.join(uri, name)))
+            photos.append(_utf8(storage.below(uri, name)))
         elif lower.endswith(TARS):
-            tars.append(storage.join(uri, name))
+            tars.append(storage.below(uri, name))
         elif lower.endswith(TABLES):
-            parquet.append(storage.join(uri, name))
+            parquet.append(storage.below(uri, name))
+        else:
+            passed_over.files[_utf8(posixpath.splitext(lower)[1]) or "without an ending"] += 1
         if len(photos) == SEGMENT_PATHS:
             yield _uri_table(photos)
             photos = []

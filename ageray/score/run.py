@@ -125,6 +125,8 @@ def score(
         if fresh or complete is not None:
             checkpoint.delete()
         print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+        if str(task.inputs.passed_over):
+            print(f"passed over: {task.inputs.passed_over}", flush=True)
         if complete is not None:
             finished = complete["finished"]
             print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
@@ -286,6 +288,8 @@ def _finish(
         "images": digest.images,
         "faces": digest.faces,
         "errors": dict(digest.errors.most_common()),
+        "passed_over": dict(task.inputs.passed_over.files.most_common()),
+        "unreadable_folders": task.inputs.passed_over.folders,
         "seconds": round(seconds, 2),
         "images_per_second": round(digest.images / seconds, 2),
         "finished": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
