@@ -485,7 +485,7 @@ def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
         ),
         (
             ["train.stages.0.shards=elsewhere"],
-            "train.stages.0.shards=elsewhere: a fold trains on data.shards alone; train this stage once ",
+            "train.stages.0.shards=elsewhere: no stage is left to train on data.shards; add one without ",
         ),
         (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
         (["model.weights=nowhere.safetensors"], "model.weights=nowhere.safetensors: not found"),
