@@ -518,11 +518,14 @@ def test_a_batch_that_no_fold_can_fill(settings: Path, ray_local: None, tmp_path
 
 
 def test_faces_that_do_not_fit_into_memory(
-    settings: Path, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Path, shards: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A search over trials holds them and refuses; folds are streamed instead (see above)."""
     monkeypatch.setattr(face_cache, "_MAX_STORE_SHARE", 0.0001)
-    text = mistake(load(settings), tmp_path)
-    assert "47 faces at align.size=32 take 1 MiB, more than 0% of the object store's" in text
+    with pytest.raises(UserError) as caught:
+        face_cache.cache_faces(load(settings), labelled_faces(str(shards)))
+    text = str(caught.value)
+    assert "47 faces at align.size=32 take 1 MiB, more than the 0 MiB that the object store has" in text
     assert text.endswith("raise scale.object_store_mib, or lower align.size")
 
 
