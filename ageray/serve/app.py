@@ -11,16 +11,14 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.exceptions import RayServeException
-from starlette.middleware import Middleware
 
 from ageray import bundle, cluster
 from ageray.errors import UserError
 from ageray.experiment import Scale
-from ageray.serve import auth
+from ageray.serve import auth, proxy
 from ageray.serve.batches import BatchJobs
 from ageray.serve.ingress import Ingress
 from ageray.serve.model import AgeModel
-from ageray.serve.proxy import HeaderLimit
 from ageray.serve.settings import Replicas, Service
 
 NAME = "ageray"
@@ -72,13 +70,14 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
     auth.check_host(host)
     keys = auth.take_digests()
     bundle.resolve(settings.model)
+    if not ray.is_initialized():
+        proxy.prepare()
     cluster.connect(scale or Scale(progress=False))
     http: dict[str, Any] = {
         "host": host,
         "port": port,
         "keep_alive_timeout_s": 30,
         "request_timeout_s": settings.limits.seconds + 30,
-        "middlewares": [Middleware(HeaderLimit)],
     }
     serve.start(http_options=http, logging_config=_QUIET)
     serve.run(_application(settings, keys), name=NAME, route_prefix="/", logging_config=_QUIET)

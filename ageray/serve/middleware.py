@@ -1,6 +1,8 @@
 """ASGI middleware of every request: checks the key, the origin, the size and the speed of the body;
-adds the request's id and security headers to the answer. It is plain ASGI, so that it can refuse a
-request before reading its body."""
+adds security headers to the answer, and logs failures with the request's id.
+
+It is plain ASGI, so that it can refuse a request before reading its body.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,6 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
-                headers["X-Request-ID"] = request
                 if message["status"] >= 500:
                     _log(request, scope, message["status"])
             await send(message)
@@ -182,7 +183,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _request_id(headers: Headers) -> str:
-    """The id that the client gave, if it is a plain word, or a new one."""
+    """The id that Serve's proxy passes on, and adds to the answer: the client's own or a new one."""
     own = headers.get("x-request-id", "")
     return own if _ID.fullmatch(own) else uuid.uuid4().hex
 

@@ -1,22 +1,26 @@
 """A limit for the headers of requests, in the process of Ray Serve's HTTP proxy.
 
 The proxy is uvicorn with httptools, which collects headers of any size, from anybody, before a key
-is looked at. Serve lets an application add middleware to its proxy; the construction of this one
-there gives uvicorn's protocol the limit.
+is looked at. Serve's proxy calls a function of ours when it starts, which gives uvicorn's protocol
+the limit.
 """
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+import ageray
 
 MAX_HEADERS = 65_536
 """Bytes of a request before its body."""
 HEADER_SECONDS = 20.0
 """In which the headers of a request have to come."""
 
+_CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 _REFUSAL = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: application/json\r\n"
     b"connection: close\r\ncontent-length: 80\r\n\r\n"
@@ -24,16 +28,17 @@ _REFUSAL = (
 )
 
 
-class HeaderLimit:
-    """ASGI middleware that changes nothing but the protocol of its process."""
+def prepare() -> None:
+    """Has the proxy of a Ray that this process starts call `limit`."""
+    os.environ.setdefault(_CALLBACK, f"{__name__}.limit")
+    root = str(Path(ageray.__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-        limit_headers(HttpToolsProtocol)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles one ASGI connection."""
-        await self._app(scope, receive, send)
+def limit() -> list[Any]:
+    """What the proxy calls when it starts: limits the headers. Returns no further middleware."""
+    limit_headers(HttpToolsProtocol)
+    return []
 
 
 def limit_headers(protocol: Any) -> None:

@@ -716,7 +716,7 @@ def test_photos_whose_server_was_away_are_scored_by_the_same_command(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = ("127.0.0.1", free.getsockname()[1])
-    name = sorted(file.name for file in photos.glob("*.jpg"))[0]
+    name = "photo-00000.jpg"
     remote = f"http://127.0.0.1:{address[1]}/{name}"
     manifest = tmp_path / "m.csv"
     manifest.write_text(f"image\n{photos / name}\n{remote}\n{remote}\n")

@@ -216,12 +216,8 @@ def test_an_ending_service_answers_what_it_has_begun() -> None:
     asyncio.run(run())
 
 
-def test_requests_have_an_id_and_log_lines_name_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_lines_have_the_requests_id_and_name_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     service = Service()
-    own = asyncio.run(service.post("/v1/batches", b"{}", x_request_id="abc-1"))[1]["x-request-id"]
-    assert own == "abc-1"
-    drawn = asyncio.run(service.post("/v1/batches", b"{}", x_request_id="a\tb" * 9))[1]["x-request-id"]
-    assert len(drawn) == 32
     service.traffic.draining = True
     with caplog.at_level(logging.WARNING, "ageray.serve"):
         asyncio.run(service.post("/v1/batches/of-somebody", b"{}", x_request_id="abc-2"))
