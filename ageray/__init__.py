@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ageray.api.calls import evaluate, score
+    from ageray.api.client import Client, ServiceError
     from ageray.api.model import Model, load
     from ageray.errors import UserError
 
 __version__ = "0.2.0"
 
-__all__ = ["Model", "UserError", "__version__", "evaluate", "load", "score"]
+__all__ = ["Client", "Model", "ServiceError", "UserError", "__version__", "evaluate", "load", "score"]
 
 _HOMES = {
+    "Client": "ageray.api.client",
+    "ServiceError": "ageray.api.client",
     "Model": "ageray.api.model",
     "UserError": "ageray.errors",
     "load": "ageray.api.model",

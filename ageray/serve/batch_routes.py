@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import mimetypes
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from ray.exceptions import RayTaskError
+from starlette.responses import Response, StreamingResponse
 
 from ageray.serve import schemas
 from ageray.serve.errors import ApiError
+from ageray.serve.pages import POLICY
 from ageray.serve.settings import Batches
 
 
@@ -41,6 +45,26 @@ def add(app: FastAPI, batch_jobs: Any, settings: Batches) -> None:
     async def get(name: str) -> schemas.Batch:
         """A job with its progress."""
         return await _call(batch_jobs.get, name)  # type: ignore[no-any-return]
+
+    @app.get("/v1/batches/{name}/files/{file}", response_class=StreamingResponse)
+    async def download(name: str, file: str) -> Response:
+        """A file of a finished job's result, as the job's `files` name it."""
+        size, first = await _call(batch_jobs.read_file, name, file, 0)
+
+        async def parts() -> AsyncIterator[bytes]:
+            part, sent = first, 0
+            while part:
+                yield part
+                sent += len(part)
+                if sent >= size:
+                    return
+                _, part = await _call(batch_jobs.read_file, name, file, sent)
+
+        headers = {"Content-Security-Policy": f"sandbox; {POLICY}", "Content-Length": str(size)}
+        if not file.endswith(".html"):
+            headers["Content-Disposition"] = f'attachment; filename="{file}"'
+        kind = mimetypes.guess_type(file)[0] or "application/octet-stream"
+        return StreamingResponse(parts(), media_type=kind, headers=headers)
 
     @app.post("/v1/batches/{name}/cancel")
     async def cancel(name: str) -> schemas.Batch:

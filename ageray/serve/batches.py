@@ -13,20 +13,22 @@ import uuid
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 from pydantic import ValidationError
 from ray import serve
 
-from ageray import storage
+from ageray import report, storage
 from ageray.errors import UserError
-from ageray.serve import process
+from ageray.serve import metrics, process
 from ageray.serve.allowed_paths import first_escaping_link, resolve_allowed
 from ageray.serve.errors import ApiError
 from ageray.serve.schemas import Batch, BatchRequest, Progress
 from ageray.serve.settings import Service
 
+_RESULTS = (".parquet", ".csv", ".jsonl", ".html", ".json")
+_PART_BYTES = 4 * 2**20
 _INTERVAL = 0.5  # seconds between two looks at the processes
 _INTERRUPTED = "its process was ended; submit it again, and it goes on where it stopped"
 
@@ -43,6 +45,7 @@ class BatchJobs:
         self._batches = _read_records(self._folder)
         self._processes: dict[str, process.Job] = {}
         self._cancelled: set[str] = set()
+        self._total = metrics.Total()
         for batch in self._batches.values():
             if batch.state == "running":  # its process may have outlived the replica before this one
                 self._processes[batch.id] = process.Job(self._log(batch))
@@ -56,6 +59,8 @@ class BatchJobs:
         if link is not None:
             text = f"input: {Path(link).name} in it is a link that leads elsewhere"
             raise ApiError(403, "forbidden", text)
+        if not await asyncio.to_thread(storage.exists, inputs):
+            raise ApiError(404, "not_found", "input: there is nothing of this name")
         unfinished = self._in_state("waiting", "running")
         if any(batch.out == out for batch in unfinished):
             raise ApiError(409, "conflict", "out: another job is writing there")
@@ -80,6 +85,31 @@ class BatchJobs:
         if batch.state == "running":
             batch.progress = await asyncio.to_thread(_progress, batch.out) or batch.progress
         return batch
+
+    async def read_file(self, name: str, file: str, start: int) -> tuple[int, bytes]:
+        """The size of a file of a finished job's result, and at most 4 MiB of it from `start` on.
+
+        Raises ApiError (404) unless the job lists the file, and 403 if its folder lies below no
+        output prefix of this service.
+        """
+        batch = await self.get(name)
+        if file not in batch.files:
+            raise ApiError(404, "not_found", f"batch {name[:60]} has no file {file[:60]!r}")
+        folder = resolve_allowed(batch.out, self._limits.outputs, "out")
+        uri = storage.join(folder, file)
+        try:
+            size = await asyncio.to_thread(storage.size, uri)
+            return size, await asyncio.to_thread(storage.read_part, uri, start, _PART_BYTES)
+        except UserError:
+            raise ApiError(404, "not_found", f"{file}: is no longer there") from None
+
+    async def metrics(self, replica: str, values: dict[str, float]) -> dict[str, float]:
+        """Takes the counters of an ingress replica and returns the sums of all, with the jobs by
+        state."""
+        total = self._total.add(replica, values)
+        for state in get_args(Batch.model_fields["state"].annotation):
+            total[metrics.series("ageray_batches", state=state)] = float(len(self._in_state(state)))
+        return total
 
     async def cancel(self, name: str) -> Batch:
         """Removes a job from the queue, or stops it. Raises ApiError: 404, or 409 if it has
@@ -133,6 +163,7 @@ class BatchJobs:
             succeeded = code == 0
             batch.progress = await asyncio.to_thread(_progress, batch.out, succeeded) or batch.progress
             if succeeded:
+                batch.files = await asyncio.to_thread(_result_files, batch.out)
                 self._end(batch, "done")
             elif name in self._cancelled:
                 self._end(batch, "cancelled")
@@ -160,6 +191,15 @@ def _read_records(folder: Path) -> dict[str, Batch]:
             batch = Batch.model_validate_json(file.read_text())
             batches[batch.id] = batch
     return batches
+
+
+def _result_files(out: str) -> list[str]:
+    """Names of the files that a scoring run left in its folder, the page first."""
+    names = []
+    with suppress(UserError):
+        for uri in storage.list_files(out, _RESULTS):
+            names.append(uri.rpartition("/")[2])
+    return sorted(names, key=lambda name: (name != report.PAGE, name))
 
 
 def _progress(out: str, ended: bool = False) -> Progress | None:

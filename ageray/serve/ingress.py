@@ -8,6 +8,7 @@ import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import cv2
@@ -24,6 +25,7 @@ from ageray.machine.cpus import usable_cpus
 from ageray.models.decode import bins
 from ageray.serve import routes, schemas
 from ageray.serve.errors import ApiError
+from ageray.serve.metrics import Metrics
 from ageray.serve.model import blank_face
 from ageray.serve.settings import Service
 from ageray.serve.traffic import Traffic
@@ -33,6 +35,7 @@ from ageray.stages.detect import Item, rows_of
 
 _OTHER_BODIES = 16  # of requests that do not score
 _GROUP = 4  # images of a task of a thread: the model starts on them while others are decoded
+_SHARE_SECONDS = 5.0  # between two reports of a replica's counters
 _HEALTH_SECONDS = 1.0  # how long an answer about health is reused
 
 
@@ -57,6 +60,7 @@ class Ingress:
         # canvases wait for the model in memory: bounds how many groups of images have some
         self._groups_in_memory = asyncio.Semaphore(2 * threads)
         self._blank = blank_face(self._bundle.experiment.align)
+        self.metrics, self._shared_at = Metrics(), 0.0
         self._healthy_at = -_HEALTH_SECONDS
         self._health_lock = asyncio.Lock()
 
@@ -99,6 +103,20 @@ class Ingress:
         """Refuses further requests; waits for those in flight, and returns how many are left."""
         return await self.traffic.drain(seconds)
 
+    async def all_metrics(self) -> dict[str, float]:
+        """The counters of all replicas, added up by `BatchJobs`."""
+        self._shared_at = time.monotonic()
+        replica = str(serve.get_replica_context().replica_id)
+        sums: dict[str, float] = await self.batch_jobs.metrics.remote(replica, self.metrics.values())
+        return sums
+
+    async def _share_metrics(self) -> None:
+        """Gives `BatchJobs` this replica's counters, for a request for them that reaches another
+        replica. A failure counts nowhere: the next request tries again."""
+        if time.monotonic() - self._shared_at > _SHARE_SECONDS:
+            with suppress(RayError):
+                await self.all_metrics()
+
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
         """The faces of each image with their ages and posteriors.
 
@@ -111,6 +129,7 @@ class Ingress:
         except BaseException:
             given_up.set()
             raise
+        self._sharing = asyncio.create_task(self._share_metrics())
         return list(itertools.chain.from_iterable(scored))
 
     async def _score_group(self, photos: list[Photo], given_up: threading.Event) -> list[schemas.Image]:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ageray.serve.auth import is_loopback, is_valid
 from ageray.serve.errors import ApiError
+from ageray.serve.metrics import Metrics
 from ageray.serve.traffic import Traffic
 
 _POLICY = (
@@ -48,10 +49,13 @@ _LOG = logging.getLogger("ageray.serve")
 class RequestMiddleware:
     """Passes a request on to `app`, or refuses it."""
 
-    def __init__(self, app: ASGIApp, keys: tuple[bytes, ...], body: int, traffic: Traffic) -> None:
+    def __init__(
+        self, app: ASGIApp, keys: tuple[bytes, ...], body: int, traffic: Traffic, metrics: Metrics
+    ) -> None:
         """keys: digests of the API keys; empty if none is asked for. body: the most bytes of the
-        body of a request that scores."""
-        self._app, self._keys, self._body, self._traffic = app, keys, body, traffic
+        body of a request that scores. metrics: counts the requests."""
+        self._app, self._keys, self._body = app, keys, body
+        self._traffic, self._metrics = traffic, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection."""
@@ -59,6 +63,11 @@ class RequestMiddleware:
             await self._app(scope, receive, send)
             return
 
+        with self._metrics.request() as outcome:
+            await self._answer(scope, receive, send, outcome)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, outcome: list[str]) -> None:
+        """Handles one request. outcome: gets the route and the status of its answer."""
         request = _request_id(Headers(scope=scope))
         answered = False
 
@@ -66,6 +75,7 @@ class RequestMiddleware:
             nonlocal answered
             if message["type"] == "http.response.start":
                 answered = True
+                outcome[:] = [_route_of(scope), str(message["status"])]
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
@@ -125,7 +135,7 @@ class RequestMiddleware:
         self._check_length(headers.get("content-length"), scope)
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
-        if not scope["path"].startswith("/v1/"):
+        if not scope["path"].startswith("/v1/") and scope["path"] != "/metrics":
             return
         key = _key(headers)
         if not is_valid(key, self._keys):
@@ -215,3 +225,9 @@ def _too_large(most: int) -> ApiError:
 
 def _too_slow() -> ApiError:
     return ApiError(408, "too_slow", "the body comes too slowly; send it again", {"Connection": "close"})
+
+
+def _route_of(scope: Scope) -> str:
+    """The route's path as it is declared, so that names of jobs make no series of their own."""
+    route = getattr(scope.get("route"), "path", "")
+    return str(route) or "other"

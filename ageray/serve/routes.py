@@ -12,10 +12,11 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ageray.serve import batch_routes, schemas
+from ageray.serve import batch_routes, pages, schemas
 from ageray.serve.errors import ApiError
+from ageray.serve.metrics import CONTENT_TYPE, Metrics, text
 from ageray.serve.middleware import RequestMiddleware
 from ageray.serve.settings import Limits, Service
 from ageray.serve.traffic import Traffic
@@ -57,6 +58,8 @@ class Engine(Protocol):
 
     traffic: Traffic
     """The requests in flight."""
+    metrics: Metrics
+    """The counters of this replica."""
 
     def about(self) -> schemas.Model:
         """The answer to `GET /v1/model`."""
@@ -66,6 +69,9 @@ class Engine(Protocol):
 
     async def score(self, photos: list[Photo]) -> list[schemas.Image]:
         """The images of the answer, with faces, ages and posteriors."""
+
+    async def all_metrics(self) -> dict[str, float]:
+        """The sums of the counters of all replicas."""
 
 
 class ConcurrencyLimit:
@@ -101,7 +107,7 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
         responses=_error_answers(),
     )
     _handle_errors(app)
-    about, limit = engine.about(), ConcurrencyLimit(settings.limits)
+    about, limit, metrics = engine.about(), ConcurrencyLimit(settings.limits), engine.metrics
     model_name = schemas.ModelName(name=about.name, identity=about.identity)
 
     @app.post("/v1/score", response_model=schemas.Scores, openapi_extra={"requestBody": _BODY})
@@ -114,6 +120,7 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
             try:
                 async with asyncio.timeout(settings.limits.seconds):
                     images = await engine.score(await read_photos(request, settings.limits))
+                    _count(metrics, images)
             except TimeoutError:
                 raise ApiError(
                     504, "too_slow", f"not done within {settings.limits.seconds:g} s; send fewer images"
@@ -134,11 +141,41 @@ def build(engine: Engine, settings: Service, keys: tuple[bytes, ...]) -> FastAPI
         await engine.check()
         return schemas.Health(status="ok", identity=about.identity)
 
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Counters in Prometheus' text format, of all replicas together."""
+        return Response(text(await engine.all_metrics()), media_type=CONTENT_TYPE)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return _page(pages.docs_page(app.openapi(), bool(keys)))
+
+    @app.get("/model", include_in_schema=False)
+    async def card() -> Response:
+        from ageray.report.card import card_page  # it draws, which takes a second to import
+
+        return _page(await asyncio.to_thread(card_page, about.name, about.identity, about.card))
+
     batch_routes.add(app, engine.batch_jobs, settings.batches)
     app.mount("/", StaticFiles(directory=_PAGE, html=True))
     body = int(settings.limits.body_mib * 2**20)
-    app.add_middleware(RequestMiddleware, keys=keys, body=body, traffic=engine.traffic)
+    app.add_middleware(RequestMiddleware, keys=keys, body=body, traffic=engine.traffic, metrics=metrics)
     return app
+
+
+def _page(html: str) -> Response:
+    return Response(html, media_type="text/html", headers={"Content-Security-Policy": pages.POLICY})
+
+
+def _count(metrics: Metrics, images: list[schemas.Image]) -> None:
+    """Counts the images of an answer, their faces and their errors."""
+    metrics.add("ageray_images_total", len(images))
+    for image in images:
+        ages = [face for face in image.faces if face.age is not None]
+        metrics.add("ageray_faces_total", len(ages))
+        for error in (image.error, *(face.error for face in image.faces)):
+            if error is not None:
+                metrics.add("ageray_image_errors_total", kind=error.partition(":")[0])
 
 
 def _error_answers() -> dict[int | str, dict[str, Any]]:

@@ -179,6 +179,9 @@ class Batch(BatchRequest):
     """Null until the job reports for the first time."""
     message: str | None = None
     """Why it failed."""
+    files: list[str] = []
+    """Names of the result's files, once it is done: the page `report.html`, the table, the summary.
+    `GET /v1/batches/ID/files/NAME` has them."""
 
 
 class BatchList(ApiModel):

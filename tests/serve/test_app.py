@@ -19,6 +19,7 @@ import requests
 import torch
 from PIL import Image
 
+import ageray
 from ageray import bundle
 from ageray.experiment import Align, Experiment
 from ageray.faces.canvases import face_canvases
@@ -155,6 +156,24 @@ def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model
         assert age == pytest.approx(over_http[face], abs=1e-3)
     assert batch["progress"]["done"] == 3
     assert ask("POST", f"{url}/v1/batches/{batch['id']}/cancel").status_code == 409
+    check_files(url, batch, out)
+
+
+def check_files(url: str, batch: dict[str, Any], out: Path) -> None:
+    """A finished job lists its files, page first, and the service has them; nothing else."""
+    files = f"{url}/v1/batches/{batch['id']}/files"
+    assert batch["files"][0] == "report.html"
+    assert {"summary.json", "errors.parquet"} < set(batch["files"])
+    assert set(batch["files"]) == {file.name for file in out.iterdir()}
+    for name in batch["files"]:
+        answer = ask("GET", f"{files}/{name}")
+        assert answer.content == (out / name).read_bytes()
+        assert answer.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    assert ask("GET", f"{files}/report.html").headers["Content-Type"].startswith("text/html")
+    assert "attachment" in ask("GET", f"{files}/errors.parquet").headers["Content-Disposition"]
+    assert requests.get(f"{files}/report.html", timeout=WAIT).status_code == 401
+    for name in ("other.parquet", "..%2Frecords", "%2e%2e", "progress.json"):
+        assert ask("GET", f"{files}/{name}").status_code == 404
 
 
 def test_json_and_form_are_the_same(url: str, photos: Path) -> None:
@@ -237,6 +256,62 @@ def test_batches_stay_below_their_prefixes(url: str, photos: Path) -> None:
             wrong
         )
     assert code(ask("POST", f"{url}/v1/batches", json={**good, "input": "a\nb"})) == (400, "malformed")
+
+
+def test_a_missing_input_is_refused_at_once(url: str, photos: Path) -> None:
+    body = {"input": str(photos / "nowhere"), "out": str(photos.parents[1] / "out" / "none")}
+    assert code(ask("POST", f"{url}/v1/batches", json=body)) == (404, "not_found")
+
+
+def test_metrics_count_requests_faces_errors_and_jobs(url: str, photos: Path) -> None:
+    def read() -> dict[str, float]:
+        answer = ask("GET", f"{url}/metrics")
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        lines = [line for line in answer.text.splitlines() if not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    before = read()
+    files = {"a.jpg": (photos / "photo-00000.jpg").read_bytes(), "b.jpg": b"no photo"}
+    images = send(url, files).json()["images"]
+    assert ask("POST", f"{url}/v1/score", json={"images": []}).status_code == 400
+    after = read()
+    grown = {name: value - before.get(name, 0) for name, value in after.items()}
+    assert grown['ageray_requests_total{route="/v1/score",status="200"}'] == 1
+    assert grown['ageray_requests_total{route="/v1/score",status="400"}'] == 1
+    assert grown['ageray_request_seconds_count{route="/v1/score"}'] == 2
+    assert grown['ageray_request_seconds_bucket{route="/v1/score",le="+Inf"}'] == 2
+    assert grown["ageray_images_total"] == 2
+    assert grown["ageray_faces_total"] == len(images[0]["faces"])
+    assert grown['ageray_image_errors_total{kind="cannot decode"}'] == 1
+    assert after["ageray_requests_in_progress"] == 1  # the one that reads them
+    assert after['ageray_batches{state="waiting"}'] == 0
+    assert requests.get(f"{url}/metrics", timeout=WAIT).status_code == 401
+
+
+def test_pages_for_people(url: str) -> None:
+    docs = requests.get(f"{url}/docs", timeout=WAIT)
+    card = requests.get(f"{url}/model", timeout=WAIT)
+    for page in (docs, card):
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert "style-src 'unsafe-inline'" in page.headers["Content-Security-Policy"]
+    assert "POST /v1/score" in docs.text
+    assert "its weights are random" in card.text
+
+
+def test_the_client(url: str, photos: Path, tmp_path: Path) -> None:
+    client = ageray.Client(url, KEY, timeout=WAIT)
+    names = sorted(photos.iterdir())
+    images = client.ages([*names, *names, names[0].read_bytes()])  # more than one request takes
+    assert [image["name"] for image in images] == [file.name for file in (*names, *names)] + ["photo 0"]
+    assert images[0]["faces"][0]["age"] == pytest.approx(client.ages(names[0])["faces"][0]["age"], abs=1e-3)
+    job = client.submit(str(photos), str(photos.parents[1] / "out" / "by-client"))
+    done = client.wait(job["id"], WAIT)
+    files = client.download(job["id"], tmp_path / "result")
+    assert [file.name for file in files] == done["files"]
+    assert json.loads((tmp_path / "result" / "summary.json").read_text())["images"] == len(names)
+    with pytest.raises(ageray.ServiceError, match="nothing of this name") as caught:
+        client.submit(str(photos / "nowhere"), str(photos.parents[1] / "out" / "none"))
+    assert (caught.value.status, caught.value.code) == (404, "not_found")
 
 
 def test_health_model_and_description(url: str, model: str) -> None:
@@ -325,6 +400,8 @@ def test_page_in_a_browser(url: str, photos: Path, browser: Any, tmp_path: Path)
     )
     assert find("#batch-list .state").text == "done"
     assert "3 of 3 images" in find("#batch-list").text
+    names = [link.text for link in browser.find_elements("css selector", "#batch-list .job:first-child a")]
+    assert names[:2] == ["Page", "Errors"]
     find("#tab-model").click()
     assert "its weights are random" in find("#limits").text
     loaded = browser.execute_script(

@@ -7,6 +7,19 @@ export function useKey(value) {
   sessionStorage.setItem("ageray-key", key);
 }
 
+export const hasKey = () => key !== "";
+
+// Saves a file of the service, asking for it with the key.
+export async function download(path, name) {
+  const answer = await fetch(path, { headers: { Authorization: `Bearer ${key}` } });
+  if (!answer.ok) throw new Error(`${name}: the service answered ${answer.status}.`);
+  const link = element("a");
+  link.href = URL.createObjectURL(await answer.blob());
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
 export async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
   if (key) headers.set("Authorization", `Bearer ${key}`);

@@ -1,6 +1,6 @@
 // Scoring jobs: a form starts them; the list is refreshed each second while its tab is open.
 
-import { alertIn, ask, element } from "./ask.js";
+import { alertIn, ask, download, element, hasKey } from "./ask.js";
 
 const list = document.getElementById("batch-list");
 const form = document.getElementById("batch-form");
@@ -48,6 +48,7 @@ function item(job) {
   top.append(element("span", `state ${job.state}`, job.state), element("code", "", job.out));
   entry.append(top, element("p", "soft", `from ${job.input}, submitted ${job.submitted.replace("T", " ").replace("Z", " UTC")}`));
   if (job.progress) entry.append(bar(job), element("p", "soft", figures(job)));
+  if (job.files.length) entry.append(links(job));
   if (job.message) entry.append(element("p", "failed", job.message));
   if (job.state === "running" || job.state === "waiting") {
     const stop = element("button", "button", "Cancel");
@@ -57,6 +58,26 @@ function item(job) {
     entry.append(stop);
   }
   return entry;
+}
+
+const words = { "report.html": "Page", "summary.json": "Summary", "errors.parquet": "Errors" };
+
+function links(job) {
+  const row = element("p", "row");
+  for (const file of job.files) {
+    const link = element("a", "", words[file] || file);
+    link.href = `v1/batches/${encodeURIComponent(job.id)}/files/${encodeURIComponent(file)}`;
+    link.target = "_blank";
+    link.rel = "noopener";
+    link.dataset.job = `${job.id}/${file}`;
+    link.addEventListener("click", (event) => {
+      if (!hasKey()) return; // a link cannot send a key
+      event.preventDefault();
+      download(link.getAttribute("href"), file).catch((error) => alertIn(warning, error.message));
+    });
+    row.append(link);
+  }
+  return row;
 }
 
 function bar(job) {
