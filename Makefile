@@ -10,7 +10,7 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --progress-bar on
 OUT ?= $(if $(IMAGES),scores,demo)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test slow check clean
+.PHONY: help setup score test slow check docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,7 +19,8 @@ help:
 	@echo 'make score              the same for drawn faces and a photo, into demo/'
 	@echo 'make setup              only sets up .venv; `source .venv/bin/activate` then has the command ageray'
 	@echo 'make check              lint, types, layers       make test    tests       make slow    the long tests'
-	@echo 'make clean              removes .venv and demo/'
+	@echo 'make docs               the documentation as a site, into site/'
+	@echo 'make clean              removes .venv, demo/ and site/'
 	@echo
 	@echo 'CPU=1 installs builds of PyTorch without CUDA, where there are any: TORCH_INDEX=URL names a package'
 	@echo 'index that has them. PYTHON=... names the Python to use (3.11 to 3.13).'
@@ -40,6 +41,10 @@ check: $(VENV)/.ready-dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.ready-docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo 'open site/index.html'
 
 $(VENV)/bin/python:
 	@$(or $(PYTHON),false) -c '$(FIT)' || { echo 'error: needs Python 3.11, 3.12 or 3.13; name one with make PYTHON=...' >&2; exit 2; }
@@ -63,7 +68,11 @@ $(VENV)/.ready-dev: pyproject.toml | $(VENV)/bin/python
 	$(call install,photo$(comma)dev)
 	@touch $@ $(VENV)/.ready
 
+$(VENV)/.ready-docs: pyproject.toml | $(VENV)/bin/python
+	$(call install,photo$(comma)docs)
+	@touch $@ $(VENV)/.ready
+
 comma := ,
 
 clean:
-	rm -rf $(VENV) demo demo-photos
+	rm -rf $(VENV) demo demo-photos site
