@@ -57,8 +57,8 @@ def main(target: Path) -> None:
     work = Path(tempfile.mkdtemp())
     photos = work / "in" / "holiday"
     faces.write_photos(photos, 12)
-    faces.write_faces_table(str(work / "shards"), 80, seed=3)
-    data = [f"data.shards={work / 'shards'}", "protocol.name=all", "data.name=drawn", "scale.progress=false"]
+    faces.write_faces_table(str(work / "shards"), 48, seed=3)
+    data = ["data:synthetic", f"data.shards={work / 'shards'}", "protocol.name=all", "scale.progress=false"]
     ageray.evaluate(["zoo:default", "zoo:fast"], str(work / "comparison"), settings=data)
     url = serve(work)
     client = ageray.Client(url)
