@@ -12,6 +12,7 @@ import pytest
 
 from ageray import config
 from ageray.commands import COMMANDS
+from ageray.config import shipped
 from ageray.config.paper_table import read_table
 from ageray.serve.settings import Service
 
@@ -58,8 +59,8 @@ def test_a_command_that_a_page_shows_is_one(
     monkeypatch.chdir(ROOT)
     parser = importlib.import_module(f"ageray.commands.{job}").parser()
     parser.parse_intermixed_args(words)  # ends the test with SystemExit where it does not parse
-    files = [word for word in words if word.endswith(".yaml")]
-    assert all((ROOT / file).is_file() for file in files)
+    files = [word for word in words if word.endswith(".yaml") or shipped.is_name(word)]
+    assert all((ROOT / shipped.path_of(file)).is_file() for file in files)
     if job == "serve":
         config.parse(Service, overrides=[word for word in words if re.match(r"[a-z_.]+=", word)])
     else:

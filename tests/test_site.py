@@ -29,8 +29,11 @@ def test_every_page_is_in_the_list(hooks: ModuleType) -> None:
     for section in nav:
         for content in section.values():
             pages += [content] if isinstance(content, str) else content
+    pages += hooks.unlisted(nav)
     written = [page.name for page in (ROOT / "docs").glob("*.md")]
     assert sorted(pages) == sorted([*written, *hooks.PAGES.values(), *hooks.API])
+    nav[1]["Use"].remove("serve.md")
+    assert "serve.md" in hooks.unlisted(nav)
 
 
 def test_every_module_of_the_api_is_there(hooks: ModuleType) -> None:

@@ -45,6 +45,23 @@ API = {
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 
 
+def on_config(config: Any) -> Any:
+    """Lists pages of docs/ that `nav` forgets under More, so that a new page is never left out."""
+    rest = unlisted(config["nav"])
+    if rest:
+        config["nav"].append({"More": rest})
+    return config
+
+
+def unlisted(nav: list[dict[str, Any]]) -> list[str]:
+    """Names of the pages in docs/ that the navigation does not have."""
+    pages: list[str] = []
+    for section in nav:
+        for content in section.values():
+            pages += [content] if isinstance(content, str) else content
+    return sorted(page.name for page in ROOT.glob("docs/*.md") if page.name not in pages)
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Adds the pages of the repository's root and those of the API."""
     from mkdocs.structure.files import File
