@@ -193,7 +193,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _request_id(headers: Headers) -> str:
-    """The id that Serve's proxy passes on, and adds to the answer: the client's own or a new one."""
+    """The id that Serve's proxy passes on, and adds to the answer: the client's or a new one."""
     own = headers.get("x-request-id", "")
     return own if _ID.fullmatch(own) else uuid.uuid4().hex
 
