@@ -30,6 +30,9 @@ FACES = pa.schema(
     ]
 )
 
+MARK, SHARDS = b"ageray", b"face shards"
+"""The metadata by which a face shard is known."""
+
 SCORES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import re
+import secrets
 import shlex
 import socket
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from ageray.machine.environment import SPIN_COUNT
 
 _CONNECT_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
+_LONGEST_SOCKET = 103  # bytes of a socket's path, on every system
 _TIMED_OUT = "timed out during startup"
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -59,10 +63,12 @@ def connect(scale: Scale) -> None:
 
 def _start(scale: Scale) -> None:
     """Starts Ray here. Ray allows a start 30 seconds; after that time it is tried once more."""
+    _provide_token()
     for last in (False, True):
         try:
             ray.init(
                 address="local",
+                _temp_dir=_short_folder(),
                 num_cpus=scale.local_cpus or max(4, usable_cpus()),
                 object_store_memory=scale.object_store_mib * 2**20 or None,
                 include_dashboard=False,
@@ -77,6 +83,30 @@ def _start(scale: Scale) -> None:
             load = f"{os.getloadavg()[0]:.0f} processes want {usable_cpus()} cores"
             remedy = "give the command again when the machine is less busy"
             raise UserError(f"Ray did not start within its 30 seconds, twice ({load}); {remedy}")
+
+
+def _provide_token() -> None:
+    """Gives Ray a token of this run, if it could not write one to the home folder: a container may
+    run as a user without one."""
+    if any(name in os.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  # `Path.home` raises where there is none
+    folder = home / ".ray"
+    writable = os.access(folder if folder.exists() else home, os.W_OK)
+    if not writable and not (folder / "auth_token").is_file():
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _short_folder() -> str | None:
+    """A folder for Ray's sockets, if the usual one has a path too long for them; else None."""
+    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    if len(str(Path(usual, _SOCKET))) <= _LONGEST_SOCKET:
+        return None
+    short = Path("/tmp", f"ray-{os.getuid()}")
+    if not os.access("/tmp", os.W_OK):
+        remedy = "set RAY_TMPDIR to a folder with a shorter path"
+        raise UserError(f"TMPDIR={usual}: too long for Ray's sockets, and /tmp cannot be written; {remedy}")
+    return str(short)
 
 
 def _join(address: str) -> None:

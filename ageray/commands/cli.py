@@ -5,10 +5,12 @@ codes.
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, TextIO, cast
 
 from ageray import config, storage
 from ageray.config import shipped
@@ -58,7 +60,9 @@ def is_setting(word: str) -> bool:
     """Whether a word of the command line is a settings file, the name of one that ships, or
     `key=value`. A path may have `=` behind a slash.
     """
-    return "=" in word.split("/")[0] or word.endswith((".yaml", ".yml")) or shipped.is_name(word)
+    if "=" in word.split("/")[0]:
+        return not os.path.exists(word)  # noqa: PTH110  # a folder of a partition: `date=2024-01-01`
+    return word.endswith((".yaml", ".yml")) or shipped.is_name(word)
 
 
 def use_storage(words: Sequence[str]) -> None:
@@ -91,6 +95,7 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
     line), and the same command may succeed later; 130 interrupted; 1 with a traceback otherwise.
     """
     words = sys.argv[1:] if words is None else words
+    _open_streams()
     try:
         use_storage(words)
         main(words)
@@ -102,3 +107,55 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
             raise
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(_STORE_AWAY if isinstance(mistake, StoreError) else 2)
+
+
+class _Stream:
+    """A text stream that goes on without its reader, as with `| head`: a job is not to end for
+    that."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text; without a reader, nothing."""
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._close()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written."""
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._close()
+
+    def _close(self) -> None:
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, self._stream.fileno())
+        os.close(nothing)
+
+
+def _open_streams() -> None:
+    """Makes standard output and error take every text, whatever they are connected to.
+
+    A closed one is opened: the next file would get its number, and what libraries write to it. A
+    character that the terminal cannot show becomes a question mark.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: PTH123, SIM115  # open until the process ends
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+            stream = _Stream(stream)
+        setattr(sys, name, stream)

@@ -5,7 +5,6 @@ rows.
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import math
 import posixpath
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import storage
+from ageray import delimited, storage
 from ageray.errors import UserError
 from ageray.schema import POINTS
 
@@ -130,8 +129,14 @@ def number(row: Mapping[str, Any], name: str, most: float) -> float | None:
 
 
 def _csv_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
+    data = storage.read_bytes(uri)
+    text = data.decode(delimited.encoding(data), "replace")
     reader = csv.DictReader(
-        io.StringIO(storage.read_text(uri), newline=""), restkey=_SURPLUS, restval="", strict=True
+        io.StringIO(text, newline=""),
+        restkey=_SURPLUS,
+        restval="",
+        strict=True,
+        delimiter=delimited.delimiter(text.partition("\n")[0]),
     )
     try:
         columns = list(map(str.strip, reader.fieldnames or ()))
@@ -162,8 +167,8 @@ def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
 
 def _check_columns(uri: str, columns: list[str]) -> None:
     if "image" not in columns and "uri" not in columns:
-        near = difflib.get_close_matches("image", columns, n=1, cutoff=0.4)
-        hint = f"; rename '{near[0]}'" if near else ""
+        likely = delimited.likely_column(columns)
+        hint = f"; rename '{likely}'" if likely else ""
         raise UserError(
             f"{uri}: needs a column 'image' (or 'uri'); it has {', '.join(map(str, columns)) or 'none'}{hint}"
         )

@@ -84,7 +84,7 @@ def _writer(uri: str) -> pq.ParquetWriter:
     compression = dict.fromkeys(schema.FACES.names, "zstd") | {"image": "none"}
     return pq.ParquetWriter(
         path,
-        schema.FACES,
+        schema.FACES.with_metadata({schema.MARK: schema.SHARDS}),
         filesystem=filesystem,
         compression=compression,
         use_dictionary=["subject", "gender", "group", "dataset"],

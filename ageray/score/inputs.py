@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ageray import errors, storage
+from ageray import delimited, errors, storage
 from ageray.errors import UserError
 from ageray.faces.images import PHOTOS
 from ageray.score import tables
@@ -209,8 +209,13 @@ def _path_columns(uri: str) -> Iterator[pa.Array]:
 
 
 def _csv_column(uri: str) -> Iterator[pa.Array]:
-    text = storage.read_bytes(uri, _HEADER_BYTES).decode("utf-8-sig", errors="replace")
-    header = next(csv.reader(text.splitlines()[:1]), [])
+    data = storage.read_bytes(uri, _HEADER_BYTES)
+    encoding = delimited.encoding(data)
+    lines = (
+        data[: len(data) // 2 * 2 if encoding == "utf-16" else None].decode(encoding, "replace").splitlines()
+    )
+    delimiter = delimited.delimiter(lines[0] if lines else "")
+    header = next(csv.reader(lines[:1], delimiter=delimiter), [])
     column = tables.uri_column(uri, tuple(header))
     filesystem, path = storage.filesystem(uri)
     options = pyarrow.csv.ConvertOptions(
@@ -218,7 +223,12 @@ def _csv_column(uri: str) -> Iterator[pa.Array]:
     )
     with (
         filesystem.open_input_stream(path) as stream,
-        pyarrow.csv.open_csv(stream, convert_options=options) as reader,
+        pyarrow.csv.open_csv(
+            stream,
+            pyarrow.csv.ReadOptions(encoding=encoding.removesuffix("-sig")),
+            pyarrow.csv.ParseOptions(delimiter=delimiter),
+            options,
+        ) as reader,
     ):
         for batch in reader:
             yield batch.column(0)

@@ -89,8 +89,20 @@ def read_segments(rows: pa.Table, columns: Columns | None) -> Iterator[pa.Table]
         if columns is None:
             yield from _read_tar(segment)
         else:
-            photos = tables.photos(segment.uri, segment.group, segment.first, columns)
-            yield from chunks.cut(photos, segment.number, set(segment.done))
+            yield from _read_group(segment, columns)
+
+
+def _read_group(segment: Segment, columns: Columns) -> Iterator[pa.Table]:
+    """Yields a chunk when the next one has been read, as `_read_tar` does."""
+    photos = tables.batches(segment.uri, segment.group, segment.first, columns, chunks.SIZE)
+    current = next(photos, None)
+    position = 0
+    while current is not None:
+        following = next(photos, None)
+        if position not in segment.done:
+            weights = [1] * current.num_rows
+            yield chunks.label(current, segment.number, position, weights, last=following is None)
+        position, current = position + 1, following
 
 
 def _scan_lists(inputs: Inputs) -> InputSummary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ageray import storage
+from ageray import delimited, schema, storage
 from ageray.errors import UserError, one_line
+from ageray.faces.images import fetch
 from ageray.stages.columns import PHOTO_SCHEMA
 
 Kind = Literal["manifest", "photo table", "face shards"]
@@ -24,6 +25,8 @@ URIS = ("image", "uri")
 """Names of the column of paths or urls. The first name that the table has is taken."""
 
 _OF_A_FACE = ("landmarks", "box")
+_NEEDED = ("key", "image", "dataset")  # of a face shard
+_ROWS = 64  # of a batch
 
 
 class Columns(NamedTuple):
@@ -66,8 +69,8 @@ def uri_column(uri: str, names: tuple[str, ...]) -> str:
     for name in URIS:
         if name in names:
             return name
-    near = difflib.get_close_matches(URIS[0], names, n=1, cutoff=0.4)
-    remedy = f"; rename '{near[0]}'" if near else ""
+    likely = delimited.likely_column(names)
+    remedy = f"; rename '{likely}'" if likely else ""
     names_text = ", ".join(names) or "none"
     raise UserError(f"{uri}: needs a column 'image' (or 'uri') of paths or urls; it has {names_text}{remedy}")
 
@@ -79,12 +82,40 @@ def photos(uri: str, group: int, first: int, columns: Columns) -> pa.Table:
     `uri/key` or, in a table without keys, `uri/row`. first: the number of the group's first row in
     the file.
     """
-    table = _read_group(uri, group, columns.to_read())
-    content = table.column(columns.image).combine_chunks()
+    return pa.concat_tables([PHOTO_SCHEMA.empty_table(), *batches(uri, group, first, columns, _ROWS)])
+
+
+def batches(uri: str, group: int, first: int, columns: Columns, size: int) -> Iterator[pa.Table]:
+    """The photos of a row group as `photos` gives them, in tables of `size` rows; the last one has
+    the rest.
+
+    Only one of them is in memory: programs write up to a million photos into one row group, and a
+    column of Arrow holds 2 GiB.
+    """
+    rows: list[pa.Table] = []
+    count = 0
+    for batch in _read_batches(uri, group, columns.to_read(), size):
+        rows.append(pa.Table.from_batches([batch]))
+        count += batch.num_rows
+        if count >= size:
+            table = pa.concat_tables(rows)
+            yield _photos(table.slice(0, size), uri, first, columns)
+            first, count, rows = first + size, count - size, [table.slice(size)]
+    if count:
+        yield _photos(pa.concat_tables(rows), uri, first, columns)
+
+
+def _photos(table: pa.Table, uri: str, first: int, columns: Columns) -> pa.Table:
+    content = table.column(columns.image)
+    paths = None
     if pa.types.is_struct(content.type):
+        if content.type.get_field_index("path") >= 0:
+            paths = pc.struct_field(content, "path").to_pylist()
         content = pc.struct_field(content, "bytes")
-    content = content.cast(pa.binary())
+    content = _binary(content).combine_chunks()
     problem = pc.if_else(pc.is_null(content), "no bytes are given", pa.scalar(None, pa.string()))
+    if paths is not None and content.null_count:
+        content, problem = _read_paths(content, problem, paths, posixpath.dirname(uri))
     values = {"content": content, "problem": problem, **_names(table, uri, first, columns)}
     if columns.kind == "face shards":
         for name in _OF_A_FACE:
@@ -111,6 +142,41 @@ def pick(uri: str, names: set[tuple[str, str]]) -> Iterator[tuple[tuple[str, str
                 if pair in names and content[row].is_valid:
                     yield pair, content[row].as_py()
         first += meta.row_group(group).num_rows
+
+
+def _binary(content: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of any kind that `_holds_bytes`, as plain binary."""
+    if pa.types.is_dictionary(content.type):
+        content = pa.chunked_array([chunk.dictionary_decode() for chunk in content.chunks])
+    return content.cast(pa.binary())
+
+
+def _read_paths(
+    content: pa.Array, problem: pa.Array, paths: list[str | None], folder: str
+) -> tuple[pa.Array, pa.Array]:
+    """Bytes and problems, where bytes that are missing are read from the paths beside them.
+
+    So does the library `datasets` write a folder of photos.
+    """
+    photos, problems = content.to_pylist(), problem.to_pylist()
+    for row, path in enumerate(paths):
+        if photos[row] is None and path:
+            photo = fetch(storage.join(folder, path))
+            if isinstance(photo, bytes):
+                photos[row], problems[row] = photo, None
+            else:
+                problems[row] = f"no bytes are given, and their path cannot be read: {photo}"
+    return pa.array(photos, pa.binary()), pa.array(problems, pa.string())
+
+
+def _read_batches(uri: str, group: int, names: list[str], size: int) -> Iterator[pa.RecordBatch]:
+    filesystem, path = storage.filesystem(uri)
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem) as file:
+            yield from file.iter_batches(size, [group], names)
+    except (pa.ArrowException, OSError) as error:
+        remedy = "write it again, then run the command again"
+        raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None
 
 
 def _read_group(uri: str, group: int, names: list[str]) -> pa.Table:
@@ -145,11 +211,27 @@ def _column(values: dict[str, pa.Array], field: pa.Field, rows: int) -> pa.Array
 
 
 def _is_shard(table: pa.Schema, image: str) -> bool:
-    labelled = "key" in table.names and "dataset" in table.names
-    return bool(image == "image" and labelled and table.field(image).type == pa.binary())
+    """Whether `ageray prepare` wrote the table. Shards of earlier versions have no mark; they have
+    exactly the columns of FACES.
+    """
+    if image != "image" or not set(_NEEDED).issubset(table.names):
+        return False
+    if (table.metadata or {}).get(schema.MARK) == schema.SHARDS:
+        return True
+    return all(
+        field.name in table.names and table.field(field.name).type == field.type for field in schema.FACES
+    )
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in kind)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        return _holds_bytes(kind.value_type)
+    kinds = (
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+        pa.types.is_fixed_size_binary,
+    )
+    return any(is_kind(kind) for is_kind in kinds)
