@@ -11,7 +11,8 @@ the name. Everything else is the job's own: the listing, Ray Data, the pieces, t
 from a server that makes up its answers (it counts the requests).
 
 Each size runs in a process of its own. For each it prints seconds and CPU seconds (of the driver)
-by stage, microseconds a place, and the largest memory of the driver (RSS) and of the object store.
+by stage, microseconds a place (also of CPU, of all processes after the first rows), and the largest
+memory of the driver (RSS) and of the object store.
 The growth exponent is the slope of log(seconds) over log(places): 1 is linear.
 """
 
@@ -29,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parents[1]
 BUCKET = "places"
+PAUSE = "AGERAY_SCALE_PAUSE"
+"""Variable with seconds that the stand-in for reading waits a photo (`benchmarks/kills.py`)."""
+
 _PAGE = 1000  # keys of an answer, as S3 has them
 _STAGES = ("list", "start", "first", "score", "finish")
 
@@ -60,6 +64,7 @@ def stand_in_faces(photos: pa.Table, **_: object) -> pa.Table:
     from ageray import schema
     from ageray.stages.detect import DETECTED_SCHEMA, _carry
 
+    time.sleep(float(os.environ.get(PAUSE, "0")) * photos.num_rows)
     rows = []
     for image in photos.column("image").to_pylist():
         if _number(image) % 50 == 0:
@@ -197,6 +202,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.driver = self.store = 0.0
+        self.cpu_at_first = 0.0  # of all processes, when the first rows came
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -223,13 +229,28 @@ class Watch:
             self.store = max(self.store, used / 2**20)
 
 
+def family_cpu() -> float:
+    """CPU seconds so far of this process and all below it, Ray's own too."""
+    me = psutil.Process()
+    seconds = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+            if process != me:
+                seconds += times.children_user + times.children_system
+    return seconds
+
+
 def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, Any]:
     """Scores `places` places; seconds by stage, and memory."""
     if kind == "s3":
         location = serve_bucket(places)
     else:
-        file = folder / ("places.csv" if kind == "csv" else "places.parquet")
-        write_manifest(file, places)
+        file = folder.parent / ("places.csv" if kind == "csv" else "places.parquet")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            write_manifest(file, places)
         location = str(file)
     from ageray import cluster
     from ageray.experiment import Scale
@@ -239,21 +260,23 @@ def run_one(places: int, kind: str, posterior: bool, folder: Path) -> dict[str, 
     stages: dict[str, tuple[float, float]] = {}
     run._prepare = _timed(stages, "list", run._prepare)
     cluster.connect = _timed(stages, "start", cluster.connect)
-    pipeline.tables = _after_the_first(stages, pipeline.tables)
-    run._finish = _timed(stages, "finish", run._finish)
     watch = Watch()
+    pipeline.results = _after_the_first(stages, watch, pipeline.results)
+    run._finish = _timed(stages, "finish", run._finish)
     started = time.perf_counter()
-    scale = Scale(gpu=False, progress=False, object_store_mib=512, local_cpus=4)
+    scale = Scale(engine="ray", gpu=False, progress=False, object_store_mib=512, local_cpus=4)
     summary = run.score(location, str(folder / "out"), "zoo:default", scale, posterior=posterior)
     seconds = time.perf_counter() - started
+    cpu = family_cpu() - watch.cpu_at_first
     watch.stop()
     assert summary["images"] == places, summary
     return {
         "places": places,
         "seconds": seconds,
-        "stages": {name: stages[name] for name in _STAGES},
+        "stages": {name: stages.get(name, (0.0, 0.0)) for name in _STAGES},
         "driver": watch.driver,
         "store": watch.store,
+        "cpu": cpu,
         "requests": _Listing.requests,
         "bytes": sum(file.stat().st_size for file in (folder / "out").iterdir()),
     }
@@ -272,16 +295,17 @@ def _timed(
 
 
 def _after_the_first(
-    stages: dict[str, tuple[float, float]], tables: Callable[..., Iterator[pa.Table]]
-) -> Callable[..., Iterator[pa.Table]]:
-    """`pipeline.tables`; the time until its first rows, which no number of places changes, apart
+    stages: dict[str, tuple[float, float]], watch: Watch, results: Callable[..., Iterator[Any]]
+) -> Callable[..., Iterator[Any]]:
+    """`pipeline.results`; the time until its first rows, which no number of places changes, apart
     from the rest.
     """
 
-    def run(*arguments: Any) -> Iterator[pa.Table]:
-        rows = tables(*arguments)
+    def run(*arguments: Any) -> Iterator[Any]:
+        rows = results(*arguments)
         with _clock(stages, "first"):
             first = next(rows)
+        watch.cpu_at_first = family_cpu()
         with _clock(stages, "score"):
             yield first
             yield from rows
@@ -306,7 +330,8 @@ def show(figures: list[dict[str, Any]]) -> None:
         work = sum(stages[name][0] for name in ("list", "score", "finish"))
         memory = f"driver {figure['driver']:.0f} MiB, object store {figure['store']:.0f} MiB"
         print(f"{places:>9,} places: {figure['seconds']:.1f} s; without the start ", end="")
-        print(f"{1e6 * work / places:.1f} us a place; {memory}; ", end="")
+        print(f"{1e6 * work / places:.1f} us a place, {1e6 * figure['cpu'] / places:.1f} of CPU; ", end="")
+        print(f"{memory}; ", end="")
         print(f"{figure['requests']:,} requests to the store, result {figure['bytes'] / 2**20:.0f} MiB")
         for name in _STAGES:
             wall, cpu = stages[name]
@@ -329,10 +354,12 @@ def main() -> None:
     parser.add_argument("--input", choices=("manifest", "csv", "s3"), default="manifest")
     parser.add_argument("--posterior", action="store_true", help="101 further numbers a row")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        with tempfile.TemporaryDirectory() as folder:
-            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, Path(folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(arguments.folder or temporary + "/run")
+            figure = run_one(int(arguments.places), arguments.input, arguments.posterior, folder)
         print("FIGURE " + json.dumps(figure), flush=True)
         return
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; reading, detection and network: stand-ins")

@@ -45,7 +45,8 @@ from ageray.score import read
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
-from ageray.score.pipeline import detect_faces, predict_ages, read_photos, tables
+from ageray.score.pieces import Piece
+from ageray.score.pipeline import detect_faces, predict_ages, read_photos, results
 from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,8 +135,10 @@ def pipeline(shards: str, model: str, scale: Scale) -> Iterator[int]:
     assert photos is not None
     detect = loaded.experiment.data.detect
     faces = detect_faces(photos, scale.decode_batch, loaded.experiment.align, detect, "auto")
-    for table in tables(predict_ages(faces, model, plan_actors(scale), BATCH, posterior=False)):
-        yield table.num_rows
+    rows = predict_ages(faces, model, plan_actors(scale), BATCH, posterior=False)
+    for result in results(rows, ScoreFiles(shards + "-none")):
+        assert not isinstance(result, Piece)  # there is no folder to write to
+        yield result.num_rows
 
 
 def steady(run: Iterator[int], faces: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ageray import storage
 from ageray.api.settings import scoring_settings
 from ageray.commands import cli
 from ageray.errors import UserError
+from ageray.experiment import Experiment
 
 _EPILOG = """\
 INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
@@ -18,6 +20,7 @@ INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
                 all else is passed over
   a manifest    .csv or .parquet with a column 'image' or 'uri': urls or paths (relative ones: to
                 its folder)
+  an inventory  manifest.json of an S3 Inventory (Parquet or CSV): the photos of the bucket
   tables        .parquet with a column 'image' or 'bytes' of encoded photos, a folder of them or one
   face shards   as ageray prepare writes them; their landmarks are used as they are, unless --detect
                 always
@@ -40,6 +43,7 @@ examples:
   ageray score s3://bucket/photos.csv --out s3://bucket/scores --model runs/dhaa-1a2b3c4d
   ageray score s3://bucket/shards --out scores storage.endpoint_url=http://minio:9000
   ageray score photos --out scores --fresh data.detect.threshold=0.8 scale.score_workers=2
+  ageray score s3://bucket/photos --dry-run --rate core_hour=0.04 --rate million_gets=0.4
   ageray score --demo --out scores
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command
@@ -57,9 +61,7 @@ def parser() -> argparse.ArgumentParser:
         help="what to score; settings of scale, storage and data.detect "
         "(default: the detector of the model's training)",
     )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder to write: new, empty, or of the same command"
-    )
+    parser.add_argument("--out", metavar="DIR", help="folder to write: new, empty, or of the same command")
     parser.add_argument(
         "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
     )
@@ -84,6 +86,25 @@ def parser() -> argparse.ArgumentParser:
         help="complete the result without the photos whose store does not answer",
     )
     parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="score only the I-th of N equal parts; N jobs with one INPUT and one DIR, anywhere and at "
+        "any time; the last one to end writes DIR",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="score only 64 photos, on one core, write nothing, and say what the whole would cost",
+    )
+    parser.add_argument(
+        "--rate",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="for --dry-run, any number of times: "
+        "core_hour, gpu_hour, million_gets, million_puts, gigabyte (money), gpu_photos (a second)",
+    )
+    parser.add_argument(
         "--demo",
         action="store_true",
         help="instead of INPUT: drawn faces and, with scikit-image, a photo; into DIR-photos",
@@ -99,11 +120,18 @@ def main(words: Sequence[str]) -> None:
     if len(inputs) + arguments.demo != 1:
         words_text = " and ".join(inputs) or "none"
         raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
+    if not arguments.out and (arguments.demo or not arguments.dry_run):
+        raise UserError("--out: is missing; give the folder to write")
     experiment = scoring_settings(arguments.model, settings)
+    if arguments.dry_run and inputs:
+        dry_run(inputs[0], arguments, experiment)
+        return
 
     from ageray.commands.terminal.scores import ScoreProgress
+    from ageray.score import shards
     from ageray.score.run import score
 
+    shard = shards.parse(arguments.shard) if arguments.shard else None
     if arguments.demo:
         from ageray.synthetic import demo
 
@@ -120,8 +148,28 @@ def main(words: Sequence[str]) -> None:
             fresh=arguments.fresh,
             finish=arguments.finish,
             on_progress=progress.show,
+            shard=shard,
         )
-    print(closing(summary, arguments.out))
+    of_shard = shard is not None and "digest" in summary
+    print(closing(summary, shard.folder(arguments.out) if shard and of_shard else arguments.out))
+
+
+def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment) -> None:
+    """Prints what the command would do and cost."""
+    from ageray.score.dry_run import RATES, estimate, text
+
+    rates = {}
+    for word in arguments.rate:
+        name, _, value = word.partition("=")
+        try:
+            rates[name] = float(value)
+        except ValueError:
+            rates[name] = -1.0
+        if name not in RATES or not 0 <= rates[name] < math.inf:
+            names = ", ".join(f"{name} ({meaning})" for name, meaning in RATES.items())
+            raise UserError(f"--rate {word}: give NAME=NUMBER; the names are {names}")
+    plan = estimate(location, arguments.model, experiment.data.detect, arguments.detect)
+    print(text(plan, rates))
 
 
 def closing(summary: dict[str, Any], out: str) -> str:

@@ -23,30 +23,24 @@ of tables would be read again with all their bytes.
 
 from __future__ import annotations
 
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ageray import lease, storage
-from ageray.errors import StoreError, UserError, one_line
-from ageray.score import chunks
-from ageray.score.chunks import Counts, split_chunk_id
-from ageray.score.files import ScoreFiles, is_again, is_whole
+from ageray.errors import StoreError, UserError
+from ageray.score import chunks, pieces
+from ageray.score.chunks import ChunkSet, Counts, split_chunk_id
+from ageray.score.files import ScoreFiles, is_again
+from ageray.score.pieces import DamagedPieceError, PieceIndex, Place
 
 _TIME_SHARE = 0.02  # of the time so far, between two pieces
 _MIN_SECONDS, _MAX_SECONDS = 2.0, 300.0  # between two pieces
 _MAX_ROWS = 250_000  # of a piece, about
 _OF_EVERY_PLAN = {"input", "model", "detect"}
-
-
-Place = tuple[int, int]
-"""Of a photo: the id of its chunk, and its number in the chunk."""
 
 
 class ScoreCheckpoint:
@@ -57,11 +51,9 @@ class ScoreCheckpoint:
 
     def __init__(self, files: ScoreFiles) -> None:
         self.files = files
-        self.counts = Counts()
+        self.pieces = PieceIndex()
         self.seconds = 0.0
-        self._done: set[int] = set()
-        self._last: dict[int, int] = {}  # position of a segment's last chunk, if it is done
-        self._unavailable: set[Place] = set()
+        self._again: frozenset[int] = frozenset()  # chunks of photos that were unavailable at the start
         self._came_later: set[Place] = set()
         self._rows: list[pa.Table] = []
         self._rows_again: list[pa.Table] = []
@@ -103,38 +95,44 @@ class ScoreCheckpoint:
         storage.make_folder(self.files.pieces)
         for file in self._piece_files():  # those with photos again come last
             try:
-                rows = _read_piece(file)
-            except _DamagedPieceError as error:
+                rows = pieces.read(file)
+            except DamagedPieceError as error:
                 print(f"{file}: damaged ({error}); its photos are scored again", flush=True)
                 storage.remove(self.files.pieces, [file.rsplit("/", 1)[-1]])
                 continue
             if is_again(file):
-                self._count_again(rows)
+                self._add_again(file, rows)
             else:
-                self._count(rows)
+                self.pieces.add(pieces.describe(file, rows))
+        self._again = frozenset(chunk for chunk, _ in self.pieces.unavailable)
 
     @property
-    def done(self) -> frozenset[int]:
+    def counts(self) -> Counts:
+        """Totals over the chunks that are done."""
+        return self.pieces.counts
+
+    @property
+    def done(self) -> ChunkSet:
         """Ids of the chunks that are done."""
-        return frozenset(self._done)
+        return self.pieces.done
+
+    @property
+    def chunks_again(self) -> frozenset[int]:
+        """Ids of the chunks with photos that were unavailable in the runs before."""
+        return self._again
 
     def done_positions(self) -> dict[int, tuple[int, ...]]:
         """Positions of the chunks that are done, for each segment that has any."""
-        positions: dict[int, list[int]] = defaultdict(list)
-        for chunk in sorted(self._done):
-            segment, position = split_chunk_id(chunk)
-            positions[segment].append(position)
-        return {segment: tuple(done) for segment, done in positions.items()}
+        return self.pieces.done.positions()
 
     def finished_segments(self) -> set[int]:
         """Segments of which every chunk is done."""
-        done = self.done_positions()
-        return {segment for segment, last in self._last.items() if len(done[segment]) == last + 1}
+        return self.pieces.finished_segments()
 
     @property
     def unavailable(self) -> frozenset[Place]:
         """The photos whose store did not answer, in this run or those before."""
-        return frozenset(self._unavailable)
+        return frozenset(self.pieces.unavailable)
 
     def photos_again(self, segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
         """The photos of a list that were unavailable in the runs before, labelled as their chunks
@@ -143,7 +141,7 @@ class ScoreCheckpoint:
         segments: the whole list. It is not read if no photo was unavailable.
         """
         again: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-        for chunk, photo in sorted(self._unavailable):
+        for chunk, photo in sorted(self.pieces.unavailable):
             segment, position = split_chunk_id(chunk)
             again[segment][position].append(photo)
         if not again:
@@ -154,14 +152,14 @@ class ScoreCheckpoint:
 
     def is_again(self, chunk: pa.Table) -> bool:
         """Whether these rows are of photos that were unavailable before."""
-        return chunk.column("lot")[0].as_py() in self._done
+        return chunk.column("lot")[0].as_py() in self._again
 
     def add(self, chunk: pa.Table, seconds: float) -> None:
         """Takes the rows of a whole chunk, or those of its photos that were unavailable, `seconds`
         after the start of this run; writes a piece if it is time.
         """
         if self.is_again(chunk):
-            came = self._without(chunk, set(_places(chunks.unavailable(chunk))))
+            came = _without(chunk, set(pieces.places(chunks.unavailable(chunk))))
             if came.num_rows:
                 self._rows_again.append(came)
         else:
@@ -174,43 +172,12 @@ class ScoreCheckpoint:
         """Writes the rows that are not in a piece yet, `seconds` after the start of this run."""
         self._written = seconds
         if self._rows:
-            rows = self._write(self._rows, again=False)
+            self.pieces.add(pieces.write(self.files, pa.concat_tables(self._rows)))
             self._rows = []
-            self._count(rows)
         if self._rows_again:
-            rows = self._write(self._rows_again, again=True)
+            rows = pa.concat_tables(self._rows_again)
+            self._add_again(pieces.write(self.files, rows, again=True).uri, rows)
             self._rows_again = []
-            self._count_again(rows)
-
-    def _write(self, tables: list[pa.Table], again: bool) -> pa.Table:
-        rows = pa.concat_tables(tables)
-        content = io.BytesIO()
-        pq.write_table(rows, content, compression="zstd")
-        storage.write_bytes(self.files.new_piece(content.getvalue(), again), content.getvalue())
-        return rows
-
-    def pieces(self) -> Iterator[pa.Table]:
-        """The rows of every piece, each chunk once.
-
-        Raises UserError for a piece that was damaged since `open`.
-        """
-        seen: set[int] = set()
-        taken: set[Place] = set()
-        for file in self._piece_files():
-            try:
-                rows = _read_piece(file)
-            except _DamagedPieceError as error:
-                remedy = "give the same command again: its photos are scored again"
-                raise UserError(f"{file}: damaged since the run began ({error}); {remedy}") from None
-            ids = set(pc.unique(rows.column("lot")).to_pylist())
-            if is_again(file):
-                yield self._first_to_come(rows, taken)
-                continue
-            if not seen.isdisjoint(ids):
-                new = pa.array(sorted(ids - seen), pa.int64())
-                rows = rows.filter(pc.is_in(rows.column("lot"), new))
-            seen |= ids
-            yield self._without(rows, self._came_later)
 
     def delete(self) -> None:
         """Removes the files that scoring runs write into the folder, and the folder if it is empty
@@ -230,55 +197,18 @@ class ScoreCheckpoint:
             return []
         return sorted(storage.list_files(self.files.pieces, (".parquet",)), key=is_again)
 
-    def _first_to_come(self, rows: pa.Table, taken: set[Place]) -> pa.Table:
-        """The rows of photos that came at last, without those in `taken`, which gets them."""
-        missing = set(_places(chunks.unavailable(rows)))
-        rows = self._without(rows, missing | taken)
-        taken.update(_places(rows))
+    def _add_again(self, uri: str, rows: pa.Table) -> None:
+        """Counts a piece of photos that were unavailable, without those that came already."""
+        came = _without(rows, self._came_later)
+        self.pieces.add(pieces.describe(uri, came))
+        self._came_later.update(pieces.places(came))
+        self.pieces.unavailable.difference_update(pieces.places(came))
+
+
+def _without(rows: pa.Table, places: set[Place]) -> pa.Table:
+    if not places:
         return rows
-
-    def _without(self, rows: pa.Table, places: set[Place]) -> pa.Table:
-        if not places:
-            return rows
-        return rows.filter(pa.array([place not in places for place in _places(rows)], pa.bool_()))
-
-    def _count(self, rows: pa.Table) -> None:
-        self.counts.add(rows)
-        self._done.update(pc.unique(rows.column("lot")).to_pylist())
-        self._unavailable.update(_places(chunks.unavailable(rows)))
-        last_chunks = rows.filter(rows.column("last")).column("lot")
-        self._last.update(map(split_chunk_id, pc.unique(last_chunks).to_pylist()))
-
-    def _count_again(self, rows: pa.Table) -> None:
-        """Counts rows of photos that were unavailable before."""
-        came = self._first_to_come(rows, set(self._came_later))
-        if came.num_rows:
-            self.counts.replace(came)
-        self._unavailable.difference_update(_places(came))
-        self._came_later.update(_places(came))
-
-
-def _places(rows: pa.Table) -> list[Place]:
-    """The place of each row's photo."""
-    return list(zip(rows.column("lot").to_pylist(), rows.column("photo").to_pylist(), strict=True))
-
-
-class _DamagedPieceError(Exception):
-    """A piece that is not what was written."""
-
-
-def _read_piece(uri: str) -> pa.Table:
-    content = storage.read_bytes(uri)
-    if not is_whole(uri, content):
-        raise _DamagedPieceError("its checksum is another")
-    try:
-        rows = pq.read_table(io.BytesIO(content))
-        missing = set(chunks.CHUNK_OF_ROW_SCHEMA.names) - set(rows.column_names)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _DamagedPieceError(one_line(error)) from None
-    if missing:
-        raise _DamagedPieceError(f"no column '{min(missing)}'")
-    return rows
+    return rows.filter(pa.array([place not in places for place in pieces.places(rows)], pa.bool_()))
 
 
 def _seconds(progress: dict[str, Any] | None) -> float:

@@ -7,8 +7,10 @@ A *chunk* is 64 consecutive photos of a segment. Its rows are written together o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from itertools import count as count_from
 from typing import NamedTuple
 
 import numpy as np
@@ -132,13 +134,25 @@ class Counts:
         for reason in first.column("error").drop_null().to_pylist():
             self.errors[error_kind(reason)] += 1
 
+    def merge(self, other: Counts) -> None:
+        """Adds other counts."""
+        self.photos += other.photos
+        self.faces += other.faces
+        self.weight += other.weight
+        self.errors.update(other.errors)
+
     def replace(self, rows: pa.Table) -> None:
         """Counts rows of photos that were counted as unavailable before."""
-        first = first_rows(rows)
-        self.add(rows)
-        self.photos -= first.num_rows
-        self.weight -= pc.sum(first.column("weight")).as_py() or 0
-        self.errors[UNAVAILABLE] -= first.num_rows
+        other = Counts()
+        other.add(rows)
+        self.supersede(other)
+
+    def supersede(self, other: Counts) -> None:
+        """Adds the counts of photos that were counted as unavailable before."""
+        self.merge(other)
+        self.photos -= other.photos
+        self.weight -= other.weight
+        self.errors[UNAVAILABLE] -= other.photos
         self.errors += Counter()  # drops a kind that is no more
 
     def copy(self) -> Counts:
@@ -151,9 +165,45 @@ def error_kind(error: str) -> str:
     return error.split(":")[0]
 
 
+class ChunkSet:
+    """A set of chunks, in one bit each: a billion photos are 16 million chunks."""
+
+    def __init__(self) -> None:
+        self._bits: dict[int, int] = {}  # of a segment: a 1 for each position
+
+    def __contains__(self, chunk: object) -> bool:
+        assert isinstance(chunk, int)
+        segment, position = split_chunk_id(chunk)
+        return bool(self._bits.get(segment, 0) >> position & 1)
+
+    def __len__(self) -> int:
+        return sum(map(int.bit_count, self._bits.values()))
+
+    def add(self, chunk: int) -> None:
+        """Takes the chunk of this id."""
+        segment, position = split_chunk_id(chunk)
+        self._bits[segment] = self._bits.get(segment, 0) | 1 << position
+
+    def count(self, segment: int) -> int:
+        """Number of chunks of a segment."""
+        return self._bits.get(segment, 0).bit_count()
+
+    def positions(self) -> dict[int, tuple[int, ...]]:
+        """Positions of the chunks in each segment that has any."""
+        positions = {}
+        for segment, bits in sorted(self._bits.items()):
+            positions[segment] = tuple(compress(count_from(), map(int, reversed(f"{bits:b}"))))
+        return positions
+
+
 def unavailable(rows: pa.Table) -> pa.Table:
     """The rows of photos whose store did not answer."""
     return rows.filter(pc.fill_null(pc.starts_with(rows.column("error"), f"{UNAVAILABLE}:"), False))
+
+
+def photo_ids(rows: pa.Table) -> NDArray[np.int64]:
+    """A number for the photo of each row, which tells it from every other photo."""
+    return _integers(rows, "lot") * _MAX_FACES + _integers(rows, "photo")
 
 
 class ChunkAssembler:
@@ -164,16 +214,16 @@ class ChunkAssembler:
     its chunk.
     """
 
-    def __init__(self, done: Collection[int] = ()) -> None:
-        """done: ids of chunks whose rows are dropped."""
-        self._done = set(done)
+    def __init__(self, done: Container[int] = (), again: Container[int] = ()) -> None:
+        """done: ids of chunks whose rows are dropped, unless they are in `again`."""
+        self._before, self._again, self._done = done, again, ChunkSet()
         self._incomplete: dict[int, pa.Table] = {}
 
     def add(self, rows: pa.Table) -> list[pa.Table]:
         """Takes rows; returns the chunks that are complete with them."""
         complete = []
         for chunk in pc.unique(rows.column("lot")).to_pylist():
-            if chunk in self._done:
+            if chunk in self._done or (chunk in self._before and chunk not in self._again):
                 continue
             own = rows.filter(pc.equal(rows.column("lot"), chunk))
             if chunk in self._incomplete:
@@ -186,9 +236,32 @@ class ChunkAssembler:
                 self._incomplete[chunk] = own
         return complete
 
-    def __len__(self) -> int:
-        """Chunks of which some rows have come and others have not."""
-        return len(self._incomplete)
+    def incomplete(self) -> list[int]:
+        """Ids of chunks of which some rows have come and others have not."""
+        return sorted(self._incomplete)
+
+
+def in_order(rows: pa.Table) -> pa.Table:
+    """Rows by chunk, photo and face, each once."""
+    numbers = _integers(rows, "photo") * _MAX_FACES + _integers(rows, "face")
+    ids = _integers(rows, "lot")
+    order = np.lexsort((numbers, ids))
+    ids, numbers = ids[order], numbers[order]
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (ids[1:] != ids[:-1]) | (numbers[1:] != numbers[:-1])
+    return rows.take(order[is_new])
+
+
+def split(rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows of chunks that are complete, in order, and the others."""
+    rows = in_order(rows)
+    ids, first, places = np.unique(_integers(rows, "lot"), return_index=True, return_inverse=True)
+    is_first = _integers(rows, "face") <= 0  # see `first_rows`
+    photos = np.bincount(places[is_first], minlength=len(ids))
+    siblings = np.bincount(places, _integers(rows, "siblings") * is_first, len(ids))
+    complete = (photos == _integers(rows, "photos")[first]) & (siblings == np.bincount(places))
+    mask = complete[places]
+    return rows.filter(pa.array(mask)), rows.filter(pa.array(~mask))
 
 
 def _without_repeats(rows: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ageray import delimited, errors, storage
 from ageray.errors import UserError
 from ageray.faces.images import PHOTOS
-from ageray.score import tables
+from ageray.score import inventory, tables
 from ageray.score.places import SEGMENT_PATHS, Places, in_segments
 
 TABLES = (".parquet",)
@@ -69,8 +69,8 @@ class Inputs:
 
     @classmethod
     def open(cls, location: str) -> Inputs:
-        """Finds out what INPUT is: a photo, a CSV manifest, a table or a tar; or a folder of
-        photos, tables or tars.
+        """Finds out what INPUT is: a photo, a CSV manifest, an S3 Inventory, a table or a tar; or a
+        folder of photos, tables or tars.
 
         Folders are searched with their sub-folders. Raises UserError if there is nothing to score.
         """
@@ -108,7 +108,7 @@ class Inputs:
             return cls("tars", uri, [uri])
         if name.endswith(TABLES):
             return cls._open_tables(uri, [uri])
-        if name.endswith(".csv"):
+        if name.endswith((".csv", f"/{inventory.MANIFEST}")):
             return cls("manifest", uri, [uri])
         remedy = "give one of these"
         if name.endswith(_ARCHIVES):
@@ -202,6 +202,8 @@ def _uri_table(uris: Iterable[str]) -> pa.Table:
 def _path_columns(uri: str) -> Iterator[pa.Array]:
     try:
         read = _csv_column if uri.lower().endswith(".csv") else _parquet_column
+        if uri.lower().endswith(inventory.MANIFEST):
+            read = inventory.paths
         yield from read(uri)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         remedy = "write it again as comma-separated UTF-8 or Parquet"

@@ -4,7 +4,7 @@ model's card.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from ageray.report.pictures import thumbnail
 from ageray.report.plot import histogram_svg
 from ageray.score import results
 from ageray.score.files import ScoreFiles
-from ageray.score.results import Digest, Photo
+from ageray.score.results import Digest, Photo, Row
 
 _RUN = ("input", "seconds", "detector", "actors", "finished")
 """Keys of the summary in the section "Run". The others are shown further up."""
@@ -26,10 +26,10 @@ _RUN = ("input", "seconds", "detector", "actors", "finished")
 def score_report(files: ScoreFiles, digest: Digest, summary: dict[str, Any], card: dict[str, Any]) -> None:
     """Writes the page into a scores folder.
 
-    digest: of the folder, by `results.read_scores`. summary: the content of summary.json. card: the
+    digest: of the whole table. summary: the content of summary.json. card: the
     bundle's.
     """
-    photos = list(_photos(files.folder, digest.drawn, summary["input"]))
+    photos = list(_photos(digest.drawn, summary["input"]))
     histogram, spread = None, ""
     if digest.faces:
         histogram = histogram_svg(digest.ages.tolist(), "estimated age (years)", "faces")
@@ -95,22 +95,21 @@ def _failures_text(digest: Digest) -> str:
     return f"Photos that gave no face, {total:,} in all: how many of each kind, and {which}."
 
 
-def _photos(folder: str, photos: list[Photo], location: str) -> Iterator[dict[str, Any]]:
+def _photos(drawn: Mapping[Photo, list[Row]], location: str) -> Iterator[dict[str, Any]]:
     """What the macro `parts.sheet` shows of each photo."""
-    rows = results.rows_of(folder, photos)
     thumbnails = {}
-    for photo, content in results.contents(photos):
+    for photo, content in results.contents(drawn):
         with suppress(ImageError):
             thumbnails[photo] = thumbnail(content)
-    for photo in photos:
+    for photo, rows in drawn.items():
         # without a picture: deleted or changed since it was scored
         source, width, height = thumbnails.get(photo, ("", 1, 1))
-        faces = [_face(row, width, height) for row in rows[photo] if row["age"] is not None]
+        faces = [_face(row, width, height) for row in rows if row["age"] is not None]
         yield {
             "name": _short_name(photo, location),
             "source": source,
             "faces": faces,
-            "note": None if faces else rows[photo][0]["error"],
+            "note": None if faces else rows[0]["error"],
         }
 
 

@@ -14,7 +14,7 @@ Where a photo travels, from the command to the table; each line is a file to ope
     10 ageray/predictor.py           the batch goes to the device; ages are calibrated
     11 ageray/models/inference.py    the network runs; its outputs become a posterior over ages
     12 ageray/faces/align.py         one resampling, from the canvas to the network's input
-    13 ageray/score/checkpoint.py  rows of whole chunks are written to pieces
+    13 ageray/score/pieces.py      rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
 
 Without Ray, `ageray/score/local.py` stands in the place of 4: a pool of processes runs 5 to 12.
@@ -27,8 +27,10 @@ then uint8 canvases.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -38,20 +40,29 @@ import ray.data
 from ray.data import ActorPoolStrategy
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ageray import cluster, storage
 from ageray.cluster.actors import ActorPool
 from ageray.cluster.backpressure import limit_read_ahead
+from ageray.errors import UserError
 from ageray.experiment import Align, Detect
-from ageray.score import chunks
+from ageray.score import chunks, pieces
 from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
+from ageray.score.pieces import Piece
 from ageray.score.places import Places, SegmentReader
 from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
+from ageray.score.write import Part, WrittenPart, write_part
 from ageray.stages.columns import Search
 from ageray.stages.detect import find_faces
 from ageray.stages.predict import AgeFaces
 
 _MAX_TASKS_PER_PROCESS = 1000
 _READERS = WeakKeyDictionary[Places, Any]()  # an actor ends when nobody holds its handle
+_GROUP_SECONDS, _GROUP_ROWS = 2.0, 2048  # fewer rows in this time go to the driver
+_PIECE_SECONDS, _PIECE_ROWS = 10.0, 16_384  # most of a piece that a task writes
+_TASKS_A_CPU, _LARGEST_TASK = 32, 256
+_MAX_WRITES = 16  # pieces being written
 _MAX_READ_TASKS = 2000  # for a list, however long
 
 
@@ -67,6 +78,15 @@ def read_photos(
         tables = _tables_of_segments(summary, checkpoint)
         dataset = _read(tables, inputs) if tables else None
     return dataset and dataset.repartition(target_num_rows_per_block=batch)
+
+
+def photos_a_task(least: int, photos: int | None, cpus: float) -> int:
+    """Photos of a task: `least`, or for a long list more, so that Ray's work for each task (about
+    15 ms of the driver) is small beside it. They are whole chunks then.
+    """
+    tasks = _TASKS_A_CPU * max(1.0, cpus)
+    whole = chunks.SIZE * int(min(_LARGEST_TASK, (photos or 0) / tasks) // chunks.SIZE)
+    return max(least, whole)
 
 
 def _photos_of_list(places: Places, checkpoint: ScoreCheckpoint) -> ray.data.Dataset | None:
@@ -164,13 +184,100 @@ def predict_ages(
     )
 
 
-def tables(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """Runs the pipeline and yields its blocks that have rows."""
+def results(
+    dataset: ray.data.Dataset, files: ScoreFiles, by_tasks: bool = True
+) -> Iterator[pa.Table | Piece]:
+    """Runs the pipeline and yields its rows, in any order: tables of rows, or pieces that tasks of
+    the cluster have written.
+
+    While fewer than some thousand rows come in 2 s, they come as tables. Where more come, a task
+    writes them where they are, and only rows of incomplete chunks come as a table, as they do from
+    a machine that does not see the folder. by_tasks: whether tasks may write. Rows of photos that
+    were unavailable before are the driver's.
+    """
     # Ray Data's own bars count blocks and leave out what earlier runs did.
     dataset.context.enable_progress_bars = dataset.context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     limit_read_ahead(dataset)
-    blocks: Any = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    write = ray.remote(_write_piece).options(num_cpus=0, num_returns=2)
+    group: list[Any] = []
+    rows, started = 0, time.monotonic()
+    tasks: list[Any] = []
+    for bundle in dataset.iter_internal_ref_bundles():
+        group += bundle.block_refs
+        rows += bundle.num_rows() or 0
+        seconds = time.monotonic() - started
+        pause = _GROUP_SECONDS if rows < _GROUP_ROWS else _PIECE_SECONDS
+        if seconds < pause and rows < _PIECE_ROWS:
+            continue
+        if by_tasks and rows >= _GROUP_ROWS:
+            tasks.append(write.remote(files, *group))
+        else:
+            yield from _tables(group)
+        group, rows, started = [], 0, time.monotonic()
+        while tasks and (len(tasks) > _MAX_WRITES or _is_done(tasks[0])):
+            yield from _written(tasks.pop(0))
+    yield from _tables(group)
+    for task in tasks:
+        yield from _written(task)
+
+
+def _tables(blocks: list[Any]) -> Iterator[pa.Table]:
     for block in blocks:
-        if block.num_rows:
-            yield block
+        table = ray.get(block)
+        if table.num_rows:
+            yield table
+
+
+def _is_done(task: list[Any]) -> bool:
+    done, _ = ray.wait(task, num_returns=2, timeout=0)
+    return len(done) == 2
+
+
+def _written(task: list[Any]) -> Iterator[pa.Table | Piece]:
+    piece, rest = ray.get(task)
+    if piece is not None:
+        yield piece
+    if rest.num_rows:
+        yield rest
+
+
+def _write_piece(files: ScoreFiles, *blocks: pa.Table) -> tuple[Piece | None, pa.Table]:
+    """Writes the rows of whole chunks; returns the piece and the other rows. Where the folder
+    cannot be written, all rows are returned.
+    """
+    rows = pa.concat_tables(blocks)
+    whole, rest = chunks.split(rows)
+    if not whole.num_rows:
+        return None, rows
+    with suppress(UserError):  # no credentials here; the driver has them
+        if storage.exists(files.plan):
+            return pieces.write(files, whole), rest
+    return None, rows
+
+
+def write_parts(
+    parts: list[Part], files: ScoreFiles, target: ScoreFiles, schema: pa.Schema
+) -> Iterator[WrittenPart]:
+    """Writes the parts of the result into `target` by tasks of the cluster, and yields them in
+    their order.
+
+    A part that no task can write, because its machine does not see the folder, is written here.
+    """
+    write = ray.remote(_write_part).options(num_cpus=1)
+    ahead = max(2, int(cluster.total(cluster.nodes(), "CPU")))
+    tasks: list[Any] = []
+    for number, part in enumerate(parts):
+        while len(tasks) < min(number + ahead, len(parts)):
+            tasks.append(write.remote(parts[len(tasks)], files, target, schema))
+        written = ray.get(tasks[number])
+        tasks[number] = None  # its rows with errors are no longer needed
+        yield written or write_part(part, target, schema)
+
+
+def _write_part(part: Part, files: ScoreFiles, target: ScoreFiles, schema: pa.Schema) -> WrittenPart | None:
+    """The part; None where the folder cannot be written."""
+    with suppress(UserError):
+        if storage.exists(files.plan):
+            return write_part(part, target, schema)
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -65,6 +66,19 @@ class Places:
         with SegmentReader(self._file.path) as reader:
             for number in range(len(self)):
                 yield reader.read(number)
+
+    def part(self, start: int, end: int) -> Places:
+        """The segments from `start` to before `end`, as a list of their own."""
+        return Places(islice(self.segments(), start, end))
+
+    def take(self, numbers: Iterable[int]) -> pa.Table:
+        """The photos of these numbers, in ascending order."""
+        rows = []
+        reader = None if self._file is None else SegmentReader(self._file.path)
+        for segment, own in groupby(sorted(numbers), lambda number: number // SEGMENT_PATHS):
+            table = self._segments[segment] if reader is None else reader.read(segment)
+            rows.append(table.take([number % SEGMENT_PATHS for number in own]))
+        return pa.concat_tables(rows)
 
     def _to_file(self) -> None:
         if self._file is None:

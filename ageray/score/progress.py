@@ -21,6 +21,7 @@ import pyarrow as pa
 from ageray import storage
 from ageray.errors import UserError
 from ageray.score.checkpoint import ScoreCheckpoint
+from ageray.score.chunks import Counts
 
 _HEARTBEAT_SECONDS = 1.0  # between two reports
 _WINDOW = 60  # heartbeats over which speed is measured
@@ -90,6 +91,10 @@ class ProgressReporter:
             self._counts.replace(chunk)
         else:
             self._counts.add(chunk)
+
+    def add_counts(self, counts: Counts) -> None:
+        """Adds the totals of whole chunks."""
+        self._counts.merge(counts)
 
     def report(self) -> Progress:
         """The figures now."""

@@ -1,24 +1,21 @@
-"""Reading a scores folder again, in batches of the columns needed, so that memory does not grow
-with the table.
-"""
+"""A scores table in short, part by part, so that memory does not grow with the table."""
 
 from __future__ import annotations
 
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ageray import schema, storage
+from ageray import schema
 from ageray.errors import UserError
 from ageray.score import tables, tars
 from ageray.score.chunks import error_kind, first_rows
@@ -27,7 +24,6 @@ from ageray.stages.detect import read_ahead
 OLDEST = 120
 """Last year of `Digest.ages`, which counts all older faces too."""
 
-_ROWS = 65_536
 _MAX_DRAWN = 60
 _MAX_FAILURES = 200
 _CONTAINERS = (".tar/", ".parquet/")
@@ -63,57 +59,82 @@ class Photo(NamedTuple):
         return self.image
 
 
+Row = dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Digest:
-    """A scores table in short.
+    """A scores table in short, or a part of it.
 
     errors: how often each kind occurs. ages: number of faces of each age, rounded, 0 to OLDEST.
     failures: the first 200 photos by name that gave no face, and why. drawn: up to 60 photos of
-    those that could be decoded, picked by a hash of their names.
+    those that could be decoded, picked by a hash of their names, with their rows in the order of
+    their faces.
     """
 
-    images: int
-    faces: int
-    errors: Counter[str]
-    ages: NDArray[np.int64]
-    failures: list[tuple[Photo, str]]
-    drawn: list[Photo]
+    images: int = 0
+    faces: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    ages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(OLDEST + 1, np.int64))
+    failures: list[tuple[Photo, str]] = field(default_factory=list)
+    drawn: dict[Photo, list[Row]] = field(default_factory=dict)
+
+    def merge(self, other: Digest) -> Digest:
+        """The digest of both tables together. No photo may be in both with different faces."""
+        drawn = self.drawn | other.drawn
+        return Digest(
+            self.images + other.images,
+            self.faces + other.faces,
+            self.errors + other.errors,
+            self.ages + other.ages,
+            heapq.nsmallest(_MAX_FAILURES, self.failures + other.failures),
+            {photo: drawn[photo] for photo in _draw(drawn)},
+        )
 
 
-def read_scores(folder: str) -> Digest:
-    """The digest of the .parquet files of a folder."""
-    images, faces, errors = 0, 0, Counter[str]()
-    ages = np.zeros(OLDEST + 1, np.int64)
-    failures: list[tuple[Photo, str]] = []
-    drawn: list[tuple[bytes, bytes, Photo]] = []
-    for batch in _batches(folder, ["key", "image", "face", "age", "error"]):
-        years = batch.column("age").drop_null().to_numpy()
-        faces += len(years)
-        ages += np.bincount(np.clip(np.rint(years), 0, OLDEST).astype(int), minlength=OLDEST + 1)
-        first = first_rows(batch)
-        images += first.num_rows
-        photos = list(map(Photo.of_row, first.column("key").to_pylist(), first.column("image").to_pylist()))
-        candidates = set(drawn)
-        for photo, error in zip(photos, first.column("error").to_pylist(), strict=True):
-            if error is not None:
-                errors[error_kind(error)] += 1
-                failures.append((photo, error))
-            if error in (None, schema.NO_FACE):
-                # The file's hash comes first, so that photos of shards are drawn from few shards.
-                candidates.add((_hash(photo.file), _hash(photo.name), photo))
-        failures = heapq.nsmallest(_MAX_FAILURES, failures)
-        drawn = heapq.nsmallest(_MAX_DRAWN, candidates)
-    return Digest(images, faces, errors, ages, failures, [photo for _, _, photo in drawn])
+def digest_of(rows: pa.Table) -> Digest:
+    """The digest of a table of scores. Each photo has all of its rows there."""
+    years = rows.column("age").drop_null().to_numpy()
+    ages = np.bincount(np.clip(np.rint(years), 0, OLDEST).astype(int), minlength=OLDEST + 1)
+    first = first_rows(rows)
+    photos = _photos(first)
+    errors, failures, decoded = Counter[str](), [], set()
+    for photo, error in zip(photos, first.column("error").to_pylist(), strict=True):
+        if error is not None:
+            errors[error_kind(error)] += 1
+            failures.append((photo, error))
+        if error in (None, schema.NO_FACE):
+            decoded.add(photo)
+    failures = heapq.nsmallest(_MAX_FAILURES, failures)
+    return Digest(first.num_rows, len(years), errors, ages, failures, _rows_of(rows, _draw(decoded)))
 
 
-def rows_of(folder: str, photos: Collection[Photo]) -> dict[Photo, list[dict[str, Any]]]:
+def _photos(rows: pa.Table) -> list[Photo]:
+    keys, images = rows.column("key").to_pylist(), rows.column("image").to_pylist()
+    return list(map(Photo.of_row, keys, images))
+
+
+def _draw(photos: Iterable[Photo]) -> list[Photo]:
+    """Up to 60 photos. The file's hash comes first, so that photos of shards are drawn from few
+    shards.
+    """
+
+    def order(photo: Photo) -> tuple[bytes, bytes, Photo]:
+        return _hash(photo.file), _hash(photo.name), photo
+
+    return heapq.nsmallest(_MAX_DRAWN, photos, order)
+
+
+def _rows_of(table: pa.Table, photos: Collection[Photo]) -> dict[Photo, list[Row]]:
     """The rows of scores of these photos, each photo's in the order of its faces."""
     images = pa.array(sorted({photo.image for photo in photos}), pa.string())
-    rows: dict[Photo, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for batch in _batches(folder, schema.SCORES.names):
-        for row in batch.filter(pc.is_in(batch.column("image"), images)).to_pylist():
-            rows[Photo.of_row(row["key"], row["image"])][row["face"]] = row
-    return {photo: [row for _, row in sorted(rows[photo].items())] for photo in photos}
+    rows: dict[Photo, dict[int, Row]] = {photo: {} for photo in photos}
+    columns = table.select(schema.SCORES.names)
+    for row in columns.filter(pc.is_in(columns.column("image"), images)).to_pylist():
+        photo = Photo.of_row(row["key"], row["image"])
+        if photo in rows:
+            rows[photo][row["face"]] = row
+    return {photo: [row for _, row in sorted(faces.items())] for photo, faces in rows.items()}
 
 
 def contents(photos: Collection[Photo]) -> Iterator[tuple[Photo, bytes]]:
@@ -142,13 +163,6 @@ def _read_members(container: str, photos: set[Photo]) -> Iterator[tuple[Photo, b
         return
     for pair, content in tables.pick(container, set(photos)):
         yield Photo(*pair), content
-
-
-def _batches(folder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    for file in storage.list_files(folder, (".parquet",)):
-        filesystem, path = storage.filesystem(file)
-        with pq.ParquetFile(path, filesystem=filesystem) as part:
-            yield from part.iter_batches(_ROWS, columns=columns)
 
 
 def _hash(text: str) -> bytes:

@@ -25,13 +25,17 @@ from ageray.experiment import Detect, Scale
 from ageray.lease import Lease
 from ageray.machine import engine
 from ageray.machine.pool import Pool
-from ageray.score import chunks, local, read, results, write
+from ageray.schema import UNAVAILABLE
+from ageray.score import chunks, local, read, shards, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
+from ageray.score.pieces import Piece
 from ageray.score.progress import Progress, ProgressReporter
 from ageray.score.read import InputSummary
+from ageray.score.shards import Shard
+from ageray.score.write import Part, WrittenPart
 from ageray.stages.columns import Search, scores_schema
 
 _BYTES_A_PHOTO = 100_000
@@ -51,6 +55,7 @@ class Task(NamedTuple):
     detect: Detect
     search: Search
     posterior: bool
+    shard: Shard | None = None
 
     def plan(self) -> dict[str, Any]:
         """Everything that a result depends on. Two runs with equal plans give the same rows.
@@ -58,7 +63,7 @@ class Task(NamedTuple):
         `code` is the program's version: a run that another version began is not continued. Plans of
         earlier versions have none.
         """
-        return {
+        plan = {
             "input": {
                 "uri": self.inputs.uri,
                 "kind": self.inputs.kind,
@@ -72,14 +77,22 @@ class Task(NamedTuple):
             "lot": chunks.SIZE,
             "code": f"ageray {version('ageray')}",
         }
+        if self.shard is not None:
+            plan["shard"] = str(self.shard)
+        return plan
 
 
 class _Engine(NamedTuple):
-    """What computes: for the summary, in words, and the function that gives rows of scores."""
+    """What computes: for the summary, in words, and its two functions.
+
+    results gives rows of scores, or pieces that have them already. write_parts takes the parts of
+    the result, the files of the run, those of the result, and the schema.
+    """
 
     workers: dict[str, Any]
     description: str
-    tables: Callable[[ScoreCheckpoint], Iterator[pa.Table]]
+    results: Callable[[ScoreCheckpoint], Iterator[pa.Table | Piece]]
+    write_parts: Callable[[list[Part], ScoreFiles, ScoreFiles, pa.Schema], Iterator[WrittenPart]]
 
 
 def score(
@@ -93,6 +106,7 @@ def score(
     fresh: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     finish: bool = False,
+    shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Scores every face of every photo, writes the folder `out` and returns what is in its
     summary.json.
@@ -106,6 +120,8 @@ def score(
     on_progress: gets a report every second.
     finish: completes the result although some photos' store does not answer; their rows have the
     error `unavailable`. Without it such a run stays unfinished, and the next one tries them again.
+    shard: scores only this part of the input. The last one to end writes `out`; the others return
+    the summary of their own part.
 
     A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
     keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
@@ -117,10 +133,38 @@ def score(
         pool = None
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
-        task = _prepare(location, model, detect, search, posterior)
-        checkpoint = ScoreCheckpoint(check_target(out))
-        check_plan(checkpoint, out, task.plan(), fresh)
-        lease = stack.enter_context(_lease(checkpoint, out))
+        task = _prepare(location, model, detect, search, posterior, shard)
+        if shard is None:
+            return _score_into(task, location, out, scale, fresh, finish, pool, on_progress)
+        files = check_target(out)
+        whole = None if fresh else shards.complete(files, task.plan())
+        if whole is not None:
+            finished = whole["finished"]
+            print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
+            return whole
+        folder = shard.folder(files.folder)
+        summary = _score_into(task, location, folder, scale, fresh, finish, pool, on_progress)
+        parts = shards.summaries(shard, files.folder)
+        if parts is None:
+            print(f"shard {shard} is complete; the last one to end writes {out}", flush=True)
+            return summary
+        return shards.join(shard, files, parts, task.bundle.card)
+
+
+def _score_into(
+    task: Task,
+    location: str,
+    out: str,
+    scale: Scale,
+    fresh: bool,
+    finish: bool,
+    pool: Pool | None,
+    on_progress: Callable[[Progress], None] | None,
+) -> dict[str, Any]:
+    """Scores one input into one folder."""
+    checkpoint = ScoreCheckpoint(check_target(out))
+    check_plan(checkpoint, out, task.plan(), fresh)
+    with _lease(checkpoint, out) as lease:
         complete = check_plan(checkpoint, out, task.plan(), fresh)
         if fresh or complete is not None:
             checkpoint.delete()
@@ -134,7 +178,7 @@ def score(
         try:
             _open(checkpoint, task.plan(), out)
             computing = _engine(task, scale, pool)
-            print(f"{model} ({task.bundle.identity}): {computing.description}", flush=True)
+            print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
             photos, weight = task.summary.photos, task.summary.weight
             with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
                 _score(computing, checkpoint, progress, lease, finish)
@@ -155,15 +199,24 @@ def score(
         return summary
 
 
-def _prepare(location: str, model: str, detect: Detect | None, search: Search, posterior: bool) -> Task:
+def _prepare(
+    location: str,
+    model: str,
+    detect: Detect | None,
+    search: Search,
+    posterior: bool,
+    shard: Shard | None,
+) -> Task:
     inputs = Inputs.open(location)
+    if shard is not None:
+        inputs = shards.part_of(inputs, shard)
     loaded = bundle.load(model)
     needs_landmarks = loaded.experiment.align.mode != "none"
     if search == "never" and inputs.kind != "face shards" and needs_landmarks:
         reason = f"{location} has no landmarks of its own, and {model} needs them"
         raise UserError(f"--detect never: {reason}; use auto")
     detect = detect or loaded.experiment.data.detect
-    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior)
+    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior, shard)
 
 
 def _lease(checkpoint: ScoreCheckpoint, out: str) -> Lease:
@@ -204,7 +257,7 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
             task.posterior,
         )
         Thread(target=import_module, args=("matplotlib.figure",)).start()  # the page needs it at the end
-        return _Engine(computing.workers, computing.describe(), computing.tables)
+        return _Engine(computing.workers, computing.describe(), computing.tables, _write_parts)
     if pool is not None:
         pool.close()
     return _ray_engine(task, scale)
@@ -221,15 +274,28 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
     batch = scale.faces_a_batch(bool(actors.gpus))
     align = task.bundle.experiment.align
 
-    def tables(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table]:
-        photos = pipeline.read_photos(task.inputs, task.summary, scale.decode_batch, checkpoint)
+    size = pipeline.photos_a_task(
+        scale.decode_batch, task.summary.photos, cluster.total(cluster.nodes(), "CPU")
+    )
+
+    def results(checkpoint: ScoreCheckpoint) -> Iterator[pa.Table | Piece]:
+        photos = pipeline.read_photos(task.inputs, task.summary, size, checkpoint)
         if photos is None:
             return
-        faces = pipeline.detect_faces(photos, scale.decode_batch, align, task.detect, task.search)
+        faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
         model = bundle.model_for_workers(task.model)
-        yield from pipeline.tables(pipeline.predict_ages(faces, model, actors, batch, task.posterior))
+        rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
+        yield from pipeline.results(rows, checkpoint.files, by_tasks=not checkpoint.chunks_again)
 
-    return _Engine(actors._asdict(), describe(actors, batch, scale.decode_batch), tables)
+    return _Engine(actors._asdict(), describe(actors, batch, size), results, pipeline.write_parts)
+
+
+def _write_parts(
+    parts: list[Part], _: ScoreFiles, target: ScoreFiles, schema: pa.Schema
+) -> Iterator[WrittenPart]:
+    """Writes parts one after the other."""
+    for part in parts:
+        yield write.write_part(part, target, schema)
 
 
 def _score(
@@ -242,21 +308,27 @@ def _score(
     """Scores the chunks that are not done. Rows come in any order; a chunk is saved when its last
     row has come.
     """
-    again = {chunk for chunk, _ in checkpoint.unavailable}
-    assembler = chunks.ChunkAssembler(checkpoint.done - again)
+    assembler = chunks.ChunkAssembler(checkpoint.done, checkpoint.chunks_again)
     lost_in_a_row = 0
-    for table in computing.tables(checkpoint):
+    for result in computing.results(checkpoint):
         progress.set_state("running")
         lease.check()
-        for chunk in assembler.add(table):
-            progress.add(chunk, checkpoint.is_again(chunk))
-            checkpoint.add(chunk, progress.seconds)
-            lost = len(chunks.unavailable(chunk)) == len(chunk)
-            lost_in_a_row = lost_in_a_row + 1 if lost else 0
+        if isinstance(result, Piece):
+            progress.add_counts(result.counts)
+            checkpoint.pieces.add(result)
+            lost = result.counts.errors[UNAVAILABLE] == result.counts.photos
+            lost_in_a_row = lost_in_a_row + len(result.chunks) if lost else 0
+        else:
+            for chunk in assembler.add(result):
+                progress.add(chunk, checkpoint.is_again(chunk))
+                checkpoint.add(chunk, progress.seconds)
+                lost = len(chunks.unavailable(chunk)) == len(chunk)
+                lost_in_a_row = lost_in_a_row + 1 if lost else 0
         if lost_in_a_row >= _GIVE_UP and not finish:
             return  # the store will not answer the rest either
-    if len(assembler):
-        raise RuntimeError(f"{len(assembler)} chunks of photos came back without all of their rows")
+    missing = [chunk for chunk in assembler.incomplete() if chunk not in checkpoint.done]
+    if missing:
+        raise RuntimeError(f"{len(missing)} chunks of photos came back without all of their rows")
 
 
 def _check_available(checkpoint: ScoreCheckpoint) -> None:
@@ -280,8 +352,9 @@ def _finish(
     network = task.bundle.experiment.model.name
     metadata = json.dumps({"identity": task.bundle.identity, "network": network})
     schema = scores_schema(task.posterior).with_metadata({"ageray": metadata})
-    write.write(draft, checkpoint.pieces(), schema)
-    digest = results.read_scores(draft.folder)
+    plan = write.plan_parts(checkpoint.pieces)
+    parts = computing.write_parts(plan, checkpoint.files, draft, schema)
+    digest = write.finish(draft, parts, schema)
     seconds += checkpoint.seconds
     summary = {
         "input": location,
@@ -298,6 +371,8 @@ def _finish(
         "actors": computing.workers,
         "plan": task.plan(),
     }
+    if task.shard is not None:
+        summary["digest"] = shards.to_json(digest)
     score_report(draft, digest, summary, task.bundle.card)
     storage.write_text(draft.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     check_target(checkpoint.files.folder)  # it may have got other files since the start

@@ -1,72 +1,129 @@
-"""Writing the scores table: Parquet files of 250 000 rows, rows that have an error in a file of
-their own.
+"""Writing the scores table: Parquet files of up to 250 000 rows, rows that have an error in a file
+of their own.
+
+A part has the rows of a range of chunks, in their order, so that the files do not depend on who
+computed what when. Parts are independent of each other: any process that reaches the folder can
+write one (`write_part`). The driver plans them and puts the rest together, with memory that does
+not grow with their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import closing
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ageray import storage
 from ageray.errors import UserError, one_line
 from ageray.schema import check
+from ageray.score import chunks, pieces, results
 from ageray.score.files import ScoreFiles
+from ageray.score.pieces import PieceIndex
+from ageray.score.results import Digest
 
 ROWS = 250_000
-"""Rows of a part. The last part has the rest."""
+"""Most rows of a part; more only if a single chunk has more."""
 
 _ROW_GROUP = 65_536
 
 
-class _Part:
-    """A Parquet file that grows."""
+class Part(NamedTuple):
+    """A part to write: its number, its first and last chunk, and the pieces that have them."""
 
-    def __init__(self, uri: str, schema: pa.Schema) -> None:
-        self.rows = 0
-        filesystem, path = storage.filesystem(uri)
-        self._writer = pq.ParquetWriter(path, schema, filesystem=filesystem, compression="zstd")
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def write(self, rows: pa.Table) -> None:
-        if rows.num_rows:
-            self._writer.write_table(rows, row_group_size=_ROW_GROUP)
-            self.rows += rows.num_rows
+    number: int
+    first: int
+    last: int
+    pieces: list[str]
 
 
-def write(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
-    """Writes the rows of `tables` to the parts and to `files.errors`. There is at least one part,
-    even without rows.
+class WrittenPart(NamedTuple):
+    """What a part had: its digest, and its rows with an error, which it does not have itself."""
 
-    schema: of every file, with its metadata. Further columns of the tables are dropped. A column
-    that a table lacks is null: pieces of an earlier version have fewer columns. Raises UserError if
-    the folder cannot be written.
+    digest: Digest
+    errors: pa.Table
+
+
+def plan_parts(index: PieceIndex) -> list[Part]:
+    """The parts of a result; at least one, even without rows."""
+    ids, faces = index.faces()
+    if not len(ids):
+        return [Part(0, 0, -1, [])]
+    starts = _starts(faces)
+    ends = ids[np.append(starts[1:], len(ids)) - 1]
+    members: list[list[str]] = [[] for _ in starts]
+    for piece in index:
+        parts = np.searchsorted(ids[starts], piece.chunks, "right") - 1
+        for number in np.unique(parts).tolist():
+            members[number].append(piece.uri)
+    plan = []
+    for number, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        plan.append(Part(number, int(ids[start]), end, members[number]))
+    return plan
+
+
+def _starts(faces: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places of the chunks with which a part begins. faces: rows of each chunk."""
+    total = np.cumsum(faces)
+    starts, before = [0], 0
+    while True:
+        end = int(np.searchsorted(total, before + ROWS, "right"))
+        end = max(end, starts[-1] + 1)
+        if end >= len(faces):
+            return np.array(starts, np.int64)
+        starts.append(end)
+        before = int(total[end - 1])
+
+
+def write_part(part: Part, files: ScoreFiles, schema: pa.Schema) -> WrittenPart:
+    """Writes one part into `files`.
+
+    schema: of the file, with its metadata. Further columns of the pieces are dropped. A column that
+    a piece lacks is null: pieces of an earlier version have fewer columns. Raises UserError if the
+    folder cannot be written.
     """
+    rows = _rows_of(part, schema)
+    is_face = rows.column("error").is_null()
     try:
-        with closing(_Part(files.errors, schema)) as errors:
-            _write_parts(files, tables, schema, errors)
+        filesystem, path = storage.filesystem(files.part(part.number))
+        with pq.ParquetWriter(path, schema, filesystem=filesystem, compression="zstd") as writer:
+            writer.write_table(rows.filter(is_face), row_group_size=_ROW_GROUP)
     except OSError as error:
-        remedy = "check the space and the permissions there"
-        raise UserError(f"{files.folder}: cannot be written ({one_line(error)}); {remedy}") from None
+        raise _not_written(files, error) from None
+    return WrittenPart(results.digest_of(rows), rows.filter(pc.invert(is_face)))
 
 
-def _write_parts(files: ScoreFiles, tables: Iterable[pa.Table], schema: pa.Schema, errors: _Part) -> None:
-    number, part = 0, _Part(files.part(0), schema)
+def finish(files: ScoreFiles, parts: Iterable[WrittenPart], schema: pa.Schema) -> Digest:
+    """Writes `files.errors` from the parts, in their order; returns the digest of the whole."""
+    digest = Digest()
     try:
-        for table in tables:
-            rows = check(table, schema, "a piece").cast(schema)
-            errors.write(rows.filter(rows.column("error").is_valid()))
-            faces = rows.filter(rows.column("error").is_null())
-            while part.rows + faces.num_rows > ROWS:
-                room = ROWS - part.rows
-                part.write(faces.slice(0, room))
-                part.close()
-                number, faces = number + 1, faces.slice(room)
-                part = _Part(files.part(number), schema)
-            part.write(faces)
-    finally:
-        part.close()
+        filesystem, path = storage.filesystem(files.errors)
+        with closing(pq.ParquetWriter(path, schema, filesystem=filesystem, compression="zstd")) as writer:
+            for part in parts:
+                digest = digest.merge(part.digest)
+                if part.errors.num_rows:
+                    writer.write_table(part.errors, row_group_size=_ROW_GROUP)
+    except OSError as error:
+        raise _not_written(files, error) from None
+    return digest
+
+
+def _rows_of(part: Part, schema: pa.Schema) -> pa.Table:
+    """The rows of a part, in order, each once."""
+    wide = pa.schema([*schema, *chunks.CHUNK_OF_ROW_SCHEMA])
+    tables = [wide.empty_table()]
+    for table in pieces.read_all(part.pieces):
+        chunk = table.column("lot")
+        mask = pc.and_(pc.greater_equal(chunk, part.first), pc.less_equal(chunk, part.last))
+        tables.append(check(table.filter(mask), wide, "a piece").cast(wide))
+    return chunks.in_order(pa.concat_tables(tables)).select(schema.names).cast(schema)
+
+
+def _not_written(files: ScoreFiles, error: OSError) -> UserError:
+    remedy = "check the space and the permissions there"
+    return UserError(f"{files.folder}: cannot be written ({one_line(error)}); {remedy}")

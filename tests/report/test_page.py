@@ -21,7 +21,7 @@ from ageray.faces.images import ImageError, decode
 from ageray.score import results
 from ageray.score.files import ScoreFiles
 from ageray.score.page import score_report
-from ageray.score.results import Photo
+from ageray.score.results import Digest, Photo
 from ageray.synthetic import faces
 
 EVIL = '<script>alert("x")<!-- & .jpg'
@@ -108,8 +108,12 @@ class Page(HTMLParser):
         ]
 
 
+def digest_of(folder: str) -> Digest:
+    return results.digest_of(pa.concat_tables(map(pq.read_table, sorted(Path(folder).glob("*.parquet")))))
+
+
 def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any] = CARD) -> tuple[str, Page]:
-    score_report(ScoreFiles(folder), results.read_scores(folder), summary, card)
+    score_report(ScoreFiles(folder), digest_of(folder), summary, card)
     html = (Path(folder) / report.PAGE).read_text()
     return html, Page(html)
 
@@ -138,7 +142,7 @@ def mixed(tmp_path: Path) -> str:
 
 
 def test_digest(mixed: str) -> None:
-    digest = results.read_scores(mixed)
+    digest = digest_of(mixed)
     assert (digest.images, digest.faces) == (5, 4)
     assert digest.errors == Counter({schema.NO_FACE: 1, "cannot decode": 1})
     assert {year: count for year, count in enumerate(digest.ages.tolist()) if count} == {
@@ -160,11 +164,15 @@ def test_digest_does_not_depend_on_the_order_of_rows_or_parts(tmp_path: Path) ->
     rows = [row(f"{n:04}.jpg", age=n % 130) for n in range(700)] + [
         failure(f"bad{n:04}.jpg", f"kind {n % 3}: x") for n in range(500)
     ]
-    first = results.read_scores(write(tmp_path / "one", rows))
-    other = results.read_scores(
+    first = digest_of(write(tmp_path / "one", rows))
+    other = digest_of(
         write(tmp_path / "other", [rows[n] for n in np.random.default_rng(0).permutation(len(rows))], 3)
     )
-    assert (first.drawn, first.failures, first.errors) == (other.drawn, other.failures, other.errors)
+    assert (list(first.drawn), first.failures, first.errors) == (
+        list(other.drawn),
+        other.failures,
+        other.errors,
+    )
     assert (len(first.drawn), len(first.failures)) == (60, 200)
     assert first.failures == sorted(first.failures)
     assert first.ages.tolist() == other.ages.tolist()
@@ -174,21 +182,21 @@ def test_digest_does_not_depend_on_the_order_of_rows_or_parts(tmp_path: Path) ->
 
 
 def test_rows_of_a_photo_come_by_the_number_of_the_face(mixed: str) -> None:
-    digest = results.read_scores(mixed)
+    digest = digest_of(mixed)
     [two] = [photo for photo in digest.drawn if photo.name.endswith("two.jpg")]
-    assert [result["age"] for result in results.rows_of(mixed, [two])[two]] == pytest.approx([8.4, 71.2])
+    assert [result["age"] for result in digest.drawn[two]] == pytest.approx([8.4, 71.2])
 
 
 def test_photos_of_shards_are_drawn_from_one_shard_and_read_by_key(tmp_path: Path) -> None:
     shards = faces.write_faces_table(tmp_path / "shards", 8, shards=2)
     tables = {path: pq.read_table(path) for path in shards}
     rows = [row(path, key=key) for path, table in tables.items() for key in table.column("key").to_pylist()]
-    digest = results.read_scores(write(tmp_path / "scores", rows))
+    digest = digest_of(write(tmp_path / "scores", rows))
     assert len(digest.drawn) == 8
-    assert len({photo.image for photo in digest.drawn[:4]}) == 1
+    assert len({photo.image for photo in list(digest.drawn)[:4]}) == 1
     path, table = shards[1], tables[shards[1]]
     key, image = table.column("key")[2].as_py(), table.column("image")[2].as_py()
-    assert results.contents([Photo(path, key), Photo(str(tmp_path / "gone.jpg"))]) == {
+    assert dict(results.contents([Photo(path, key), Photo(str(tmp_path / "gone.jpg"))])) == {
         Photo(path, key): image
     }
 

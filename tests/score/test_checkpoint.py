@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,8 @@ from ageray.errors import UserError
 from ageray.score import checkpoint, chunks, write
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
+from ageray.score.pieces import PieceIndex
+from ageray.score.pieces import write as write_piece
 from ageray.score.progress import ProgressReporter
 
 PLAN = '{"input": 1, "model": "one", "detect": "auto"}'
@@ -52,6 +55,11 @@ def opened(folder: Path) -> ScoreCheckpoint:
     return saved
 
 
+def rows_of(folder: Path) -> pa.Table:
+    """The whole table that the pieces give."""
+    return written(folder / "whole", opened(folder).pieces)
+
+
 def test_the_next_run_knows_what_is_done(tmp_path: Path) -> None:
     saved = opened(tmp_path)
     for position, seconds in enumerate([5.0, 5.5, 6.0]):
@@ -68,7 +76,14 @@ def test_the_next_run_knows_what_is_done(tmp_path: Path) -> None:
     assert again.done_positions() == {0: (0, 1, 2), 1: (1,)}
     assert again.finished_segments() == {0}
     assert again.plan == json.loads(PLAN)
-    assert len(pa.concat_tables(again.pieces())) == 16
+    ids, faces = again.pieces.faces()
+    assert ids.tolist() == [
+        chunks.chunk_id(0, 0),
+        chunks.chunk_id(0, 1),
+        chunks.chunk_id(0, 2),
+        chunks.chunk_id(1, 1),
+    ]
+    assert faces.tolist() == [3, 3, 3, 3]
 
 
 def test_rows_that_were_not_written_are_not_done(tmp_path: Path) -> None:
@@ -85,7 +100,7 @@ def test_a_chunk_that_two_runs_wrote_counts_once(tmp_path: Path) -> None:
     other.add(chunk_of(0, 1), 0)
     other.add(chunk_of(0, 2), 0)
     other.flush(1)
-    keys = pa.concat_tables(opened(tmp_path).pieces()).column("key").to_pylist()
+    keys = rows_of(tmp_path).column("key").to_pylist()
     assert len(keys) == len(set(keys)) == 12
 
 
@@ -106,39 +121,80 @@ def test_half_a_file_of_json_is_none(tmp_path: Path) -> None:
 # --- parts ---------------------------------------------------------------------------------------
 
 
-def test_parts_are_full_and_failures_stand_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def index_of(folder: Path, *pieces: pa.Table) -> PieceIndex:
+    """Pieces on disk with these rows."""
+    index = PieceIndex()
+    for rows in pieces:
+        index.add(write_piece(ScoreFiles(str(folder / "out")), rows))
+    return index
+
+
+def written(folder: Path, index: PieceIndex, table: pa.Schema = schema.SCORES) -> pa.Table:
+    """The whole table, as written into a new folder."""
+    folder.mkdir()
+    target = ScoreFiles(str(folder))
+    parts = [write.write_part(part, target, table) for part in write.plan_parts(index)]
+    digest = write.finish(target, parts, table)
+    rows = pq.read_table(folder)
+    assert digest.images == len(set(rows.column("image").to_pylist()))
+    assert digest.faces == rows.column("age").drop_null().length()
+    return rows
+
+
+def test_parts_have_whole_chunks_and_failures_stand_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(write, "ROWS", 7)
-    write.write(
-        ScoreFiles(str(tmp_path)),
-        [chunk_of(0, position) for position in range(6)],
-        schema.SCORES.with_metadata({"ageray": "x"}),
-    )
-    sizes = {file.name: pq.read_metadata(file).num_rows for file in tmp_path.iterdir()}
+    tables = [chunk_of(0, position) for position in range(5)]
+    index = index_of(tmp_path, pa.concat_tables(tables[:3]), pa.concat_tables(tables[3:]))
+    whole = written(tmp_path / "result", index, schema.SCORES.with_metadata({"ageray": "x"}))
+    files = {file.name: file for file in (tmp_path / "result").iterdir()}
+    sizes = {name: pq.read_metadata(file).num_rows for name, file in files.items()}
     assert sizes == {
-        "part-00000.parquet": 7,
-        "part-00001.parquet": 7,
-        "part-00002.parquet": 4,
-        "errors.parquet": 6,
+        "part-00000.parquet": 6,
+        "part-00001.parquet": 6,
+        "part-00002.parquet": 3,
+        "errors.parquet": 5,
     }
-    whole = pq.read_table(tmp_path)
-    assert len(set(whole.column("key").to_pylist())) == whole.num_rows == 24
+    assert len(set(whole.column("key").to_pylist())) == whole.num_rows == 20
     assert whole.schema.remove_metadata() == schema.SCORES
-    assert pq.read_schema(tmp_path / "errors.parquet").metadata[b"ageray"] == b"x"
+    assert pq.read_schema(files["errors.parquet"]).metadata[b"ageray"] == b"x"
+
+
+def test_files_do_not_depend_on_the_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "ROWS", 20)
+    tables = [chunk_of(segment, position) for segment in range(3) for position in range(4)]
+    one = index_of(tmp_path, pa.concat_tables(tables))
+    tables.reverse()
+    shuffled = pa.concat_tables(tables[2:])
+    shuffled = shuffled.take(np.random.default_rng(0).permutation(len(shuffled)))
+    other = index_of(tmp_path, pa.concat_tables(tables[:4]), shuffled)  # two chunks are in both
+    for name, index in {"one": one, "other": other}.items():
+        written(tmp_path / name, index)
+    files = sorted(file.name for file in (tmp_path / "one").iterdir())
+    assert files == ["errors.parquet", "part-00000.parquet", "part-00001.parquet"]
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
 def test_parts_are_there_even_if_empty(tmp_path: Path) -> None:
-    write.write(ScoreFiles(str(tmp_path)), [], schema.SCORES)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["errors.parquet", "part-00000.parquet"]
+    assert written(tmp_path / "result", PieceIndex()).num_rows == 0
+    assert sorted(file.name for file in (tmp_path / "result").iterdir()) == [
+        "errors.parquet",
+        "part-00000.parquet",
+    ]
+    nowhere = ScoreFiles(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="cannot be written"):
-        write.write(ScoreFiles(str(tmp_path / "nowhere")), [], schema.SCORES)
+        write.write_part(write.plan_parts(PieceIndex())[0], nowhere, schema.SCORES)
+    with pytest.raises(UserError, match="cannot be written"):
+        write.finish(nowhere, [], schema.SCORES)
 
 
 def test_pieces_of_an_earlier_version_get_nulls(tmp_path: Path) -> None:
     """An unfinished run of the version without `quality` and the columns after it goes on."""
     names = ["quality", "unusual", "over_18", "over_25"]
-    tables = [chunk_of(0, 0).drop_columns(names), chunk_of(0, 1)]
-    write.write(ScoreFiles(str(tmp_path)), tables, schema.SCORES)
-    whole = pq.read_table(tmp_path)
+    index = index_of(tmp_path, chunk_of(0, 0).drop_columns(names), chunk_of(0, 1))
+    whole = written(tmp_path / "result", index)
     assert whole.schema.remove_metadata() == schema.SCORES
     assert whole.num_rows == chunk_of(0, 0).num_rows + chunk_of(0, 1).num_rows
     assert whole.column("quality").null_count >= chunk_of(0, 0).num_rows
@@ -219,7 +275,7 @@ def test_photos_that_were_unavailable_are_tried_again_and_no_others(tmp_path: Pa
     assert photos.column("photos").to_pylist() == [2, 2]
     assert photos.column("lot").to_pylist() == [chunks.chunk_id(0, 0)] * 2
     # the store gives one of the two now
-    assembler = chunks.ChunkAssembler(again.done - {chunks.chunk_id(0, 0)})
+    assembler = chunks.ChunkAssembler(again.done, again.chunks_again)
     (chunk,) = assembler.add(away(of_photos(chunk_of(0, 0), 0, 1), 1))
     assert again.is_again(chunk)
     again.add(chunk, 0)
@@ -232,9 +288,8 @@ def test_photos_that_were_unavailable_are_tried_again_and_no_others(tmp_path: Pa
     for _ in range(2):  # two runs at once, say
         third.add(of_photos(chunk_of(0, 0), 1), 0)
         third.flush(1)
-    whole = pa.concat_tables(opened(tmp_path).pieces()).sort_by(
-        [("image", "ascending"), ("face", "ascending")]
-    )
+    whole = written(tmp_path / "result", opened(tmp_path).pieces)
+    whole = whole.sort_by([("image", "ascending"), ("face", "ascending")])
     expected = pa.concat_tables([chunk_of(0, 0), chunk_of(1, 0)])
     assert whole.column("key").to_pylist() == expected.column("key").to_pylist()
     assert whole.column("error").to_pylist() == expected.column("error").to_pylist()
@@ -268,14 +323,14 @@ def test_a_damaged_piece_is_named_and_done_again(
         content[len(content) // 3] ^= 4
     piece.write_bytes({"cut": content[:-100], "empty": b"", "no table": b"PAR1"}.get(damage, content))
     with pytest.raises(UserError, match=rf"{piece.name}: damaged since the run began.*same command again"):
-        list(saved.pieces())
+        written(tmp_path / "result", saved.pieces)
     again = opened(tmp_path)
     assert again.counts.photos == 0
     assert not again.done
     assert f"{piece.name}: damaged" in capsys.readouterr().out
     again.add(chunk_of(0, 0), 0)
     again.flush(1)
-    assert pa.concat_tables(again.pieces()).num_rows == 4
+    assert rows_of(tmp_path).num_rows == 4
 
 
 def test_a_piece_of_an_earlier_version_has_no_checksum(tmp_path: Path) -> None:

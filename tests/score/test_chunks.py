@@ -58,7 +58,7 @@ def test_assembled_chunks_are_whole_whatever_the_order(seed: int) -> None:
     assembler, complete = chunks.ChunkAssembler(), []
     for start in range(0, len(rows), 7):
         complete += assembler.add(pa.concat_tables(rows[start : start + 7]))
-    assert len(assembler) == 0
+    assert assembler.incomplete() == []
     assert sorted(key for chunk in complete for key in chunk.column("key").to_pylist()) == expected
     assert sorted({chunk.column("lot")[0].as_py() for chunk in complete}) == [0, 1, 2]
     assert assembler.add(rows[0]) == []
@@ -68,9 +68,33 @@ def test_a_chunk_waits_for_its_last_row_and_a_done_one_is_dropped() -> None:
     first, second = chunks.cut(photos(70), 0, ())
     assembler = chunks.ChunkAssembler(done=[chunks.chunk_id(0, 0)])
     assert assembler.add(pa.concat_tables(rows_of(first, 2))) == []
-    assert len(assembler) == 0
+    assert assembler.incomplete() == []
     *rows, last = rows_of(second, 2)
     assert assembler.add(pa.concat_tables(rows)) == []
-    assert len(assembler) == 1
+    assert len(assembler.incomplete()) == 1
     [chunk] = assembler.add(last)
     assert chunk.num_rows == len(rows) + 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_split_into_those_of_whole_chunks_and_others(seed: int) -> None:
+    cut = list(chunks.cut(photos(150), 0, ()))
+    whole = [row for chunk in cut[:2] for row in rows_of(chunk, 3)]
+    part = rows_of(cut[2], 3)[:-1]
+    rows = [*whole, *part, *whole[:20]]  # a task that was run again gives its rows again
+    random.Random(seed).shuffle(rows)
+    complete, rest = chunks.split(pa.concat_tables(rows))
+    assert complete.equals(pa.concat_tables(whole).combine_chunks())
+    assert rest.equals(pa.concat_tables(part).combine_chunks())
+    assert [table.num_rows for table in chunks.split(complete.slice(0, 0))] == [0, 0]
+
+
+def test_a_set_of_chunks() -> None:
+    done = chunks.ChunkSet()
+    for position in (5, 0, 127, 5):
+        done.add(chunks.chunk_id(3, position))
+    done.add(chunks.chunk_id(1, 2))
+    assert done.positions() == {1: (2,), 3: (0, 5, 127)}
+    assert (len(done), done.count(3), done.count(2)) == (4, 3, 0)
+    assert chunks.chunk_id(3, 127) in done
+    assert chunks.chunk_id(3, 126) not in done

@@ -69,10 +69,8 @@ def test_photos_of_a_tar_come_in_chunks(archive: Path) -> None:
     again = read(inputs, {0: (0, 2)})
     assert set(again["lot"].to_pylist()) == {1}
     assert again.equals(rows.slice(64, 64))
-    contents = results.contents(
-        [Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")]
-    )
-    assert sorted(contents.values()) == [b"x" * 700, b"y"]
+    photos = [Photo(f"{archive}/a/last.JPEG"), Photo(f"{archive}/a/007.jpg"), Photo(f"{archive}/gone.jpg")]
+    assert sorted(content for _, content in results.contents(photos)) == [b"x" * 700, b"y"]
 
 
 def test_a_tar_whose_last_chunk_is_full(tmp_path: Path) -> None:
@@ -142,7 +140,7 @@ def test_photos_in_tables_are_named_by_row_or_key(kind: str, tmp_path: Path) -> 
     assert rows.column("problem").to_pylist() == [None] * 90 + ["no bytes are given"]
     assert rows.column("key").null_count == 91  # all faces of a photo count, as of a file
     assert set(read(inputs, {0: (0, 1)})["lot"].to_pylist()) == {chunks.chunk_id(1, 0)}
-    picked = results.contents([Photo(f"{tmp_path}/a.parquet/80"), Photo(f"{tmp_path}/a.parquet/90")])
+    picked = dict(results.contents([Photo(f"{tmp_path}/a.parquet/80"), Photo(f"{tmp_path}/a.parquet/90")]))
     assert list(picked.values()) == [b"80"]
 
 
@@ -173,6 +171,21 @@ def test_a_table_that_vanishes_or_breaks_ends_the_run(tmp_path: Path) -> None:
     Path(path).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read .*; write it again, then run the command again"):
         tables.photos(path, 0, 0, columns)
+
+
+def test_tables_that_duckdb_wrote(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    photos = "SELECT 'x'::BLOB AS image, i AS key, i % 2 AS part FROM range(4) rows(i)"
+    duckdb.sql(f"COPY ({photos}) TO '{tmp_path}/parts' (FORMAT parquet, PARTITION_BY (part))")
+    rows = read(Inputs.open(str(tmp_path / "parts")))
+    assert rows.column("content").to_pylist() == [b"x"] * 4
+    assert [name.split("/")[-3:] for name in rows.column("image").to_pylist()] == [
+        [f"part={part}", "data_0.parquet", str(key)] for part, key in ((0, 0), (0, 2), (1, 1), (1, 3))
+    ]
+    paths = "SELECT '/p/' || i || '.jpg' AS image, i AS row FROM range(3) rows(i)"
+    duckdb.sql(f"COPY ({paths}) TO '{tmp_path}/list.parquet'")
+    [uris] = Inputs.open(str(tmp_path / "list.parquet")).uris()
+    assert uris.column("image").to_pylist() == ["/p/0.jpg", "/p/1.jpg", "/p/2.jpg"]
 
 
 # --- lists of paths ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def page_of(ages: dict[int, int], folder: Path) -> str:
     for age, faces in ages.items():
         counts[age] = faces
     faces = int(counts.sum())
-    digest = Digest(faces, faces, Counter(), counts, [], [])
+    digest = Digest(faces, faces, Counter(), counts, [], {})
     files = ScoreFiles(str(folder))
     score_report(files, digest, SUMMARY, {"name": "tiny"})
     return " ".join(Path(files.page).read_text().split())

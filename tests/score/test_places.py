@@ -35,6 +35,7 @@ def test_segments_are_equal_wherever_they_are(listed: Places) -> None:
     assert (listed.photos, len(listed)) == (25, 4)
     assert pa.concat_tables(segments).equals(pa.concat_tables(tables(25)).combine_chunks())
     assert listed.names == Places(tables(25)).names != Places(tables(24)).names
+    assert listed.take([24, 0, 9]).column("image").to_pylist() == ["/p/0.jpg", "/p/9.jpg", "/p/24.jpg"]
     if listed.file is not None:
         with SegmentReader(listed.file) as reader:
             assert reader.read(2).equals(segments[2])

@@ -40,6 +40,8 @@ from ageray.score import chunks, pipeline, places, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
+from ageray.score.pieces import PieceIndex
+from ageray.score.write import plan_parts
 from ageray.stages import detect
 from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.detect import find_faces
@@ -270,10 +272,10 @@ def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, 
     assert rows.column("landmarks").to_pylist() == shards.column("landmarks").to_pylist()
     assert rows.column("detection").null_count == 7
     assert set(rows.column("image").to_pylist()) == {str(path) for path in (tmp_path / "shards").iterdir()}
-    digest = results.read_scores(str(tmp_path / "out"))
+    digest = results.digest_of(rows)
     assert len(digest.drawn) == 7
     pictures = dict(zip(shards.column("key").to_pylist(), shards.column("image").to_pylist(), strict=True))
-    assert {photo.key: content for photo, content in results.contents(digest.drawn).items()} == pictures
+    assert {photo.key: content for photo, content in results.contents(digest.drawn)} == pictures
 
 
 def test_paths_that_cannot_be_read_are_listed(photos: Path, tmp_path: Path) -> None:
@@ -311,7 +313,10 @@ def test_a_long_list_is_read_from_its_file(
     photos: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rows() -> pa.Table:
-        dataset = labelled(photos, 4)
+        inputs = Inputs.open(str(photos))
+        summary = read.scan(inputs)  # the file goes with it
+        dataset = pipeline.read_photos(inputs, summary, 4, ScoreCheckpoint(ScoreFiles(str(photos / "none"))))
+        assert dataset is not None
         blocks = list(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
         return pa.concat_tables(blocks).sort_by("image")
 
@@ -319,6 +324,54 @@ def test_a_long_list_is_read_from_its_file(
     monkeypatch.setattr(places, "_IN_MEMORY", 0)
     assert rows().equals(short)
     assert short.num_rows == 9
+
+
+def test_many_rows_are_written_by_tasks(
+    photos: Path, model: str, ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same table, whether the driver writes the pieces or tasks of the cluster do."""
+    monkeypatch.setattr(chunks, "SIZE", 4)
+    run.score(str(photos), str(tmp_path / "driver"), model, SCALE)
+    monkeypatch.setattr(pipeline, "_GROUP_ROWS", 1)
+    monkeypatch.setattr(pipeline, "_PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(ScoreCheckpoint, "add", lambda *_: pytest.fail("the driver wrote rows"))
+    run.score(str(photos), str(tmp_path / "tasks"), model, SCALE)
+    assert _close(table(tmp_path / "tasks"), table(tmp_path / "driver"))
+
+
+def test_a_task_that_does_not_see_the_folder_gives_its_rows_back(tmp_path: Path) -> None:
+    here, elsewhere = ScoreFiles(str(tmp_path / "out")), ScoreFiles(str(tmp_path / "elsewhere"))
+    ScoreCheckpoint(here).open({"model": "one"})
+    rows = labelled_rows(3)
+    piece, rest = pipeline._write_piece(here, rows.slice(0, 2), rows.slice(2))
+    assert piece is not None
+    assert rest.num_rows == 0
+    assert pipeline._write_piece(elsewhere, rows) == (None, rows)
+    index = PieceIndex()
+    index.add(piece)
+    [part] = plan_parts(index)
+    (tmp_path / "result").mkdir()
+    target = ScoreFiles(str(tmp_path / "result"))
+    assert pipeline._write_part(part, elsewhere, target, schema.SCORES) is None
+    written = pipeline._write_part(part, here, target, schema.SCORES)
+    assert written is not None
+    assert (written.digest.images, written.errors.num_rows) == (3, 0)
+    assert pq.read_table(target.part(0)).num_rows == 3
+
+
+def labelled_rows(count: int) -> pa.Table:
+    """A chunk of photos with a face each, as it comes from the pipeline."""
+    uris = pa.table({"image": [f"{number}.jpg" for number in range(count)]})
+    [rows] = chunks.cut(uris, 0, ())
+    rows = rows.append_column("face", pa.array([0] * count, pa.int16()))
+    rows = rows.append_column("key", rows.column("image"))
+    rows = rows.append_column("siblings", pa.array([1] * count, pa.int32()))
+    for field in schema.SCORES:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(
+                field, pa.array([30.0 if field.name == "age" else None] * count, field.type)
+            )
+    return rows
 
 
 def labelled(photos: Path, batch: int) -> Any:
