@@ -6,6 +6,7 @@ features, Q quantile levels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from ageray.bundle import Bundle
 from ageray.calibration import LIMITS, TAILS, Answers, Person, combine_people, shares_above
 from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.machine.cpus import usable_cpus
+from ageray.models import cpu_engine
 from ageray.models.decode import bins, decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, embeddings, predict
@@ -92,12 +95,16 @@ class Predictor:
             trained_in_bf16 = bundle.experiment.train.precision == "bf16"
             self._autocast = trained_in_bf16 and _fast_bf16(self.device)
         self._network = bundle.network().to(self.device)
+        self._forward: nn.Module = self._network
+        if self.device.type == "cpu" and not self._autocast:
+            self._forward = cpu_engine.for_cpu(self._network, threads or usable_cpus())
         self._gallery: Gallery | None = None
         if bundle.experiment.model.decode.method == "gallery":
             gallery = bundle.gallery()
             assert gallery is not None  # `bundle.load` checks it
             self._gallery = gallery.to(self.device)
         self._bins = bins(bundle.experiment.model).to(self.device)
+        self._tails = torch.tensor(TAILS, device=self.device)
         self._calibration = bundle.calibration
         self._distance = bundle.distance()
         if self._distance is not None:
@@ -127,7 +134,7 @@ class Predictor:
         if subject is not None:
             batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
         prediction = predict(
-            self._network,
+            self._network if details and self.classifier_names else self._forward,
             batch,
             config,
             self._autocast,
@@ -136,17 +143,22 @@ class Predictor:
             details=details,
         )
         age = decode(prediction.posterior, config.model)
-        tails = quantiles(prediction.posterior, self._bins, torch.tensor(TAILS, device=self.device))
-        decoded = torch.cat([age[:, None], tails], -1).cpu().numpy()
-        posterior = prediction.posterior.cpu().numpy()
-        measures = _optional_array(prediction.measures)
-        classifiers = None
+        tails = quantiles(prediction.posterior, self._bins, self._tails)
+        columns = {"decoded": torch.cat([age[:, None], tails], -1), "posterior": prediction.posterior}
+        for name in ("measures", "female", "neighbours", "own"):
+            value = getattr(prediction, name)
+            if value is not None:
+                columns[name] = value
+        if details and prediction.embedding is not None:
+            columns["embedding"] = prediction.embedding
         if prediction.classifiers is not None:
-            ages = [decode(each, config.model) for each in prediction.classifiers.values()]
-            classifiers = torch.stack(ages, -1).cpu().numpy()
-        distance = None
+            own = [decode(each, config.model) for each in prediction.classifiers.values()]
+            columns["classifiers"] = torch.stack(own, -1)
         if self._distance is not None and prediction.embedding is not None:
-            distance = self._distance(prediction.embedding).cpu().numpy()
+            columns["distance"] = self._distance(prediction.embedding)
+        arrays = _to_arrays(columns)
+        decoded, posterior = arrays["decoded"], arrays["posterior"]
+        measures, distance = arrays.get("measures"), arrays.get("distance")
         answers = self.recalibrated(decoded, posterior, measures, distance)
         return Ages(
             answers.age,
@@ -161,11 +173,11 @@ class Predictor:
             refused=answers.refused,
             measures=measures,
             distance=distance,
-            female=_optional_array(prediction.female),
-            neighbours=_optional_array(prediction.neighbours),
-            own=_optional_array(prediction.own),
-            embedding=_optional_array(prediction.embedding) if details else None,
-            classifiers=classifiers,
+            female=arrays.get("female"),
+            neighbours=arrays.get("neighbours"),
+            own=arrays.get("own"),
+            embedding=arrays.get("embedding"),
+            classifiers=arrays.get("classifiers"),
         )
 
     def _no_ages(self) -> Ages:
@@ -244,7 +256,7 @@ class Predictor:
     def embeddings(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> Array:
         """The network's embeddings, (B, D). B must be at least 1."""
         batch = self._batch(canvas, points, box)
-        return embeddings(self._network, batch, self.bundle.experiment, self._autocast).cpu().numpy()
+        return embeddings(self._forward, batch, self.bundle.experiment, self._autocast).cpu().numpy()
 
     def _batch(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> dict[str, torch.Tensor]:
         columns = {
@@ -255,10 +267,18 @@ class Predictor:
         return to_tensors(columns, self.device)
 
 
-def _optional_array(tensor: torch.Tensor | None) -> Array | None:
-    if tensor is None:
-        return None
-    return tensor.float().cpu().numpy()
+def _to_arrays(columns: dict[str, torch.Tensor]) -> dict[str, Array]:
+    """The tensors, (B,) or (B, columns), as arrays of float32. They leave the device in one
+    transfer, because each transfer waits for it."""
+    widths = [math.prod(tensor.shape[1:]) for tensor in columns.values()]
+    flat = [tensor.reshape(len(tensor), -1).float() for tensor in columns.values()]
+    parts = torch.cat(flat, -1).cpu().numpy()
+    arrays = {}
+    first = 0
+    for (name, tensor), width in zip(columns.items(), widths, strict=True):
+        arrays[name] = np.ascontiguousarray(parts[:, first : first + width]).reshape(tensor.shape)
+        first += width
+    return arrays
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from ageray.experiment import Align
 from ageray.faces import geometry
@@ -315,7 +316,8 @@ def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.T
     """A batch of numpy columns on the device.
 
     `canvas` (uint8) and `aligned` (float32) become (B, 3, C, C) in channels-last memory, with one
-    copy and no conversion.
+    copy and no conversion. On a CPU the tensors share the arrays' memory and must not be written
+    to.
     """
     tensors = {}
     for name, values in batch.items():
@@ -332,7 +334,6 @@ def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.T
 def _to_tensor(values: NDArray[Any] | torch.Tensor) -> torch.Tensor:
     if isinstance(values, torch.Tensor):
         return values
-    # Arrow's memory is read-only, and torch does not share read-only memory.
-    if not values.flags.writeable:
-        values = values.copy()
+    if not values.flags.writeable:  # Arrow's memory, which nothing here writes to
+        return from_dlpack(np.ascontiguousarray(values))
     return torch.from_numpy(values)

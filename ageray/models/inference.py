@@ -66,8 +66,11 @@ def predict(
     view. gender: whether to look for the gallery's nearest faces by gender too. details: adds
     `embedding` and, of a network with several, `classifiers`, from the same forward passes.
     """
-    faces = views(batch, config, config.model.decode.flip, measured)
-    outputs = [_outputs(network, each, autocast, details) for each in faces]
+    mirrored = config.model.decode.flip
+    faces = views(batch, config, mirrored, measured)
+    outputs: list[Batch] = []
+    for first in range(0, len(faces), 1 + mirrored):
+        outputs += _outputs_together(network, faces[first : first + 1 + mirrored], autocast, details)
     if config.model.decode.method != "gallery":
         prediction = Prediction(_mean([classifier_posterior(each) for each in outputs]))
     else:
@@ -183,6 +186,23 @@ def _outputs(network: nn.Module, view: Batch, autocast: bool, details: bool = Fa
             return network.detailed(view)
         outputs: Batch = network(view)
     return outputs
+
+
+def _outputs_together(network: nn.Module, inputs: list[Batch], autocast: bool, details: bool) -> list[Batch]:
+    """The outputs for a view and its mirror image, in one pass of both."""
+    if len(inputs) == 1:
+        return [_outputs(network, inputs[0], autocast, details)]
+    together = {}
+    for name, first in inputs[0].items():
+        if all(name in each for each in inputs):
+            # torch.cat keeps the memory format, in which the network's convolutions are fastest
+            together[name] = torch.cat([first, *(each[name] for each in inputs[1:])])
+    count = len(inputs[0]["face"])
+    parts: list[Batch] = [{} for _ in inputs]
+    for name, tensor in _outputs(network, together, autocast, details).items():
+        for number, part in enumerate(parts):
+            part[name] = tensor[number * count : (number + 1) * count]
+    return parts
 
 
 def _mean(parts: list[Tensor]) -> Tensor:
