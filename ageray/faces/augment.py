@@ -114,95 +114,145 @@ def upcoming_maps(
     return torch.cat(maps)
 
 
-def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
-    """`photometric`, with numbers from `draws`. For no faces it draws the same numbers."""
-    device = face_B3SS.device
-    luma = torch.tensor(_LUMA, device=device).view(1, 3, 1, 1)
+@dataclass(frozen=True)
+class _Numbers:
+    """The random numbers of a batch, on the CPU.
+
+    floats: by name, (B, ...) for all faces or (n, ...) for the n faces of a change. rows: by the
+    name of the change, the n faces (n,) that it is for. side: to which `downscale` shrinks.
+    """
+
+    floats: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    side: int
+
+    def to(self, device: torch.device) -> _Numbers:
+        """On the device, with one copy of all floats and one of all rows."""
+        if device.type == "cpu":
+            return self
+        return _Numbers(_together(self.floats, device), _together(self.rows, device), self.side)
+
+
+def _together(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on the device, moved with one copy."""
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors.values()])
+    if device.type == "cuda":
+        flat = flat.pin_memory()
+    counts = [tensor.numel() for tensor in tensors.values()]
+    parts = torch.split(flat.to(device, non_blocking=True), counts)
+    moved = {}
+    for (name, tensor), part in zip(tensors.items(), parts, strict=True):
+        moved[name] = part.view(tensor.shape)
+    return moved
+
+
+def _draw(augment: Augment, draws: Draws, size: int) -> _Numbers:
+    """All random numbers of `_changed`, for faces of `size` pixels, in a fixed order."""
 
     def factors(spread: float) -> Tensor:
-        return (1 + draws.uniform(-spread, spread)).view(-1, 1, 1, 1).to(device)
+        return 1 + draws.uniform(-spread, spread)
 
+    floats = {"luma": torch.tensor(_LUMA)}
     saturation = factors(augment.saturation)
-    colourless = (draws.uniform(0, 1) < augment.gray).view(-1, 1, 1, 1).to(device)
-    contrast, brightness = factors(augment.contrast), factors(augment.brightness)
-    gray = (face_B3SS * luma).sum(1, keepdim=True)
-    face_B3SS = torch.lerp(gray.expand_as(face_B3SS), face_B3SS, torch.where(colourless, 0.0, saturation))
+    floats["saturation"] = torch.where(draws.uniform(0, 1) < augment.gray, 0.0, saturation)
+    floats["contrast"], floats["brightness"] = factors(augment.contrast), factors(augment.brightness)
+    floats["cast"] = 1 + draws.uniform(-augment.tint, augment.tint, 3)
+    spread = -math.log(1 - augment.gamma)
+    floats["exponent"] = draws.uniform(-spread, spread).exp()
+    rows, side = {}, size
+    rows["blur"], some = draws.subset(augment.blur)
+    if some.total:
+        floats["sigma"] = some.uniform(0.3, 2.0) * (size / 128)
+    rows["downscale"], some = draws.subset(augment.downscale)
+    if some.total:
+        # All faces take one size, because different sizes would need a resampling for each face.
+        side = max(8, round(size * some.shared(0.3, 0.8)))
+    rows["noise"], some = draws.subset(augment.noise)
+    if some.total:
+        deviation = some.uniform(0, 8, 1, 1, 1)
+        floats["noise"] = some.normal(3, size, size) * deviation
+    rows["jpeg"], some = draws.subset(augment.jpeg)
+    if some.total:
+        floats["quality"] = some.uniform(20, 90)
+    rows["erase"], some = draws.subset(augment.erase)
+    if some.total:
+        area, aspect = some.uniform(0.02, 0.15), some.uniform(-0.7, 0.7).exp()
+        floats["half"] = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], -1) * size / 2
+        floats["centre"] = some.uniform(0, 1, 2) * size
+        floats["level"] = some.uniform(0, 1) * 255
+    return _Numbers(floats, rows, side)
+
+
+def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
+    """`photometric`, with numbers from `draws`. For no faces it draws the same numbers."""
+    size = face_B3SS.shape[-1]
+    drawn = _draw(augment, draws, size)
+    if not len(face_B3SS):
+        return face_B3SS
+    numbers = drawn.to(face_B3SS.device)
+    each = {}
+    for name in ("saturation", "contrast", "brightness", "exponent"):
+        each[name] = numbers.floats[name].view(-1, 1, 1, 1)
+    gray = (face_B3SS * numbers.floats["luma"].view(1, 3, 1, 1)).sum(1, keepdim=True)
+    face_B3SS = torch.lerp(gray.expand_as(face_B3SS), face_B3SS, each["saturation"])
     mean = gray.mean((2, 3), keepdim=True)
-    face_B3SS = ((face_B3SS - mean) * contrast + mean) * brightness
-    face_B3SS = _tint_and_gamma(face_B3SS.clamp(0, 255), augment, draws)
-    changes: tuple[tuple[float, Callable[[Tensor, Draws], Tensor]], ...] = (
-        (augment.blur, _blur),
-        (augment.downscale, _downscale),
-        (augment.noise, _noise),
-        (augment.jpeg, _jpeg),
-        (augment.erase, _erase),
-    )
-    for probability, change in changes:
-        subset, subset_draws = draws.subset(probability)
-        if subset_draws.total:
-            subset = subset.to(device)
-            changed = change(face_B3SS[subset], subset_draws)
-            face_B3SS = face_B3SS.index_copy(0, subset, changed.to(face_B3SS.dtype))
+    face_B3SS = ((face_B3SS - mean) * each["contrast"] + mean) * each["brightness"]
+    face_B3SS = face_B3SS.clamp(0, 255)
+    if augment.tint:
+        face_B3SS = (face_B3SS * numbers.floats["cast"].view(-1, 3, 1, 1)).clamp(0, 255)
+    if augment.gamma:
+        face_B3SS = (face_B3SS / 255).pow(each["exponent"]) * 255
+    for name, change in _CHANGES.items():
+        if len(drawn.rows[name]):
+            rows = numbers.rows[name]
+            changed = change(face_B3SS[rows], numbers, drawn)
+            face_B3SS = face_B3SS.index_copy(0, rows, changed.to(face_B3SS.dtype))
     return face_B3SS.clamp(0, 255)
 
 
-def _tint_and_gamma(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
-    """Colour cast and exposure, for faces in 0..255."""
-    cast = 1 + draws.uniform(-augment.tint, augment.tint, 3, 1, 1)
-    spread = -math.log(1 - augment.gamma)
-    exponent = draws.uniform(-spread, spread).exp().view(-1, 1, 1, 1)
-    if augment.tint:
-        face_B3SS = (face_B3SS * cast.to(face_B3SS)).clamp(0, 255)
-    if augment.gamma:
-        face_B3SS = (face_B3SS / 255).pow(exponent.to(face_B3SS)) * 255
-    return face_B3SS
-
-
-def _blur(face_B3SS: Tensor, draws: Draws) -> Tensor:
+def _blur(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
     size = face_B3SS.shape[-1]
-    sigma = draws.uniform(0.3, 2.0) * (size / 128)
-    if not len(face_B3SS):  # after the draw, which every worker makes
-        return face_B3SS
     kernel = 2 * math.ceil(2.5 * 2.0 * size / 128) + 1
-    blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma.view(-1, 1).expand(-1, 2).to(face_B3SS))
+    # Kornia looks at the deviations. It would wait for a device that holds them.
+    sigma = drawn.floats["sigma"].view(-1, 1).expand(-1, 2)
+    blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma)
     return blurred
 
 
-def _downscale(face_B3SS: Tensor, draws: Draws) -> Tensor:
-    """Shrinks and enlarges. All faces take one size, because different sizes would need a
-    resampling for each face.
-    """
-    size = face_B3SS.shape[-1]
-    small = max(8, round(size * draws.shared(0.3, 0.8)))
-    if not len(face_B3SS):
-        return face_B3SS
-    shrunk = F.interpolate(face_B3SS, (small, small), mode="bilinear", antialias=True, align_corners=False)
+def _downscale(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
+    """Shrinks and enlarges."""
+    size, small = face_B3SS.shape[-1], (drawn.side, drawn.side)
+    shrunk = F.interpolate(face_B3SS, small, mode="bilinear", antialias=True, align_corners=False)
     return F.interpolate(shrunk, (size, size), mode="bilinear", align_corners=False)
 
 
-def _noise(face_B3SS: Tensor, draws: Draws) -> Tensor:
-    deviation = draws.uniform(0, 8, 1, 1, 1)
-    return face_B3SS + (draws.normal(*face_B3SS.shape[1:]) * deviation).to(face_B3SS)
+def _noise(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
+    return face_B3SS + numbers.floats["noise"]
 
 
-def _jpeg(face_B3SS: Tensor, draws: Draws) -> Tensor:
-    quality = draws.uniform(20, 90).to(face_B3SS)
-    if not len(face_B3SS):
-        return face_B3SS
+def _jpeg(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
     height = face_B3SS.shape[-1]
     margin = -height % 16
     padded = F.pad(face_B3SS, (0, margin, 0, margin), mode="replicate") / 255
-    coded: Tensor = jpeg_codec_differentiable(padded, quality)
+    # Kornia looks at the qualities, too.
+    coded: Tensor = jpeg_codec_differentiable(padded, drawn.floats["quality"])
     return coded[..., :height, :height] * 255
 
 
-def _erase(face_B3SS: Tensor, draws: Draws) -> Tensor:
-    size = face_B3SS.shape[-1]
-    area, aspect = draws.uniform(0.02, 0.15), draws.uniform(-0.7, 0.7).exp()
-    half_B2 = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], -1) * size / 2
-    centre_B2 = draws.uniform(0, 1, 2) * size
-    level = (draws.uniform(0, 1) * 255).view(-1, 1, 1, 1).to(face_B3SS)
-    line = torch.arange(size)
+def _erase(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
+    line = torch.arange(face_B3SS.shape[-1], device=face_B3SS.device)
+    centre_B2, half_B2 = numbers.floats["centre"], numbers.floats["half"]
     inside_B2S = (line - centre_B2[..., None]).abs() <= half_B2[..., None]
-    hidden = (inside_B2S[:, 0, None, :] & inside_B2S[:, 1, :, None]).unsqueeze(1).to(face_B3SS.device)
-    return torch.where(hidden, level, face_B3SS)
+    hidden = (inside_B2S[:, 0, None, :] & inside_B2S[:, 1, :, None]).unsqueeze(1)
+    return torch.where(hidden, numbers.floats["level"].view(-1, 1, 1, 1), face_B3SS)
+
+
+_CHANGES: dict[str, Callable[[Tensor, _Numbers, _Numbers], Tensor]] = {
+    "blur": _blur,
+    "downscale": _downscale,
+    "noise": _noise,
+    "jpeg": _jpeg,
+    "erase": _erase,
+}
+"""In their order. Each takes the chosen faces (n, 3, S, S), the numbers on their device, and those
+on the CPU."""

@@ -233,8 +233,8 @@ def _update_ema(ema_network: nn.Module, network: nn.Module, decay: float) -> Non
     the random start.
     """
     torch._foreach_lerp_(list(ema_network.parameters()), list(network.parameters()), 1 - decay)
-    for ema_buffer, buffer in zip(ema_network.buffers(), network.buffers(), strict=True):
-        ema_buffer.copy_(buffer)
+    if ema_buffers := list(ema_network.buffers()):
+        torch._foreach_copy_(ema_buffers, list(network.buffers()))
 
 
 def _add_losses(pending: list[dict[str, Tensor]], sums: dict[str, float], last_step: int) -> None:

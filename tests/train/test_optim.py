@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from ageray.experiment import Optimizer as Config
@@ -62,6 +63,15 @@ def test_a_body_rate_of_zero_freezes_and_a_later_stage_thaws() -> None:
     thawed = make_optimizer(network, network.head_parameters(), Config(lr=0.1, body_lr=0.01))
     assert len(settings_of(thawed)) == len(list(network.parameters()))
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_on_a_gpu_adam_is_one_kernel_a_group(name: str) -> None:
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode():
+            network = nn.Linear(3, 2, device=device)
+        optimizer = make_optimizer(network, [], Config(name=name))
+        assert bool(optimizer.defaults["fused"]) == (device == "cuda")
 
 
 # --- arithmetic ---------------------------------------------------------------------------------
