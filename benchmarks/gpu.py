@@ -1,0 +1,233 @@
+"""What a GPU does with a scored batch and a training step, in under 10 minutes, without Ray.
+
+    python benchmarks/gpu.py [STEP ...] [--small] [--model zoo:default] [--recipe default]
+
+Every step is a process with its own limit and prints one line of JSON as soon as it is done. So an
+interrupted run has told what it knew. `--small` takes sizes for a CPU.
+
+ceilings   matrix products, copies, and microseconds of a launch: what the others are held against
+waits      every place in a training step where the host waits for the device (GPU only)
+step       images a second of a training step on a batch in memory, float32 and bf16
+changes    milliseconds of alignment and random changes alone
+predict    faces a second of the predictor at batches of 64 and 256, float32 and bf16
+actor      host milliseconds of a scored batch of 256 from an Arrow table, all of it
+detect     photos a second of the detector on one core, for what feeds the GPU
+decode     photos a second of the JPEG decoder on one core at 0.2, 1 and 12 megapixels
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from ageray import bundle, config
+from ageray.experiment import Detect
+from ageray.faces.canvases import to_tensors
+from ageray.faces.detect import YuNet
+from ageray.faces.images import Photo, decode
+from ageray.predictor import Predictor
+from ageray.stages.columns import DETECTED_SCHEMA
+from ageray.stages.predict import AgeFaces
+from ageray.synthetic import faces as synthetic_faces
+from ageray.train.loop import augmented, train_one_epoch
+
+Figures = dict[str, Any]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    """Waits until the device has finished all its work."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], rounds: int) -> float:
+    """Least seconds of `rounds` calls after one that warms up, with the device's work."""
+    durations = []
+    for _ in range(rounds + 1):
+        wait()
+        started = time.perf_counter()
+        work()
+        wait()
+        durations.append(time.perf_counter() - started)
+    return min(durations[1:])
+
+
+def ceilings(options: argparse.Namespace) -> Figures:
+    side, megabytes = (256, 4) if options.small else (8192, 512)
+    left = torch.randn(side, side, device=DEVICE, dtype=torch.bfloat16)
+    content = torch.zeros(megabytes * 2**20, dtype=torch.uint8)
+    if DEVICE.type == "cuda":
+        content = content.pin_memory()
+    one = torch.zeros(1, device=DEVICE)
+
+    def launches() -> None:
+        for _ in range(1000):
+            one.add_(1)
+
+    return {
+        "bf16 TFLOP/s": 2 * side**3 / seconds(lambda: left @ left, 3) / 1e12,
+        "GB/s to the device": content.numel() / seconds(lambda: content.to(DEVICE, copy=True), 3) / 1e9,
+        "us a launch": seconds(launches, 2) * 1e3,
+    }
+
+
+def _training(options: argparse.Namespace, precision: str) -> tuple[Any, Any]:
+    from compute import ready
+
+    batch = 4 if options.small else 64
+    words = ["model.weights=none", f"train.batch_size={batch}", f"train.precision={precision}"]
+    if options.small:
+        words.append("align.size=64")
+    return ready(config.load([f"recipe:{options.recipe}"], words))
+
+
+def waits(options: argparse.Namespace) -> Figures:
+    if DEVICE.type != "cuda":
+        return {"skipped": "needs a GPU"}
+    state, batch = _training(options, "bf16")
+    train_one_epoch(state, [batch] * 3)
+    torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
+        train_one_epoch(state, [batch])
+    torch.cuda.set_sync_debug_mode("default")
+    return {"waits": [f"{each.filename}:{each.lineno}" for each in messages]}
+
+
+def step(options: argparse.Namespace) -> Figures:
+    figures = {}
+    count = 2 if options.small else 20
+    for precision in ("float32", "bf16"):
+        state, batch = _training(options, precision)
+        took = seconds(lambda state=state, batch=batch: train_one_epoch(state, [batch] * count), 2)
+        figures[f"images/s {precision}"] = len(batch["age"]) * count / took
+    return figures
+
+
+def changes(options: argparse.Namespace) -> Figures:
+    state, batch = _training(options, "float32")
+    return {"ms": 1e3 * seconds(lambda: augmented(state, to_tensors(batch, DEVICE)), 5)}
+
+
+def predict(options: argparse.Namespace) -> Figures:
+    from inference import drawn
+
+    loaded, figures = bundle.load(options.model), {}
+    for count in (8,) if options.small else (64, 256):
+        faces = drawn(count, loaded.experiment.align)
+        for precision in ("float32", "bf16"):
+            predictor = Predictor(loaded, precision=precision)
+            took = seconds(lambda predictor=predictor, faces=faces: predictor.predict(*faces), 3)
+            figures[f"faces/s {precision} at {count}"] = count / took
+    return figures
+
+
+def actor(options: argparse.Namespace) -> Figures:
+    from inference import drawn
+
+    count = 8 if options.small else 256
+    pixels, points, box = drawn(count, bundle.load(options.model).experiment.align)
+    rows = []
+    for face in range(count):
+        row = {"key": f"{face}", "image": "", "face": 0, "canvas": pixels[face].tobytes()}
+        rows.append(row | {"canvas_points": points[face].ravel(), "canvas_box": box[face]})
+    table = pa.Table.from_pylist(rows, schema=DETECTED_SCHEMA)
+    ages = AgeFaces(options.model)
+    started, _ = time.process_time(), [ages(table) for _ in range(3)]
+    host = (time.process_time() - started) / 3
+    took = seconds(lambda: ages(table), 3)
+    return {"faces/s": count / took, "wall ms a batch": 1e3 * took, "host CPU ms a batch": 1e3 * host}
+
+
+def detect(options: argparse.Namespace) -> Figures:
+    pixels = synthetic_faces.draw_photo(0, 416, 512).pixels
+    photo, net = Photo(pixels, 1, 416, 512), YuNet(Detect())
+    return {"photos/s at 416x512": 1 / seconds(lambda: net.detect(photo), 3 if options.small else 20)}
+
+
+def decoding(options: argparse.Namespace) -> Figures:
+    figures = {}
+    sizes = {"0.2 MP": (502, 404)}
+    if not options.small:
+        sizes |= {"1 MP": (1154, 866), "12 MP": (4000, 3000)}
+    picture = Image.fromarray(synthetic_faces.draw_photo(0, 640, 480).pixels)
+    for name, size in sizes.items():
+        content = BytesIO()
+        picture.resize(size).save(content, "JPEG", quality=90)
+        data = content.getvalue()
+        figures[f"photos/s at {name}, whole"] = 1 / seconds(lambda data=data: decode(data), 5)
+        figures[f"photos/s at {name}, for the detector"] = 1 / seconds(lambda data=data: decode(data, 640), 5)
+    return figures
+
+
+STEPS: dict[str, tuple[int, Callable[[argparse.Namespace], Figures]]] = {
+    "ceilings": (30, ceilings),
+    "waits": (40, waits),
+    "step": (90, step),
+    "changes": (40, changes),
+    "predict": (60, predict),
+    "actor": (60, actor),
+    "detect": (30, detect),
+    "decode": (40, decoding),
+}
+"""By name: the limit in seconds, and the function."""
+
+
+def run(name: str, words: list[str]) -> Figures:
+    """The figures of a step from a process of its own, or why there are none."""
+    limit = STEPS[name][0]
+    command = [sys.executable, __file__, name, "--here", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not done after {limit} s"}
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1:]}
+    figures: Figures = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="default: all")
+    parser.add_argument("--small", action="store_true", help="sizes for a CPU")
+    parser.add_argument("--model", default="zoo:default")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for name in options.steps:
+        if name not in STEPS:
+            parser.error(f"{name}: no such step; there are {', '.join(STEPS)}")
+    if options.here:
+        print(json.dumps(STEPS[options.steps[0]][1](options)))
+        return
+    device = "CPU"
+    if DEVICE.type == "cuda":
+        device = torch.cuda.get_device_name()
+    print(json.dumps({"device": device, "torch": torch.__version__, "numpy": np.__version__}), flush=True)
+    words = ["--model", options.model, "--recipe", options.recipe]
+    if options.small:
+        words.append("--small")
+    for name in options.steps or STEPS:
+        started = time.perf_counter()
+        figures = run(name, words)
+        print(json.dumps({"step": name, **figures, "s": round(time.perf_counter() - started, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
