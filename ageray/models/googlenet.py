@@ -145,7 +145,7 @@ class GoogLeNet(Backbone):
             if name in _POOL_BEFORE:
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
             x = self._inception(name, x)
-            if name in self._tapped and torch.is_grad_enabled():
+            if name in self._tapped and (self.training or torch.is_grad_enabled()):
                 self.auxiliary_maps.append(x)
         return x.mean((2, 3))
 

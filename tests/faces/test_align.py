@@ -298,7 +298,9 @@ def test_where_the_canvas_ends_does_not_show(options: dict[str, Any], form: str)
     a turned face.
     """
     align = Align(**options)
-    for seed, span, tilt in ((0, 1.0, 0.0), (1, 1.9, 8.0), (2, 1.5, 45.0), (3, 1.2, -100.0)):
+    # the canvas of a photo that lies on its side is turned, except where the map turns each face
+    lying = -100.0 if align.mode == "similarity" else -55.0
+    for seed, span, tilt in ((0, 1.0, 0.0), (1, 1.9, 8.0), (2, 1.5, 45.0), (3, 1.2, lying)):
         scene = Scene(align, span, seed, tilt)
         scene.points += np.float32(align.size * span * (0.3 if seed == 3 else 0))
         scene.box += np.float32(align.size * span * (0.3 if seed == 3 else 0))
