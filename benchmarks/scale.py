@@ -62,7 +62,8 @@ def key(number: int) -> str:
 def stand_in_faces(photos: pa.Table, **_: object) -> pa.Table:
     """`ageray.stages.detect.find_faces` without reading: one face, or none in 1 of 50."""
     from ageray import schema
-    from ageray.stages.detect import DETECTED_SCHEMA, _carry
+    from ageray.stages.columns import DETECTED_SCHEMA
+    from ageray.stages.detect import _carry
 
     time.sleep(float(os.environ.get(PAUSE, "0")) * photos.num_rows)
     rows = []
@@ -82,13 +83,13 @@ class StandInAges:
     """`ageray.stages.predict.AgeFaces` without a network: the age follows from the name."""
 
     def __init__(self, model: str, threads: int = 0, posterior: bool = False, **_: object) -> None:
-        from ageray.stages.predict import scores_schema
+        from ageray.stages.columns import scores_schema
 
         self._schema = scores_schema(posterior)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         from ageray import schema
-        from ageray.stages.detect import CANVAS_SCHEMA
+        from ageray.stages.columns import CANVAS_SCHEMA
 
         table = rows.drop_columns(CANVAS_SCHEMA.names)
         further = [field for field in table.schema if field.name not in self._schema.names]
