@@ -54,7 +54,7 @@ from ageray.score.places import Places, SegmentReader
 from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
 from ageray.score.write import Part, WrittenPart, write_part
 from ageray.stages.columns import Search
-from ageray.stages.detect import find_faces
+from ageray.stages.detect import face_batches
 from ageray.stages.predict import AgeFaces
 
 _MAX_TASKS_PER_PROCESS = 1000
@@ -153,7 +153,7 @@ def detect_faces(
 ) -> ray.data.Dataset:
     """Rows of `ageray.stages.detect.DETECTED_SCHEMA` with their chunks, in any order."""
     return photos.map_batches(
-        find_faces,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
+        face_batches,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
         batch_size=batch,
         batch_format="pyarrow",
         fn_kwargs={"align": align, "detect": detect, "search": search, "run": uuid.uuid4().hex[:12]},

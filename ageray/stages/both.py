@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from ageray.experiment import Align, Detect
 from ageray.stages.columns import Search
-from ageray.stages.detect import MAX_DEATHS, find_faces, given_up
+from ageray.stages.detect import MAX_DEATHS, face_batches, given_up
 from ageray.stages.predict import AgeFaces
 
 _PHOTOS_AT_ONCE = 8
@@ -40,7 +40,7 @@ class Stages:
         tables = []
         for start in range(0, photos.num_rows, _PHOTOS_AT_ONCE):
             some = photos.slice(start, _PHOTOS_AT_ONCE)
-            faces = find_faces(some, self._align, self._detect, self._search, run=None)
-            for first in range(0, faces.num_rows, self._batch):
-                tables.append(self._ages(faces.slice(first, self._batch)))
+            for faces in face_batches(some, self._align, self._detect, self._search, run=None):
+                for first in range(0, faces.num_rows, self._batch):
+                    tables.append(self._ages(faces.slice(first, self._batch)))
         return pa.concat_tables(tables)

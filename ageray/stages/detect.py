@@ -14,6 +14,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice, starmap
 from pathlib import Path
@@ -34,6 +35,7 @@ from ageray.faces.limits import CPU_SECONDS, cpu_limit
 from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
 from ageray.storage import READERS
 
+_CANVAS_BYTES = 128 * 2**20
 MAX_DEATHS = 2
 """A photo on which the process died so often is not tried again."""
 
@@ -53,8 +55,17 @@ class Item(NamedTuple):
 
 
 def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, run: str | None) -> pa.Table:
-    """The faces of a batch of photos: rows of DETECTED_SCHEMA.
+    """The tables of `face_batches` as one."""
+    return pa.concat_tables(face_batches(photos, align, detect, search, run))
 
+
+def face_batches(
+    photos: pa.Table, align: Align, detect: Detect, search: Search, run: str | None
+) -> Iterator[pa.Table]:
+    """The faces of a batch of photos: rows of DETECTED_SCHEMA, in tables of whole photos.
+
+    A table ends when its canvases have 128 MiB, so that the memory of a task depends on the faces
+    of a photo and not on those of a batch: a photo of a crowd has 500.
     photos: the column `image` (uris to read), or rows of PHOTO_SCHEMA. If they have further
     columns, each row gets those of its photo, and SIBLINGS.
     run: name of the run. Ray repeats a task whose process died, without end. A photo on which the
@@ -63,26 +74,32 @@ def find_faces(photos: pa.Table, align: Align, detect: Detect, search: Search, r
     (`given_up`).
     """
     cv2.setNumThreads(1)  # a task runs on each CPU
+    log = None if run is None else _log_of_attempts(photos, run)
+    deaths = Counter[str]() if log is None else _deaths(log)
+    most = max(1, _CANVAS_BYTES // (3 * canvas_side(align) ** 2))
     rows: list[list[dict[str, Any]]] = []
-    if run is None:
-        for item in _items(photos):
-            with cpu_limit():
-                rows.append(rows_of(item, align, detect, search))
-        return _table(photos, rows)
-    log = _log_of_attempts(photos, run)
-    deaths = _deaths(log)
-    with log.open("a") as attempt:
-        attempt.write("\n")
+    start = faces = 0
+    with ExitStack() as stack:
+        attempt = None if log is None else stack.enter_context(log.open("a"))
+        if attempt is not None:
+            attempt.write("\n")
         for number, item in enumerate(_items(photos)):
-            attempt.write(f" {number}")
-            attempt.flush()
+            if attempt is not None:
+                attempt.write(f" {number}")
+                attempt.flush()
             if deaths[str(number)] >= MAX_DEATHS:
                 rows.append([_error_row(item, _FATAL)])
             else:
                 with cpu_limit():
                     rows.append(rows_of(item, align, detect, search))
-    log.unlink(missing_ok=True)
-    return _table(photos, rows)
+            faces += len(rows[-1])
+            if faces >= most:
+                yield _table(photos.slice(start, len(rows)), rows)
+                start, faces, rows = number + 1, 0, []
+    if log is not None:
+        log.unlink(missing_ok=True)
+    if rows or start == 0:
+        yield _table(photos.slice(start), rows)
 
 
 def given_up(photos: pa.Table) -> pa.Table:

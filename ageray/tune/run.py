@@ -97,7 +97,7 @@ def _faces(space: Space) -> tuple[pa.Table, Split]:
                 f"protocol.{part}: leaves no {part} faces, and {why}; "
                 "raise it, or set protocol.name=subject_exclusive"
             )
-    count, batch_size = len(split.parts["train"]), experiment.train.batch_size
+    count, batch_size = len(split.parts["train"]), space.largest("train.batch_size")
     if count < batch_size:
         raise UserError(
             f"train.batch_size={batch_size}: there are only {count} training faces; lower it or add faces"

@@ -50,6 +50,14 @@ class Space:
         """Of a trial that is not stopped early."""
         return sum(stage.epochs for stage in self.written.experiment.train.stages)
 
+    def largest(self, path: str) -> Any:
+        """The largest value that the number at this path of the settings takes in the search."""
+        value: Any = self.written.experiment
+        for name in path.split("."):
+            value = getattr(value, name)
+        dimension = self.ranges.get(path)
+        return value if dimension is None else max(_ends(dimension))
+
     def experiment(self, values: Values) -> Experiment:
         """The experiment with these values.
 
@@ -196,6 +204,12 @@ def _check_corners(space: Space) -> None:
     combinations = set[str]()
     for corner in _corners(space):
         experiment = space.experiment(corner)
+        batch_size, accumulate = experiment.train.batch_size, experiment.train.accumulate
+        if batch_size % accumulate:
+            raise UserError(
+                f"tune.space: train.batch_size={batch_size} cannot be cut into train.accumulate={accumulate} "
+                "equal parts; leave out one of the two values"
+            )
         terms = []
         for name, term in experiment.loss:
             if term is not None:

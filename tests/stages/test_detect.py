@@ -13,6 +13,7 @@ import pytest
 from ageray.experiment import Align, Detect
 from ageray.faces import images
 from ageray.faces.detect import detector
+from ageray.stages import detect
 from ageray.stages.columns import DETECTED_SCHEMA, SIBLINGS
 from ageray.stages.detect import find_faces
 from ageray.synthetic import faces
@@ -57,3 +58,17 @@ def test_a_thread_has_one_detector_for_the_same_settings_and_shares_it_with_no_o
     assert detector(DETECT) is not detector(Detect(threshold=0.9))
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(detector, DETECT).result() is not detector(DETECT)
+
+
+def test_a_task_gives_its_faces_in_tables_of_whole_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory depends on the faces of a photo, not on those of all photos of the task."""
+    faces.write_photos(tmp_path, 4)
+    photos = pa.table({"image": sorted(map(str, tmp_path.iterdir())), "year": [1, 2, 3, 4]})
+    whole = find_faces(photos, ALIGN, DETECT, "auto", "whole")
+    monkeypatch.setattr(detect, "_CANVAS_BYTES", 1)
+    for run in ("small", None):
+        tables = list(detect.face_batches(photos, ALIGN, DETECT, "auto", run))
+        assert [len(set(table.column("image").to_pylist())) for table in tables] == [1, 1, 1, 1]
+        assert pa.concat_tables(tables).equals(whole)

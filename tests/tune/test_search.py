@@ -135,6 +135,14 @@ def test_a_search_needs_a_space_faces_and_one_worker(recipe: Path, tmp_path: Pat
             make(written(recipe, tmp_path, word), str(tmp_path / "out"))
 
 
+def test_a_batch_that_cannot_be_is_refused_before_the_start(recipe: Path, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"space": {"train.batch_size": {"kind": "choice", "values": [16, 4096]}}}
+    with pytest.raises(UserError, match="train.batch_size=4096: there are only"):
+        make(written(recipe, tmp_path, **sizes), str(tmp_path / "out"))
+    sizes["space"]["train.batch_size"]["values"] = [16, 20]
+    assert "train.batch_size=20 cannot be cut" in mistake(recipe, tmp_path, "train.accumulate=8", **sizes)
+
+
 def test_only_a_search_takes_a_space(recipe: Path, tmp_path: Path) -> None:
     written(recipe, tmp_path)
     with pytest.raises(UserError, match=r"space\.yaml:1: tune: is for ageray tune alone"):
