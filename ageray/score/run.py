@@ -236,7 +236,10 @@ def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:
     except UserError as error:
         raise UserError(f"--out {out}: cannot be written ({error})") from None
     if checkpoint.counts.photos:
-        print(f"goes on after {checkpoint.counts.photos:,} photos that are done", flush=True)
+        missing = len(checkpoint.unavailable)
+        again = f", and tries {missing:,} again" if missing else ""
+        done = checkpoint.counts.photos - missing
+        print(f"goes on after {done:,} photos that are done{again}", flush=True)
 
 
 def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:

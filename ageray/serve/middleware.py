@@ -1,5 +1,5 @@
-"""ASGI middleware of every request: checks the key, the origin, the size and the speed of the body;
-adds security headers to the answer, and logs failures with the request's id.
+"""ASGI middleware of every request: checks the key, the origin, the size and the speed of the
+body; adds security headers to the answer, and logs failures with the request's id.
 
 It is plain ASGI, so that it can refuse a request before reading its body.
 """
