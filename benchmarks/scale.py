@@ -302,8 +302,8 @@ def _after_the_first(
     from the rest.
     """
 
-    def run(*arguments: Any) -> Iterator[Any]:
-        rows = results(*arguments)
+    def run(*arguments: Any, **options: Any) -> Iterator[Any]:
+        rows = results(*arguments, **options)
         with _clock(stages, "first"):
             first = next(rows)
         watch.cpu_at_first = family_cpu()
