@@ -31,7 +31,7 @@ from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.detect import Face, detector, subject_of
 from ageray.faces.images import ImageError, Photo, decode, fetch
-from ageray.faces.limits import CPU_SECONDS, cpu_limit
+from ageray.faces.limits import cpu_limit
 from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
 from ageray.storage import READERS
 
@@ -40,7 +40,7 @@ MAX_DEATHS = 2
 """A photo on which the process died so often is not tried again."""
 
 _BYTES_AHEAD = 192 * 2**20  # of photos that wait to be decoded, about
-_FATAL = f"cannot decode: the process died on it twice, or needed over {CPU_SECONDS:g} s"
+_FATAL = "cannot decode: the process died on it twice"
 
 
 class Item(NamedTuple):
