@@ -305,6 +305,18 @@ def save(
     write_card(folder, full)
 
 
+def copy(loaded: Bundle, folder: str, card: dict[str, Any]) -> None:
+    """Writes the files of a loaded bundle to `folder`, with another card, which comes last."""
+    storage.make_folder(folder)
+    storage.write_bytes(storage.join(folder, WEIGHTS), loaded.weights)
+    storage.write_text(storage.join(folder, CONFIG), loaded.settings)
+    if loaded.faces is not None:
+        storage.write_bytes(storage.join(folder, GALLERY), loaded.faces)
+    if loaded.features is not None:
+        storage.write_bytes(storage.join(folder, FEATURES), loaded.features)
+    write_card(folder, card)
+
+
 def write_card(folder: str, card: dict[str, Any]) -> None:
     """Replaces a bundle's card, for example to add metrics or a calibration.
 

@@ -6,6 +6,7 @@ from ageray.calibration.difficulty import Difficulty
 from ageray.calibration.intervals import Intervals
 from ageray.calibration.line import LEVEL, TAILS, Answers, Calibration, fit
 from ageray.calibration.mixture import CalibrationSet, fit_mixture
+from ageray.calibration.own_faces import FEW, FEW_PEOPLE, FEWEST, OwnFaces, left_out_answers, refit
 from ageray.calibration.people import (
     CORRELATION,
     Person,
@@ -17,6 +18,9 @@ from ageray.calibration.people import (
 
 __all__ = [
     "CORRELATION",
+    "FEW",
+    "FEWEST",
+    "FEW_PEOPLE",
     "LEVEL",
     "LIMITS",
     "TAILS",
@@ -26,12 +30,15 @@ __all__ = [
     "CalibrationSet",
     "Difficulty",
     "Intervals",
+    "OwnFaces",
     "Person",
     "combine",
     "combine_people",
     "error_correlation",
     "fit",
     "fit_mixture",
+    "left_out_answers",
     "one_age_each",
+    "refit",
     "shares_above",
 ]

@@ -47,15 +47,25 @@ class Intervals:
 
         age, low, high: calibrated ages and quantiles. widening: the factor of `Difficulty`.
         """
+        below_N, above_N = self.lengths(age_N, low_N, high_N, widening_N)
+        return np.maximum(age_N - below_N, 0), age_N + above_N
+
+    def lengths(
+        self, age_N: Floats, low_N: Floats, high_N: Floats, widening_N: Floats
+    ) -> tuple[Floats, Floats]:
+        """Years from the age down and up to the ends of its interval, (N,) each.
+
+        The arguments are those of `apply`.
+        """
         below_N, above_N = reaches(age_N, low_N, high_N)
         middles_D = middles(self.edges)
-        start_N = age_N - widening_N * np.interp(age_N, middles_D, self.low) * below_N
-        end_N = age_N + widening_N * np.interp(age_N, middles_D, self.high) * above_N
-        return np.maximum(start_N, 0), end_N
+        low_factor_N = np.interp(age_N, middles_D, self.low)
+        high_factor_N = np.interp(age_N, middles_D, self.high)
+        return widening_N * low_factor_N * below_N, widening_N * high_factor_N * above_N
 
-    def times(self, factor: float) -> Intervals:
-        """Intervals that are wider by `factor` on both sides."""
-        low, high = factor * np.array(self.low), factor * np.array(self.high)
+    def times(self, low_factor: float, high_factor: float) -> Intervals:
+        """Intervals whose younger and older sides are longer by these factors."""
+        low, high = low_factor * np.array(self.low), high_factor * np.array(self.high)
         return Intervals(self.edges, tuple(low.tolist()), tuple(high.tolist()))
 
     def to_card(self) -> dict[str, Any]:

@@ -81,7 +81,7 @@ class Calibration:
         All are at least 0 years, and the age lies within its interval. widening: (N,), at least 1;
         it widens the interval of a model with `intervals`.
         """
-        age, start, end = self._line(decoded), self._line(low), self._line(high)
+        age, start, end = self.lined(decoded), self.lined(low), self.lined(high)
         if self.intervals is None:
             start, end = np.maximum(start - self.margin, 0), end + self.margin
         else:
@@ -90,7 +90,8 @@ class Calibration:
             start, end = self.intervals.apply(age, start, end, widening)
         return age, np.minimum(start, age), np.maximum(end, age)
 
-    def _line(self, years: Ages) -> Ages:
+    def lined(self, years: Ages) -> Ages:
+        """Years through the line, at least 0."""
         corrected: Ages = np.maximum(self.scale * years + self.shift, 0)
         return corrected
 

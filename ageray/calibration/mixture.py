@@ -80,9 +80,9 @@ def fit_mixture(
     factor = _factor(parts, names, level)
     for left_out, calibration in parts:
         assert calibration.intervals is not None
-        wider = replace(calibration, intervals=calibration.intervals.times(factor))
+        wider = replace(calibration, intervals=calibration.intervals.times(factor, factor))
         rows[left_out.name]["left_out"] = _coverage(left_out, wider, names)
-    fitted = replace(whole, intervals=whole.intervals.times(factor), sets=rows)
+    fitted = replace(whole, intervals=whole.intervals.times(factor, factor), sets=rows)
     fitted = replace(fitted, correlation=_correlation(sets, fitted, names))
     for each in sets:
         rows[each.name]["fitted"] = _coverage(each, fitted, names)

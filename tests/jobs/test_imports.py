@@ -51,6 +51,7 @@ def test_the_console_command_imports_nothing_slow(word: str) -> None:
         ("tune", ["configs/default.yaml", "train.sede=2"], "train.sede"),
         ("evaluate", ["zoo:default", "--out", "out", "data.shrads=faces"], "data.shrads"),
         ("evaluate", ["--protocol", "lopo", "--out", "out", "data.shrads=faces"], "data.shrads"),
+        ("calibrate", ["zoo:default", "faces", "--out", "out", "data.shrads=faces"], "data.shrads"),
         ("score", ["photos", "--out", "out", "scale.score_wrokers=2"], "scale.score_wrokers"),
         ("serve", ["limits.imges=2"], "limits.imges"),
     ],
