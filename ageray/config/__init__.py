@@ -2,7 +2,16 @@
 that lists every mistake with file, line and the nearest valid key."""
 
 from ageray.config.differences import differences, flat
-from ageray.config.experiments import ParsedConfig, digest, dump, json_schema, load, loads, read
+from ageray.config.experiments import (
+    ParsedConfig,
+    digest,
+    dump,
+    json_schema,
+    load,
+    loads,
+    read,
+    with_absolute_paths,
+)
 from ageray.config.load import parse, parse_arguments
 
 __all__ = [
@@ -17,4 +26,5 @@ __all__ = [
     "parse",
     "parse_arguments",
     "read",
+    "with_absolute_paths",
 ]

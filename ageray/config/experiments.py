@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ageray import storage
 from ageray.config.load import parse, parse_text, validate
 from ageray.config.messages import Schema, schema
 from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
@@ -131,6 +132,20 @@ def _drop_default(content: Any, path: tuple[str, ...], default: Any) -> None:
             _drop_default(content[key], tuple(rest), default)
         elif content[key] == default:
             del content[key]
+
+
+def with_absolute_paths(experiment: Experiment) -> Experiment:
+    """The experiment with `model.weights` and `train.teacher` as absolute paths or urls, for
+    processes in other folders.
+
+    Only these two are read in workers. Names (`none`, `imagenet`, `start`, `zoo:NAME`) stay.
+    """
+    model, train = experiment.model, experiment.train
+    if model.weights not in ("none", "imagenet"):
+        model = model.model_copy(update={"weights": storage.absolute(model.weights)})
+    if train.teacher is not None and train.teacher != "start" and not train.teacher.startswith("zoo:"):
+        train = train.model_copy(update={"teacher": storage.absolute(train.teacher)})
+    return experiment.model_copy(update={"model": model, "train": train})
 
 
 def json_schema() -> Schema:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from ray.exceptions import RayTaskError
 
+from ageray import config
 from ageray.data.labels import gender_number
 from ageray.data.splits import Split
 from ageray.errors import UserError
@@ -130,9 +131,9 @@ class FoldTasks:
     def _trained(self, folds: dict[int, Fold], columns: Any) -> Iterator[tuple[int, Result, float]]:
         """Number, result and seconds of each fold as it ends; as many at once as there are
         slots."""
-        calls = []
+        calls, located = [], config.with_absolute_paths(self._experiment)
         for number, fold in folds.items():
-            calls.append((number, (self._experiment, columns, fold, self._levels, self._slots.threads)))
+            calls.append((number, (located, columns, fold, self._levels, self._slots.threads)))
         with closing(self._slots.map_unordered(_train_fold, calls)) as outcomes:
             for number, reference in outcomes:
                 yield number, *self._outcome(reference, number)

@@ -31,6 +31,7 @@ from ageray.faces.augment import upcoming_maps
 from ageray.faces.canvases import to_tensors
 from ageray.machine.cpus import usable_cpus
 from ageray.train import sampler
+from ageray.train.feature_store import FeatureStore
 from ageray.train.plan import Plan
 from ageray.train.prefetch import Prefetcher
 from ageray.train.sampler import OrderedBatches
@@ -52,11 +53,15 @@ def sources(experiment: Experiment, plan: Plan) -> dict[str, ray.data.Dataset]:
 
 @dataclass
 class Streams:
-    """What one worker reads. rows: see `sources`; plan.faces says which face is in which stream."""
+    """What one worker reads. rows: see `sources`; plan.faces says which face is in which stream.
+
+    features: in place of the pixels, see `compute_features`.
+    """
 
     experiment: Experiment
     plan: Plan
     rows: dict[str, ray.data.Dataset]
+    features: FeatureStore | None = None
 
     def __post_init__(self) -> None:
         world = rank_and_world()[1]
@@ -65,6 +70,16 @@ class Streams:
             dataset.context.execution_options.resource_limits = ExecutionResources.for_limits(
                 object_store_memory=store * _STORE_SHARE / world
             )
+
+    def compute_features(self, state: State) -> None:
+        """Computes the frozen backbone's features of all faces; from now on every batch has them in
+        place of pixels."""
+        store = FeatureStore()
+        for part in ("train", "val"):
+            rows = self._share_rows(part, None)
+            batches = self._numbered(self.plan.folders(), self.plan.faces[part], rows)
+            store.add(part, state, batches)
+        self.features = store
 
     def training(self, state: State) -> TrainingBatches:
         """This epoch's training batches of the stage, from the first step that is not done yet."""
@@ -88,6 +103,9 @@ class Streams:
             more["weight"] = sampler.weights(faces.age, config.balance_power).astype(np.float32)
         if faces.age_std is not None:
             more["age_std"] = faces.age_std
+        if self.features is not None:
+            in_memory = OrderedBatches([self.features.blocks("train")], rows_SB, more)
+            return TrainingBatches(in_memory, Prefetcher(in_memory, _PREFETCH, state.device))
         folders = self.plan.folders(stage)
         if config.shuffle_all:
             # of about `train.shuffle` faces; each pass has row numbers of its own
@@ -147,10 +165,15 @@ class Streams:
         Each face comes once, in the order of the sets and their shards, with its number in the
         column `row` and that of its set in `set`.
         """
+        rows = self._share_rows(part, most)
+        if self.features is not None:
+            return self.features.whole(part, rows, self.experiment.train.batch_size)
+        return UsableBatches(self._numbered(self.plan.folders(), self.plan.faces[part], rows))
+
+    def _share_rows(self, part: str, most: int | None) -> Rows:
         rank, world = rank_and_world()
-        faces = self.plan.faces[part]
-        rows = np.arange(min(len(faces), most or len(faces)))[rank::world]
-        return UsableBatches(self._numbered(self.plan.folders(), faces, rows))
+        count = len(self.plan.faces[part])
+        return np.arange(min(count, most or count))[rank::world]
 
     def _numbered(self, folders: Sequence[str], faces: RowIndex, rows: Rows) -> Iterator[Columns]:
         """The batches of these rows, one set after the other, with the column `set`.

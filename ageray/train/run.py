@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ageray import cluster, storage
+from ageray import cluster, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.lease import Lease
@@ -39,7 +39,12 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     """
     scaling = _scaling(experiment)
     rows = loader.sources(experiment, plan)
-    settings = {"experiment": experiment.model_dump(mode="json"), "plan": plan, "rows": rows}
+    settings = {
+        "experiment": experiment.model_dump(mode="json"),
+        "located": config.with_absolute_paths(experiment).model_dump(mode="json"),
+        "plan": plan,
+        "rows": rows,
+    }
     with Lease(plan.folder, "training"):
         _train(settings, scaling, plan, show, experiment.scale.max_failures)
 

@@ -24,7 +24,7 @@ from ageray.errors import DamagedError, StoreError, UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
-from ageray.train import checkpoint, curves, epochs, profiling, wise_ft
+from ageray.train import checkpoint, curves, epochs, feature_store, profiling, wise_ft
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
 from ageray.train.loop import init_network, train_one_epoch
@@ -38,7 +38,8 @@ _PERMANENT = (ValueError, TypeError, LookupError, AttributeError, AssertionError
 
 
 def work(settings: dict[str, Any]) -> None:
-    """What Ray Train runs on every worker. settings: `experiment`, `plan`, `rows`, `queue`.
+    """What Ray Train runs on every worker. settings: `experiment`, `located` (the experiment with
+    absolute paths, see `config.with_absolute_paths`), `plan`, `rows`, `queue`.
 
     An error that the next attempt would meet too (a user's mistake, a loss that is not finite) is
     put into the queue before it is raised, so that the driver does not start again.
@@ -46,7 +47,8 @@ def work(settings: dict[str, Any]) -> None:
     queue: Queue = settings["queue"]
     try:
         experiment = Experiment.model_validate(settings["experiment"])
-        Worker(experiment, settings["plan"], settings["rows"], queue).run()
+        located = Experiment.model_validate(settings["located"])
+        Worker(experiment, located, settings["plan"], settings["rows"], queue).run()
     except _PERMANENT as error:
         mistake = error if type(error) in (UserError, StoreError, DamagedError) else None
         queue.put({"kind": "final", "mistake": mistake})
@@ -54,16 +56,23 @@ def work(settings: dict[str, Any]) -> None:
 
 
 class Worker:
-    """The state of a run on one worker, and what it reads and writes."""
+    """The state of a run on one worker, and what it reads and writes.
 
-    def __init__(self, experiment: Experiment, plan: Plan, rows: dict[str, Any], queue: Queue) -> None:
+    experiment: as written, for the bundle. located: the same with absolute paths, since Ray Train
+    runs workers in folders of their own.
+    """
+
+    def __init__(
+        self, experiment: Experiment, located: Experiment, plan: Plan, rows: dict[str, Any], queue: Queue
+    ) -> None:
         device = ray.train.torch.get_device()
         if device.type == "cpu":
             torch.set_num_threads(threads(experiment))
         self.rank, self.world = distributed.rank_and_world()
         self.plan, self.files, self.queue = plan, plan.files, queue
         self.streams = Streams(experiment, plan, rows)
-        self.state: State = new_state(experiment, device)
+        self.experiment = experiment
+        self.state: State = new_state(located, device)
         self.checkpointer = AsyncCheckpointer(self.files.state)
 
     def run(self) -> None:
@@ -73,10 +82,25 @@ class Worker:
             stage = saved["progress"]["stage"]
             length = epochs.length(self.state.config.train.stages[stage], self.plan.steps[stage])
             self.state.load_state_dict(saved, length.steps)
+        self._compute_features()
         for _ in epochs.remaining(self.state, self.plan.steps):
             self._epoch()
         self.checkpointer.wait()
         self._save_bundle()
+
+    def _compute_features(self) -> None:
+        """Computes a frozen backbone's features once, so that epochs read them from memory."""
+        state = self.state
+        faces = len(self.plan.faces["train"]) + len(self.plan.faces["val"])
+        if not feature_store.applies(state.config, state.network, faces):
+            return
+        started = time.perf_counter()
+        self.streams.compute_features(state)
+        feature_store.pass_features_on(state.network)
+        if state.ema_network is not None:
+            feature_store.pass_features_on(state.ema_network)
+        seconds = time.perf_counter() - started
+        self._note(f"the body is frozen: its features of {faces:,} faces were computed once, in {seconds:.0f} s")
 
     def _note(self, text: str) -> None:
         """Shows a line to the user, once."""
@@ -207,15 +231,16 @@ class Worker:
             start = wise_ft.start_weights(state.config)
             card["wise_ft"] = wise_ft.choose(state, start, lambda: validate(state, self.streams.whole("val")))
         draft, gallery = self.files.draft_bundle, self._gallery()
+        self.streams.features = None  # the predictor takes pixels
         if self.rank == 0:
-            bundle.save(draft, network, state.config, card, gallery)
+            bundle.save(draft, network, self.experiment, card, gallery)
         self._barrier()
         predictor = Predictor(bundle.load(draft), device=str(state.device), threads=threads(state.config))
         predictions = _predict_all(predictor, self.streams.whole("val"))
         self._barrier()
         if self.rank == 0:
             card = _calibrated(dict(predictor.bundle.card), predictions, state.config, self.plan)
-            bundle.save(self.files.bundle, network, state.config, card, gallery)
+            bundle.save(self.files.bundle, network, self.experiment, card, gallery)
             storage.remove_tree(draft)
 
     def _barrier(self) -> None:

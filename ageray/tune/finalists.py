@@ -23,7 +23,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from ageray import storage
+from ageray import config, storage
 from ageray.calibration import Calibration
 from ageray.errors import UserError
 from ageray.experiment import Experiment
@@ -121,7 +121,7 @@ def retrain(
 
 
 def _with_seed(space: Space, contender: Contender, seed: int) -> Experiment:
-    experiment = space.experiment(contender.values)
+    experiment = config.with_absolute_paths(space.experiment(contender.values))
     return experiment.model_copy(update={"train": experiment.train.model_copy(update={"seed": seed})})
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
+from ageray import config
 from ageray.tune.proposals import propose
 from ageray.tune.space import Space
 from ageray.tune.trainable import FAILED, RECORD, SCORE
@@ -65,7 +66,8 @@ class Proposer(Searcher):
             number += 1
         values = propose(self._space, number, self._trials, [trial.values for trial in running])
         self._running[trial_id] = _Running(number, values)
-        return {"number": number, "experiment": self._space.experiment(values).model_dump_json()}
+        experiment = config.with_absolute_paths(self._space.experiment(values))
+        return {"number": number, "experiment": experiment.model_dump_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Receives an epoch after which the trial continues."""

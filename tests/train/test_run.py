@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ageray import bundle, cluster, config, metrics
 from ageray.commands import cli
@@ -32,6 +32,7 @@ from ageray.data.labelled_faces import labelled_faces
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.synthetic import faces
 from ageray.train import plan
@@ -714,3 +715,63 @@ def test_a_key_of_two_sets_is_refused(two_sets: Path, tmp_path: Path, shards: Pa
     words = [f"scale.runs={tmp_path}", f"data.sets.1.shards={shards}"]
     with pytest.raises(UserError, match=r"data\.sets: key 'drawn-0-\d+' is in 'drawn' and in 'more'"):
         plan.make(config.load([str(two_sets)], words))
+
+
+# --- a frozen backbone ----------------------------------------------------------------------------
+
+FROZEN = [
+    "train.stages=[{name: head, epochs: 2, optimizer: {lr: 1e-2, body_lr: 0}}]",
+    "train.augment={flip: 0, rotation: 0, scale: 0, translation: 0, brightness: 0, contrast: 0, "
+    "saturation: 0}",
+    "model.dropout=0",
+    "loss.neighborhood.normalize=true",
+]
+
+
+def test_a_frozen_backbones_features_are_computed_once(
+    settings: Path, shards: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is that of a run that reads pixels in every epoch (`align.placement: actors` does).
+    `model.weights` is a path relative to the folder of the command, not to that of a worker."""
+    monkeypatch.chdir(tmp_path)
+    experiment = config.load([str(settings)], FROZEN)
+    start = build(experiment.model, seed=3)
+    tensors = {name: tensor.contiguous() for name, tensor in start.state_dict().items()}
+    save_file(tensors, "start.safetensors")
+    words = [*FROZEN, "model.weights=start.safetensors"]
+    by_features = Run(settings, tmp_path / "features", *words)
+    by_pixels = Run(settings, tmp_path / "pixels", *words, "align.placement=actors")
+    notes = [record["text"] for record in by_features.shown if record["kind"] == "note"]
+    assert any("features" in note for note in notes), notes
+    assert not any(record["kind"] == "note" for record in by_pixels.shown)
+    heads, bodies = [], []
+    for run in (by_features, by_pixels):
+        model = bundle.load(str(run.folder))
+        assert model.experiment.model.weights == "start.safetensors"
+        network = model.network()
+        heads.append([parameter.detach() for parameter in network.head_parameters()])
+        bodies.append(network.get_backbone().state_dict())
+    for one, other in zip(*heads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=2e-3)
+    for name, tensor in start.get_backbone().state_dict().items():
+        torch.testing.assert_close(bodies[0][name].float(), tensor.float(), rtol=1e-3, atol=1e-3)
+    losses = [record["loss"] for record in by_pixels.log]
+    assert [record["loss"] for record in by_features.log] == pytest.approx(losses, rel=1e-3)
+    skipped = [record["skipped"] for record in by_pixels.log]
+    assert [record["skipped"] for record in by_features.log] == skipped
+
+
+def test_paths_for_workers_are_absolute_and_names_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def located(*words: str) -> tuple[str, str | None]:
+        experiment = config.with_absolute_paths(config.load([], ["model.name=baseline", *words]))
+        return experiment.model.weights, experiment.train.teacher
+
+    assert located() == ("none", None)
+    assert located("model.weights=imagenet", "train.teacher=start") == ("imagenet", "start")
+    assert located("train.teacher=zoo:default") == ("none", "zoo:default")
+    assert located("model.weights=s3://b/w", "train.teacher=runs/a") == ("s3://b/w", str(tmp_path / "runs/a"))
+    assert located("model.weights=w.safetensors")[0] == str(tmp_path / "w.safetensors")

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from ageray import config
 from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.data.stream import canvases, face_rows
@@ -156,10 +157,11 @@ def cache_features(experiment: Experiment, network: AgeNetwork, faces: FaceCache
     if not frozen.applies(experiment, network):
         return False
     task, count = slots.task(_features), len(faces.row)
+    located = config.with_absolute_paths(experiment)
     pieces = []
     for first in range(0, count, _FEATURES_PER_TASK):
         last = min(first + _FEATURES_PER_TASK, count)
-        pieces.append(task.remote(experiment, faces.columns, first, last, slots.threads))
+        pieces.append(task.remote(located, faces.columns, first, last, slots.threads))
     columns = dict(ray.get(faces.columns))
     for name in _PIXELS:
         del columns[name]
