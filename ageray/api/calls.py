@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ageray import storage
 from ageray.api.settings import evaluation_settings, scoring_settings
+from ageray.machine.progress import show_nothing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,13 +87,14 @@ def evaluate(
     *,
     settings: Sequence[str] = (),
     trained_on: str | None = None,
+    on_progress: Callable[[dict[str, Any]], None] = show_nothing,
 ) -> dict[str, Any]:
     """What `ageray evaluate` does with one model or several on one labelled set.
 
     models: MODEL, or several, which are compared face by face. out: the folder to write. settings:
     files, names such as `data:fgnet` and `key=value` of data, protocol and scale; by default the
     set and the protocol of the model's training. trained_on: shards that the model was trained on,
-    for the audit.
+    for the audit. on_progress: receives records of `what` is done, `done` and `total`.
 
     Returns the content of `report.json`: figures with intervals. Raises UserError for the user's
     mistakes.
@@ -107,8 +109,8 @@ def evaluate(
 
     cluster.connect(experiments[0].scale)
     if len(names) == 1:
-        return evaluate_one(names[0], experiments[0], out, trained_on)
-    return compare(names, experiments, out, trained_on)
+        return evaluate_one(names[0], experiments[0], out, trained_on, on_progress)
+    return compare(names, experiments, out, trained_on, on_progress)
 
 
 def _use_storage(url: str | None) -> None:

@@ -17,6 +17,7 @@ from ageray.bundle import Bundle
 from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
+from ageray.machine.progress import Show
 from ageray.predictor import Predictor
 
 COLUMNS = pa.schema(
@@ -50,10 +51,11 @@ class _Predict:
         return pa.table(columns, COLUMNS)
 
 
-def predictions(model: str, loaded: Bundle, experiment: Experiment) -> pa.Table:
+def predictions(model: str, loaded: Bundle, experiment: Experiment, total: int, show: Show) -> pa.Table:
     """COLUMNS of every labelled face of `experiment.data.shards`, sorted by key.
 
-    Alignment and decoding are the bundle's. Needs a connected cluster.
+    Alignment and decoding are the bundle's. total: how many faces there are. show: receives records
+    of `what`, `done` and `total`. Needs a connected cluster.
     """
     pool = plan_actors(experiment.scale)
     stream = face_stream(str(experiment.data.shards), loaded.experiment.align, experiment.scale.decode_batch)
@@ -66,7 +68,11 @@ def predictions(model: str, loaded: Bundle, experiment: Experiment) -> pa.Table:
         **pool.options(),
     )
     batches: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    tables = [COLUMNS.empty_table(), *batches]
+    tables, done = [COLUMNS.empty_table()], 0
+    for table in batches:
+        tables.append(table)
+        done += table.num_rows
+        show({"what": "faces predicted", "done": done, "total": total})
     return pa.concat_tables(tables).sort_by("key")
 
 

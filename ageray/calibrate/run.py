@@ -22,6 +22,7 @@ from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.machine.progress import Show, show_nothing
 from ageray.metrics import Bootstrap, Mean, covered, with_intervals
 from ageray.train.files import RunFiles
 
@@ -35,14 +36,15 @@ them."""
 Report = dict[str, Any]
 
 
-def calibrate(model: str, experiment: Experiment, out: str) -> Report:
+def calibrate(model: str, experiment: Experiment, out: str, show: Show = show_nothing) -> Report:
     """Fits the calibration of `model` to the faces of `experiment.data.shards`, writes the bundle
     `out` and returns the report, which is the card's `own_faces`.
 
     Under `protocol.name=all` every face is fitted, and the figures are those of each person by a
     fit without that person. Under any other protocol the faces of its test part are not fitted;
     the report has their figures too, under `test`. Faces that trained the model are left out.
-    Needs a connected cluster. Raises UserError if there are too few faces, or `out` has a bundle.
+    show: receives the progress. Needs a connected cluster. Raises UserError if there are too few
+    faces, or `out` has a bundle.
     """
     loaded = bundle.load(model)
     if storage.exists(storage.join(out, bundle.CARD)):
@@ -54,7 +56,7 @@ def calibrate(model: str, experiment: Experiment, out: str) -> Report:
         )
     labelled = labelled_faces(shards)
     fitted_keys, tested_keys, notes = _parts(labelled, experiment)
-    rows = _with_subjects(predictions(model, loaded, experiment), labelled)
+    rows = _with_subjects(predictions(model, loaded, experiment, labelled.num_rows, show), labelled)
     trained_N, usable_N = _among(rows, _trained_keys(model)), _usable(rows)
     own = _own_faces(rows, usable_N & ~trained_N & _among(rows, fitted_keys))
     tested = _own_faces(rows, usable_N & ~trained_N & _among(rows, tested_keys))

@@ -51,12 +51,12 @@ def connect(scale: Scale) -> None:
         else:
             _start(scale)
     data_context = ray.data.DataContext.get_current()
-    data_context.enable_progress_bars = scale.progress
+    # the commands show progress of their own
+    data_context.enable_progress_bars = data_context.print_on_execution_start = False
     if SchedulerPause not in data_context.custom_execution_callback_classes:
         data_context.custom_execution_callback_classes.append(SchedulerPause)
-    if not scale.progress:
-        data_context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     # Ray itself uses what it has deprecated.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
 
@@ -73,7 +73,7 @@ def _start(scale: Scale) -> None:
                 object_store_memory=scale.object_store_mib * 2**20 or None,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
             )
             return
         except Exception as error:  # Ray has no narrower class for it; what it started ends with this process
@@ -118,7 +118,7 @@ def _join(address: str) -> None:
             address=address,
             runtime_env=_runtime_environment(),
             log_to_driver=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     except (AuthenticationError, ConnectionError, ValueError) as error:
         # A wrong token is an error of its own, or else stands in the text of the cause.

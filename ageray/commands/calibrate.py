@@ -33,6 +33,9 @@ Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mis
 the settings or the data, told in one line; 1: anything else.
 """
 
+INTERRUPTED = "nothing was written; again: {command}"
+"""What is told after SIGINT or SIGTERM."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -57,9 +60,11 @@ def main(words: Sequence[str]) -> None:
     from ageray import cluster
     from ageray.calibrate import calibrate
     from ageray.commands.terminal import calibration
+    from ageray.commands.terminal.rows import RowProgress
 
     cluster.connect(experiment.scale)
-    report = calibrate(arguments.model, experiment, arguments.out)
+    with RowProgress(live=experiment.scale.progress) as progress:
+        report = calibrate(arguments.model, experiment, arguments.out, progress.show)
     calibration.show(report)
     print(f"model: {arguments.out}")
 

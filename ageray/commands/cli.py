@@ -8,6 +8,7 @@ import argparse
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from contextlib import suppress
 from typing import Any, TextIO, cast
 
 from ageray import config, storage
+from ageray.commands.quiet import without_lines_of_ray
 from ageray.config import shipped
 from ageray.errors import DamagedError, StoreError, UserError
 
@@ -67,6 +69,11 @@ def is_setting(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) or shipped.is_name(word)
 
 
+def count(number: int, noun: str) -> str:
+    """A number with its noun, such as "1 photo" or "1,000 photos"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def use_storage(words: Sequence[str]) -> None:
     """Applies the `storage` settings of a command line, because models and settings may lie on that
     store.
@@ -101,24 +108,49 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
     """Runs a command on `words`, by default the arguments of the process.
 
     Exit codes: 0 done; 2 the user's mistake (one line on stderr); 75 a store does not answer (one
-    line), and the same command may succeed later; 130 interrupted; 143
-    ended by SIGTERM; 1 with a traceback otherwise.
+    line), and the same command may succeed later; 130 or 143 after SIGINT or SIGTERM (one line:
+    what is kept, which command goes on, by the text INTERRUPTED of the command's module); 1 with a
+    traceback otherwise.
     """
     words = sys.argv[1:] if words is None else words
     _open_streams()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _end)
-    try:
-        use_storage(words)
-        main(words)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        mistake = mistake_behind(error)
-        if mistake is None:
-            raise
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(_STORE_AWAY if isinstance(mistake, StoreError) else 2)
+    with without_lines_of_ray():
+        try:
+            use_storage(words)
+            main(words)
+        except (KeyboardInterrupt, SystemExit) as ending:
+            code = _signal_code(ending)
+            if code is None:
+                raise
+            kept = getattr(sys.modules.get(main.__module__ or ""), "INTERRUPTED", None)
+            if kept is not None:
+                print(f"\ninterrupted: {kept.format(command=_command(main, words))}", file=sys.stderr)
+            sys.exit(code)
+        except Exception as error:
+            mistake = mistake_behind(error)
+            if mistake is None:
+                raise
+            print(f"error: {mistake}", file=sys.stderr)
+            sys.exit(_STORE_AWAY if isinstance(mistake, StoreError) else 2)
+
+
+def _signal_code(ending: BaseException) -> int | None:
+    """The exit code of a command that a signal ends; None for another end.
+
+    Ray replaces the handler of SIGTERM by one that exits with the signal's number.
+    """
+    if isinstance(ending, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(ending, SystemExit) and ending.code in (signal.SIGTERM, 128 + signal.SIGTERM):
+        return 128 + signal.SIGTERM
+    return None
+
+
+def _command(main: Callable[[Sequence[str]], None], words: Sequence[str]) -> str:
+    """The command as it was given."""
+    return shlex.join(["ageray", main.__module__.rpartition(".")[2], *words])
 
 
 class _Stream:

@@ -60,6 +60,9 @@ Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mis
 the settings or the data, told in one line; 1: anything else.
 """
 
+INTERRUPTED = "finished folds of --protocol are kept, and nothing else; again: {command}"
+"""What is told after SIGINT or SIGTERM."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -115,7 +118,17 @@ def main(words: Sequence[str]) -> None:
 
 
 def _evaluate_models(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
-    report = calls.evaluate(models, arguments.out, settings=settings, trained_on=arguments.trained_on)
+    from ageray.commands.terminal.rows import RowProgress
+
+    live = evaluation_settings(models[0], settings).scale.progress
+    with RowProgress(live=live) as progress:
+        report = calls.evaluate(
+            models,
+            arguments.out,
+            settings=settings,
+            trained_on=arguments.trained_on,
+            on_progress=progress.show,
+        )
 
     from ageray.commands.terminal import tables
 
@@ -135,11 +148,14 @@ def _evaluate_cross(arguments: argparse.Namespace, models: list[str], settings: 
 
     from ageray import cluster
     from ageray.commands.terminal import tables
+    from ageray.commands.terminal.rows import RowProgress
     from ageray.evaluate import cross
 
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in others)
-    tables.show_matrix(cross(models, experiments, arguments.out, fixed))
+    with RowProgress(live=experiments[0].scale.progress) as progress:
+        matrix = cross(models, experiments, arguments.out, fixed, progress.show)
+    tables.show_matrix(matrix)
 
 
 def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:

@@ -39,6 +39,9 @@ this machine. Exit 0: done; 2: a mistake in the command or the data, told in one
 else.
 """
 
+INTERRUPTED = "no shard is kept; again: {command}"
+"""What is told after SIGINT or SIGTERM."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -58,10 +61,12 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
 
+    from ageray.commands.terminal.rows import RowProgress
     from ageray.prepare import run
 
     source = run.check(experiment, arguments.fresh)  # before Ray starts, which takes seconds
-    report = run.prepare(experiment, arguments.fresh, source)
+    with RowProgress(live=experiment.scale.progress) as progress:
+        report = run.prepare(experiment, arguments.fresh, source, progress.show)
     print(summary(report, str(experiment.data.shards)))
 
 
@@ -71,13 +76,14 @@ def summary(report: dict[str, Any], target: str) -> str:
 
     counts = dict(report["counts"])
     photos, faces = counts.pop("photos"), counts.pop("kept")
-    lines = [f"{report['dataset']} (layout {report['layout']}): {photos} photos, {faces} faces kept"]
+    kept = f"{cli.count(photos, 'photo')}, {cli.count(faces, 'face')} kept"
+    lines = [f"{report['dataset']} (layout {report['layout']}): {kept}"]
     for kind, number in counts.items():
         lines.append(f"  {number:>7} dropped: {kind}")
     for kind, number in Counter(note["kind"] for note in report["notes"]).items():
         lines.append(f"  {number:>7} kept, but: {kind}")
     mib = sum(file["bytes"] for file in report["shards"]) / 2**20
     speed = f"{report['seconds']:.0f} s, {report['photos_per_second']:.0f} photos/s"
-    lines.append(f"{len(report['shards'])} shards, {mib:.0f} MiB, {speed}: {target}")
+    lines.append(f"{cli.count(len(report['shards']), 'shard')}, {mib:.0f} MiB, {speed}: {target}")
     lines.append(f"every dropped photo and why: {storage.join(target, REPORT)}")
     return "\n".join(lines)

@@ -50,6 +50,9 @@ Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mis
 or the data, told in one line; 1: anything else. More in docs/score.md.
 """
 
+INTERRUPTED = "rows of finished photos are kept in DIR.unfinished; to go on: {command}"
+"""What is told after SIGINT or SIGTERM."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
@@ -174,7 +177,7 @@ def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment
 
 def closing(summary: dict[str, Any], out: str) -> str:
     """The content of summary.json, for the terminal."""
-    lines = [f"{summary['images']:,} photos, {summary['faces']:,} faces"]
+    lines = [f"{cli.count(summary['images'], 'photo')}, {cli.count(summary['faces'], 'face')}"]
     for kind, count in summary["errors"].items():
         lines.append(f"  {count:>7,} {kind}")
     rate = f"{summary['seconds']:,.1f} s, {summary['images_per_second']:,.1f} photos/s"

@@ -41,6 +41,9 @@ Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mis
 the settings or the data, told in one line; 1: anything else.
 """
 
+INTERRUPTED = "finished trials are kept; the same command with --resume goes on"
+"""What is told after SIGINT or SIGTERM."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""

@@ -19,11 +19,16 @@ from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.one_model import evaluate
 from ageray.evaluate.page.comparison import comparison_report
 from ageray.experiment import Experiment
+from ageray.machine.progress import Show, show_nothing
 from ageray.metrics.paired_tests import LEVEL
 
 
 def compare(
-    models: Sequence[str], experiments: Sequence[Experiment], out: str, trained_on: str | None = None
+    models: Sequence[str],
+    experiments: Sequence[Experiment],
+    out: str,
+    trained_on: str | None = None,
+    show: Show = show_nothing,
 ) -> dict[str, Any]:
     """Evaluates each model in `out/<number>-<name>`, compares every pair; returns the comparison.
 
@@ -35,7 +40,7 @@ def compare(
     reports, tables, rows, warnings = [], [], [], []
     for number, (model, experiment) in enumerate(zip(models, experiments, strict=True)):
         model_files = files.for_model(number, model)
-        report = evaluate(model, experiment, model_files.folder, trained_on)
+        report = evaluate(model, experiment, model_files.folder, trained_on, show)
         reports.append(report)
         warnings += report["warnings"]
         tables.append(_read_predictions(model_files))

@@ -24,16 +24,23 @@ from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.page.evaluation import evaluation_report
 from ageray.evaluate.predictions import predictions
 from ageray.experiment import Experiment
+from ageray.machine.progress import Show, show_nothing
 
 
-def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | None = None) -> dict[str, Any]:
+def evaluate(
+    model: str,
+    experiment: Experiment,
+    out: str,
+    trained_on: str | None = None,
+    show: Show = show_nothing,
+) -> dict[str, Any]:
     """Predicts the test part of `experiment.data` under `experiment.protocol`; returns the report.
 
     Writes report.html, report.json, predictions.parquet and split.parquet to the folder `out`.
     Alignment is the bundle's. So is decoding, unless `experiment.model.decode` or
     `experiment.train.calibrate` differ from it. `trained_on`: shards that the model was trained on,
     for the audit; by default those that its settings name. Needs a connected cluster.
-    Raises UserError if there are no shards or no test face.
+    show: receives the progress. Raises UserError if there are no shards or no test face.
     """
     own = bundle.load(model)
     loaded = own.decoding(experiment.model.decode, experiment.train.calibrate)
@@ -53,7 +60,7 @@ def evaluate(model: str, experiment: Experiment, out: str, trained_on: str | Non
     files = EvaluationFiles.at(out)
     storage.make_folder(files.folder)
     splits.save(files.split, split.parts)
-    predicted = predictions(model, loaded, experiment, files.split, split.parts["test"])
+    predicted = predictions(model, loaded, experiment, files.split, split.parts["test"], show)
     rows = results.with_labels(predicted.rows, faces)
     _check_usable(rows, shards)
     report = results.build(

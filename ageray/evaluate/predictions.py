@@ -20,6 +20,7 @@ from ageray.calibration import LIMITS
 from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
+from ageray.machine.progress import Show
 from ageray.predictor import Ages, Predictor
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -112,12 +113,18 @@ class _Predict:
 
 
 def predictions(
-    model: str, loaded: Bundle, experiment: Experiment, split: str, keys: list[str]
+    model: str,
+    loaded: Bundle,
+    experiment: Experiment,
+    split: str,
+    keys: list[str],
+    show: Show,
 ) -> Predictions:
     """Predicts the faces `keys`: the part `test` of the saved `split` of `experiment.data.shards`.
 
     Alignment and decoding are those of `loaded`, which is the bundle `model` or that bundle with
-    another decoding (`Bundle.decoding`). Needs a connected cluster.
+    another decoding (`Bundle.decoding`). show: receives records of `what`,
+    `done` and `total`. Needs a connected cluster.
     """
     pool = plan_actors(experiment.scale)
     stream = face_stream(
@@ -138,10 +145,12 @@ def predictions(
         **pool.options(),
     )
     batches: Any = predicted.iter_batches(batch_size=None, batch_format="pyarrow")
-    tables = []
+    tables, done = [], 0
     for table in batches:
         if table.num_rows:
             tables.append(table)
+            done += table.num_rows
+            show({"what": f"faces predicted by {model}", "done": done, "total": len(keys)})
     rows = pa.concat_tables(tables).sort_by("key")
     if "embedding" not in rows.column_names:
         return Predictions(rows, None)

@@ -22,8 +22,8 @@ class Map(Protocol):
 
     def __call__(
         self, function: Function, tables: Sequence[pa.Table], batch: int | None, give_up: Function
-    ) -> list[pa.Table]:
-        """The answers, in any order.
+    ) -> Iterator[pa.Table]:
+        """The answers as they come, in any order.
 
         batch: rows of a call; None gives `function` each table as a whole. give_up: answers for
         rows (or a whole table) on which a process died twice. Ray does not need it: it tries a
@@ -55,25 +55,23 @@ def _map_here(
     tables: Sequence[pa.Table],
     batch: int | None,
     give_up: Function,
-) -> list[pa.Table]:
+) -> Iterator[pa.Table]:
     """A batch on which a process died is tried again, each of its rows alone."""
     tasks = []
     for table in tables:
         rows = batch or table.num_rows
         tasks += [(table.slice(start, rows), 0) for start in range(0, table.num_rows, rows)]
     processes = min(scale.local_cpus or usable_cpus(), len(tasks))
-    answers = []
     for outcome in pool.run(partial(_of_task, function), tasks, processes):
         table, deaths = outcome.task
         if not outcome.died:
-            answers.append(outcome.value)
+            yield outcome.value
         elif deaths + 1 == _MAX_DEATHS:
-            answers.append(give_up(table))
+            yield give_up(table)
         else:
             rows = 1 if batch else table.num_rows
             for start in range(0, table.num_rows, rows):
                 pool.retry((table.slice(start, rows), deaths + 1))
-    return answers
 
 
 def _of_task(function: Function) -> Callable[[tuple[pa.Table, int]], pa.Table]:
@@ -82,10 +80,9 @@ def _of_task(function: Function) -> Callable[[tuple[pa.Table, int]], pa.Table]:
 
 def _map_on_ray(
     function: Function, tables: Sequence[pa.Table], batch: int | None, give_up: Function
-) -> list[pa.Table]:
-    import ray
+) -> Iterator[pa.Table]:
     import ray.data
 
     dataset = ray.data.from_arrow(list(tables))
     answers = dataset.map_batches(function, batch_size=batch, batch_format="pyarrow")
-    return list(ray.get(answers.to_arrow_refs()))
+    yield from answers.iter_batches(batch_size=None, batch_format="pyarrow")

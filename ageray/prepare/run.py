@@ -22,6 +22,7 @@ from ageray import storage
 from ageray.errors import UserError
 from ageray.experiment import Data, Experiment
 from ageray.lease import Lease, is_lease
+from ageray.machine.progress import Show, show_nothing
 from ageray.prepare import inspect, select, sources
 from ageray.prepare.manifest import Problem
 from ageray.prepare.mapping import Map, mapping
@@ -53,7 +54,10 @@ def check(experiment: Experiment, fresh: bool = False) -> sources.Source:
 
 
 def prepare(
-    experiment: Experiment, fresh: bool = False, source: sources.Source | None = None
+    experiment: Experiment,
+    fresh: bool = False,
+    source: sources.Source | None = None,
+    show: Show = show_nothing,
 ) -> dict[str, Any]:
     """Writes the face shards of `data.source` to `data.shards`; returns the report `prepare.json`.
 
@@ -67,20 +71,21 @@ def prepare(
     complete. The next run replaces an unfinished folder. Two runs with one target are told apart by
     a lease.
 
-    source: the result of `check`, if it was called already.
+    source: the result of `check`, if it was called already. show: receives records of `what`,
+    `done` and `total` as photos are looked at and written.
     Raises UserError as `check` does, and if no face is left or the shards cannot be written.
     """
     started = time.perf_counter()
     with mapping(experiment.scale) as apply:
         source = source or check(experiment, fresh)
-        return _prepare(experiment, _target(experiment.data, fresh), source, apply, started)
+        return _prepare(experiment, _target(experiment.data, fresh), source, apply, started, show)
 
 
 def _prepare(
-    experiment: Experiment, target: str, source: sources.Source, apply: Map, started: float
+    experiment: Experiment, target: str, source: sources.Source, apply: Map, started: float, show: Show
 ) -> dict[str, Any]:
     data = experiment.data
-    inspected = _look(source.table, data, experiment.scale.decode_batch, apply)
+    inspected = _look(source.table, data, experiment.scale.decode_batch, apply, show)
     rows, dropped = select.choose(source.table, inspected)
     problems = source.problems + dropped
     if rows.num_rows == 0:
@@ -94,7 +99,7 @@ def _prepare(
     _check_draft(draft)
     with Lease(draft, "preparation") as lease:
         _clear(draft)
-        shards = write_shards(rows, draft, data.shard_mib, apply)
+        shards = write_shards(rows, draft, data.shard_mib, apply, show)
         lease.check()
     report = {
         "dataset": data.name,
@@ -177,7 +182,7 @@ def _clear(draft: str) -> None:
     storage.remove(draft, old)
 
 
-def _look(photos: pa.Table, data: Data, batch: int, apply: Map) -> pa.Table:
+def _look(photos: pa.Table, data: Data, batch: int, apply: Map, show: Show) -> pa.Table:
     """First pass: a row of `inspect.INSPECTED_SCHEMA` for every photo, in any order."""
     light = photos.select(["key", "uri", "landmarks"]).combine_chunks()
     step = max(batch, min(-(-light.num_rows // _BLOCKS), _MAX_ROWS))
@@ -188,8 +193,13 @@ def _look(photos: pa.Table, data: Data, batch: int, apply: Map) -> pa.Table:
         detect=data.detect,
         fingerprint=data.near_duplicates == "drop",
     )
-    tables = apply(look, blocks, batch, inspect.give_up)
-    return pa.concat_tables([table.cast(inspect.INSPECTED_SCHEMA) for table in tables])
+    tables: list[pa.Table] = []
+    done = 0
+    for table in apply(look, blocks, batch, inspect.give_up):
+        tables.append(table.cast(inspect.INSPECTED_SCHEMA))
+        done += table.num_rows
+        show({"what": "photos looked at", "done": done, "total": light.num_rows})
+    return pa.concat_tables(tables)
 
 
 def _several_faces(rows: pa.Table) -> list[Problem]:

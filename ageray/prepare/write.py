@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ageray import schema, storage
 from ageray.errors import UserError
+from ageray.machine.progress import Show
 from ageray.prepare import select
 from ageray.prepare.mapping import Map
 
@@ -22,8 +23,12 @@ _SHARD_SCHEMA = pa.schema(
 )
 
 
-def write_shards(rows: pa.Table, folder: str, shard_mib: float, apply: Map) -> list[dict[str, Any]]:
+def write_shards(
+    rows: pa.Table, folder: str, shard_mib: float, apply: Map, show: Show
+) -> list[dict[str, Any]]:
     """Writes the rows as shards of about `shard_mib` MiB; returns file, rows and bytes of each.
+
+    show: see `prepare`.
 
     Raises UserError if a shard could not be written.
     """
@@ -35,7 +40,12 @@ def write_shards(rows: pa.Table, folder: str, shard_mib: float, apply: Map) -> l
         name = storage.join(folder, f"faces-{shard:05d}-of-{len(cuts) - 1:05d}.parquet")
         names = pa.array([name] * (end - start))
         blocks.append(light.slice(start, end - start).append_column("shard", names))
-    reports = pa.concat_tables(apply(write_shard, blocks, None, _give_up)).to_pylist()
+    reports: list[dict[str, Any]] = []
+    done = 0
+    for table in apply(write_shard, blocks, None, _give_up):
+        reports += table.to_pylist()
+        done += sum(table.column("rows").to_pylist())
+        show({"what": "faces written", "done": done, "total": rows.num_rows})
     files = sorted(reports, key=lambda file: str(file["file"]))
     for file in files:
         error = file.pop("error")

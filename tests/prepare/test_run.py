@@ -567,7 +567,7 @@ def test_help_and_summary(capsys: pytest.CaptureFixture[str]) -> None:
         "set (layout utkface): 10 photos, 7 faces kept",
         "        3 dropped: no face",
         "        2 kept, but: several faces",
-        "1 shards, 3 MiB, 2 s, 5 photos/s: s3://b/out",
+        "1 shard, 3 MiB, 2 s, 5 photos/s: s3://b/out",
         "every dropped photo and why: s3://b/out/prepare.json",
     ]
 
