@@ -15,6 +15,13 @@ import pyarrow as pa
 POINTS = pa.list_(pa.float32(), 10)
 BOX = pa.list_(pa.float32(), 4)
 
+BOX_ORDER = "x0 y0 x1 y1; pixels of the upright photo"
+POINTS_ORDER = (
+    "x y of viewer-left eye, viewer-right eye, nose tip, viewer-left mouth corner, viewer-right mouth "
+    "corner; pixels of the upright photo"
+)
+"""What the numbers of a box and of landmarks are, for the metadata of files."""
+
 FACES = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),

@@ -20,7 +20,7 @@ from ageray.calibration import LIMITS
 from ageray.cluster.actors import plan_actors
 from ageray.data.stream import face_stream
 from ageray.experiment import Experiment
-from ageray.machine.progress import Show
+from ageray.machine.progress import Show, show_nothing
 from ageray.predictor import Ages, Predictor
 
 LEVELS = tuple(round(0.05 * k, 2) for k in range(1, 20))
@@ -118,7 +118,7 @@ def predictions(
     experiment: Experiment,
     split: str,
     keys: list[str],
-    show: Show,
+    show: Show = show_nothing,
 ) -> Predictions:
     """Predicts the faces `keys`: the part `test` of the saved `split` of `experiment.data.shards`.
 

@@ -89,7 +89,8 @@ def test_figures_before_and_after_are_those_of_the_predictor(
                 points = np.array(row["landmarks"], np.float32).reshape(1, 5, 2)
                 box = np.array([row["box"]], np.float32)
                 face = face_canvases(row["image"], points, box, Align(size=48))
-                errors.append(float(predictor.predict(*face).age[0]) - row["age"])
+                age = predictor.predict(face.pixels, face.points, face.box).age[0]
+                errors.append(float(age) - row["age"])
         sums[name] = np.sum(errors)
     fitted, tested = report["faces"], report["test"]["faces"]
     biases = report["before"]["bias"]["value"], report["test"]["before"]["bias"]["value"]
