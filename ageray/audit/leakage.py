@@ -19,6 +19,8 @@ from ageray.audit.conflicts import EXAMPLES, Ages, Rows, identical_conflicts, ne
 from ageray.audit.near_duplicates import Fingerprints
 
 UNKNOWN = "unknown"
+MEDIAN_LINE = "always the training median"
+"""The line on the floor begins with this."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Audit:
     def _floor_lines(self) -> list[str]:
         lines, median = [], self.constant["median"]
         if self.constant["mae"] is not None:
-            lines.append(f"always the training median, {median:g} years: MAE {self.constant['mae']:.2f}")
+            lines.append(f"{MEDIAN_LINE}, {median:g} years: MAE {self.constant['mae']:.2f}")
         if self.oracle["mae"] is not None and self.subjects["shared"]:
             lines.append(
                 f"leak: knowing only who it is (the subject's mean training age) has MAE "

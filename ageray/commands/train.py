@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ageray import config, storage
 from ageray.commands import cli
+from ageray.errors import UserError
 from ageray.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ examples:
       scale.workers=8 train.sync_batchnorm=true
   ageray train configs/cluster_cnn.yaml configs/data/utkface.yaml \\
       loss.neighborhood.sigma=3 loss.cross_entropy=null
+  ageray train configs/default.yaml configs/data/utkface.yaml --seeds 3 train.name=first
 
 Runs on the cluster of RAY_ADDRESS, else on this machine. Exit 0: done; 2: a mistake in the command,
 the settings or the data, told in one line; 1: anything else.
@@ -49,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.new_parser("train", __doc__, _EPILOG)
     parser.add_argument("words", nargs="+", metavar="FILE.yaml | key=value", help="settings; later ones win")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train N times, with train.seed and the seeds after it, each into a run of its own",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget an earlier run of the same settings")
     return parser
 
@@ -57,19 +67,57 @@ def main(words: Sequence[str]) -> None:
     """Trains and prints the result. Raises UserError for mistakes in the settings or the data."""
     arguments = parser().parse_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds {arguments.seeds}: give 1 or more")
+    if arguments.seeds > 1:
+        _train_seeds(experiment, arguments.seeds, arguments.fresh)
+        return
+    folder = _train(experiment, arguments.fresh)
+    print(f"model: {folder}")
 
+
+def _train(experiment: Experiment, fresh: bool) -> str:
+    """One run; its folder."""
     from ageray import cluster
     from ageray.commands.terminal.epochs import EpochTable
     from ageray.train import plan, run
 
-    planned = plan.make(experiment, arguments.fresh)
+    planned = plan.make(experiment, fresh)
     _print_plan(experiment, planned)
     cluster.connect(experiment.scale)
     _audit(experiment, planned)
     with EpochTable(live=experiment.scale.progress) as table:
         run.train(experiment, planned, table.show)
     _print_validation(planned.files)
-    print(f"model: {planned.folder}")
+    return planned.folder
+
+
+def _train_seeds(experiment: Experiment, count: int, fresh: bool) -> None:
+    """A run for each seed. A finished one is kept, unless `fresh`."""
+    from ageray.train.files import RunFiles
+    from ageray.train.plan import run_folder
+
+    folders, errors = [], []
+    for seed in range(experiment.train.seed, experiment.train.seed + count):
+        train = experiment.train.model_copy(update={"seed": seed})
+        seeded = experiment.model_copy(update={"train": train})
+        folder = run_folder(seeded)
+        print(f"train.seed={seed}", flush=True)
+        if fresh or not storage.exists(RunFiles(folder).card):
+            _train(seeded, fresh)
+        else:
+            print(f"{folder}: is finished; kept")
+        card = json.loads(storage.read_text(RunFiles(folder).card))
+        folders.append(folder)
+        if "validation" in card:
+            errors.append(card["validation"]["mae"])
+    if len(errors) > 1:
+        each = ", ".join(f"{error:.3f}" for error in errors)
+        spread = f"mean {statistics.mean(errors):.3f}, standard deviation {statistics.stdev(errors):.3f}"
+        print(f"validation MAE of {len(errors)} seeds: {each}; {spread}")
+    for folder in folders:
+        print(f"model: {folder}")
+    print("to compare two recipes: ageray evaluate with the models of both; the noise of seeds counts")
 
 
 def _print_plan(experiment: Experiment, plan: Plan) -> None:

@@ -36,6 +36,7 @@ _ADDED: dict[tuple[str, ...], Any] = {
     ("protocol", "tests"): "test",
     ("train", "balance_count"): 5000,
     ("train", "balance_power"): 1.0,
+    ("train", "name"): None,
     ("train", "select"): "mae",
     ("train", "shuffle_all"): False,
     ("train", "stages", "*", "optimizer", "frozen_blocks"): 0,

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import metrics, storage
+from ageray import bundle, config, metrics, storage
 from ageray.errors import UserError
 from ageray.evaluate.files import EvaluationFiles
 from ageray.evaluate.one_model import evaluate
@@ -21,6 +22,8 @@ from ageray.evaluate.page.comparison import comparison_report
 from ageray.experiment import Experiment
 from ageray.machine.progress import Show, show_nothing
 from ageray.metrics.paired_tests import LEVEL
+
+_NOT_OF_THE_MODEL = {"scale", "storage", "tune"}
 
 
 def compare(
@@ -51,11 +54,55 @@ def compare(
         "images": reports[0]["images"],
         "models": rows,
         "pairs": _pairs(models, tables),
+        "settings": different_settings([bundle.load(model).experiment for model in models]),
+        "seeds": compare_recipes(models, tables),
         "warnings": list(dict.fromkeys(warnings)),
     }
     comparison_report(files.folder, comparison)
     storage.write_text(files.report, json.dumps(comparison, indent=1) + "\n")
     return comparison
+
+
+def different_settings(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Rows of `key` and `values`, one value a model: every setting that differs between two models,
+    of those that a model was made with."""
+    leaves = []
+    for experiment in experiments:
+        leaves.append(config.flat(experiment.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL)))
+    rows = []
+    for key in dict.fromkeys(key for each in leaves for key in each):
+        values = [each.get(key) for each in leaves]
+        if any(value != values[0] for value in values):
+            rows.append({"key": key, "values": values})
+    return rows
+
+
+def compare_recipes(models: Sequence[str], tables: Sequence[pa.Table]) -> list[dict[str, Any]]:
+    """Tests between each two recipes of which several seeds are among the models.
+
+    A recipe is a model's settings without `train.seed` and `train.name`. The noise of faces and of
+    seeds counts (`metrics.compare_seeds`). Only seeds that both have are compared; at least two.
+    """
+    recipes: dict[str, dict[int, int]] = {}
+    for number, model in enumerate(models):
+        experiment = bundle.load(model).experiment
+        train = experiment.train.model_copy(update={"seed": 0, "name": None})
+        recipe = config.digest(experiment.model_copy(update={"train": train}))
+        recipes.setdefault(recipe, {})[experiment.train.seed] = number
+    true, subjects = tables[0].column("age").to_numpy(), tables[0].column("subject").to_pylist()
+    rows = []
+    for first, second in combinations(recipes.values(), 2):
+        seeds = sorted(set(first) & set(second))
+        if len(seeds) < 2:
+            continue
+        ages = []
+        for recipe_seeds in (first, second):
+            columns = [tables[recipe_seeds[seed]].column("predicted").to_numpy() for seed in seeds]
+            ages.append(np.stack(columns))
+        tests = metrics.compare_seeds(true, ages[0], ages[1], subjects)
+        pair = {"first": models[first[seeds[0]]], "second": models[second[seeds[0]]], "seeds": seeds}
+        rows.append(tests | pair | {"mae": [tests["first"], tests["second"]]})
+    return rows
 
 
 def _check_same_faces(models: Sequence[str], experiments: Sequence[Experiment]) -> None:

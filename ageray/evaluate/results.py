@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ageray import metrics
+from ageray.audit.leakage import MEDIAN_LINE
 from ageray.calibration import LIMITS, one_age_each
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Data
@@ -64,6 +65,7 @@ def build(
     figures must know. audit: see `ageray.evaluate.split_audit`.
     Raises ValueError if no face has a prediction.
     """
+    measured = figures(rows, LEVELS, model.training_median)
     return {
         "model": {"name": model.name, "network": model.network, "identity": model.identity},
         "data": {"name": data.name, "shards": data.shards, "landmarks": data.landmarks},
@@ -71,15 +73,28 @@ def build(
         "notes": notes,
         "warnings": warnings,
         "levels": list(LEVELS),
-        **figures(rows, LEVELS, model.training_median),
+        **measured,
         **plain(rows),
         **classifiers(rows, model.classifiers),
         **gallery(rows, model.gallery, model.exclude_subject),
         **people(rows, model.correlation),
-        "audit": audit,
+        "audit": _with_one_median(audit, measured["constant"]["training_median"]),
         "unusable": unusable(rows),
         "card": model.card,
     }
+
+
+def _with_one_median(audit: dict[str, Any], floor: dict[str, Any] | None) -> dict[str, Any]:
+    """The audit without a training median of its own, where the model's card has one.
+
+    The card's is of the faces that trained; the audit's also counts those that validated, and may
+    count other shards.
+    """
+    if floor is None:
+        return audit
+    lines = [line for line in audit["lines"] if not line.startswith(MEDIAN_LINE)]
+    constant = {"median": floor["age"], "mae": floor["mae"]}
+    return audit | {"lines": lines, "constant": constant}
 
 
 def with_labels(predicted: pa.Table, faces: pa.Table) -> pa.Table:

@@ -108,6 +108,9 @@ class Stage(Strict):
 class Train(Strict):
     """How the weights are trained."""
 
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=60)] | None = None
+    """Name of the run's folder, before its digest; by default the names of the model and the
+    set."""
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)] = (Stage(),)
     """One after the other; each starts a new optimiser on the weights so far."""
     batch_size: Count = 64

@@ -57,12 +57,12 @@ class Plan:
 
 
 def run_folder(experiment: Experiment) -> str:
-    """`<runs>/<model>-<data>-<digest of the settings without scale>`.
+    """`<runs>/<model>-<data>-<digest of the settings without scale>`, or `<train.name>-<digest>`.
 
     The same experiment has the same folder and continues there.
     """
-    name = f"{experiment.model.name}-{experiment.data.name}-{config.digest(experiment)}"
-    return storage.join(storage.absolute(experiment.scale.runs), name)
+    name = experiment.train.name or f"{experiment.model.name}-{experiment.data.name}"
+    return storage.join(storage.absolute(experiment.scale.runs), f"{name}-{config.digest(experiment)}")
 
 
 def make(experiment: Experiment, fresh: bool = False) -> Plan:

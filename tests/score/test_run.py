@@ -599,8 +599,8 @@ def test_input_that_is_none(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "o"], "INPUT: give one, or --demo; got none"),
-        (["a", "b", "--out", "o"], "INPUT: give one, or --demo; got a and b"),
+        (["--out", "o"], "INPUT: give one or several, or --demo; got none"),
+        (["a", "--demo", "--out", "o"], "INPUT: give one or several, or --demo; got a"),
         (
             ["a", "--out", "o", "align.size=32"],
             "align.size=32: only scale.*, storage.* and data.detect.* can be set here",

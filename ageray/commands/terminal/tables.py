@@ -9,8 +9,12 @@ from rich.table import Table
 
 from ageray.commands.terminal.progress import log_console
 from ageray.evaluate import REPORT
+from ageray.evaluate.page.comparison import letter, seed_verdict, setting_text
+from ageray.report.page import PAGE
 
 _WIDTH = 140
+_COMPARED_WIDTH = 100
+_MOST_SETTINGS = 20
 _FLOORS = {"training_median": "always the training median", "own_median": "always this set's median"}
 
 Record = dict[str, Any]
@@ -47,22 +51,36 @@ def show(report: Record) -> None:
 
 def show_comparison(comparison: Record) -> None:
     """Several models on the same faces."""
-    console = log_console(_WIDTH)
+    console = log_console(_COMPARED_WIDTH)
     _show_warnings(console, comparison["warnings"])
     console.print(f"{comparison['data']['name']}, {comparison['images']:,} test faces", markup=False)
-    models = Table("model", "MAE", "95 % interval", "CS(5)", "bias", "90 % interval covers", "width")
+    models = Table("", "model", "MAE", "95 % interval", "CS(5)", "bias", "90 % interval covers", "width")
+    letters = {}
+    for number, row in enumerate(comparison["models"]):
+        letters[row["name"]] = letter(number)
     for row in comparison["models"]:
-        cells = [row["name"], _number(row["mae"], ".3f"), _interval(row["mae"], ".3f")]
+        cells = [letters[row["name"]], row["name"], _number(row["mae"], ".3f"), _interval(row["mae"], ".3f")]
         cells += [_number(row["cs5"], ".3f"), _number(row["bias"], "+.3f")]
         cells += [_number(row["coverage"], ".3f"), _number(row["width"], ".1f")]
         models.add_row(*cells)
     console.print(models)
-    pairs = Table("first", "second", "difference of MAE", "95 % interval", "p", "more than chance")
+    pairs = Table("pair", "difference of MAE", "95 % interval", "p", "more than chance")
     for row in comparison["pairs"]:
         difference = row["difference"]
-        cells = [row["first"], row["second"], _number(difference, "+.3f"), _interval(difference, "+.3f")]
+        pair = f"{letters[row['first']]} - {letters[row['second']]}"
+        cells = [pair, _number(difference, "+.3f"), _interval(difference, "+.3f")]
         pairs.add_row(*cells, f"{row['permutation_p']:.4f}", "yes" if row["real"] else "no")
     console.print(pairs)
+    for row in comparison["seeds"]:
+        console.print(seed_verdict(row), markup=False)
+    if comparison["settings"]:
+        settings = Table("what differs", *letters.values())
+        for row in comparison["settings"][:_MOST_SETTINGS]:
+            settings.add_row(row["key"], *map(setting_text, row["values"]))
+        console.print(settings)
+    further = len(comparison["settings"]) - _MOST_SETTINGS
+    if further > 0:
+        console.print(f"and {further} settings more: see {PAGE}", markup=False)
 
 
 def show_matrix(matrix: Record) -> None:

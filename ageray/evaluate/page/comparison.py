@@ -49,6 +49,8 @@ def comparison_report(folder: str, comparison: dict[str, Any]) -> None:
         verdicts=[verdict(pair) for pair in pairs],
         differences=plots.differences(pairs) if pairs else None,
         pairs=_pairs(pairs),
+        settings=_settings(comparison.get("settings", []), [model["letter"] for model in models]),
+        seeds=[seed_verdict(row) for row in comparison.get("seeds", [])],
         cs=plots.cs_curves(models),
         by_age=plots.maes_by_age(models),
     )
@@ -146,6 +148,39 @@ def _pairs(pairs: Sequence[dict[str, Any]]) -> Table:
             ]
         )
     return Table(("Pair", "Difference", "Sign-flip p", "Wilcoxon p", "More than chance"), rows)
+
+
+def _settings(rows: Sequence[dict[str, Any]], letters: Sequence[str]) -> Table | None:
+    """The settings that differ, a column a model; None if there are none."""
+    if not rows:
+        return None
+    cells: list[list[str | Cell]] = []
+    for row in rows:
+        cells.append([row["key"], *(setting_text(value) for value in row["values"])])
+    return Table(("Setting", *letters), cells)
+
+
+def setting_text(value: Any) -> str:
+    """A setting's value; `-` for a setting that a model does not have."""
+    if value is None:
+        return "-"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def seed_verdict(row: dict[str, Any]) -> str:
+    """A comparison of two recipes over several seeds, in words."""
+    difference, deviation = row["difference"], row["deviation"]
+    what = "no difference beyond noise"
+    if row["p"] < 0.05:
+        what = "a difference beyond noise"
+    text = (
+        f"{row['first']} and {row['second']}, {len(row['seeds'])} seeds each: {what}; MAE "
+        f"{row['mae'][0]:.2f} and {row['mae'][1]:.2f}, difference {difference['value']:+.2f} "
+        f"({difference['low']:+.2f} to {difference['high']:+.2f}), p = {probability(row['p'])}; its "
+        f"standard deviation is {deviation['faces']:.2f} by the faces and {deviation['seeds']:.2f} by "
+        "the seeds"
+    )
+    return text.replace("= <", "<")
 
 
 def _strengths(column: Sequence[dict[str, Any] | None]) -> Any:
