@@ -1,7 +1,13 @@
-"""`python -m ageray.config` prints the JSON schema of the settings files, for editors."""
+"""`python -m ageray.config` prints the JSON schema of the settings files, for editors; with
+`--page`, the page of all settings, docs/settings.md."""
 
 import json
+import sys
 
 from ageray.config.experiments import json_schema
+from ageray.config.page import settings_page
 
-print(json.dumps(json_schema(), indent=2))
+if sys.argv[1:] == ["--page"]:
+    print(settings_page(), end="")
+else:
+    print(json.dumps(json_schema(), indent=2))

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from ageray import config
 from ageray.config import messages
+from ageray.config.page import settings_page
 from ageray.config.yaml_text import YamlText
 from ageray.experiment import Experiment
 
@@ -106,6 +107,18 @@ def test_the_editors_schema_is_current() -> None:
     hint = "run: python -m ageray.config > configs/experiment.schema.json"
     assert (CONFIGS / "experiment.schema.json").read_text() == fresh, hint
     jsonschema.Draft202012Validator.check_schema(json.loads(fresh))
+
+
+def test_the_page_of_all_settings_is_fresh_and_complete() -> None:
+    page = settings_page()
+    hint = "run: python -m ageray.config --page > docs/settings.md"
+    assert (CONFIGS.parent / "docs" / "settings.md").read_text() == page, hint
+    leaves = config.flat(Experiment().model_dump(mode="json", exclude={"tune"}))
+    for key in leaves:
+        assert f"| `{key}` |" in page or f"| `{key.rpartition('.')[0]}` |" in page, key
+    assert "| `loss.neighborhood.sigma` | `5.0` | number, > 0 |" in page
+    assert "| `train.augment.flip` |" in page
+    assert "`model`: `dhaa`" in page
 
 
 def fields(schema: dict[str, Any], keys: tuple[str, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
