@@ -8,7 +8,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ageray import config, storage
 from ageray.commands import cli
@@ -80,14 +80,23 @@ def _train(experiment: Experiment, fresh: bool) -> str:
     """One run; its folder."""
     from ageray import cluster
     from ageray.commands.terminal.epochs import EpochTable
-    from ageray.train import plan, run
+    from ageray.train import plan, run, trackers
 
+    trackers.check(experiment)
     planned = plan.make(experiment, fresh)
     _print_plan(experiment, planned)
     cluster.connect(experiment.scale)
     _audit(experiment, planned)
-    with EpochTable(live=experiment.scale.progress) as table:
-        run.train(experiment, planned, table.show)
+    with (
+        EpochTable(live=experiment.scale.progress) as table,
+        trackers.tracking(experiment, planned.folder) as tracked,
+    ):
+
+        def show(record: dict[str, Any]) -> None:
+            table.show(record)
+            tracked.show(record)
+
+        run.train(experiment, planned, show)
     _print_validation(planned.files)
     return planned.folder
 

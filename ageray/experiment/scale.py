@@ -70,7 +70,11 @@ class Scale(Strict):
     some hundreds a second and core, and stores them beside the shards.
     """
     progress: bool = True
-    """Ray Data's progress bars and the epoch table."""
+    """Whether commands show progress: a bar, and the epoch table of `ageray train`."""
+    trackers: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers of experiments that get the figures of each epoch, besides TensorBoard's file. Each
+    needs its package: `pip install 'ageray[mlflow]'` or `'ageray[wandb]'`. Without a server (see
+    MLFLOW_TRACKING_URI, WANDB_API_KEY) they write to `runs`."""
 
     def faces_a_batch(self, on_gpu: bool) -> int:
         """The batch size of scoring: `score_batch`, or its default if it is 0."""
