@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ageray import storage
 from ageray.config.load import parse, parse_text, validate
 from ageray.config.messages import Schema, schema
 from ageray.config.nodes import Keys, Node, Place, Problem, mistake, wrap
@@ -141,6 +140,8 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
 
     Only these two are read in workers. Names (`none`, `imagenet`, `start`, `zoo:NAME`) stay.
     """
+    from ageray import storage  # imports numpy, which reading settings does not need
+
     model, train = experiment.model, experiment.train
     if model.weights not in ("none", "imagenet"):
         model = model.model_copy(update={"weights": storage.absolute(model.weights)})
