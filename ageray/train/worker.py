@@ -100,7 +100,9 @@ class Worker:
         if state.ema_network is not None:
             feature_store.pass_features_on(state.ema_network)
         seconds = time.perf_counter() - started
-        self._note(f"the body is frozen: its features of {faces:,} faces were computed once, in {seconds:.0f} s")
+        self._note(
+            f"the body is frozen: its features of {faces:,} faces were computed once, in {seconds:.0f} s"
+        )
 
     def _note(self, text: str) -> None:
         """Shows a line to the user, once."""
