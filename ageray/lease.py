@@ -38,6 +38,14 @@ def is_lease(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+_TAKEN = "is writing there"
+
+
+def is_taken(error: UserError) -> bool:
+    """Whether `Lease` raised this because another run has the lease."""
+    return _TAKEN in str(error)
+
+
 class Lease:
     """The right to write in a folder. Inside a `with` block a thread renews it."""
 
@@ -135,7 +143,7 @@ class Lease:
     def _taken(self, record: dict[str, Any]) -> UserError:
         owner = f"process {record.get('process')} on {record.get('host')}"
         remedy = "wait until it is done, or stop it"
-        return UserError(f"{self._folder}: another {self._what} is writing there ({owner}); {remedy}")
+        return UserError(f"{self._folder}: another {self._what} {_TAKEN} ({owner}); {remedy}")
 
 
 def _names(folder: str) -> list[str]:

@@ -22,7 +22,7 @@ from ageray import bundle, config, storage
 from ageray.bundle import Bundle
 from ageray.errors import StoreError, UserError
 from ageray.experiment import Detect, Scale
-from ageray.lease import Lease
+from ageray.lease import Lease, is_taken
 from ageray.machine import engine
 from ageray.machine.pool import Pool
 from ageray.schema import UNAVAILABLE
@@ -225,7 +225,9 @@ def _lease(checkpoint: ScoreCheckpoint, out: str) -> Lease:
     except StoreError:
         raise
     except UserError as error:
-        raise UserError(f"--out {out}: {error}") from None
+        if is_taken(error):
+            raise UserError(f"--out {out}: {error}") from None
+        raise UserError(f"--out {out}: cannot be written ({error})") from None
 
 
 def _open(checkpoint: ScoreCheckpoint, plan: dict[str, Any], out: str) -> None:

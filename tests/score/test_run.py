@@ -728,7 +728,7 @@ def test_mistakes_with_a_store(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    assert "s3://faces/one: cannot be reached" in message("s3://faces/one", str(out))
+    assert "s3://faces/one: the store does not answer" in message("s3://faces/one", str(out))
     s3fs.S3FileSystem.clear_instance_cache()
     assert list(tmp_path.iterdir()) == []
 
