@@ -455,6 +455,7 @@ def test_folds_of_other_faces_are_refused(copy: Path, settings: Path, shards: Pa
 
 
 def test_a_file_that_is_no_fold_is_named(copy: Path, settings: Path) -> None:
+    (copy / "folds" / "0002.parquet.sha256").unlink()  # as of a version without checksums
     (copy / "folds" / "0002.parquet").write_bytes(b"nonsense")
     assert mistake(load(settings), copy).startswith(
         f"{copy}/folds/0002.parquet: not the file of a fold; remove it"
