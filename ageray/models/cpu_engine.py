@@ -37,7 +37,7 @@ def for_cpu(network: AgeNetwork, threads: int) -> nn.Module:
         return network
     try:
         return _OnnxNetwork(network, threads)
-    except (_Unsupported, fx.proxy.TraceError):
+    except _Unsupported:
         return network
 
 
@@ -82,7 +82,11 @@ class _Graph:
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
         self._outputs: dict[str, str] = {}
-        for node in _Tracer().trace(network).nodes:
+        try:
+            nodes = _Tracer().trace(network).nodes
+        except Exception as error:  # many types, also from layers that look at their inputs
+            raise _Unsupported("cannot be traced") from error
+        for node in nodes:
             self._translate(node)
 
     def model(self) -> Any:

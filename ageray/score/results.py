@@ -19,7 +19,7 @@ from ageray import schema
 from ageray.errors import UserError
 from ageray.score import tables, tars
 from ageray.score.chunks import error_kind, first_rows
-from ageray.stages.detect import read_ahead
+from ageray.stages.read_ahead import read_ahead
 
 OLDEST = 120
 """Last year of `Digest.ages`, which counts all older faces too."""

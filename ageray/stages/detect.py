@@ -11,12 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain, islice, starmap
+from itertools import chain, starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,16 +29,15 @@ from ageray.errors import StoreError, UserError
 from ageray.experiment import Align, Detect
 from ageray.faces.canvases import canvas_side, face_canvases
 from ageray.faces.detect import Face, detector, subject_of
-from ageray.faces.images import ImageError, Photo, decode, fetch
+from ageray.faces.images import ImageError, Photo, decode
 from ageray.faces.limits import cpu_limit
 from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
-from ageray.storage import READERS
+from ageray.stages.read_ahead import read_ahead
 
 _CANVAS_BYTES = 128 * 2**20
 MAX_DEATHS = 2
 """A photo on which the process died so often is not tried again."""
 
-_BYTES_AHEAD = 192 * 2**20  # of photos that wait to be decoded, about
 _FATAL = "cannot decode: the process died on it twice"
 
 
@@ -239,38 +237,6 @@ def _items(photos: pa.Table) -> Iterator[Item]:
         return
     uris = photos.column("image").to_pylist()
     yield from map(Item, uris, read_ahead(uris))
-
-
-class _ReadAhead:
-    """Fetches photos in threads before they are needed: READERS at once if they are small, two or
-    three if they have hundreds of megabytes.
-    """
-
-    def __init__(self) -> None:
-        self._largest = _BYTES_AHEAD // 3  # of the photos so far, and falling: bytes
-
-    def contents(self, uris: list[str]) -> Iterator[bytes | UserError | ImageError]:
-        """The photos in the order of `uris`, each as `fetch` gives it."""
-        waiting: deque[Future[bytes | UserError | ImageError]] = deque()
-        rest = iter(uris)
-        with ThreadPoolExecutor(READERS) as pool:
-            while True:
-                count = min(READERS, max(2, _BYTES_AHEAD // max(1, self._largest)))
-                for uri in islice(rest, max(0, count - len(waiting))):
-                    waiting.append(pool.submit(_fetch, uri))
-                if not waiting:
-                    return
-                content = waiting.popleft().result()
-                if isinstance(content, bytes):
-                    self._largest = max(len(content), self._largest * 3 // 4)
-                yield content
-
-
-read_ahead = _ReadAhead().contents
-
-
-def _fetch(uri: str) -> bytes | UserError | ImageError:
-    return fetch(uri) if uri else UserError("no path is given")
 
 
 def _face_of_input(item: Item, align: Align) -> Face | None:

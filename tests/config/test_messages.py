@@ -59,6 +59,8 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
         "boolean": st.booleans(),
         "string": st.text(min_size=schema.get("minLength", 0)),
     }
+    if "pattern" in schema:
+        return st.from_regex(schema["pattern"].replace("$", r"\Z"), fullmatch=True, alphabet=ASCII)
     return scalars[schema["type"]] if schema["type"] in scalars else numbers(schema)
 
 
@@ -76,6 +78,7 @@ def numbers(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     )
 
 
+ASCII = st.characters(max_codepoint=126)
 KEPT = [name for name, field in Experiment.model_fields.items() if not field.exclude]
 """What an experiment consists of: all but `tune`, which says what to search."""
 EXPERIMENTS = {

@@ -552,7 +552,7 @@ def test_a_fold_whose_loss_is_not_finite_is_named_and_the_others_are_kept(
     assert text.startswith("fold drawn-1: step ")
     assert "is not finite" in text
     assert text.endswith("; finished folds are kept")
-    assert [file.name for file in (tmp_path / "out" / "folds").iterdir()] == ["0000.parquet"]
+    assert [file.name for file in (tmp_path / "out" / "folds").glob("*.parquet")] == ["0000.parquet"]
 
 
 # --- shares of a machine --------------------------------------------------------------------------

@@ -363,8 +363,7 @@ def test_to_tensors_takes_read_only_memory_and_tensors() -> None:
     canvas = np.zeros((2, 8, 8, 3), np.uint8)
     canvas.flags.writeable = False
     moved = to_tensors({"canvas": canvas, "points": torch.ones(2, 5, 2)}, torch.device("cpu"))
-    moved["canvas"].fill_(1)
-    assert canvas.max() == 0
+    assert moved["canvas"].data_ptr() == canvas.ctypes.data  # a view: the stages only read it
     assert moved["points"].shape == (2, 5, 2)
 
 

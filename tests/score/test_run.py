@@ -577,7 +577,6 @@ def _other_table() -> bytes:
         ("list.csv", b"", "needs a column 'image' .*; it has none"),
         ("list.csv", b"image\n", "names no photo"),
         ("list.csv", b"image\na,b\n", "cannot be read"),
-        ("list.csv", b"image\n\xff\xfe.jpg\n", "cannot be read"),
         ("list.parquet", b"nonsense", "cannot be read as Parquet"),
         ("list.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
         ("shards/part.parquet", _other_table(), "needs a column 'image' .*; it has photo, age"),
@@ -599,8 +598,8 @@ def test_input_that_is_none(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "o"], "INPUT: give one or several, or --demo; got none"),
-        (["a", "--demo", "--out", "o"], "INPUT: give one or several, or --demo; got a"),
+        (["--out", "o"], "INPUT: give one, or --demo; got none"),
+        (["a", "--demo", "--out", "o"], "INPUT: give one, or --demo; got a"),
         (
             ["a", "--out", "o", "align.size=32"],
             "align.size=32: only scale.*, storage.* and data.detect.* can be set here",

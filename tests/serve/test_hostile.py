@@ -25,6 +25,7 @@ from starlette.routing import Route
 from ageray.errors import UserError
 from ageray.serve import auth, middleware, process, proxy, traffic
 from ageray.serve.errors import ApiError
+from ageray.serve.metrics import Metrics
 from ageray.serve.middleware import RequestMiddleware
 from ageray.serve.settings import Limits
 from ageray.serve.traffic import Traffic
@@ -62,7 +63,7 @@ class Service:
             Route("/healthz", _health),
         ]
         self.traffic = Traffic(bodies)
-        self.app = RequestMiddleware(Starlette(routes=routes), (), 2**20, self.traffic)
+        self.app = RequestMiddleware(Starlette(routes=routes), (), 2**20, self.traffic, Metrics())
 
     async def ask(self, path: str, receive: Receive, **headers: str) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON of the answer."""
