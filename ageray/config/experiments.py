@@ -91,6 +91,8 @@ def load(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment |
 def read(paths: Sequence[str], overrides: Sequence[str] = (), base: Experiment | None = None) -> ParsedConfig:
     """What `load` reads, with the places of all values. `tune` is allowed."""
     content = base.model_dump(mode="json") if base else None
+    if content and any(word.startswith("data.shards=") for word in overrides):
+        content["data"]["sets"] = []  # shards of the command line replace the sets of the training
     return ParsedConfig(*parse(Experiment, paths, overrides, content, "the given experiment"))
 
 

@@ -135,6 +135,14 @@ def test_overrides_win_over_files_and_files_over_the_base() -> None:
     assert config.load([], base=base) == base
 
 
+def test_shards_of_the_command_line_replace_the_sets_of_the_base() -> None:
+    """A model that was trained on several sets is evaluated on other faces."""
+    base = config.load([], ["data.sets=[{name: a, shards: one}, {name: b, shards: two}]"])
+    got = config.load([], ["data.shards=mine"], base=base)
+    assert (got.data.shards, got.data.sets) == ("mine", ())
+    assert len(config.load([], ["train.seed=1"], base=base).data.sets) == 2
+
+
 def test_a_problem_with_the_base() -> None:
     base = config.load([], ["model.name=cluster_cnn", "protocol.val=0.3"])
     with pytest.raises(UserError) as caught:
