@@ -34,7 +34,7 @@ from ageray.faces.limits import cpu_limit
 from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA, SIBLINGS, Search
 from ageray.stages.read_ahead import read_ahead
 
-_CANVAS_BYTES = 128 * 2**20
+_CANVAS_BYTES = 64 * 2**20
 MAX_DEATHS = 2
 """A photo on which the process died so often is not tried again."""
 
@@ -62,7 +62,7 @@ def face_batches(
 ) -> Iterator[pa.Table]:
     """The faces of a batch of photos: rows of DETECTED_SCHEMA, in tables of whole photos.
 
-    A table ends when its canvases have 128 MiB, so that the memory of a task depends on the faces
+    A table ends when its canvases have 64 MiB, so that the memory of a task depends on the faces
     of a photo and not on those of a batch: a photo of a crowd has 500.
     photos: the column `image` (uris to read), or rows of PHOTO_SCHEMA. If they have further
     columns, each row gets those of its photo, and SIBLINGS.
