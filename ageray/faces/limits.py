@@ -23,7 +23,7 @@ MAX_SCANNED = 2000.0
 CPU_SECONDS = 30.0
 """A process that needs more for one photo is ended. A photo of 100 megapixels needs 3."""
 
-_MAX_SEGMENTS = 10_000  # of a JPEG's header, or of a PNG besides its pixels
+_MAX_SEGMENTS = 100_000  # of a JPEG's header, or of a PNG besides its pixels
 _MAX_FILLING = 65_536  # bytes between segments
 _MAX_STRIPS = 200_000  # of a TIFF
 _MAX_TILE = 2**26  # pixels of a TIFF's tile

@@ -72,6 +72,11 @@ def test_progressive_photos_and_what_follows_them_are_not_refused() -> None:
     assert limits.problem(data, Image.open(io.BytesIO(data))) is None
 
 
+def test_a_jpeg_with_many_small_segments_is_read() -> None:
+    data = progressive()
+    assert decode(data[:2] + b"\xff\xe5\x00\x02" * 50_000 + data[2:]).pixels.shape == (64, 64, 3)
+
+
 @pytest.mark.parametrize(
     "header",
     [b"\xff\xe3\x00\x02" * 300_000, b"\xff" * 2_000_000, b"\xff\x00" * 1_000_000],
@@ -94,7 +99,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def test_a_png_of_many_chunks_and_one_whose_texts_unpack_to_gigabytes() -> None:
-    assert "more than 10000 chunks" in refused(png(chunk(b"tEXt", b"a\0b"), 300_000))
+    assert "more than 100000 chunks" in refused(png(chunk(b"tEXt", b"a\0b"), 300_000))
     text = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(50 * 2**20), 9))
     started = time.process_time()
     for data in (png(text, 20), png(chunk(b"iCCP", text[8:-4]), 1)):
