@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -15,8 +16,15 @@ def make(*words: str) -> str:
     old = ["-o", ".venv/.ready", "-o", ".venv/.ready-dev"]
     command = ["make", "-n", *old, *words]
     return subprocess.run(
-        command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=60
+        command, cwd=ROOT, env=_outside_make(), check=True, capture_output=True, text=True, timeout=60
     ).stdout.strip()
+
+
+def _outside_make() -> dict[str, str]:
+    """The environment without what a `make` around the tests adds: it would print its folders."""
+    return {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
 
 
 def test_alone_it_explains_itself() -> None:

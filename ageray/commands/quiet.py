@@ -47,9 +47,10 @@ def without_lines_of_ray() -> Iterator[None]:
 def _pass_on(reading: int, original: int, ended: Event) -> None:
     waiting = b""
     while True:
+        last = ended.is_set()  # before the look: what was written until then is found by it
         ready, _, _ = select.select([reading], [], [], 0.05)
         if not ready:
-            if ended.is_set():
+            if last:
                 break
             continue
         data = os.read(reading, 65_536)

@@ -325,11 +325,11 @@ def test_test_faces_of_which_none_can_be_used(model: Path, tmp_path: Path, ray_l
     ("words", "message"),
     [
         (
-            ["jobs.train", "loss.neighborhood.sigma=5"],
+            ["ageray", "train", "loss.neighborhood.sigma=5"],
             "error: data.shards is not set; name the folder that ageray prepare wrote",
         ),
         (
-            ["jobs.evaluate", "nowhere", "--out", "out"],
+            ["ageray", "evaluate", "nowhere", "--out", "out"],
             "error: nowhere: not a model; name zoo:default, a bundle",
         ),
     ],
@@ -347,7 +347,7 @@ def test_exit_code_and_single_line_for_a_mistake(words: list[str], message: str,
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_help_is_worth_reading(name: str, tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", f"jobs.{name}", "--help"],
+        [sys.executable, "-m", "ageray", name, "--help"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -463,7 +463,7 @@ def test_read_faces_says_what_is_wrong(ray_local: None, tmp_path: Path) -> None:
 def command_line(*words: str, **environment: str) -> subprocess.Popen[str]:
     """`ageray prepare` as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs.prepare", "scale.progress=false", *words],
+        [sys.executable, "-m", "ageray", "prepare", "scale.progress=false", *words],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,

@@ -34,7 +34,17 @@ class Job:
     """`ageray score` as a process of its own, with its own Ray."""
 
     def __init__(self, shards: Path, out: Path) -> None:
-        words = [sys.executable, "-m", "jobs.score", str(shards), "--out", str(out), "--model", "zoo:default"]
+        words = [
+            sys.executable,
+            "-m",
+            "ageray",
+            "score",
+            str(shards),
+            "--out",
+            str(out),
+            "--model",
+            "zoo:default",
+        ]
         settings = [
             "scale.progress=false",
             "scale.score_batch=16",

@@ -622,7 +622,7 @@ def test_never_needs_landmarks_of_the_input(photos: Path, model: str, tmp_path: 
 
 
 def test_exit_code_and_single_line_for_a_mistake(model: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "jobs.score", "nowhere", "--out", "out", "--model", model]
+    command = [sys.executable, "-m", "ageray", "score", "nowhere", "--out", "out", "--model", model]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "error: nowhere: not found; check the path or url\n"
@@ -665,7 +665,8 @@ def test_tar_model_and_result_on_a_store(
     command = [
         sys.executable,
         "-m",
-        "jobs.score",
+        "ageray",
+        "score",
         "s3://faces/in",
         "--out",
         "s3://faces/scores",

@@ -432,7 +432,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     """Killed in the middle of an epoch, whoever is killed: every weight and figure is that of a run
     that was left alone.
     """
-    command = [sys.executable, "-m", "jobs.train", str(settings), f"scale.runs={tmp_path}"]
+    command = [sys.executable, "-m", "ageray", "train", str(settings), f"scale.runs={tmp_path}"]
     folder = tmp_path / run.folder.name
     with (tmp_path / "said").open("w") as output:
         first = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)

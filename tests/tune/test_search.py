@@ -283,7 +283,8 @@ def test_a_killed_search_loses_no_trial(recipe: Path, tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "jobs.tune",
+        "ageray",
+        "tune",
         str(recipe),
         str(tmp_path / "space.yaml"),
         "--out",
