@@ -27,16 +27,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ageray import lease as leases
 from ageray.errors import UserError
 from ageray.faces.images import ImageError, decode, upright_size
-from ageray.lease import Lease
 from ageray.score import chunks, tars
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.serve.errors import ApiError
 from ageray.serve.uploads import parse_json
+from ageray.storage import lease as leases
+from ageray.storage.lease import Lease
 
 SECONDS = 3.0  # of CPU for a small file
 

@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ageray import delimited, storage
+from ageray import storage
 from ageray.errors import UserError
 from ageray.schema import POINTS
+from ageray.storage import delimited
 
 MANIFEST = pa.schema(
     [

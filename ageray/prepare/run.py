@@ -21,12 +21,12 @@ import pyarrow as pa
 from ageray import storage
 from ageray.errors import UserError
 from ageray.experiment import Data, Experiment
-from ageray.lease import Lease, is_lease
 from ageray.machine.progress import Show, show_nothing
 from ageray.prepare import inspect, select, sources
 from ageray.prepare.manifest import Problem
 from ageray.prepare.mapping import Map, mapping
 from ageray.prepare.write import write_shards
+from ageray.storage.lease import Lease, is_lease
 
 REPORT = "prepare.json"
 """Name of the report. It is written last, so a folder of shards that has it is complete."""

@@ -30,12 +30,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from ageray import lease, storage
+from ageray import storage
 from ageray.errors import StoreError, UserError
 from ageray.score import chunks, pieces
 from ageray.score.chunks import ChunkSet, Counts, split_chunk_id
 from ageray.score.files import ScoreFiles, is_again
 from ageray.score.pieces import DamagedPieceError, PieceIndex, Place
+from ageray.storage import lease
 
 _TIME_SHARE = 0.02  # of the time so far, between two pieces
 _MIN_SECONDS, _MAX_SECONDS = 2.0, 300.0  # between two pieces

@@ -6,7 +6,7 @@ OUT/part-NNNNN.parquet          rows of faces, with their ages
     summary.json                the figures; written last, so that a folder that has it is complete
 OUT.unfinished/plan.json        what is scored with which settings
                progress.json    how far the run is
-               lease-*.json     which process works here (`ageray.lease`)
+               lease-*.json     which process works here (`ageray.storage.lease`)
                pieces/*.parquet rows of whole chunks
                result/          becomes OUT when every chunk is done
 """
@@ -18,7 +18,8 @@ import re
 import uuid
 from dataclasses import dataclass
 
-from ageray import lease, report, storage
+from ageray import report, storage
+from ageray.storage import lease
 
 SUMMARY = "summary.json"
 ERRORS = "errors.parquet"

@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ageray import delimited, errors, storage
+from ageray import errors, storage
 from ageray.errors import UserError
 from ageray.faces.images import PHOTOS
 from ageray.score import inventory, tables
 from ageray.score.places import SEGMENT_PATHS, Places, in_segments
+from ageray.storage import delimited
 
 TABLES = (".parquet",)
 TARS = (".tar",)

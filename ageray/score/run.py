@@ -22,7 +22,6 @@ from ageray import bundle, config, storage
 from ageray.bundle import Bundle
 from ageray.errors import StoreError, UserError
 from ageray.experiment import Detect, Scale
-from ageray.lease import Lease, is_taken
 from ageray.machine import engine
 from ageray.machine.pool import Pool
 from ageray.schema import UNAVAILABLE
@@ -37,6 +36,7 @@ from ageray.score.read import InputSummary
 from ageray.score.shards import Shard
 from ageray.score.write import Part, WrittenPart
 from ageray.stages.columns import Search, scores_schema
+from ageray.storage.lease import Lease, is_taken
 
 _BYTES_A_PHOTO = 100_000
 """About, to guess the number of photos in tars."""

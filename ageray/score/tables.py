@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ageray import delimited, schema, storage
+from ageray import schema, storage
 from ageray.errors import UserError, one_line
 from ageray.faces.images import fetch
 from ageray.stages.columns import PHOTO_SCHEMA
+from ageray.storage import delimited
 
 Kind = Literal["manifest", "photo table", "face shards"]
 

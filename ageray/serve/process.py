@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import ageray
-from ageray.lease import start_of
 from ageray.serve import auth
+from ageray.storage.lease import start_of
 
 _GRACE = 15.0  # seconds between SIGINT and SIGKILL
 _LOOK = 0.1  # seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ageray import bundle, storage
-from ageray.lease import is_lease
+from ageray.storage.lease import is_lease
 
 RAY = "ray"
 """The folder within a run folder that Ray Train writes to; it is removed when training ends."""

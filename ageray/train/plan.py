@@ -20,10 +20,10 @@ from ageray.data.row_index import RowIndex
 from ageray.data.splits import train_digest
 from ageray.errors import UserError
 from ageray.experiment import Experiment, FaceSet, Scale, Stage
-from ageray.lease import Lease, is_lease
 from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
+from ageray.storage.lease import Lease, is_lease
 from ageray.train import sampler, wise_ft
 from ageray.train.files import RunFiles
 

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ageray import cluster, config, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
-from ageray.lease import Lease
+from ageray.storage.lease import Lease
 from ageray.train import loader, worker
 from ageray.train.files import RAY
 from ageray.train.plan import Plan, worker_range

@@ -14,7 +14,7 @@ from ageray.faces import limits
 from ageray.faces.images import ImageError, decode, upright_size
 from ageray.serve.errors import ApiError
 from ageray.serve.uploads import parse_json
-from ageray.store_errors import is_passing
+from ageray.storage.errors import is_passing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ageray import delimited, schema
+from ageray import schema
 from ageray.errors import UserError
 from ageray.prepare import manifest
 from ageray.score import chunks, read, tables, tars
 from ageray.score.chunks import Segment
 from ageray.score.inputs import Inputs
+from ageray.storage import delimited
 from ageray.synthetic import faces
 
 

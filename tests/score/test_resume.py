@@ -27,6 +27,7 @@ from ageray.score.run import score
 from ageray.synthetic import faces
 
 ROOT = Path(__file__).resolve().parents[2]
+FACES = 600  # the first piece comes after two seconds, when most of them are still to be scored
 PATIENCE = 400.0  # seconds, on a machine with other things to do
 
 
@@ -78,7 +79,7 @@ class Job:
         family = psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGKILL)
         self.process.communicate()
-        gone, left = psutil.wait_procs(family, timeout=30)
+        gone, left = psutil.wait_procs(family, timeout=10)
         assert len(gone) > 3  # Ray's agents take their time
         for process in left:
             process.kill()
@@ -163,13 +164,13 @@ def test_killed_driver_and_killed_model(
     ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards, out = tmp_path / "shards", tmp_path / "out"
-    faces.write_faces_table(shards, 200, size=96, shards=2)
+    faces.write_faces_table(shards, FACES, size=96, shards=2)
     first = Job(shards, out)
     first.wait_for(lambda: bool(first.pieces()))
     first.kill()
     before = progress(first)
     assert not out.exists()
-    assert (before["state"], before["total"]) == ("running", 200)
+    assert (before["state"], before["total"]) == ("running", FACES)
     scale = Scale(engine="ray", score_batch=16, threads=1, gpu=False, progress=False)
     with Killer() as killer:
         score(str(shards), str(out), "zoo:default", scale)
@@ -177,7 +178,7 @@ def test_killed_driver_and_killed_model(
     output = capsys.readouterr().out
     assert " photos that are done" in output
     done = int(output.split("goes on after ")[1].split()[0])
-    assert 0 < done < 200
+    assert 0 < done < FACES
     check(out, shards)
 
 

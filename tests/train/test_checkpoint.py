@@ -11,7 +11,7 @@ import torch
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.lease import Lease
+from ageray.storage.lease import Lease
 from ageray.train import checkpoint, plan
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.files import RunFiles

@@ -30,7 +30,7 @@ import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ageray.errors import DamagedError, UserError
-from ageray.store_errors import explained, is_passing, repeat
+from ageray.storage.errors import explained, is_passing, repeat
 
 MARKER = "_unfinished"
 """A file of this name marks a folder whose files are being replaced; do not read such a folder."""

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from ageray import lease, storage
+from ageray import storage
 from ageray.errors import UserError
-from ageray.lease import Lease
+from ageray.storage import lease
+from ageray.storage.lease import Lease
 
 
 @pytest.fixture(autouse=True)
@@ -48,8 +49,8 @@ def test_the_second_run_is_refused_until_the_first_ends(kind: str, tmp_path: Pat
 
 
 def test_the_lease_of_a_dead_process_is_taken_at_once(tmp_path: Path) -> None:
-    code = f"from ageray.lease import Lease; Lease({str(tmp_path / 'out')!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(lease.__file__).parents[1])
+    code = f"from ageray.storage.lease import Lease; Lease({str(tmp_path / 'out')!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(lease.__file__).parents[2])
     started = time.monotonic()
     with Lease(str(tmp_path / "out")):
         assert time.monotonic() - started < 0.4

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ageray import storage, store_errors
+from ageray import storage
 from ageray.errors import StoreError, UserError
+from ageray.storage import errors as store_errors
 
 
 class Moody(BaseHTTPRequestHandler):
