@@ -89,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
         help="complete the result without the photos whose store does not answer",
     )
     parser.add_argument(
+        "--retry-errors",
+        action="store_true",
+        help="of a complete result: try the photos again that could not be read or decoded, and no others",
+    )
+    parser.add_argument(
         "--shard",
         metavar="I/N",
         help="score only the I-th of N equal parts; N jobs with one INPUT and one DIR, anywhere and at "
@@ -125,6 +130,8 @@ def main(words: Sequence[str]) -> None:
         raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
     if not arguments.out and (arguments.demo or not arguments.dry_run):
         raise UserError("--out: is missing; give the folder to write")
+    if arguments.retry_errors:
+        _check_alone(arguments)
     experiment = scoring_settings(arguments.model, settings)
     if arguments.dry_run and inputs:
         dry_run(inputs[0], arguments, experiment)
@@ -152,9 +159,18 @@ def main(words: Sequence[str]) -> None:
             finish=arguments.finish,
             on_progress=progress.show,
             shard=shard,
+            retry_errors=arguments.retry_errors,
         )
     of_shard = shard is not None and "digest" in summary
     print(closing(summary, shard.folder(arguments.out) if shard and of_shard else arguments.out))
+
+
+def _check_alone(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that exclude --retry-errors."""
+    for name in ("fresh", "shard", "dry_run", "demo"):
+        if getattr(arguments, name):
+            option = name.replace("_", "-")
+            raise UserError(f"--retry-errors: not together with --{option}; leave out one of them")
 
 
 def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment) -> None:

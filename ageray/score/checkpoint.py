@@ -107,6 +107,16 @@ class ScoreCheckpoint:
                 self.pieces.add(pieces.describe(file, rows))
         self._again = frozenset(chunk for chunk, _ in self.pieces.unavailable)
 
+    def add_result(self, tables: Iterable[pa.Table], seconds: float) -> None:
+        """Takes the rows of a complete result as those of earlier runs, which took `seconds`; a
+        table becomes a piece. Their photos with the error `unavailable` are tried again.
+        """
+        for rows in tables:
+            if rows.num_rows:
+                self.pieces.add(pieces.write(self.files, rows))
+        self.seconds = self.seconds or seconds
+        self._again = frozenset(chunk for chunk, _ in self.pieces.unavailable)
+
     @property
     def counts(self) -> Counts:
         """Totals over the chunks that are done."""

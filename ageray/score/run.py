@@ -25,7 +25,7 @@ from ageray.experiment import Detect, Scale
 from ageray.machine import engine
 from ageray.machine.pool import Pool
 from ageray.schema import UNAVAILABLE
-from ageray.score import chunks, local, read, shards, write
+from ageray.score import chunks, local, read, retry, shards, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
@@ -107,6 +107,7 @@ def score(
     on_progress: Callable[[Progress], None] | None = None,
     finish: bool = False,
     shard: Shard | None = None,
+    retry_errors: bool = False,
 ) -> dict[str, Any]:
     """Scores every face of every photo, writes the folder `out` and returns what is in its
     summary.json.
@@ -122,6 +123,8 @@ def score(
     error `unavailable`. Without it such a run stays unfinished, and the next one tries them again.
     shard: scores only this part of the input. The last one to end writes `out`; the others return
     the summary of their own part.
+    retry_errors: scores only the photos of a complete result that failed (`ageray.score.retry`).
+    Not with `fresh` or `shard`.
 
     A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
     keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
@@ -134,8 +137,11 @@ def score(
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
         task = _prepare(location, model, detect, search, posterior, shard)
+        options = _Options(location, out, scale, finish, pool, on_progress)
+        if retry_errors:
+            return _retry(task, options)
         if shard is None:
-            return _score_into(task, location, out, scale, fresh, finish, pool, on_progress)
+            return _score_into(task, options, fresh)
         files = check_target(out)
         whole = None if fresh else shards.complete(files, task.plan())
         if whole is not None:
@@ -143,7 +149,7 @@ def score(
             print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
             return whole
         folder = shard.folder(files.folder)
-        summary = _score_into(task, location, folder, scale, fresh, finish, pool, on_progress)
+        summary = _score_into(task, options._replace(out=folder), fresh)
         parts = shards.summaries(shard, files.folder)
         if parts is None:
             print(f"shard {shard} is complete; the last one to end writes {out}", flush=True)
@@ -151,52 +157,95 @@ def score(
         return shards.join(shard, files, parts, task.bundle.card)
 
 
-def _score_into(
-    task: Task,
-    location: str,
-    out: str,
-    scale: Scale,
-    fresh: bool,
-    finish: bool,
-    pool: Pool | None,
-    on_progress: Callable[[Progress], None] | None,
-) -> dict[str, Any]:
+class _Options(NamedTuple):
+    """Arguments of `score`, and the pool that its local engine would take."""
+
+    location: str
+    out: str
+    scale: Scale
+    finish: bool
+    pool: Pool | None
+    on_progress: Callable[[Progress], None] | None
+
+
+def _score_into(task: Task, options: _Options, fresh: bool) -> dict[str, Any]:
     """Scores one input into one folder."""
+    out = options.out
     checkpoint = ScoreCheckpoint(check_target(out))
     check_plan(checkpoint, out, task.plan(), fresh)
     with _lease(checkpoint, out) as lease:
         complete = check_plan(checkpoint, out, task.plan(), fresh)
         if fresh or complete is not None:
             checkpoint.delete()
-        print(f"{location}: {task.inputs.describe(task.summary.photos)}")
+        print(f"{options.location}: {task.inputs.describe(task.summary.photos)}")
         if str(task.inputs.passed_over):
             print(f"passed over: {task.inputs.passed_over}", flush=True)
         if complete is not None:
             finished = complete["finished"]
             print(f"{out} is complete already (finished {finished}); --fresh scores again", flush=True)
             return complete
-        try:
-            _open(checkpoint, task.plan(), out)
-            computing = _engine(task, scale, pool)
-            print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
-            photos, weight = task.summary.photos, task.summary.weight
-            with ProgressReporter(checkpoint, photos, weight, on_progress) as progress:
-                _score(computing, checkpoint, progress, lease, finish)
-                progress.set_state("finishing")
-                checkpoint.flush(progress.seconds)
-                lease.check()
-                if not finish:
-                    _check_available(checkpoint)
-                summary = _finish(task, computing, checkpoint, progress.seconds, location)
-        except BaseException:
+        return _compute(task, options, checkpoint, lease)
+
+
+def _retry(task: Task, options: _Options) -> dict[str, Any]:
+    """Scores the photos of a complete result that failed."""
+    out = options.out
+    if task.summary.places is None:
+        raise UserError(
+            f"--retry-errors: {options.location} is no list or folder of photos; score again with --fresh"
+        )
+    checkpoint = ScoreCheckpoint(check_target(out))
+    retry.check(checkpoint, out, task.plan())
+    with _lease(checkpoint, out) as lease:
+        before = retry.check(checkpoint, out, task.plan())
+        photos = retry.count(checkpoint.files)
+        if not photos:
+            print(f"{out} has no photo to try again", flush=True)
+            checkpoint.delete()
+            return before
+        print(f"{options.location}: {photos:,} of {before['images']:,} photos are tried again", flush=True)
+        return _compute(task, options, checkpoint, lease, before)
+
+
+def _compute(
+    task: Task,
+    options: _Options,
+    checkpoint: ScoreCheckpoint,
+    lease: Lease,
+    before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Scores what is not done. before: the summary of a result of which some photos are tried
+    again.
+    """
+    scale, finish = options.scale, options.finish
+    try:
+        if before is None:
+            _open(checkpoint, task.plan(), options.out)
+        else:
+            _open(checkpoint, task.plan() | {retry.MARK: True}, options.out)
+            assert task.summary.places is not None
+            rows = retry.rows_of(checkpoint, task.summary.places.segments())
+            checkpoint.add_result(rows, before["seconds"])
+        computing = _engine(task, scale, options.pool)
+        print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
+        photos, weight = task.summary.photos, task.summary.weight
+        with ProgressReporter(checkpoint, photos, weight, options.on_progress) as progress:
+            _score(computing, checkpoint, progress, lease, finish)
+            progress.set_state("finishing")
+            checkpoint.flush(progress.seconds)
+            lease.check()
+            if not finish:
+                _check_available(checkpoint)
+            summary = _finish(task, computing, checkpoint, progress.seconds, options.location)
+    except BaseException:
+        with suppress(UserError):
+            checkpoint.flush(0)  # what a signal would lose otherwise
+        if not checkpoint.counts.photos:
             with suppress(UserError):
-                checkpoint.flush(0)  # what a signal would lose otherwise
-            if not checkpoint.counts.photos:
-                with suppress(UserError):
-                    checkpoint.delete()  # it holds no work
-            raise
-        checkpoint.delete()
-        return summary
+                checkpoint.delete()  # it holds no work
+        raise
+    checkpoint.delete()
+    return summary
 
 
 def _prepare(
@@ -412,6 +461,9 @@ def check_plan(
     """
     files = checkpoint.files
     unfinished = checkpoint.plan
+    if not fresh and retry.MARK in (unfinished or {}):
+        remedy = "give --retry-errors again, or begin anew with --fresh"
+        raise UserError(f"--out {out}: a run with --retry-errors is not complete; {remedy}")
     if unfinished is not None and not fresh and {"code": plan["code"]} | unfinished != plan:
         changes = "; ".join(config.differences(unfinished, plan))
         remedy = "give another folder, or begin anew with --fresh"
