@@ -84,8 +84,10 @@ class LocalEngine:
     def tables(self, checkpoint: ScoreCheckpoint) -> Iterator[pa.Table]:
         """Rows of scores with their chunks, of the chunks that are not done, in any order.
 
-        If a process dies (by a fault in a decoder, or for lack of memory), each photo of its task
-        is tried again alone. A photo on which a process dies again becomes a row that says so.
+        If a process dies (by a fault in a decoder, or for lack of memory), its task is tried again
+        as a whole: the network sees the same batches, so the result is the same in every digit
+        however often processes are killed from outside. If a process dies on it again, each photo
+        is tried alone. A photo on which one dies once more becomes a row that says so.
         """
         for outcome in self._pool.run(self._make, self._tasks(checkpoint), self._processes):
             if not outcome.died:
@@ -95,8 +97,11 @@ class LocalEngine:
 
     def _after_death(self, outcome: Outcome) -> None:
         photos, deaths = outcome.task
+        if deaths == 0 or photos.num_rows == 1:
+            self._pool.retry((photos, deaths + 1))
+            return
         for number in range(photos.num_rows):
-            self._pool.retry((photos.slice(number, 1), deaths + 1))
+            self._pool.retry((photos.slice(number, 1), deaths))
 
     def _tasks(self, checkpoint: ScoreCheckpoint) -> Iterator[tuple[pa.Table, int]]:
         """A few photos each, and how often a process died on them: 0."""

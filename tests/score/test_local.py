@@ -20,7 +20,7 @@ from PIL import Image
 
 from ageray import bundle
 from ageray.experiment import Scale
-from ageray.machine.pool import Pool
+from ageray.machine.pool import Outcome, Pool
 from ageray.score import chunks, local, run
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
@@ -124,6 +124,24 @@ def test_a_photo_that_kills_its_process_becomes_a_row(
         (frail.FATAL, "cannot decode: the process died on it twice"),
     }
     assert all((row["age"] is None) == (row["error"] is not None) for row in rows)
+
+
+def test_a_process_killed_from_outside_changes_no_batch(
+    photos: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tasks are cut again only if a process dies on one twice."""
+    engine = run._engine(run._prepare(str(photos), MODEL, None, "auto", False, None), LOCAL, pool)
+    retries: list[tuple[int, int]] = []
+    monkeypatch.setattr(pool, "retry", lambda task: retries.append((task[0].num_rows, task[1])))
+    four = pa.table({"image": list("abcd")})
+    for task, expected in (
+        ((four, 0), [(4, 1)]),
+        ((four, 1), [(1, 1)] * 4),
+        ((four.slice(0, 1), 1), [(1, 2)]),
+    ):
+        engine.results.__self__._after_death(Outcome(task, None, died=True))  # type: ignore[attr-defined]
+        assert retries == expected
+        retries.clear()
 
 
 def test_settings_of_the_pool(pool: Pool, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
