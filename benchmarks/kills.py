@@ -86,8 +86,7 @@ class Run:
         for process in [driver, *family] if kind == "group" else [driver]:
             kill(process)
         self.process.communicate()
-        for process in psutil.wait_procs(family, timeout=30)[1]:
-            print(f"  {name_of(process)[:60]} outlived its driver by 30 s", flush=True)
+        for process in psutil.wait_procs(family, timeout=10)[1]:
             kill(process)
         return True
 
