@@ -154,7 +154,10 @@ def score(
         if parts is None:
             print(f"shard {shard} is complete; the last one to end writes {out}", flush=True)
             return summary
-        return shards.join(shard, files, parts, task.bundle.card)
+        whole = shards.join(shard, files, parts, task.bundle.card)
+        if whole is None:
+            print(f"shard {shard} is complete; another job is writing {out}", flush=True)
+        return whole or summary
 
 
 class _Options(NamedTuple):

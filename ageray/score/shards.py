@@ -2,14 +2,13 @@
 
 Each job lists the whole input and scores the i-th of n equal ranges of it, into a folder of its own
 in OUT.shards. The folder is an ordinary scores folder, so a shard resumes like any run. The job
-that finds every shard complete puts them together as OUT. Parts are moved or copied by the store,
-not read.
+that finds every shard complete puts them together as OUT; of several that end at once, one does.
+Parts are moved or copied by the store, not read.
 """
 
 from __future__ import annotations
 
 import json
-import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -21,12 +20,13 @@ import pyarrow.parquet as pq
 
 from ageray import config, storage
 from ageray.errors import UserError
-from ageray.score.checkpoint import read_json
+from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
 from ageray.score.places import Places
 from ageray.score.results import Digest, Photo
+from ageray.storage.lease import Lease, is_taken
 
 
 class Shard(NamedTuple):
@@ -40,11 +40,16 @@ class Shard(NamedTuple):
 
     def folder(self, out: str) -> str:
         """The folder of this shard's result."""
-        return storage.join(out.rstrip("/") + ".shards", f"{self.number:05d}-of-{self.shards:05d}")
+        return storage.join(_folder(out.rstrip("/")), f"{self.number:05d}-of-{self.shards:05d}")
 
     def all(self) -> list[Shard]:
         """The shards of the whole."""
         return [Shard(number, self.shards) for number in range(1, self.shards + 1)]
+
+
+def _folder(out: str) -> str:
+    """The folder of all shards of a result."""
+    return f"{out}.shards"
 
 
 def parse(text: str) -> Shard:
@@ -144,21 +149,30 @@ def complete(files: ScoreFiles, plan: dict[str, Any]) -> dict[str, Any] | None:
 
 def join(
     shard: Shard, files: ScoreFiles, parts: list[dict[str, Any]], card: dict[str, Any]
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Writes the result of the whole from the shards, whose summaries are `parts`, and removes
-    them. Returns its summary.
+    them. Returns its summary; None if another job is writing it.
+
+    Jobs that end at the same moment may all come here. A lease lets one of them through.
     """
-    # Two jobs that end at the same time may both come here: each has a draft of its own.
-    draft = ScoreFiles(f"{files.folder}.joined-{uuid.uuid4().hex[:8]}")
-    storage.make_folder(draft.folder)
     try:
-        _join_tables(shard, files.folder, draft)
-    except (UserError, OSError):
-        storage.remove_tree(draft.folder)
-        whole = complete(files, parts[0]["plan"])
-        if whole is None:
-            raise
-        return whole  # the other one was first
+        lease = Lease(_folder(files.folder), "job")
+    except UserError as error:
+        if is_taken(error):
+            return None
+        raise
+    with lease:
+        whole = complete(files, parts[0]["plan"])  # the other one was first
+        return whole or _write(shard, files, parts, card)
+
+
+def _write(
+    shard: Shard, files: ScoreFiles, parts: list[dict[str, Any]], card: dict[str, Any]
+) -> dict[str, Any]:
+    draft = ScoreFiles(storage.join(_folder(files.folder), "joined"))
+    storage.remove_tree(draft.folder)  # of a job that was killed
+    storage.make_folder(draft.folder)
+    _join_tables(shard, files.folder, draft)
     digest = Digest()
     for part in parts:
         digest = digest.merge(from_json(part["digest"]))
@@ -179,7 +193,10 @@ def join(
     score_report(draft, digest, summary, card)
     storage.write_text(draft.summary, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     storage.replace_folder(draft.folder, files.folder, last=SUMMARY)
-    storage.remove_tree(files.folder + ".shards")
+    for other in shard.all():
+        own = ScoreFiles(other.folder(files.folder))
+        storage.remove_tree(own.folder)
+        ScoreCheckpoint(own).delete()  # a job that was killed at its very end left it
     return summary
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ageray import schema
+from ageray import schema, storage
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.score import chunks, places, run, shards, write
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
+from ageray.score.page import score_report
 from ageray.score.pieces import PieceIndex
 from ageray.score.pieces import write as write_piece
 from ageray.score.results import Digest
 from ageray.score.shards import Shard
+from ageray.storage import lease
 from ageray.synthetic import faces
 
 
@@ -126,6 +131,42 @@ def test_the_last_shard_puts_all_together(
     assert shards.complete(ScoreFiles(str(out)), plan | {"model": "other"}) is None
     # another job that ended at the same time, and lost the shards under its hands
     assert shards.join(Shard(2, 2), ScoreFiles(str(out)), parts, {"name": "tiny"}) == summary
+
+
+def test_jobs_that_end_at_once_write_one_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files_of: Callable[[str], dict[str, bytes]]
+) -> None:
+    out, writers = tmp_path / "out", []
+    replace = storage.replace_folder
+    monkeypatch.setattr(storage, "replace_folder", lambda *a, **b: (writers.append(a), replace(*a, **b)))
+    monkeypatch.setattr(lease, "_PERIOD", 0.1)
+    draft = Path(str(out) + ".shards") / "joined"
+    for seconds in (0.0, 0.0, 1.5):  # in the last round the first one still writes when others come
+        shutil.rmtree(out, ignore_errors=True)
+        for number in (1, 2, 3):
+            end_shard(Shard(number, 3), out, range(number, number + 2))
+        draft.mkdir()
+        (draft / "part-00000.parquet").write_text("left by a job that was killed")
+        other = out.with_name("out.shards") / "00001-of-00004.unfinished" / "plan.json"
+        other.parent.mkdir(exist_ok=True)
+        other.write_text("{}")
+        parts = shards.summaries(Shard(1, 3), str(out))
+        assert parts is not None
+        monkeypatch.setattr(shards, "score_report", lambda *a, s=seconds: (time.sleep(s), score_report(*a)))
+        with ThreadPoolExecutor(3) as pool:
+            jobs = [
+                pool.submit(shards.join, shard, ScoreFiles(str(out)), parts, {"name": "tiny"})
+                for shard in Shard(1, 3).all()
+            ]
+            answers = [job.result() for job in jobs]
+        assert len(writers) == 1
+        writers.clear()
+        written = json.loads((out / "summary.json").read_text())
+        assert [answer for answer in answers if answer is not None and answer != written] == []
+        assert answers.count(None) == (2 if seconds else answers.count(None))
+        assert written["images"] == 18
+        assert len(files_of("out")) == 4
+        assert [file for file in other.parents[1].rglob("*") if file.is_file()] == [other]
 
 
 def test_two_jobs_write_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
