@@ -12,8 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["AGERAY_STORE_PATIENCE"] = "1"  # no test waits a minute for a store that is away
 
+import signal
+
 import hypothesis
 import pytest
+
+# what a shell starts in the background ignores it, and so would the commands that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # on a busy machine any example may take a second
 hypothesis.settings.register_profile("ageray", deadline=None)

@@ -166,6 +166,7 @@ def test_in_a_training_worker(ray_local: None, tmp_path: Path) -> None:
     assert str(cli.mistake_behind(raised(trainer.fit))) == TEXT
 
 
+@pytest.mark.slow  # tests/train has it by a command: faces of which none can be used
 def test_in_the_data_that_a_training_worker_reads(ray_local: None, tmp_path: Path) -> None:
     def fail(batch: dict[str, Any]) -> dict[str, Any]:
         raise UserError(TEXT)

@@ -239,6 +239,7 @@ def test_quantiles_grow_with_their_levels(compared: Path) -> None:
 # --- models against sets --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: None, tmp_path: Path) -> None:
     """A model is tested on the test part of its own set, and on all faces of another set."""
     synthetic_faces.write_faces_table(tmp_path / "others", 20, seed=5, size=80)

@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -99,20 +98,12 @@ def code(answer: requests.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def follow(url: str, name: str) -> dict[str, Any]:
-    deadline = time.monotonic() + WAIT
-    while time.monotonic() < deadline:
-        batch: dict[str, Any] = ask("GET", f"{url}/v1/batches/{name}").json()
-        if batch["state"] not in ("waiting", "running"):
-            return batch
-        time.sleep(0.3)
-    raise AssertionError("the batch does not end")
-
-
-def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model: str) -> None:
+def test_http_job_and_predictor_give_the_same_ages(
+    url: str, photos: Path, model: str, tmp_path: Path
+) -> None:
     out = photos.parents[1] / "out" / "scores"
-    answer = ask("POST", f"{url}/v1/batches", json={"input": str(photos), "out": str(out)})
-    assert answer.status_code == 202, answer.text
+    client = ageray.Client(url, KEY, timeout=WAIT)
+    job = client.submit(str(photos), str(out))
     contents = {file.name: file.read_bytes() for file in sorted(photos.iterdir())}
     images = send(url, contents, "?posterior=true").json()["images"]
     assert [image["name"] for image in images] == list(contents)
@@ -139,8 +130,11 @@ def test_http_job_and_predictor_give_the_same_ages(url: str, photos: Path, model
             [face["box"] for face in image["faces"]], [face.box for face in faces], atol=1e-2
         )
         over_http |= {(image["name"], face["face"]): face["age"] for face in image["faces"]}
-    batch = follow(url, answer.json()["id"])
+    batch = client.wait(job["id"], WAIT)
     assert batch["state"] == "done", batch
+    files = client.download(job["id"], tmp_path / "result")
+    assert [file.name for file in files] == batch["files"]
+    assert json.loads((tmp_path / "result" / "summary.json").read_text())["images"] == 3
     import pyarrow.parquet as pq
 
     rows = [
@@ -298,17 +292,12 @@ def test_pages_for_people(url: str) -> None:
     assert "its weights are random" in card.text
 
 
-def test_the_client(url: str, photos: Path, tmp_path: Path) -> None:
+def test_the_client(url: str, photos: Path) -> None:
     client = ageray.Client(url, KEY, timeout=WAIT)
     names = sorted(photos.iterdir())
     images = client.ages([*names, *names, names[0].read_bytes()])  # more than one request takes
     assert [image["name"] for image in images] == [file.name for file in (*names, *names)] + ["photo 0"]
     assert images[0]["faces"][0]["age"] == pytest.approx(client.ages(names[0])["faces"][0]["age"], abs=1e-3)
-    job = client.submit(str(photos), str(photos.parents[1] / "out" / "by-client"))
-    done = client.wait(job["id"], WAIT)
-    files = client.download(job["id"], tmp_path / "result")
-    assert [file.name for file in files] == done["files"]
-    assert json.loads((tmp_path / "result" / "summary.json").read_text())["images"] == len(names)
     with pytest.raises(ageray.ServiceError, match="nothing of this name") as caught:
         client.submit(str(photos / "nowhere"), str(photos.parents[1] / "out" / "none"))
     assert (caught.value.status, caught.value.code) == (404, "not_found")

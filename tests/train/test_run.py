@@ -33,6 +33,7 @@ from ageray.data.stream import decode_rows
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.build import build
+from ageray.models.network import AgeNetwork
 from ageray.predictor import Predictor
 from ageray.synthetic import faces
 from ageray.train import plan
@@ -730,27 +731,45 @@ FROZEN = [
 ]
 
 
-def test_a_frozen_backbones_features_are_computed_once(
-    settings: Path, shards: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The head is that of a run that reads pixels in every epoch (`align.placement: actors` does).
-    `model.weights` is a path relative to the folder of the command, not to that of a worker."""
-    monkeypatch.chdir(tmp_path)
-    experiment = config.load([str(settings)], FROZEN)
-    start = build(experiment.model, seed=3)
+def frozen_run(
+    settings: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str
+) -> tuple[Run, AgeNetwork]:
+    """A run with a frozen body, and the network that it started from. `model.weights` is a path
+    relative to the folder of the command, not to that of a worker."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    start = build(config.load([str(settings)], FROZEN).model, seed=3)
     tensors = {name: tensor.contiguous() for name, tensor in start.state_dict().items()}
     save_file(tensors, "start.safetensors")
-    words = [*FROZEN, "model.weights=start.safetensors"]
-    by_features = Run(settings, tmp_path / "features", *words)
-    by_pixels = Run(settings, tmp_path / "pixels", *words, "align.placement=actors")
-    notes = [record["text"] for record in by_features.shown if record["kind"] == "note"]
+    return Run(settings, folder / "runs", *FROZEN, "model.weights=start.safetensors", *words), start
+
+
+def test_a_frozen_backbones_features_are_computed_once(
+    settings: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, start = frozen_run(settings, tmp_path, monkeypatch)
+    notes = [record["text"] for record in run.shown if record["kind"] == "note"]
     assert any("features" in note for note in notes), notes
+    model = bundle.load(str(run.folder))
+    assert model.experiment.model.weights == "start.safetensors"
+    body = model.network().get_backbone().state_dict()
+    for name, tensor in start.get_backbone().state_dict().items():
+        torch.testing.assert_close(body[name].float(), tensor.float(), rtol=1e-3, atol=1e-3)
+    losses = [record["loss"] for record in run.log]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_features_train_the_head_that_pixels_train(
+    settings: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head is that of a run that reads pixels in every epoch (`align.placement: actors`)."""
+    by_features, start = frozen_run(settings, tmp_path / "features", monkeypatch)
+    by_pixels, _ = frozen_run(settings, tmp_path / "pixels", monkeypatch, "align.placement=actors")
     assert not any(record["kind"] == "note" for record in by_pixels.shown)
     heads, bodies = [], []
     for run in (by_features, by_pixels):
-        model = bundle.load(str(run.folder))
-        assert model.experiment.model.weights == "start.safetensors"
-        network = model.network()
+        network = bundle.load(str(run.folder)).network()
         heads.append([parameter.detach() for parameter in network.head_parameters()])
         bodies.append(network.get_backbone().state_dict())
     for one, other in zip(*heads, strict=True):
