@@ -220,7 +220,7 @@ def whole_job(photos: Path, out: Path, model: str) -> tuple[float, dict[str, flo
     subprocess.run(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
     )
-    return time.perf_counter() - started, json.loads((out / "summary.json").read_text())
+    return time.perf_counter() - started, json.loads((out / "_summary.json").read_text())
 
 
 class Peak:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ageray import storage
 from ageray.api.settings import evaluation_settings, scoring_settings
+from ageray.errors import UserError
 from ageray.machine.progress import show_nothing
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ class Scores:
 
     out: str
     summary: dict[str, Any]
-    """The content of `summary.json`."""
+    """The content of `_summary.json`."""
 
     def to_arrow(self) -> pa.Table:
         """The rows of all faces, in the order of the photos (`ageray.schema.SCORES`)."""
@@ -44,6 +46,9 @@ class Scores:
 
         from ageray import schema
 
+        form = self.summary["plan"].get("format", "parquet")
+        if form != "parquet":
+            raise UserError(f"{self.out}: its tables are .{form}; read those, or score without format")
         tables = []
         for file in sorted(storage.list_files(self.out, (".parquet",))):
             if file.rpartition("/")[2].startswith(start):
@@ -62,10 +67,11 @@ def score(
 ) -> Scores:
     """What `ageray score` does: the ages of all faces in a collection of photos.
 
-    inputs: INPUT of the command: a folder, a manifest, tables, face shards; local or a url. out:
-    the folder to write. model: `zoo:NAME`, a bundle or a run folder. settings: files and
+    inputs: INPUT of the command: a folder, a manifest, tables, face shards; local or a url; or
+    several of one kind. out: the folder to write, or a file `.csv`, `.jsonl`, `.parquet`, whose
+    folder is `NAME.scores`. model: `zoo:NAME`, a bundle or a run folder. settings: files and
     `key=value` of scale, storage and data.detect. detect: `auto`, `always` or `never`. options:
-    `posterior`, `fresh`, `on_progress`; see `ageray.score.run.score`.
+    `posterior`, `fresh`, `on_progress`, `format`; see `ageray.score.run.score`.
 
     An interrupted run resumes; a complete result is returned as it is. Runs on the cluster of
     RAY_ADDRESS, else on this machine. Raises UserError for the user's mistakes.
@@ -73,12 +79,22 @@ def score(
     experiment = scoring_settings(model, settings)
     _use_storage(experiment.storage.endpoint_url)
 
-    from ageray.score import run
+    from ageray.score import export, run
 
+    locations = [str(inputs)] if isinstance(inputs, str | PathLike) else list(map(str, inputs))
+    target = export.target(str(out), locations)
     summary = run.score(
-        inputs, out, model, experiment.scale, detect=experiment.data.detect, search=detect, **options
+        locations,
+        target.folder,
+        model,
+        experiment.scale,
+        detect=experiment.data.detect,
+        search=detect,
+        **options,
     )
-    return Scores(out, summary)
+    if target.file:
+        export.one_file(target)
+    return Scores(target.folder, summary)
 
 
 def evaluate(

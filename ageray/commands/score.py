@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ageray import storage
 from ageray.api.settings import scoring_settings
@@ -13,8 +13,12 @@ from ageray.commands import cli
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
+if TYPE_CHECKING:
+    from ageray.score.export import Target
+
 _EPILOG = """\
-INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
+INPUT, and DIR, may be local or on a store (s3://...). Several INPUTs of one kind are scored together,
+so a shell's photos/*.jpg works. INPUT is one of
   photos        a folder with its sub-folders, or one photo (.jpg .jpeg .png .webp .bmp .tif .tiff)
   tars          a folder of .tar files (WebDataset shards), or one; the photos in them are scored,
                 all else is passed over
@@ -26,20 +30,26 @@ INPUT, and DIR, may be local or on a store (s3://...). INPUT is one of
                 always
 
 DIR gets
-  part-*.parquet  a row for every face: key, image, face (numbered from the left of the photo), box
-                  and landmarks (pixels), detection (score), age, age_low and age_high (90 %
-                  interval), error (null), quality and unusual (why an interval is wide),
-                  over_18, over_25 (probabilities)
+  part-*.parquet  a row for every face: key, image (as you wrote it), face (numbered from the left of
+                  the photo), box and landmarks (pixels), detection (score), age, age_low and
+                  age_high (90 % interval), error (null), quality and unusual (why an interval is
+                  wide), over_18, over_25 (probabilities); then the other columns of your manifest or
+                  table. Its own column key or id is the key
   errors.parquet  the same columns, a row for every photo that gave no face (face is -1) and for
                   every face that gave no age: error says why
-  summary.json    photos, faces, errors by kind, photos a second, which model
-  report.html     a sample of the photos with their ages, a histogram, the errors, the model's card
+  _summary.json   photos, faces, errors by kind, photos a second, which model
+  _report.html    a sample of the photos with their ages, a histogram, the errors, the model's card
+pandas.read_parquet(DIR), DuckDB and Spark read DIR as it is. --format csv or jsonl writes such files
+in place of .parquet. --out ages.csv (.jsonl, .parquet) writes the folder ages.scores and, from it, the
+whole table as that one file.
+
 Until all is done it grows in DIR.unfinished (progress.json there tells how far it is). The same
 command again goes on where a run stopped, and does nothing where DIR is complete; with another
 model, setting or INPUT it refuses, unless --fresh.
 
 examples:
   ageray score photos --out scores
+  ageray score people.csv --out ages.csv
   ageray score s3://bucket/photos.csv --out s3://bucket/scores --model runs/dhaa-1a2b3c4d
   ageray score s3://bucket/shards --out scores storage.endpoint_url=http://minio:9000
   ageray score photos --out scores --fresh data.detect.threshold=0.8 scale.score_workers=2
@@ -64,7 +74,17 @@ def parser() -> argparse.ArgumentParser:
         help="what to score; settings of scale, storage and data.detect "
         "(default: the detector of the model's training)",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder to write: new, empty, or of the same command")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder to write: new, empty, or of the same command; or a file .csv, .jsonl, .parquet",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "csv", "jsonl"),
+        default="parquet",
+        help="of the table's files in DIR (default: %(default)s)",
+    )
     parser.add_argument(
         "--model", default="zoo:default", help="zoo:NAME, a bundle or a run folder (default: %(default)s)"
     )
@@ -125,20 +145,20 @@ def main(words: Sequence[str]) -> None:
     arguments = parser().parse_intermixed_args(words)
     settings = list(filter(cli.is_setting, arguments.words))
     inputs = [word for word in arguments.words if word not in settings]
-    if len(inputs) + arguments.demo != 1:
+    if bool(inputs) == arguments.demo:
         words_text = " and ".join(inputs) or "none"
-        raise UserError(f"INPUT: give one, or --demo; got {words_text}; see --help")
+        raise UserError(f"INPUT: give one or several, or --demo; got {words_text}; see --help")
     if not arguments.out and (arguments.demo or not arguments.dry_run):
         raise UserError("--out: is missing; give the folder to write")
     if arguments.retry_errors:
         _check_alone(arguments)
     experiment = scoring_settings(arguments.model, settings)
     if arguments.dry_run and inputs:
-        dry_run(inputs[0], arguments, experiment)
+        dry_run(inputs, arguments, experiment)
         return
 
     from ageray.commands.terminal.scores import ScoreProgress
-    from ageray.score import shards
+    from ageray.score import export, shards
     from ageray.score.run import score
 
     shard = shards.parse(arguments.shard) if arguments.shard else None
@@ -146,10 +166,14 @@ def main(words: Sequence[str]) -> None:
         from ageray.synthetic import demo
 
         inputs = [demo.draw_demo(arguments.out.rstrip("/") + "-photos")]
+    target = export.target(arguments.out, inputs)
+    if target.file and arguments.format != "parquet":
+        out, form = arguments.out, arguments.format
+        raise UserError(f"--format {form}: --out {out} says the form already; leave one out")
     with ScoreProgress(live=experiment.scale.progress) as progress:
         summary = score(
-            inputs[0],
-            arguments.out,
+            inputs,
+            target.folder,
             arguments.model,
             experiment.scale,
             detect=experiment.data.detect,
@@ -160,9 +184,14 @@ def main(words: Sequence[str]) -> None:
             on_progress=progress.show,
             shard=shard,
             retry_errors=arguments.retry_errors,
+            format=arguments.format,
         )
-    of_shard = shard is not None and "digest" in summary
-    print(closing(summary, shard.folder(arguments.out) if shard and of_shard else arguments.out))
+    if shard is not None and "digest" in summary:
+        print(closing(summary, export.Target(shard.folder(target.folder))))
+        return
+    if target.file:
+        export.one_file(target)
+    print(closing(summary, target))
 
 
 def _check_alone(arguments: argparse.Namespace) -> None:
@@ -173,7 +202,7 @@ def _check_alone(arguments: argparse.Namespace) -> None:
             raise UserError(f"--retry-errors: not together with --{option}; leave out one of them")
 
 
-def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment) -> None:
+def dry_run(inputs: Sequence[str], arguments: argparse.Namespace, experiment: Experiment) -> None:
     """Prints what the command would do and cost."""
     from ageray.score.dry_run import RATES, estimate, text
 
@@ -187,16 +216,18 @@ def dry_run(location: str, arguments: argparse.Namespace, experiment: Experiment
         if name not in RATES or not 0 <= rates[name] < math.inf:
             names = ", ".join(f"{name} ({meaning})" for name, meaning in RATES.items())
             raise UserError(f"--rate {word}: give NAME=NUMBER; the names are {names}")
-    plan = estimate(location, arguments.model, experiment.data.detect, arguments.detect)
+    plan = estimate(inputs, arguments.model, experiment.data.detect, arguments.detect)
     print(text(plan, rates))
 
 
-def closing(summary: dict[str, Any], out: str) -> str:
-    """The content of summary.json, for the terminal."""
+def closing(summary: dict[str, Any], target: Target) -> str:
+    """The content of the summary, for the terminal."""
     lines = [f"{cli.count(summary['images'], 'photo')}, {cli.count(summary['faces'], 'face')}"]
     for kind, count in summary["errors"].items():
         lines.append(f"  {count:>7,} {kind}")
     rate = f"{summary['seconds']:,.1f} s, {summary['images_per_second']:,.1f} photos/s"
-    lines.append(f"{rate}: {storage.join(out, 'part-*.parquet')}")
-    lines.append(f"to look at: {storage.join(out, 'report.html')}")
+    form = "parquet" if "digest" in summary else summary["plan"].get("format", "parquet")
+    lines.append(f"{rate}: {target.file or storage.join(target.folder, f'part-*.{form}')}")
+    pages = [storage.join(target.folder, name) for name in ("_report.html", "report.html")]  # of 0.1
+    lines.append(f"to look at: {next(filter(storage.exists, pages), pages[0])}")
     return "\n".join(lines)

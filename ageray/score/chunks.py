@@ -66,6 +66,12 @@ def split_chunk_id(chunk: int) -> tuple[int, int]:
     return divmod(chunk, _MAX_CHUNKS)
 
 
+def places_of(rows: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Segment and number in the segment of each row's photo: (N,) each."""
+    segment_N, position_N = np.divmod(_integers(rows, "lot"), _MAX_CHUNKS)
+    return segment_N, position_N * SIZE + _integers(rows, "photo")
+
+
 def label(photos: pa.Table, segment: int, position: int, weights: Sequence[int], last: bool) -> pa.Table:
     """The photos of one chunk with the columns of CHUNK_OF_PHOTO_SCHEMA; `weights` has one value a
     photo.

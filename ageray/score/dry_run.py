@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,11 +70,13 @@ class Estimate(NamedTuple):
         return self.photos * (self.detect + self.model) / 3600
 
 
-def estimate(location: str, model: str, detect: Detect | None = None, search: Search = "auto") -> Estimate:
+def estimate(
+    locations: str | Sequence[str], model: str, detect: Detect | None = None, search: Search = "auto"
+) -> Estimate:
     """Lists the input and scores a sample of it, spread over the whole. Raises UserError for the
     user's mistakes.
     """
-    inputs = Inputs.open(location)
+    inputs = Inputs.open_all([locations] if isinstance(locations, str) else locations)
     summary = read.scan(inputs)
     loaded = bundle.load(model)
     photos, share = _sample(inputs, summary)

@@ -2,8 +2,8 @@
 
 OUT/part-NNNNN.parquet          rows of faces, with their ages
     errors.parquet              rows of photos that gave no face
-    report.html                 the page
-    summary.json                the figures; written last, so that a folder that has it is complete
+    _report.html                the page
+    _summary.json               the figures; written last, so that a folder that has it is complete
 OUT.unfinished/plan.json        what is scored with which settings
                progress.json    how far the run is
                lease-*.json     which process works here (`ageray.storage.lease`)
@@ -18,17 +18,26 @@ import re
 import uuid
 from dataclasses import dataclass
 
-from ageray import report, storage
+from ageray import storage
 from ageray.storage import lease
 
-SUMMARY = "summary.json"
+SUMMARY, PAGE = "_summary.json", "_report.html"
+"""Readers of folders of Parquet files (Arrow, pandas, DuckDB, Spark) pass over names that begin
+with `_`."""
+
+EARLIER_SUMMARY, EARLIER_PAGE = "summary.json", "report.html"
+"""The two in results of version 0.1."""
+
+FORMATS = ("parquet", "csv", "jsonl")
+"""Endings of the table's files, as `--format` names them."""
+
 ERRORS = "errors.parquet"
 _PLAN, _PROGRESS = "plan.json", "progress.json"
 _TABLE = ".parquet"
 
 _AGAIN = "again-"
 _PIECE = re.compile(r"(?:again-)?[0-9a-f]{32}(?:-([0-9a-f]{16}))?\.parquet")
-_PART = re.compile(r"part-\d{5,}\.parquet")
+_PART = re.compile(rf"(?:part-\d{{5,}}|errors)\.(?:{'|'.join(FORMATS)})")
 _OF_DESKTOPS = (".DS_Store", "Thumbs.db", "desktop.ini")  # written by file browsers wherever they look
 
 
@@ -52,12 +61,17 @@ class ScoreFiles:
     @property
     def page(self) -> str:
         """The page to open in a browser."""
-        return storage.join(self.folder, report.PAGE)
+        return storage.join(self.folder, PAGE)
 
     @property
     def summary(self) -> str:
         """The figures of the run."""
         return storage.join(self.folder, SUMMARY)
+
+    @property
+    def earlier_summary(self) -> str:
+        """The figures of a run of version 0.1."""
+        return storage.join(self.folder, EARLIER_SUMMARY)
 
     @property
     def unfinished(self) -> str:
@@ -94,7 +108,7 @@ class ScoreFiles:
 
     def is_ours(self, file: str) -> bool:
         """Whether a scoring run writes a file of this name into `folder`."""
-        names = (SUMMARY, ERRORS, report.PAGE, storage.MARKER, *_OF_DESKTOPS)
+        names = (SUMMARY, PAGE, EARLIER_SUMMARY, EARLIER_PAGE, storage.MARKER, *_OF_DESKTOPS)
         return file in names or _PART.fullmatch(file) is not None or storage.is_draft(file)
 
     def is_unfinished(self, file: str) -> bool:

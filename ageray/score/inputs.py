@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import hashlib
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from ageray import errors, storage
+from ageray import storage
 from ageray.errors import UserError
 from ageray.faces.images import PHOTOS
 from ageray.score import inventory, tables
+from ageray.score.manifest import Manifests
 from ageray.score.places import SEGMENT_PATHS, Places, in_segments
-from ageray.storage import delimited
 
 TABLES = (".parquet",)
 TARS = (".tar",)
-_HEADER_BYTES = 2**16
+_LISTS = (".csv", f"/{inventory.MANIFEST}")
 _MOST_ENDINGS = 5  # that are printed
 _ARCHIVES = (".tgz", ".gz", ".zip")
 _NAMES = {
@@ -50,6 +47,15 @@ class PassedOver:
         kinds += [f"the folder {folder} (may not be read)" for folder in self.folders[:_MOST_ENDINGS]]
         return ", ".join(kinds)
 
+    def add(self, name: str) -> None:
+        """Counts a file."""
+        self.files[_utf8(posixpath.splitext(name.lower())[1]) or "without an ending"] += 1
+
+    def merge(self, other: PassedOver) -> None:
+        """Counts what another INPUT has."""
+        self.files.update(other.files)
+        self.folders += other.folders
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -58,7 +64,9 @@ class Inputs:
     files: absolute uris of the manifests, tables or tars that hold or name the photos.
     columns: of a Parquet table; those of the first file.
     places: the photos of a folder.
+    manifests: of the kind of that name.
     passed_over: what else lies in the folder.
+    roots: what the user wrote, by the uri with which names of photos begin.
     """
 
     kind: Literal["photos", "tars", "manifest", "photo table", "face shards"]
@@ -66,10 +74,54 @@ class Inputs:
     files: list[str]
     columns: tables.Columns | None = None
     places: Places | None = None
+    manifests: Manifests | None = None
     passed_over: PassedOver = field(default_factory=PassedOver)
+    roots: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open_all(cls, locations: Sequence[str]) -> Inputs:
+        """What several INPUTs of one kind are together. A photo or a file that two of them have is
+        taken once. Files of other kinds are passed over, as in a folder.
+
+        Raises UserError as `open` does, and for INPUTs of several kinds.
+        """
+        if len(locations) == 1:
+            return cls.open(locations[0])
+        passed_over = PassedOver()
+        parts: dict[str, Inputs] = {}
+        for location in locations:
+            if _is_other_file(location):
+                passed_over.add(location)
+            else:
+                parts[location] = cls.open(location)
+        if not parts:
+            raise UserError(
+                f"INPUT: holds neither photos nor tables nor tars: {passed_over}; check the paths"
+            )
+        (start, first), *_ = parts.items()
+        roots: dict[str, str] = {}
+        for location, part in parts.items():
+            if part.kind != first.kind:
+                both = f"{start} ({first.described_kind}) and {location} ({part.described_kind})"
+                raise UserError(f"INPUT: {both} are of two kinds; score them one by one")
+            roots = part.roots | roots
+            passed_over.merge(part.passed_over)
+        uris = [part.uri for part in parts.values()]
+        whole = replace(first, uri=_names_of(uris), roots=roots, passed_over=passed_over)
+        if first.places is not None:
+            return replace(whole, places=Places(_without_repeats(parts.values())))
+        files = list(dict.fromkeys(file for part in parts.values() for file in part.files))
+        manifests = Manifests(files) if first.manifests else None
+        return replace(whole, files=files, manifests=manifests)
 
     @classmethod
     def open(cls, location: str) -> Inputs:
+        """`_open`, with what the user wrote."""
+        inputs = cls._open(location)
+        return replace(inputs, roots={inputs.uri: location.rstrip("/") or "/"})
+
+    @classmethod
+    def _open(cls, location: str) -> Inputs:
         """Finds out what INPUT is: a photo, a CSV manifest, an S3 Inventory, a table or a tar; or a
         folder of photos, tables or tars.
 
@@ -109,8 +161,8 @@ class Inputs:
             return cls("tars", uri, [uri])
         if name.endswith(TABLES):
             return cls._open_tables(uri, [uri])
-        if name.endswith((".csv", f"/{inventory.MANIFEST}")):
-            return cls("manifest", uri, [uri])
+        if name.endswith(_LISTS):
+            return cls("manifest", uri, [uri], manifests=Manifests([uri]))
         remedy = "give one of these"
         if name.endswith(_ARCHIVES):
             remedy = "unpack it and give the folder"
@@ -120,7 +172,13 @@ class Inputs:
     @classmethod
     def _open_tables(cls, uri: str, files: list[str]) -> Inputs:
         columns = tables.columns(files[0], tables.footer(files[0]).schema.to_arrow_schema())
-        return cls(columns.kind, uri, files, columns)
+        manifests = Manifests(files) if columns.kind == "manifest" else None
+        return cls(columns.kind, uri, files, columns, manifests=manifests)
+
+    @property
+    def described_kind(self) -> str:
+        """The kind in words."""
+        return _NAMES.get(self.kind, self.kind)
 
     @property
     def lists_files(self) -> bool:
@@ -138,21 +196,57 @@ class Inputs:
     def uris(self) -> Iterator[pa.Table]:
         """Uris of the photos, in tables of SEGMENT_PATHS rows with the column `image`.
 
-        Relative paths of a manifest start at its folder. Raises UserError if a manifest cannot be
-        read or lacks the column.
+        Raises UserError if a manifest cannot be read or lacks the column.
         """
-        assert self.lists_files
         if self.places is not None:
             yield from self.places.segments()
         else:
-            yield from in_segments(self._listed())
+            assert self.manifests is not None
+            yield from in_segments(table.select(["image"]) for table in self.manifests.photos())
 
-    def _listed(self) -> Iterator[pa.Table]:
-        """The photos that the manifests name."""
-        for file in self.files:
-            folder = posixpath.dirname(file) or "/"
-            for column in _path_columns(file):
-                yield pa.table({"image": _absolute(column, folder)})
+    def list_places(self) -> Places:
+        """The photos, of a manifest with its other columns. Raises UserError as `uris` does."""
+        if self.places is not None:
+            return self.places
+        assert self.manifests is not None
+        return Places(self.manifests.photos())
+
+
+def _is_other_file(location: str) -> bool:
+    """Whether there is a file of this name that is no input."""
+    uri = storage.absolute(location).rstrip("/")
+    if uri.lower().endswith((*PHOTOS, *TARS, *TABLES, *_LISTS)):
+        return False
+    return storage.exists(uri) and not storage.is_folder(uri)
+
+
+def _names_of(uris: Sequence[str]) -> str:
+    """Several uris, as a plan names them."""
+    if len(uris) == 1:
+        return uris[0]
+    digest = hashlib.sha256("\n".join(uris).encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{uris[0]} and {len(uris) - 1:,} more ({digest[:8]})"
+
+
+def _without_repeats(parts: Iterable[Inputs]) -> Iterator[pa.Table]:
+    """The photos of several inputs, each once. Only inputs that came before are remembered, not
+    their photos."""
+    before: set[str] = set()
+    for part in parts:
+        assert part.places is not None
+        for table in part.places.segments():
+            new = [uri for uri in table.column("image").to_pylist() if not _is_below(uri, before)]
+            yield _uri_table(new)
+        before.add(part.uri)
+
+
+def _is_below(uri: str, roots: set[str]) -> bool:
+    """Whether a uri is one of these, or lies below one."""
+    while uri not in roots:
+        uri, slash, _ = uri.rpartition("/")
+        if not slash:
+            return False
+    return True
 
 
 def _photos(uri: str, tars: list[str], parquet: list[str], passed_over: PassedOver) -> Iterator[pa.Table]:
@@ -169,24 +263,12 @@ def _photos(uri: str, tars: list[str], parquet: list[str], passed_over: PassedOv
         elif lower.endswith(TABLES):
             parquet.append(storage.below(uri, name))
         else:
-            passed_over.files[_utf8(posixpath.splitext(lower)[1]) or "without an ending"] += 1
+            passed_over.add(lower)
         if len(photos) == SEGMENT_PATHS:
             yield _uri_table(photos)
             photos = []
     if photos:
         yield _uri_table(photos)
-
-
-def _absolute(paths: pa.Array, folder: str) -> pa.Array:
-    """Paths of a manifest as uris. An empty path stays a row, so that the scores table says that it
-    cannot be read.
-    """
-    paths = paths.fill_null("")
-    whole = pc.or_(pc.match_substring(paths, "://"), pc.starts_with(paths, "/"))
-    whole = pc.or_(whole, pc.equal(paths, ""))
-    if pc.all(whole).as_py():
-        return paths
-    return pc.if_else(whole, paths, pc.binary_join_element_wise(folder.rstrip("/"), paths, "/"))
 
 
 def _utf8(uri: str) -> str:
@@ -198,48 +280,3 @@ def _utf8(uri: str) -> str:
 
 def _uri_table(uris: Iterable[str]) -> pa.Table:
     return pa.table({"image": pa.array(list(uris), pa.string())})
-
-
-def _path_columns(uri: str) -> Iterator[pa.Array]:
-    try:
-        read = _csv_column if uri.lower().endswith(".csv") else _parquet_column
-        if uri.lower().endswith(inventory.MANIFEST):
-            read = inventory.paths
-        yield from read(uri)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        remedy = "write it again as comma-separated UTF-8 or Parquet"
-        raise UserError(f"{uri}: cannot be read ({errors.one_line(error)}); {remedy}") from None
-
-
-def _csv_column(uri: str) -> Iterator[pa.Array]:
-    data = storage.read_bytes(uri, _HEADER_BYTES)
-    encoding = delimited.encoding(data)
-    lines = (
-        data[: len(data) // 2 * 2 if encoding == "utf-16" else None].decode(encoding, "replace").splitlines()
-    )
-    delimiter = delimited.delimiter(lines[0] if lines else "")
-    header = next(csv.reader(lines[:1], delimiter=delimiter), [])
-    column = tables.uri_column(uri, tuple(header))
-    filesystem, path = storage.filesystem(uri)
-    options = pyarrow.csv.ConvertOptions(
-        include_columns=[column], column_types={column: pa.string()}, strings_can_be_null=False
-    )
-    with (
-        filesystem.open_input_stream(path) as stream,
-        pyarrow.csv.open_csv(
-            stream,
-            pyarrow.csv.ReadOptions(encoding=encoding.removesuffix("-sig")),
-            pyarrow.csv.ParseOptions(delimiter=delimiter),
-            options,
-        ) as reader,
-    ):
-        for batch in reader:
-            yield batch.column(0)
-
-
-def _parquet_column(uri: str) -> Iterator[pa.Array]:
-    filesystem, path = storage.filesystem(uri)
-    with pq.ParquetFile(path, filesystem=filesystem) as file:
-        column = tables.uri_column(uri, tuple(file.schema_arrow.names))
-        for batch in file.iter_batches(SEGMENT_PATHS, columns=[column]):
-            yield batch.column(0).cast(pa.string())

@@ -19,14 +19,14 @@ from ageray.score import results
 from ageray.score.files import ScoreFiles
 from ageray.score.results import Digest, Photo, Row
 
-_RUN = ("input", "seconds", "detector", "actors", "finished")
+_RUN = ("input", "passed_over", "unreadable_folders", "seconds", "detector", "actors", "finished")
 """Keys of the summary in the section "Run". The others are shown further up."""
 
 
 def score_report(files: ScoreFiles, digest: Digest, summary: dict[str, Any], card: dict[str, Any]) -> None:
     """Writes the page into a scores folder.
 
-    digest: of the whole table. summary: the content of summary.json. card: the
+    digest: of the whole table. summary: the content of _summary.json. card: the
     bundle's.
     """
     photos = list(_photos(digest.drawn, summary["input"]))

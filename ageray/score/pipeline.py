@@ -16,6 +16,7 @@ Where a photo travels, from the command to the table; each line is a file to ope
     12 ageray/faces/align.py         one resampling, from the canvas to the network's input
     13 ageray/score/pieces.py      rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
+    15 ageray/score/join.py          with the places, ids and other columns of the input
 
 Without Ray, `ageray/score/local.py` stands in the place of 4: a pool of processes runs 5 to 12.
 Tars and tables pass through `ageray/score/read.py` between 3 and 5, lists through
@@ -49,6 +50,7 @@ from ageray.score import chunks, pieces
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
+from ageray.score.join import Join
 from ageray.score.pieces import Piece
 from ageray.score.places import Places, SegmentReader
 from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
@@ -257,7 +259,7 @@ def _write_piece(files: ScoreFiles, *blocks: pa.Table) -> tuple[Piece | None, pa
 
 
 def write_parts(
-    parts: list[Part], files: ScoreFiles, target: ScoreFiles, schema: pa.Schema
+    parts: list[Part], files: ScoreFiles, target: ScoreFiles, schema: pa.Schema, join: Join | None = None
 ) -> Iterator[WrittenPart]:
     """Writes the parts of the result into `target` by tasks of the cluster, and yields them in
     their order.
@@ -269,15 +271,19 @@ def write_parts(
     tasks: list[Any] = []
     for number, part in enumerate(parts):
         while len(tasks) < min(number + ahead, len(parts)):
-            tasks.append(write.remote(parts[len(tasks)], files, target, schema))
+            following = parts[len(tasks)]
+            own = join and join.for_part(following.first, following.last)
+            tasks.append(write.remote(following, files, target, schema, own))
         written = ray.get(tasks[number])
         tasks[number] = None  # its rows with errors are no longer needed
-        yield written or write_part(part, target, schema)
+        yield written or write_part(part, target, schema, join)
 
 
-def _write_part(part: Part, files: ScoreFiles, target: ScoreFiles, schema: pa.Schema) -> WrittenPart | None:
+def _write_part(
+    part: Part, files: ScoreFiles, target: ScoreFiles, schema: pa.Schema, join: Join | None = None
+) -> WrittenPart | None:
     """The part; None where the folder cannot be written."""
     with suppress(UserError):
         if storage.exists(files.plan):
-            return write_part(part, target, schema)
+            return write_part(part, target, schema, join)
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,10 +20,13 @@ SEGMENT_PATHS = 8192
 """Photos of a list that make one segment (see `ageray.score.chunks`)."""
 
 _IN_MEMORY = 16  # segments
+_BYTES_IN_MEMORY = 64 * 2**20
+_PHOTOS = ["image"]
 
 
 class Places:
-    """A list of photos: tables with the column `image` (uris), and maybe further columns.
+    """A list of photos: tables with the column `image` (uris) first, and maybe further columns,
+    which only `whole_segment` gives.
 
     photos: how many. names: a hash that changes with the uris.
     """
@@ -33,12 +36,14 @@ class Places:
         self.photos = 0
         self._segments: list[pa.Table] = []
         self._file: _SegmentFile | None = None
+        self._whole: SegmentReader | None = None
         names = hashlib.sha256()
         for segment in in_segments(tables):
             self.photos += segment.num_rows
             names.update("\n".join(segment.column("image").to_pylist()).encode() + b"\n")
             self._segments.append(segment)
-            if len(self._segments) > _IN_MEMORY:
+            size = sum(each.nbytes for each in self._segments)
+            if len(self._segments) > _IN_MEMORY or size > _BYTES_IN_MEMORY:
                 self._to_file()
         if self._file is not None:
             self._to_file()
@@ -59,17 +64,26 @@ class Places:
         return min(SEGMENT_PATHS, self.photos - number * SEGMENT_PATHS)
 
     def segments(self) -> Iterator[pa.Table]:
-        """Tables of SEGMENT_PATHS rows; the last one has the rest."""
+        """The photos' uris, in tables of SEGMENT_PATHS rows; the last one has the rest."""
         if self._file is None:
-            yield from self._segments
+            for segment in self._segments:
+                yield segment.select(_PHOTOS)
             return
         with SegmentReader(self._file.path) as reader:
             for number in range(len(self)):
                 yield reader.read(number)
 
+    def whole_segment(self, number: int) -> pa.Table:
+        """A segment with all of its columns."""
+        if self._file is None:
+            return self._segments[number]
+        if self._whole is None:
+            self._whole = SegmentReader(self._file.path, further=True)
+        return self._whole.read(number)
+
     def part(self, start: int, end: int) -> Places:
         """The segments from `start` to before `end`, as a list of their own."""
-        return Places(islice(self.segments(), start, end))
+        return Places(map(self.whole_segment, range(start, end)))
 
     def take(self, numbers: Iterable[int]) -> pa.Table:
         """The photos of these numbers, in ascending order."""
@@ -77,7 +91,7 @@ class Places:
         reader = None if self._file is None else SegmentReader(self._file.path)
         for segment, own in groupby(sorted(numbers), lambda number: number // SEGMENT_PATHS):
             table = self._segments[segment] if reader is None else reader.read(segment)
-            rows.append(table.take([number % SEGMENT_PATHS for number in own]))
+            rows.append(table.select(_PHOTOS).take([number % SEGMENT_PATHS for number in own]))
         return pa.concat_tables(rows)
 
     def _to_file(self) -> None:
@@ -89,11 +103,12 @@ class Places:
 
 
 class SegmentReader:
-    """The segments of a list in a file."""
+    """The segments of a list in a file: the photos' uris, and with `further` the other columns."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, further: bool = False) -> None:
         self._source = pa.memory_map(path)
-        self._file = pa.ipc.open_file(self._source)
+        options = pa.ipc.IpcReadOptions(included_fields=None if further else [0])
+        self._file = pa.ipc.open_file(self._source, options=options)
 
     def __enter__(self) -> Self:
         return self

@@ -106,7 +106,7 @@ def _read_group(segment: Segment, columns: Columns) -> Iterator[pa.Table]:
 
 
 def _scan_lists(inputs: Inputs) -> InputSummary:
-    places = inputs.places or Places(inputs.uris())
+    places = inputs.list_places()
     return InputSummary(places.photos, places.photos, places.names, [], places)
 
 

@@ -22,6 +22,7 @@ from ageray.score import chunks
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.chunks import error_kind
 from ageray.score.files import ScoreFiles
+from ageray.score.join import Join, as_made
 from ageray.storage.errors import explained
 
 MARK = "retry_errors"
@@ -38,10 +39,12 @@ def check(checkpoint: ScoreCheckpoint, out: str, plan: dict[str, Any]) -> dict[s
     result of this plan, or an unfinished run of another kind.
     """
     files = checkpoint.files
-    summary = read_json(files.summary)
+    summary = read_json(files.summary) or read_json(files.earlier_summary)
     if summary is None or storage.half_written(files.folder):
         raise UserError(f"--retry-errors: {out} holds no complete result; leave --retry-errors out")
     before = summary.get("plan") or {}
+    if before.get("format", "parquet") != "parquet":
+        raise UserError(f"--retry-errors: the tables of {out} are no Parquet; score again with --fresh")
     if "shards" in before:
         raise UserError(f"--retry-errors: {out} was put together from shards; score again with --fresh")
     if {"code": plan["code"]} | before != plan:
@@ -63,9 +66,12 @@ def count(files: ScoreFiles) -> int:
     return total
 
 
-def rows_of(checkpoint: ScoreCheckpoint, segments: Iterable[pa.Table]) -> Iterator[pa.Table]:
+def rows_of(
+    checkpoint: ScoreCheckpoint, segments: Iterable[pa.Table], join: Join | None = None
+) -> Iterator[pa.Table]:
     """The rows of the result, with the columns of chunks, in the order of the input: of each
-    segment those whose chunks are in no piece yet.
+    segment those whose chunks are in no piece yet. They are as the stages made them, without what
+    `join` changed and added.
 
     segments: the photos of the whole input. Raises UserError if the rows are not those of the
     input.
@@ -75,7 +81,10 @@ def rows_of(checkpoint: ScoreCheckpoint, segments: Iterable[pa.Table]) -> Iterat
     faces = _Rows(_batches([uri for uri in parts if uri != files.errors]))
     errors = _Rows(_batches([files.errors]))
     for number, photos in enumerate(segments):
-        tables = [_labelled(rows.take(photos), photos, number) for rows in (errors, faces)]
+        written = photos.column("image").to_pylist()
+        if join is not None:
+            written = join.written(photos.column("image"), number).to_pylist()
+        tables = [_labelled(rows.take(photos, written), photos, number) for rows in (errors, faces)]
         rows = _with_siblings(pa.concat_tables(tables))
         if len(np.unique(chunks.photo_ids(rows))) != photos.num_rows:
             raise _other_rows(files)
@@ -92,18 +101,21 @@ class _Rows:
         self._batches = batches
         self._rest: pa.Table | None = None
 
-    def take(self, photos: pa.Table) -> tuple[pa.Table | None, list[int]]:
-        """The next rows that are of `photos`, and the number of each row's photo."""
+    def take(self, photos: pa.Table, written: list[str]) -> tuple[pa.Table | None, list[int]]:
+        """The next rows that are of `photos`, and the number of each row's photo.
+
+        written: what the result calls the photos, if an earlier version did not write it.
+        """
         numbers: list[int] = []
         images, faces = self._columns(0)
-        for number, image in enumerate(photos.column("image").to_pylist()):
+        for number, names in enumerate(zip(photos.column("image").to_pylist(), written, strict=True)):
             face = -2
             while True:
                 if len(numbers) == len(images) and not self._read(images, faces):
                     break
                 place = len(numbers)
                 # a photo of face -1 has no further row; a smaller number is of another photo
-                if images[place] != image or faces[place] <= face or face == -1:
+                if images[place] not in names or faces[place] <= face or face == -1:
                     break
                 face = faces[place]
                 numbers.append(number)
@@ -141,7 +153,9 @@ def _labelled(taken: tuple[pa.Table | None, list[int]], photos: pa.Table, segmen
     rows, numbers = taken
     if rows is None:
         rows = schema.SCORES.empty_table()
-    rows = _marked(rows)
+    own = (*schema.SCORES.names, schema.POSTERIOR.name)
+    rows = _marked(rows.select([name for name in rows.column_names if name in own]))
+    rows = as_made(rows, photos.column("image").take(pa.array(numbers, pa.int64())))
     number = np.array(numbers, np.int64)
     position = number // chunks.SIZE
     last = chunks.count(photos.num_rows) - 1

@@ -8,7 +8,7 @@ takes the place of OUT; an earlier result in OUT stays until then.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from importlib import import_module
@@ -24,11 +24,13 @@ from ageray.errors import StoreError, UserError
 from ageray.experiment import Detect, Scale
 from ageray.machine import engine
 from ageray.machine.pool import Pool
-from ageray.schema import UNAVAILABLE
-from ageray.score import chunks, local, read, retry, shards, write
+from ageray.schema import BOX_ORDER, POINTS_ORDER, UNAVAILABLE
+from ageray.score import chunks, export, join, local, read, retry, shards, write
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
-from ageray.score.files import SUMMARY, ScoreFiles
+from ageray.score.export import Format
+from ageray.score.files import EARLIER_SUMMARY, SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
+from ageray.score.join import Join
 from ageray.score.page import score_report
 from ageray.score.pieces import Piece
 from ageray.score.progress import Progress, ProgressReporter
@@ -56,6 +58,8 @@ class Task(NamedTuple):
     search: Search
     posterior: bool
     shard: Shard | None = None
+    format: Format = "parquet"
+    join: Join | None = None
 
     def plan(self) -> dict[str, Any]:
         """Everything that a result depends on. Two runs with equal plans give the same rows.
@@ -63,7 +67,7 @@ class Task(NamedTuple):
         `code` is the program's version: a run that another version began is not continued. Plans of
         earlier versions have none.
         """
-        plan = {
+        plan: dict[str, Any] = {
             "input": {
                 "uri": self.inputs.uri,
                 "kind": self.inputs.kind,
@@ -79,6 +83,8 @@ class Task(NamedTuple):
         }
         if self.shard is not None:
             plan["shard"] = str(self.shard)
+        if self.format != "parquet":
+            plan["format"] = self.format
         return plan
 
 
@@ -86,17 +92,17 @@ class _Engine(NamedTuple):
     """What computes: for the summary, in words, and its two functions.
 
     results gives rows of scores, or pieces that have them already. write_parts takes the parts of
-    the result, the files of the run, those of the result, and the schema.
+    the result, the files of the run, those of the result, the schema, and how rows join back.
     """
 
     workers: dict[str, Any]
     description: str
     results: Callable[[ScoreCheckpoint], Iterator[pa.Table | Piece]]
-    write_parts: Callable[[list[Part], ScoreFiles, ScoreFiles, pa.Schema], Iterator[WrittenPart]]
+    write_parts: Callable[[list[Part], ScoreFiles, ScoreFiles, pa.Schema, Join | None], Iterator[WrittenPart]]
 
 
 def score(
-    location: str,
+    location: str | Sequence[str],
     out: str,
     model: str,
     scale: Scale,
@@ -108,11 +114,12 @@ def score(
     finish: bool = False,
     shard: Shard | None = None,
     retry_errors: bool = False,
+    format: Format = "parquet",
 ) -> dict[str, Any]:
     """Scores every face of every photo, writes the folder `out` and returns what is in its
-    summary.json.
+    _summary.json.
 
-    location: INPUT, see `Inputs.open`.
+    location: INPUT, or several of one kind; see `Inputs.open_all`.
     detect: settings of the detector; None takes the bundle's, which are those of training.
     posterior: adds the column of that name.
     fresh: starts from the beginning and replaces the result of an earlier run. Without it an
@@ -125,18 +132,21 @@ def score(
     the summary of their own part.
     retry_errors: scores only the photos of a complete result that failed (`ageray.score.retry`).
     Not with `fresh` or `shard`.
+    format: of the table's files.
 
-    A photo's faces are numbered from the left and have keys `uri#number`. A row of a face shard
-    keeps its key and is one face. A photo that gives no face has one row with face -1 and `error`.
-    A photo that a manifest names twice is scored twice. `scale.engine` says what computes
-    (`ageray.machine.engine`). Raises UserError for the user's mistakes, StoreError for a store that
-    does not answer.
+    A photo's faces are numbered from the left and have keys `image#number`, or the input's own ids
+    (`ageray.score.join`). A row of a face shard keeps its key and is one face. A photo that gives
+    no face has one row with face -1 and `error`. A photo that a manifest names twice is scored
+    twice. `scale.engine` says what computes (`ageray.machine.engine`). Raises UserError for the
+    user's mistakes, StoreError for a store that does not answer.
     """
+    locations = [location] if isinstance(location, str) else list(location)
+    location = in_words(locations)
     with ExitStack() as stack:
         pool = None
         if engine.may_be_local(scale):
             pool = stack.enter_context(local.start())
-        task = _prepare(location, model, detect, search, posterior, shard)
+        task = _prepare(locations, model, detect, search, posterior, shard)._replace(format=format)
         options = _Options(location, out, scale, finish, pool, on_progress)
         if retry_errors:
             return _retry(task, options)
@@ -227,7 +237,7 @@ def _compute(
         else:
             _open(checkpoint, task.plan() | {retry.MARK: True}, options.out)
             assert task.summary.places is not None
-            rows = retry.rows_of(checkpoint, task.summary.places.segments())
+            rows = retry.rows_of(checkpoint, task.summary.places.segments(), task.join)
             checkpoint.add_result(rows, before["seconds"])
         computing = _engine(task, scale, options.pool)
         print(f"{task.model} ({task.bundle.identity}): {computing.description}", flush=True)
@@ -251,24 +261,33 @@ def _compute(
     return summary
 
 
+def in_words(locations: Sequence[str]) -> str:
+    """INPUT for a message: the only one, or the first and how many more."""
+    if len(locations) == 1:
+        return locations[0]
+    return f"{locations[0]} and {len(locations) - 1:,} more"
+
+
 def _prepare(
-    location: str,
+    locations: Sequence[str],
     model: str,
     detect: Detect | None,
     search: Search,
     posterior: bool,
     shard: Shard | None,
 ) -> Task:
-    inputs = Inputs.open(location)
+    inputs = Inputs.open_all(locations)
     if shard is not None:
         inputs = shards.part_of(inputs, shard)
     loaded = bundle.load(model)
     needs_landmarks = loaded.experiment.align.mode != "none"
     if search == "never" and inputs.kind != "face shards" and needs_landmarks:
-        reason = f"{location} has no landmarks of its own, and {model} needs them"
+        reason = f"{in_words(locations)} has no landmarks of its own, and {model} needs them"
         raise UserError(f"--detect never: {reason}; use auto")
     detect = detect or loaded.experiment.data.detect
-    return Task(inputs, read.scan(inputs), model, loaded, detect, search, posterior, shard)
+    summary = read.scan(inputs)
+    joined = join.of_run(inputs, summary)
+    return Task(inputs, summary, model, loaded, detect, search, posterior, shard, join=joined)
 
 
 def _lease(checkpoint: ScoreCheckpoint, out: str) -> Lease:
@@ -348,11 +367,11 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
 
 
 def _write_parts(
-    parts: list[Part], _: ScoreFiles, target: ScoreFiles, schema: pa.Schema
+    parts: list[Part], _: ScoreFiles, target: ScoreFiles, schema: pa.Schema, joined: Join | None
 ) -> Iterator[WrittenPart]:
     """Writes parts one after the other."""
     for part in parts:
-        yield write.write_part(part, target, schema)
+        yield write.write_part(part, target, schema, joined)
 
 
 def _score(
@@ -408,10 +427,14 @@ def _finish(
     storage.make_folder(draft.folder)
     network = task.bundle.experiment.model.name
     metadata = json.dumps({"identity": task.bundle.identity, "network": network})
-    schema = scores_schema(task.posterior).with_metadata({"ageray": metadata})
+    fields = [*scores_schema(task.posterior), *(task.join.fields if task.join else ())]
+    orders = {"box": BOX_ORDER, "landmarks": POINTS_ORDER}
+    schema = pa.schema(fields, metadata={"ageray": metadata} | orders)
     plan = write.plan_parts(checkpoint.pieces)
-    parts = computing.write_parts(plan, checkpoint.files, draft, schema)
+    parts = computing.write_parts(plan, checkpoint.files, draft, schema, task.join)
     digest = write.finish(draft, parts, schema)
+    if task.shard is None:
+        export.convert(draft.folder, task.format)
     seconds += checkpoint.seconds
     summary = {
         "input": location,
@@ -446,7 +469,7 @@ def check_target(out: str) -> ScoreFiles:
     if storage.is_folder(files.folder):
         names = storage.names_below(files.folder)
     strange = [name for name in names if not files.is_ours(name)]
-    if names and SUMMARY not in names and storage.MARKER not in names:
+    if names and {SUMMARY, EARLIER_SUMMARY, storage.MARKER}.isdisjoint(names):
         strange.append(names[0])
     if strange:
         remedy = "give a new or empty folder"
@@ -471,12 +494,15 @@ def check_plan(
         changes = "; ".join(config.differences(unfinished, plan))
         remedy = "give another folder, or begin anew with --fresh"
         raise UserError(f"--out {out}: {files.unfinished} was begun otherwise ({changes}); {remedy}")
-    if fresh or not storage.exists(files.summary) or storage.half_written(files.folder):
+    if fresh or storage.half_written(files.folder):
         return None
-    summary = read_json(files.summary)
+    written = next(filter(storage.exists, (files.summary, files.earlier_summary)), None)
+    if written is None:
+        return None
+    summary = read_json(written)
     if summary is None:
         problem = "is damaged, so nobody knows which settings the result is of"
-        raise UserError(f"--out {out}: {files.summary} {problem}; replace the result with --fresh")
+        raise UserError(f"--out {out}: {written} {problem}; replace the result with --fresh")
     before = summary.get("plan")
     if isinstance(before, dict) and before | {"code": plan["code"]} == plan:
         return summary  # whichever version of the program made it

@@ -16,15 +16,17 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ageray import config, storage
 from ageray.errors import UserError
+from ageray.schema import check
+from ageray.score import export
 from ageray.score.checkpoint import ScoreCheckpoint, read_json
 from ageray.score.files import SUMMARY, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.page import score_report
-from ageray.score.places import Places
 from ageray.score.results import Digest, Photo
 from ageray.storage.lease import Lease, is_taken
 
@@ -66,7 +68,7 @@ def part_of(inputs: Inputs, shard: Shard) -> Inputs:
     Raises UserError if there are fewer of these than shards.
     """
     if inputs.lists_files:
-        places = inputs.places or Places(inputs.uris())
+        places = inputs.list_places()
         start, end = _range(shard, len(places), f"{places.photos:,} photos make")
         return replace(inputs, places=places.part(start, end))
     start, end = _range(shard, len(inputs.files), "there are")
@@ -84,7 +86,7 @@ def _range(shard: Shard, count: int, verb: str) -> tuple[int, int]:
 
 
 def to_json(digest: Digest) -> dict[str, Any]:
-    """A digest for summary.json."""
+    """A digest for the summary."""
     drawn = [{"photo": photo, "rows": rows} for photo, rows in digest.drawn.items()]
     return {
         "images": digest.images,
@@ -115,7 +117,8 @@ def summaries(shard: Shard, out: str) -> list[dict[str, Any]] | None:
     """
     contents = []
     for other in shard.all():
-        content = read_json(ScoreFiles(other.folder(out)).summary)
+        files = ScoreFiles(other.folder(out))
+        content = read_json(files.summary) or read_json(files.earlier_summary)
         if content is None:
             return None
         contents.append(content)
@@ -139,7 +142,7 @@ def complete(files: ScoreFiles, plan: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of a result that was put together from shards of this plan; None if there is
     none.
     """
-    summary = read_json(files.summary)
+    summary = read_json(files.summary) or read_json(files.earlier_summary)
     if summary is None or storage.half_written(files.folder):
         return None
     shard = str(plan["shard"])
@@ -173,6 +176,7 @@ def _write(
     storage.remove_tree(draft.folder)  # of a job that was killed
     storage.make_folder(draft.folder)
     _join_tables(shard, files.folder, draft)
+    export.convert(draft.folder, parts[0]["plan"].get("format", "parquet"))
     digest = Digest()
     for part in parts:
         digest = digest.merge(from_json(part["digest"]))
@@ -217,7 +221,7 @@ def _join_tables(shard: Shard, out: str, draft: ScoreFiles) -> None:
             filesystem, path = storage.filesystem(files.errors)
             with pq.ParquetFile(path, filesystem=filesystem) as errors:
                 for batch in errors.iter_batches():
-                    writer.write_batch(batch)
+                    writer.write_table(check(pa.Table.from_batches([batch]), schema, files.errors))
 
 
 def _parts(files: ScoreFiles) -> list[str]:

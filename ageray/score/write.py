@@ -9,7 +9,7 @@ not grow with their number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from ageray.errors import UserError, one_line
 from ageray.schema import check
 from ageray.score import chunks, pieces, results
 from ageray.score.files import ScoreFiles
+from ageray.score.join import Join
 from ageray.score.pieces import PieceIndex
 from ageray.score.results import Digest
 
@@ -80,22 +81,28 @@ def _starts(faces: NDArray[np.int64]) -> NDArray[np.int64]:
         before = int(total[end - 1])
 
 
-def write_part(part: Part, files: ScoreFiles, schema: pa.Schema) -> WrittenPart:
+def write_part(part: Part, files: ScoreFiles, schema: pa.Schema, join: Join | None = None) -> WrittenPart:
     """Writes one part into `files`.
 
     schema: of the file, with its metadata. Further columns of the pieces are dropped. A column that
-    a piece lacks is null: pieces of an earlier version have fewer columns. Raises UserError if the
-    folder cannot be written.
+    a piece lacks is null: pieces of an earlier version have fewer columns. join: makes of the rows
+    what joins back to the input; its columns are the last of `schema`. The digest names photos by
+    their uris. Raises UserError if the folder cannot be written.
     """
-    rows = _rows_of(part, schema)
-    is_face = rows.column("error").is_null()
+    rows = _rows_of(part, schema, join)
+    errors = [schema.empty_table()]
     try:
         filesystem, path = storage.filesystem(files.part(part.number))
         with pq.ParquetWriter(path, schema, filesystem=filesystem, compression="zstd") as writer:
-            writer.write_table(rows.filter(is_face), row_group_size=_ROW_GROUP)
+            for group in _joined(rows, schema, join):
+                is_face = group.column("error").is_null()
+                errors.append(group.filter(pc.invert(is_face)))
+                faces = group.filter(is_face)
+                if faces.num_rows:
+                    writer.write_table(faces)
     except OSError as error:
         raise _not_written(files, error) from None
-    return WrittenPart(results.digest_of(rows), rows.filter(pc.invert(is_face)))
+    return WrittenPart(results.digest_of(rows), pa.concat_tables(errors))
 
 
 def finish(files: ScoreFiles, parts: Iterable[WrittenPart], schema: pa.Schema) -> Digest:
@@ -113,15 +120,29 @@ def finish(files: ScoreFiles, parts: Iterable[WrittenPart], schema: pa.Schema) -
     return digest
 
 
-def _rows_of(part: Part, schema: pa.Schema) -> pa.Table:
-    """The rows of a part, in order, each once."""
-    wide = pa.schema([*schema, *chunks.CHUNK_OF_ROW_SCHEMA])
+def _rows_of(part: Part, schema: pa.Schema, join: Join | None) -> pa.Table:
+    """The rows of a part, in order, each once, with their chunks and without the columns of
+    `join`.
+    """
+    own = schema.names[: len(schema) - len(join.fields)] if join else schema.names
+    wide = pa.schema([*map(schema.field, own), *chunks.CHUNK_OF_ROW_SCHEMA])
     tables = [wide.empty_table()]
     for table in pieces.read_all(part.pieces):
         chunk = table.column("lot")
         mask = pc.and_(pc.greater_equal(chunk, part.first), pc.less_equal(chunk, part.last))
         tables.append(check(table.filter(mask), wide, "a piece").cast(wide))
-    return chunks.in_order(pa.concat_tables(tables)).select(schema.names).cast(schema)
+    return chunks.in_order(pa.concat_tables(tables))
+
+
+def _joined(rows: pa.Table, schema: pa.Schema, join: Join | None) -> Iterator[pa.Table]:
+    """The rows as the result has them, some at a time, so that the input's columns are in memory
+    for few of them.
+    """
+    for start in range(0, rows.num_rows, _ROW_GROUP):
+        group = rows.slice(start, _ROW_GROUP)
+        if join is not None:
+            group = join(group)
+        yield group.select(schema.names).cast(schema)
 
 
 def _not_written(files: ScoreFiles, error: OSError) -> UserError:

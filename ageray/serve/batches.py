@@ -19,7 +19,7 @@ import ray
 from pydantic import ValidationError
 from ray import serve
 
-from ageray import report, storage
+from ageray import storage
 from ageray.errors import UserError
 from ageray.serve import metrics, process
 from ageray.serve.allowed_paths import first_escaping_link, resolve_allowed
@@ -199,16 +199,18 @@ def _result_files(out: str) -> list[str]:
     with suppress(UserError):
         for uri in storage.list_files(out, _RESULTS):
             names.append(uri.rpartition("/")[2])
-    return sorted(names, key=lambda name: (name != report.PAGE, name))
+    return sorted(names, key=lambda name: (not name.endswith(".html"), name))
 
 
 def _progress(out: str, ended: bool = False) -> Progress | None:
-    """The progress of a job: from `summary.json` if it has ended, else from `progress.json`.
+    """The progress of a job: from its summary if it has ended, else from `progress.json`.
 
     None if there is no such file, as for a job that has just started.
     """
     if ended:
-        summary = _read_object(storage.join(out, "summary.json"))
+        summary: dict[str, Any] = {}
+        for name in ("_summary.json", "summary.json"):  # the second in results of version 0.1
+            summary = summary or _read_object(storage.join(out, name))
         if "images" not in summary:
             return None
         return Progress(

@@ -180,8 +180,8 @@ class Batch(BatchRequest):
     message: str | None = None
     """Why it failed."""
     files: list[str] = []
-    """Names of the result's files, once it is done: the page `report.html`, the table, the summary.
-    `GET /v1/batches/ID/files/NAME` has them."""
+    """Names of the result's files, once it is done: the page `_report.html`, the table, the
+    summary. `GET /v1/batches/ID/files/NAME` has them."""
 
 
 class BatchList(ApiModel):

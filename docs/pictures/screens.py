@@ -64,7 +64,7 @@ def main(target: Path) -> None:
     client = ageray.Client(url)
     job = client.wait(client.submit(str(photos), str(work / "out" / "holiday"))["id"])
     files = client.download(job["id"], work / "result")
-    page = next(file for file in files if file.name == "report.html")
+    page = next(file for file in files if file.name == "_report.html")
     page.write_text(page.read_text().replace(f"{work}/in/", ""))  # no paths of this machine in a picture
     pages = {
         "service": url,

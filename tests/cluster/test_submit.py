@@ -348,7 +348,7 @@ def test_the_chain_as_submitted_jobs(store: Store, chain: dict[str, str]) -> Non
     scored = {row["key"]: row for row in store.rows("scores/part")}
     assert sorted(scored) == sorted(f"drawn/{number}.jpg" for number in range(FACES))
     assert all(row["age_low"] <= row["age"] <= row["age_high"] for row in scored.values())
-    assert {"scores/summary.json", "scores/report.html"} <= set(store.list("scores/"))
+    assert {"scores/_summary.json", "scores/_report.html"} <= set(store.list("scores/"))
 
 
 @pytest.mark.slow  # in the default run tests/evaluate has the command, and the chain the jobs

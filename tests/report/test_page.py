@@ -114,7 +114,7 @@ def digest_of(folder: str) -> Digest:
 
 def page_of(folder: str, summary: dict[str, Any] = SUMMARY, card: dict[str, Any] = CARD) -> tuple[str, Page]:
     score_report(ScoreFiles(folder), digest_of(folder), summary, card)
-    html = (Path(folder) / report.PAGE).read_text()
+    html = Path(ScoreFiles(folder).page).read_text()
     return html, Page(html)
 
 

@@ -64,7 +64,7 @@ def inputs(photos: Path, tmp_path: Path) -> Iterator[Path]:
 
 def rows_of(location: str, scale: Scale, pool: Pool | None, out: str) -> pa.Table:
     """The rows by which an engine answers, by key, with the columns of their chunks."""
-    task = run._prepare(location, MODEL, None, "auto", posterior=True, shard=None)
+    task = run._prepare([location], MODEL, None, "auto", posterior=True, shard=None)
     tables = run._engine(task, scale, pool).results(ScoreCheckpoint(ScoreFiles(out)))
     whole = chunks.ChunkAssembler()
     complete = [chunk for table in tables for chunk in whole.add(table)]
@@ -130,7 +130,7 @@ def test_a_process_killed_from_outside_changes_no_batch(
     photos: Path, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tasks are cut again only if a process dies on one twice."""
-    engine = run._engine(run._prepare(str(photos), MODEL, None, "auto", False, None), LOCAL, pool)
+    engine = run._engine(run._prepare([str(photos)], MODEL, None, "auto", False, None), LOCAL, pool)
     retries: list[tuple[int, int]] = []
     monkeypatch.setattr(pool, "retry", lambda task: retries.append((task[0].num_rows, task[1])))
     four = pa.table({"image": list("abcd")})
@@ -146,7 +146,7 @@ def test_a_process_killed_from_outside_changes_no_batch(
 
 def test_settings_of_the_pool(pool: Pool, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "usable_cpus", lambda: 3)
-    task = run._prepare(str(photos), MODEL, None, "auto", posterior=False, shard=None)
+    task = run._prepare([str(photos)], MODEL, None, "auto", posterior=False, shard=None)
     for scale, processes, text in (
         (Scale(engine="local"), 3, "3 processes on a core each, 1 photo a task"),
         (Scale(engine="local", local_cpus=2), 2, "2 processes on a core each, 1 photo a task"),
@@ -220,7 +220,7 @@ def test_the_command_needs_no_ray(photos: Path, tmp_path: Path) -> None:
     assert lines[-1] == ""  # nothing slow was imported
     assert lines[0] == f"{photos}: 6 photos"
     assert "on a core" in lines[1]
-    summary = json.loads((out / "summary.json").read_text())
+    summary = json.loads((out / "_summary.json").read_text())
     assert (summary["images"], summary["errors"]) == (6, {"cannot decode": 1, "no face found": 1})
-    assert (out / "report.html").exists()
+    assert (out / "_report.html").exists()
     assert bundle.load(MODEL).identity == summary["model"]["identity"]

@@ -157,7 +157,7 @@ def check(out: Path, shards: Path) -> None:
     assert sorted(rows.column("key").to_pylist()) == keys
     assert rows.column("age").null_count == rows.column("error").drop_null().length() == 0
     assert not out.with_name(out.name + ".unfinished").exists()
-    assert json.loads((out / "summary.json").read_text())["faces"] == len(keys)
+    assert json.loads((out / "_summary.json").read_text())["faces"] == len(keys)
 
 
 def test_killed_driver_and_killed_model(

@@ -123,7 +123,7 @@ def test_only_what_failed_is_scored_again(
     fresh, asked = score(photos, tmp_path / "fresh")
     assert len(asked) == 150
     assert tables(out) == tables(tmp_path / "fresh") != before
-    assert json.loads((out / "summary.json").read_text())["images"] == fresh["images"] == 150
+    assert json.loads((out / "_summary.json").read_text())["images"] == fresh["images"] == 150
     assert not (tmp_path / "out.unfinished").exists()
 
 
@@ -187,6 +187,22 @@ def test_a_list_that_names_a_photo_twice(photos: Path, tmp_path: Path, score: An
     assert asked == ["000", "000", "000"]
     score(manifest, tmp_path / "fresh")
     assert tables(tmp_path / "out") == tables(tmp_path / "fresh")
+
+
+def test_a_manifest_with_ids_and_other_columns(photos: Path, tmp_path: Path, score: Any) -> None:
+    """Rows of a result are called otherwise than the photos that are tried again."""
+    lines = [
+        f"photos/{file.name},{number:03},{number / 2}" for number, file in enumerate(sorted(photos.iterdir()))
+    ]
+    (tmp_path / "people.csv").write_text("\n".join(["image,id,half", *lines]))
+    score(tmp_path / "people.csv", tmp_path / "out")
+    mend(photos)
+    _, asked = score(tmp_path / "people.csv", tmp_path / "out", retry_errors=True)
+    assert asked == ["000", "063", "069", "071", "149"]
+    score(tmp_path / "people.csv", tmp_path / "fresh")
+    assert tables(tmp_path / "out") == tables(tmp_path / "fresh")
+    [row, *_] = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
+    assert (row["image"], row["key"], row["id"], row["half"]) == ("photos/photo-000.jpg", "000", "000", 0.0)
 
 
 def test_refusals(photos: Path, tmp_path: Path, score: Any) -> None:

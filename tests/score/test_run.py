@@ -26,7 +26,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from ageray import bundle, report, schema
+from ageray import bundle, schema
 from ageray.cluster.actors import ActorPool
 from ageray.commands import score as job
 from ageray.errors import StoreError, UserError
@@ -38,7 +38,7 @@ from ageray.models.build import build
 from ageray.predictor import Predictor
 from ageray.score import chunks, pipeline, places, read, results, run, tables
 from ageray.score.checkpoint import ScoreCheckpoint
-from ageray.score.files import ScoreFiles
+from ageray.score.files import PAGE, ScoreFiles
 from ageray.score.inputs import Inputs
 from ageray.score.pieces import PieceIndex
 from ageray.score.write import plan_parts
@@ -117,7 +117,7 @@ def find(photos: pa.Table, align: Align = ALIGN, search: detect.Search = "auto")
 
 
 def test_no_photo_is_lost(scored: Path, photos: Path) -> None:
-    rows, summary = table(scored), json.loads((scored / "summary.json").read_text())
+    rows, summary = table(scored), json.loads((scored / "_summary.json").read_text())
     files = {str(file) for file in photos.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png")}
     assert set(rows.column("image").to_pylist()) == files
     assert summary["images"] == len(files) == 9
@@ -158,14 +158,14 @@ def test_table_has_its_schema_and_says_which_model_made_it(scored: Path, model: 
     totals = [sum(posterior) for posterior in rows.column("posterior").to_pylist() if posterior is not None]
     np.testing.assert_allclose(totals, 1, atol=1e-4)
     assert sorted(path.name for path in scored.iterdir()) == [
+        "_report.html",
+        "_summary.json",
         "errors.parquet",
         "part-00000.parquet",
-        "report.html",
-        "summary.json",
     ]
     assert pq.read_table(scored / "part-00000.parquet").column("error").null_count == rows.num_rows - 4
     assert not scored.with_name("scores.unfinished").exists()
-    assert "Ages of the faces in" in (scored / report.PAGE).read_text()
+    assert "Ages of the faces in" in (scored / PAGE).read_text()
 
 
 def test_ages_are_those_of_the_predictor(scored: Path, model: str) -> None:
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
             "scale.threads=1",
         ]
     )
-    assert json.loads((out / "summary.json").read_text())["errors"] == {"no face found": 1}
+    assert json.loads((out / "_summary.json").read_text())["errors"] == {"no face found": 1}
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def interrupt(*_: Any) -> None:
@@ -598,8 +598,8 @@ def test_input_that_is_none(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--out", "o"], "INPUT: give one, or --demo; got none"),
-        (["a", "--demo", "--out", "o"], "INPUT: give one, or --demo; got a"),
+        (["--out", "o"], "INPUT: give one or several, or --demo; got none"),
+        (["a", "--demo", "--out", "o"], "INPUT: give one or several, or --demo; got a"),
         (
             ["a", "--out", "o", "align.size=32"],
             "align.size=32: only scale.*, storage.* and data.detect.* can be set here",
@@ -687,16 +687,16 @@ def test_tar_model_and_result_on_a_store(
         if item["Key"].startswith("scores")
     ]
     assert keys == [
+        "scores/_report.html",
+        "scores/_summary.json",
         "scores/errors.parquet",
         "scores/part-00000.parquet",
-        "scores/report.html",
-        "scores/summary.json",
     ]
-    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in keys[:2]]
+    parts = [io.BytesIO(client.get_object(Bucket="faces", Key=key)["Body"].read()) for key in keys[2:]]
     rows = pa.concat_tables([pq.read_table(part) for part in parts]).to_pylist()
     assert {row["image"] for row in rows} == {f"s3://faces/in/photos.tar/{name}" for name in names}
     assert sum(row["age"] is not None for row in rows) > 0
-    page = client.get_object(Bucket="faces", Key="scores/report.html")["Body"].read().decode()
+    page = client.get_object(Bucket="faces", Key="scores/_report.html")["Body"].read().decode()
     assert page.count("data:image/jpeg") == 4
 
 

@@ -113,8 +113,8 @@ def test_the_last_shard_puts_all_together(
     summary = shards.join(Shard(1, 2), ScoreFiles(str(out)), parts, {"name": "tiny"})
     assert (summary["images"], summary["faces"], summary["errors"]) == (30, 20, {"cannot read": 10})
     assert (summary["seconds"], summary["plan"]["input"]["photos"]) == (4.0, 30)
-    assert json.loads((out / "summary.json").read_text()) == summary
-    assert "median" in (out / "report.html").read_text().lower()
+    assert json.loads((out / "_summary.json").read_text()) == summary
+    assert "median" in (out / "_report.html").read_text().lower()
     whole = finish(ScoreFiles(str(tmp_path / "single")), range(10))
     joined, single = files_of("out"), files_of("single")
     assert {name: joined[name] for name in joined if name != "errors.parquet"} == {
@@ -161,12 +161,24 @@ def test_jobs_that_end_at_once_write_one_result(
             answers = [job.result() for job in jobs]
         assert len(writers) == 1
         writers.clear()
-        written = json.loads((out / "summary.json").read_text())
+        written = json.loads((out / "_summary.json").read_text())
         assert [answer for answer in answers if answer is not None and answer != written] == []
         assert answers.count(None) == (2 if seconds else answers.count(None))
         assert written["images"] == 18
         assert len(files_of("out")) == 4
         assert [file for file in other.parents[1].rglob("*") if file.is_file()] == [other]
+
+
+def test_shards_become_csv_when_they_are_together(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for number in (1, 2):
+        end_shard(Shard(number, 2), out, range(2 * number, 2 * number + 2), format="csv")
+    parts = shards.summaries(Shard(1, 2), str(out))
+    assert parts is not None
+    shards.join(Shard(1, 2), ScoreFiles(str(out)), parts, {"name": "tiny"})
+    names = sorted(file.name for file in out.iterdir())
+    assert names == ["_report.html", "_summary.json", "errors.csv", "part-00000.csv", "part-00001.csv"]
+    assert len((out / "part-00001.csv").read_text().splitlines()) == 5
 
 
 def test_two_jobs_write_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ def test_http_job_and_predictor_give_the_same_ages(
     assert batch["state"] == "done", batch
     files = client.download(job["id"], tmp_path / "result")
     assert [file.name for file in files] == batch["files"]
-    assert json.loads((tmp_path / "result" / "summary.json").read_text())["images"] == 3
+    assert json.loads((tmp_path / "result" / "_summary.json").read_text())["images"] == 3
     import pyarrow.parquet as pq
 
     rows = [
@@ -156,16 +156,16 @@ def test_http_job_and_predictor_give_the_same_ages(
 def check_files(url: str, batch: dict[str, Any], out: Path) -> None:
     """A finished job lists its files, page first, and the service has them; nothing else."""
     files = f"{url}/v1/batches/{batch['id']}/files"
-    assert batch["files"][0] == "report.html"
-    assert {"summary.json", "errors.parquet"} < set(batch["files"])
+    assert batch["files"][0] == "_report.html"
+    assert {"_summary.json", "errors.parquet"} < set(batch["files"])
     assert set(batch["files"]) == {file.name for file in out.iterdir()}
     for name in batch["files"]:
         answer = ask("GET", f"{files}/{name}")
         assert answer.content == (out / name).read_bytes()
         assert answer.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
-    assert ask("GET", f"{files}/report.html").headers["Content-Type"].startswith("text/html")
+    assert ask("GET", f"{files}/_report.html").headers["Content-Type"].startswith("text/html")
     assert "attachment" in ask("GET", f"{files}/errors.parquet").headers["Content-Disposition"]
-    assert requests.get(f"{files}/report.html", timeout=WAIT).status_code == 401
+    assert requests.get(f"{files}/_report.html", timeout=WAIT).status_code == 401
     for name in ("other.parquet", "..%2Frecords", "progress.json"):
         assert ask("GET", f"{files}/{name}").status_code == 404
 

@@ -60,7 +60,7 @@ function item(job) {
   return entry;
 }
 
-const words = { "report.html": "Page", "summary.json": "Summary", "errors.parquet": "Errors" };
+const words = { "_report.html": "Page", "_summary.json": "Summary", "errors.parquet": "Errors" };
 
 function links(job) {
   const row = element("p", "row");
