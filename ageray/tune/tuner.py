@@ -30,6 +30,8 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
+_RESTARTS = 2  # of a trial whose process dies
+
 
 def run(
     space: Space, faces: Any, fold: Fold, slots: TaskSlots, file: TrialFile, trials: list[Trial], show: Show
@@ -95,6 +97,8 @@ def _fit(
                 storage_path=folder,
                 verbose=0,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                # a trial whose process was killed begins again: it gives the same numbers
+                failure_config=tune.FailureConfig(max_failures=_RESTARTS),
             ),
         )
         tuner.fit()

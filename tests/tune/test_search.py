@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -253,7 +254,18 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
     with pytest.raises(UserError, match=r"tune\.seed: 0, now 1"):
         make(written(recipe, tmp_path, seed=1, **SMALL), str(out), resume=True)
     _cut(out / "trials.jsonl", 2)
-    again = search(make(settings, str(out), resume=True), lambda record: None)
+    killed: list[int] = []
+
+    def kill_the_trial(record: dict[str, Any]) -> None:
+        if record["kind"] != "epoch" or killed:
+            return
+        for process in psutil.Process().children(recursive=True):
+            if "Trainable" in " ".join(process.cmdline()):
+                killed.append(process.pid)
+                process.kill()
+
+    again = search(make(settings, str(out), resume=True), kill_the_trial)
+    assert killed
     for before, after in zip(report["trials"], again["trials"], strict=True):
         for name in ("values", "curve", "state"):
             assert before[name] == after[name]
