@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ray import serve
 
 from ageray import storage
-from ageray.errors import UserError
+from ageray.errors import UserError, one_line
 from ageray.serve import metrics, process
 from ageray.serve.allowed_paths import first_escaping_link, resolve_allowed
 from ageray.serve.errors import ApiError
@@ -45,6 +45,7 @@ class BatchJobs:
         self._batches = _read_records(self._folder)
         self._processes: dict[str, process.Job] = {}
         self._cancelled: set[str] = set()
+        self._unrecorded: set[str] = set()  # jobs whose state is not on disk yet
         self._total = metrics.Total()
         for batch in self._batches.values():
             if batch.state == "running":  # its process may have outlived the replica before this one
@@ -69,8 +70,12 @@ class BatchJobs:
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:8]}"
         fields = {**request.model_dump(), "input": inputs, "out": out}
         batch = Batch(**fields, id=name, state="waiting", submitted=_now())
+        try:
+            self._write_record(batch)
+        except UserError:
+            text = "the service cannot record the job: no space is left, or its folder may not be written"
+            raise ApiError(503, "no_space", text, {"Retry-After": "60"}) from None
         self._batches[name] = batch
-        self._write_record(batch)
         return batch
 
     async def list_batches(self) -> list[Batch]:
@@ -135,6 +140,8 @@ class BatchJobs:
             await self._collect_ended()
             for batch in self._in_state("waiting")[: self._limits.at_once - len(self._processes)]:
                 self._start(batch)
+            for name in list(self._unrecorded):
+                self._record(self._batches[name])
             await asyncio.sleep(_INTERVAL)
 
     def _in_state(self, *states: str) -> list[Batch]:
@@ -149,9 +156,14 @@ class BatchJobs:
         if batch.fresh:
             words.append("--fresh")
         words += ["scale.progress=false", *self._limits.overrides]
-        self._processes[batch.id] = process.start(words, self._log(batch), self._address)
-        batch.state, batch.started = "running", _now()
-        self._write_record(batch)
+        batch.started = _now()
+        try:
+            self._processes[batch.id] = process.start(words, self._log(batch), self._address)
+        except OSError as error:
+            self._end(batch, "failed", f"cannot be started ({one_line(error)}); submit it again")
+            return
+        batch.state = "running"
+        self._record(batch)
 
     async def _collect_ended(self) -> None:
         for name, job in list(self._processes.items()):
@@ -174,7 +186,16 @@ class BatchJobs:
 
     def _end(self, batch: Batch, state: Any, message: str | None = None) -> None:
         batch.state, batch.ended, batch.message = state, _now(), message
-        self._write_record(batch)
+        self._record(batch)
+
+    def _record(self, batch: Batch) -> None:
+        """Writes the record of a job. While its folder cannot be written, the queue goes on, and
+        this is tried again.
+        """
+        self._unrecorded.add(batch.id)
+        with suppress(UserError):
+            self._write_record(batch)
+            self._unrecorded.remove(batch.id)
 
     def _write_record(self, batch: Batch) -> None:
         storage.write_text(str(self._folder / f"{batch.id}.json"), batch.model_dump_json() + "\n")

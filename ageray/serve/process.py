@@ -19,7 +19,7 @@ _LOOK = 0.1  # seconds
 
 
 # The shell outlives the job, and whoever started it, and writes down how the job ended.
-_SCRIPT = 'trap : INT; "$@"; echo $? > "$0.new" && mv "$0.new" "$0"'
+_SCRIPT = 'trap : INT; "$@"; code=$?; echo $code > "$0.new" && mv "$0.new" "$0"; exit $code'
 _UNKNOWN = -9
 
 
@@ -50,6 +50,8 @@ class Job:
             return None
         with suppress(OSError, ValueError):  # it may have ended between the two looks
             return int(self._exit.read_text())
+        if self._process is not None and self._process.returncode is not None:
+            return self._process.returncode  # the disk had no space for the file
         return _UNKNOWN
 
     def stop(self, seconds: float = _GRACE) -> None:
@@ -68,7 +70,7 @@ def start(words: list[str], log: Path, address: str) -> Job:
     """Starts `python -m ageray score` with these arguments on the cluster at `address`, in its own
     session.
 
-    The output goes to `log`.
+    The output goes to `log`. Raises OSError if nothing can be written there.
     """
     environment = {}
     for name, value in os.environ.items():
@@ -92,7 +94,12 @@ def start(words: list[str], log: Path, address: str) -> Job:
             start_new_session=True,
             env=environment,
         )
-    log.with_suffix(".pid").write_text(f"{process.pid} {start_of(process.pid)}")
+    try:
+        log.with_suffix(".pid").write_text(f"{process.pid} {start_of(process.pid)}")
+    except OSError:  # after a restart the service would not find it
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return Job(log, process)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,12 +24,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from ageray import storage
 from ageray.errors import UserError
-from ageray.serve import auth, middleware, process, proxy, traffic
+from ageray.serve import auth, batches, middleware, process, proxy, traffic
 from ageray.serve.errors import ApiError
 from ageray.serve.metrics import Metrics
 from ageray.serve.middleware import RequestMiddleware
-from ageray.serve.settings import Limits
+from ageray.serve.schemas import BatchRequest
+from ageray.serve.settings import Batches, Limits
+from ageray.serve.settings import Service as Settings
 from ageray.serve.traffic import Traffic
 from ageray.serve.uploads import read_photos
 
@@ -333,3 +338,80 @@ def test_a_job_that_was_killed_or_interrupted(tmp_path: Path, monkeypatch: pytes
     stopped.stop()
     assert time.monotonic() - started < 5
     assert stopped.returncode == 130
+
+
+# --- a full disk --------------------------------------------------------------------------------
+
+
+def test_a_full_disk_loses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that cannot be recorded is refused; one that runs is recorded when there is space."""
+    monkeypatch.setattr(
+        batches.ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:1")
+    )
+    monkeypatch.setattr(process, "_SCRIPT", process._SCRIPT.replace('"$@"', "sleep 1; (exit 3)"))
+    (tmp_path / "photos").mkdir()
+    request = BatchRequest(input=str(tmp_path / "photos"), out=str(tmp_path / "out"))
+    folder = tmp_path / "records"
+    limits = Batches(inputs=(str(tmp_path),), outputs=(str(tmp_path),), records=str(folder))
+    write, full = storage.write_text, [True]
+
+    def write_if_there_is_space(uri: str, text: str) -> None:
+        if full[0]:
+            raise UserError(f"{uri}: no space is left there")
+        write(uri, text)
+
+    def state(name: str) -> str:
+        return str(json.loads((folder / f"{name}.json").read_text())["state"])
+
+    async def run() -> None:
+        jobs = batches.BatchJobs.func_or_class(Settings(batches=limits))
+        with pytest.raises(ApiError) as refusal:
+            await jobs.submit(request)
+        assert (refusal.value.status, refusal.value.code) == (503, "no_space")
+        assert await jobs.list_batches() == []
+        full[0] = False
+        name = (await jobs.submit(request)).id
+        full[0] = True
+        while (await jobs.get(name)).state == "waiting":
+            await asyncio.sleep(0.05)
+        assert state(name) == "waiting"
+        monkeypatch.setattr(process.Path, "read_text", no_exit_file)
+        while (await jobs.get(name)).state == "running":
+            await asyncio.sleep(0.05)
+        job = await jobs.get(name)
+        assert (job.state, job.message[:24]) == ("failed", "ended with exit code 3; ")
+        full[0] = False
+        while state(name) != "failed":
+            await asyncio.sleep(0.05)
+        jobs.check_health()
+        monkeypatch.setattr(process, "start", no_space)
+        name = (await jobs.submit(request)).id
+        while (await jobs.get(name)).state == "waiting":
+            await asyncio.sleep(0.05)
+        assert "cannot be started ([Errno 28] No space" in (await jobs.get(name)).message
+        jobs.check_health()
+        jobs._loop.cancel()
+
+    read = Path.read_text
+
+    def no_exit_file(self: Path, *arguments: Any, **options: Any) -> str:
+        if self.suffix == ".exit":
+            raise FileNotFoundError
+        return read(self, *arguments, **options)
+
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage, "write_text", write_if_there_is_space)
+    asyncio.run(asyncio.wait_for(run(), 60))
+
+
+def test_a_job_whose_process_cannot_be_named_is_not_left_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_SCRIPT", process._SCRIPT.replace('"$@"', f"sleep 2; touch {tmp_path}/ran"))
+    (tmp_path / "a.pid").mkdir()  # cannot be written
+    with pytest.raises(OSError, match="a.pid"):
+        process.start([], tmp_path / "a.log", "127.0.0.1:1")
+    time.sleep(2.5)
+    assert not (tmp_path / "ran").exists()
