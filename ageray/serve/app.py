@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from ageray import bundle, cluster
 from ageray.errors import UserError
 from ageray.experiment import Scale
-from ageray.serve import auth, proxy
+from ageray.serve import auth, proxy, records
 from ageray.serve.batches import BatchJobs
 from ageray.serve.ingress import Ingress
 from ageray.serve.model import AgeModel
@@ -50,7 +50,7 @@ def _application(settings: Service, keys: tuple[bytes, ...]) -> Application:
     ).bind(settings)
     batch_jobs = BatchJobs.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": 0}, max_ongoing_requests=100
-    ).bind(settings)
+    ).bind(settings, records.owner(settings.batches, keys))
     return Ingress.options(  # type: ignore[attr-defined,no-any-return]
         ray_actor_options={"num_cpus": settings.ingress.cpus},
         max_ongoing_requests=limits.requests + _OTHER_REQUESTS,

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import ray
-from pydantic import ValidationError
 from ray import serve
 
 from ageray import storage
 from ageray.errors import UserError, one_line
-from ageray.serve import metrics, process
+from ageray.serve import metrics, process, records
 from ageray.serve.allowed_paths import first_escaping_link, resolve_allowed
 from ageray.serve.errors import ApiError
 from ageray.serve.schemas import Batch, BatchRequest, Progress
@@ -37,12 +36,12 @@ _INTERRUPTED = "its process was ended; submit it again, and it goes on where it 
 class BatchJobs:
     """The queue of scoring jobs. There is one replica."""
 
-    def __init__(self, settings: Service) -> None:
+    def __init__(self, settings: Service, owner: str) -> None:
+        """owner: which service this is (`ageray.serve.records`)."""
         self._settings, self._limits = settings, settings.batches
-        self._folder = Path(self._limits.records).expanduser()
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = records.open_folder(self._limits, owner)
         self._address = str(ray.get_runtime_context().gcs_address)
-        self._batches = _read_records(self._folder)
+        self._batches = records.read(self._folder)
         self._processes: dict[str, process.Job] = {}
         self._cancelled: set[str] = set()
         self._unrecorded: set[str] = set()  # jobs whose state is not on disk yet
@@ -202,16 +201,6 @@ class BatchJobs:
 
     def _log(self, batch: Batch) -> Path:
         return self._folder / f"{batch.id}.log"
-
-
-def _read_records(folder: Path) -> dict[str, Batch]:
-    """The jobs recorded in `folder`, without records that another version wrote."""
-    batches = {}
-    for file in sorted(folder.glob("*.json")):
-        with suppress(OSError, ValidationError):
-            batch = Batch.model_validate_json(file.read_text())
-            batches[batch.id] = batch
-    return batches
 
 
 def _result_files(out: str) -> list[str]:

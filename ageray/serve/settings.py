@@ -63,8 +63,8 @@ class Batches(Strict):
     waiting: Count = 100
     """Jobs that may wait; the next gets 503."""
     records: str = "~/.cache/ageray/batches"
-    """Local folder with a record and a log of every job. A restarted service reads its jobs
-    there."""
+    """Local folder with a record and a log of every job. A restarted service reads its jobs there;
+    services with other prefixes or API keys have their own."""
     overrides: tuple[str, ...] = ()
     """Settings of every job, as on the command line of `ageray score`: `scale.score_workers=2`."""
 

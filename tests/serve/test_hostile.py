@@ -361,10 +361,10 @@ def test_a_full_disk_loses_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         write(uri, text)
 
     def state(name: str) -> str:
-        return str(json.loads((folder / f"{name}.json").read_text())["state"])
+        return str(json.loads((folder / "service" / f"{name}.json").read_text())["state"])
 
     async def run() -> None:
-        jobs = batches.BatchJobs.func_or_class(Settings(batches=limits))
+        jobs = batches.BatchJobs.func_or_class(Settings(batches=limits), "service")
         with pytest.raises(ApiError) as refusal:
             await jobs.submit(request)
         assert (refusal.value.status, refusal.value.code) == (503, "no_space")
