@@ -4,9 +4,11 @@ The ends are conformalised posterior quantiles in the multiplicative form: a fac
 distance from the age to the posterior's quantile (CQR-m of Kivaranovic, Johnson and Leeb, AISTATS
 2020; compared with other forms by Sesia and Candes, Stat 2020). The factors are fitted by decade
 of the predicted age (Mondrian conformal prediction, Vovk et al. 2005) and for each side
-separately; each side may miss 5 %. Every calibration set has the same weight, whatever its size.
-Of the sets with enough faces in a decade, the one that needs the widest interval decides. Shape
-letters: N faces, D decades.
+separately; each side may miss 5 %. Every calibration set has the same weight, whatever its size,
+and within it every decade of the true age: where another set has other ages, many children for
+example, the coverage changes little (label shift; conformal prediction with weights, Tibshirani et
+al., NeurIPS 2019). No side is shorter than the posterior's quantile. Shape letters: N faces, D
+decades.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ LEAST_REACH = 1.0
 """Lower bound on the distance from the age to a posterior's quantile, in years."""
 _FEWEST = 60  # effective number of faces of a decade; with fewer it joins the next younger one
 _EDGES = tuple(float(age) for age in range(10, 80, 10))
+_NARROWEST = 1.0  # lower bound on a factor
+_RARE = 10  # a decade of the true age with fewer faces weighs less than the others
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,12 @@ def fit_intervals(
     widening_N: Floats,
     weight_N: Floats,
     level: float,
-    set_N: NDArray[np.int64] | None = None,
 ) -> Intervals:
     """Fits the factors on calibrated ages and quantiles of faces whose true age is known.
 
     A side's factor is the weighted (1 + level) / 2 quantile of the signed error over
     widening * reach, where the count N of faces is raised to N + 1, as in split conformal
-    prediction. weight_N: weight of each face, with which sets count equally. set_N: the number of
-    each face's set. Of the sets with enough faces in a decade, the one that needs the widest
-    interval decides, so that the interval holds for every mixture of the sets.
+    prediction. It is at least 1. weight_N: weight of each face, see `even_decades`.
     """
     below_N, above_N = reaches(age_N, low_N, high_N)
     scores_2N = ((age_N - true_N) / (widening_N * below_N), (true_N - age_N) / (widening_N * above_N))
@@ -112,23 +113,19 @@ def fit_intervals(
     share = (1 + level) / 2
     sides: list[list[float]] = [[], []]
     for decade in range(len(edges) + 1):
-        groups = _groups(decade_N == decade, weight_N, set_N)
+        rows_N = decade_N == decade
         for side, score_N in zip(sides, scores_2N, strict=True):
-            side.append(max(_conformal(score_N[rows_N], weight_N[rows_N], share) for rows_N in groups))
+            side.append(max(_conformal(score_N[rows_N], weight_N[rows_N], share), _NARROWEST))
     return Intervals(edges, tuple(sides[0]), tuple(sides[1]))
 
 
-def _groups(
-    rows_N: NDArray[np.bool_], weight_N: Floats, set_N: NDArray[np.int64] | None
-) -> list[NDArray[np.bool_]]:
-    """The faces of a decade together, and those of each set that has enough of them."""
-    groups = [rows_N]
-    if set_N is not None:
-        for number in np.unique(set_N):
-            own_N = rows_N & (set_N == number)
-            if _count(weight_N[own_N]) >= _FEWEST:
-                groups.append(own_N)
-    return groups
+def even_decades(true_N: Floats) -> Floats:
+    """Weights of the faces of a set, (N,), which sum to 1 and with which each decade of the true
+    age has the same weight. The last decade is 70 and older."""
+    decade_N = np.clip(true_N // 10, 0, 7).astype(np.int64)
+    count_N = np.bincount(decade_N, minlength=8)[decade_N]
+    weight_N = 1 / np.maximum(count_N, _RARE)
+    return np.asarray(weight_N / weight_N.sum(), np.float64)
 
 
 def _merged(age_N: Floats, weight_N: Floats) -> tuple[float, ...]:
@@ -155,7 +152,7 @@ def _conformal(score_N: Floats, weight_N: Floats, share: float) -> float:
     count = _count(weight_N)
     if count == 0:
         return 1.0
-    return max(quantile(score_N, weight_N, min(share * (1 + 1 / count), 1.0)), 0.1)
+    return quantile(score_N, weight_N, min(share * (1 + 1 / count), 1.0))
 
 
 def middles(edges: Sequence[float]) -> Floats:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ageray.calibration.age_checks import fit_age_checks, shares_above
 from ageray.calibration.difficulty import Difficulty, fit_difficulty, quantile
-from ageray.calibration.intervals import fit_intervals, reaches
+from ageray.calibration.intervals import even_decades, fit_intervals, reaches
 from ageray.calibration.line import LEVEL, Calibration, fit_line
 from ageray.calibration.people import CORRELATION, error_correlation
 from ageray.errors import UserError
@@ -59,7 +59,8 @@ def fit_mixture(
     line: tuple[float, float] | None = None,
 ) -> Calibration:
     """Fits a calibration on `sets`, each with the same weight, and measures its coverage of each
-    set when that set is left out of the fit. `Calibration.sets` has the result.
+    set when that set is left out of the fit. `Calibration.sets` has the result. For the intervals
+    the decades of the true age within a set have the same weight too.
 
     bins_K: the age of each bin. names: of the measures' columns. line: slope and intercept; None
     fits them. If the mean coverage of the sets left out is below `level`, one factor widens all
@@ -113,9 +114,9 @@ def _fit(
     if all(each.measures is not None and each.distance is not None for each in sets):
         difficulty, widening_N = _difficulty(sets, names, true_N, (age_N, low_N, high_N))
     use = ordinary_N
-    set_N = np.repeat(np.arange(len(sets)), [len(each.true) for each in sets])
+    even_N = np.concatenate([even_decades(each.true[each.ordinary]) for each in sets])
     intervals = fit_intervals(
-        true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], weight_N[use], level, set_N[use]
+        true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], even_N, level
     )
     shares = [shares_above(each.posterior[each.ordinary], bins_K, scale, shift) for each in sets]
     checks = fit_age_checks(true_N[use], np.concatenate(shares), widening_N[use], weight_N[use])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ageray.calibration import AgeChecks, Calibration, CalibrationSet, Difficulty, Intervals, fit, fit_mixture
 from ageray.calibration.difficulty import Hinge, fit_difficulty, quantile
-from ageray.calibration.intervals import fit_intervals
+from ageray.calibration.intervals import even_decades, fit_intervals
 from ageray.errors import UserError
 
 Floats = NDArray[Any]
@@ -83,13 +83,12 @@ def test_each_side_misses_half_of_what_is_allowed() -> None:
 
 
 def test_coverage_holds_in_every_decade_of_the_predicted_age() -> None:
-    """Posteriors too narrow for old faces: one margin covers the young too often and the old too
-    seldom."""
+    """Posteriors too narrow for old faces: one margin for all ages covers the old too seldom."""
 
     def skewed(seed: int, count: int) -> CalibrationSet:
         faces = drawn("a", count, seed)
         age = faces.decoded[:, 0]
-        extra = np.where(age > 50, 2.5, 0.5)
+        extra = np.where(age > 50, 2.5, 1.0)
         return replace(faces, true=np.maximum(age + (faces.true - age) * extra, 0))
 
     fresh = skewed(8, 20_000)
@@ -266,11 +265,34 @@ def test_checks_of_an_old_card_are_the_posterior_itself() -> None:
     assert AgeChecks.from_card(None) == AgeChecks()
 
 
-def test_the_set_that_needs_the_widest_interval_decides() -> None:
-    """The second set is three times as wrong on young faces; the first has ten times as many."""
-    easy, hard = drawn("easy", 5000, 0), drawn("hard", 1000, 1)
-    young = hard.decoded[:, 0] < 20
-    hard.true[young] = np.maximum(hard.decoded[young, 0] + 3 * (hard.true - hard.decoded[:, 0])[young], 0)
-    calibration = fit_mixture([easy, hard], BINS, NAMES, line=(1.0, 0.0))
-    inside, _ = coverage(calibration, hard)
-    assert inside[hard.decoded[:, 0] < 15].mean() > 0.87
+def old_in_few_photos(seed: int, young: int, old: int) -> CalibrationSet:
+    """People of 25 and of 45 whose ages are predicted alike, between 33 and 37."""
+    faces = drawn("a", young + old, seed)
+    rng = np.random.default_rng(seed)
+    faces.true[:young], faces.true[young:] = 25.0, 45.0
+    age = rng.uniform(33, 37, young + old)
+    return replace(faces, decoded=np.stack([age, age - 1, age + 1], -1))
+
+
+def test_every_decade_of_the_true_age_is_covered_alike() -> None:
+    """One face in fifty is 45; by their number alone the intervals could miss all of them."""
+    calibration = fit_mixture([old_in_few_photos(0, 2940, 60)], BINS, NAMES, line=(1.0, 0.0))
+    inside, _ = coverage(calibration, old_in_few_photos(3, 500, 500))
+    assert inside[500:].mean() > 0.85
+    assert inside[:500].mean() > 0.85
+
+
+def test_even_decades_by_hand() -> None:
+    """30 faces of the 0s, 10 of the 20s and 2 of the 70s and older; fewer than 10 weigh less."""
+    weights = even_decades(np.concatenate([np.full(30, 5.0), np.full(10, 20.0), np.array([75.0, 104.0])]))
+    assert weights.sum() == pytest.approx(1)
+    assert weights[:30].sum() == pytest.approx(weights[30:40].sum())
+    assert weights[40] == weights[41] == pytest.approx(weights[30])
+
+
+def test_no_interval_is_shorter_than_the_posterior_says() -> None:
+    """Errors of half the posterior's width: the factors stay at 1."""
+    calibration = fit_mixture([drawn("a", 3000, 0, width=0.5)], BINS, NAMES, line=(1.0, 0.0))
+    assert calibration.intervals is not None
+    assert set(calibration.intervals.low) == set(calibration.intervals.high) == {1.0}
+
