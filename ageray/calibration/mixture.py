@@ -22,6 +22,9 @@ from ageray.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 _MOST = 2.0  # upper bound on the factor that widens intervals for unseen sets
+_EVEN_SHARE = 0.2
+"""Share of the line's weight that every decade of the true age has alike; without it children and
+old people, of whom there are few, hardly count (docs/models.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,9 +106,11 @@ def _fit(
     line: tuple[float, float] | None,
 ) -> Calibration:
     true_N, decoded_N3 = _pooled(sets, "true"), _pooled(sets, "decoded")
-    ordinary_N = _pooled(sets, "ordinary") > 0
-    weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])
-    scale, shift = line or fit_line(decoded_N3[ordinary_N, 0], true_N[ordinary_N], weight_N[ordinary_N])
+    use = _pooled(sets, "ordinary") > 0
+    weight_N = np.concatenate([each.ordinary / max(each.ordinary.sum(), 1) for each in sets])[use]
+    even_N = np.concatenate([even_decades(each.true[each.ordinary]) for each in sets])
+    line_weight_N = (1 - _EVEN_SHARE) * weight_N + _EVEN_SHARE * even_N
+    scale, shift = line or fit_line(decoded_N3[use, 0], true_N[use], line_weight_N)
     age_N, low_N, high_N = Calibration(scale, shift).apply(
         decoded_N3[:, 0], decoded_N3[:, 1], decoded_N3[:, 2]
     )
@@ -113,13 +118,11 @@ def _fit(
     widening_N: Floats = np.ones(len(true_N))
     if all(each.measures is not None and each.distance is not None for each in sets):
         difficulty, widening_N = _difficulty(sets, names, true_N, (age_N, low_N, high_N))
-    use = ordinary_N
-    even_N = np.concatenate([even_decades(each.true[each.ordinary]) for each in sets])
     intervals = fit_intervals(
         true_N[use], age_N[use], low_N[use], high_N[use], widening_N[use], even_N, level
     )
     shares = [shares_above(each.posterior[each.ordinary], bins_K, scale, shift) for each in sets]
-    checks = fit_age_checks(true_N[use], np.concatenate(shares), widening_N[use], weight_N[use])
+    checks = fit_age_checks(true_N[use], np.concatenate(shares), widening_N[use], weight_N)
     return Calibration(scale, shift, 0.0, int(use.sum()), intervals, difficulty, checks)
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ageray.calibration import AgeChecks, Calibration, CalibrationSet, Difficulty, Intervals, fit, fit_mixture
 from ageray.calibration.difficulty import Hinge, fit_difficulty, quantile
 from ageray.calibration.intervals import even_decades, fit_intervals
+from ageray.calibration.line import fit_line
 from ageray.errors import UserError
 
 Floats = NDArray[Any]
@@ -280,6 +281,20 @@ def test_every_decade_of_the_true_age_is_covered_alike() -> None:
     inside, _ = coverage(calibration, old_in_few_photos(3, 500, 500))
     assert inside[500:].mean() > 0.85
     assert inside[:500].mean() > 0.85
+
+
+def test_a_fifth_of_the_line_is_for_rare_ages() -> None:
+    """40 of 2,040 faces are old and predicted 10 years too young; the line moves towards them, and
+    the others by less than two years."""
+    faces = drawn("a", 2040, 0)
+    rng = np.random.default_rng(1)
+    faces.true[:2000], faces.true[2000:] = rng.uniform(20, 40, 2000), rng.uniform(70, 80, 40)
+    age = faces.true + rng.normal(0, 3, 2040) - np.where(faces.true > 60, 10, 0)
+    faces = replace(faces, decoded=np.stack([age, age - 5, age + 5], -1))
+    calibration = fit_mixture([faces], BINS, NAMES)
+    scale, shift = fit_line(age, faces.true)
+    assert calibration.lined(age[2000:]).mean() > (scale * age[2000:] + shift).mean() + 1
+    assert np.abs(calibration.lined(age[:2000]) - scale * age[:2000] - shift).mean() < 2
 
 
 def test_even_decades_by_hand() -> None:
