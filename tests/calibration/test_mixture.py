@@ -310,4 +310,3 @@ def test_no_interval_is_shorter_than_the_posterior_says() -> None:
     calibration = fit_mixture([drawn("a", 3000, 0, width=0.5)], BINS, NAMES, line=(1.0, 0.0))
     assert calibration.intervals is not None
     assert set(calibration.intervals.low) == set(calibration.intervals.high) == {1.0}
-
