@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ageray import bundle
 from ageray.commands import cli
+from ageray.errors import UserError
 
 _EPILOG = """\
 FILE ends in
@@ -38,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str]) -> None:
     """Writes the file and prints its inputs. Raises UserError for mistakes in the command."""
     arguments = parser().parse_args(words)
+    if arguments.file.suffix.lower() == ".onnx" and find_spec("onnxscript") is None:
+        raise UserError("exporting needs the package onnxscript: pip install 'ageray[onnx]'")
     model = bundle.load(arguments.model)
 
     from ageray.export.run import export

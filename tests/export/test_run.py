@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "face to posterior, age, interval, difficulty" in text
     assert "32 x 32 pixels; its terms: of a test" in text
     assert (tmp_path / "ages.pt2").is_file()
+
+
+def test_a_missing_exporter_is_told_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UserError, match=r"needs the package onnxscript: pip install 'ageray\[onnx\]'"):
+        command.main(["zoo:no-such-model", "ages.onnx"])
