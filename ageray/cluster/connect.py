@@ -8,10 +8,14 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +50,11 @@ def connect(scale: Scale) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = cluster_address()
-        if address:
-            _join(address)
-        else:
-            _start(scale)
+        with _own_end_on_sigterm():
+            if address:
+                _join(address)
+            else:
+                _start(scale)
     data_context = ray.data.DataContext.get_current()
     # the commands show progress of their own
     data_context.enable_progress_bars = data_context.print_on_execution_start = False
@@ -59,6 +64,19 @@ def connect(scale: Scale) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Ray itself uses what it has deprecated.
     warnings.filterwarnings("ignore", category=RayDeprecationWarning)
+
+
+@contextmanager
+def _own_end_on_sigterm() -> Iterator[None]:
+    """Keeps the handler of SIGTERM that this program has set.
+
+    Ray sets one that ends its processes at once and this process with code 1 or SIGABRT, so that
+    nothing is written and nobody says what is kept.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _start(scale: Scale) -> None:

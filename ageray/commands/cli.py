@@ -97,10 +97,14 @@ def _use_storage_of(paths: list[str], overrides: list[str]) -> None:
     storage.use_endpoint(url)
 
 
+_signals: list[int] = []  # that have come
+
+
 def _end(number: int, _: object) -> None:
     """Ends the command as an exception does, so that it writes what it has: on a spot node SIGTERM
     comes two minutes before the end.
     """
+    _signals.append(number)
     raise SystemExit(128 + number)
 
 
@@ -113,6 +117,7 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
     traceback otherwise.
     """
     words = sys.argv[1:] if words is None else words
+    _signals.clear()
     _open_streams()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _end)
@@ -136,14 +141,15 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
             sys.exit(_STORE_AWAY if isinstance(mistake, StoreError) else 2)
 
 
-def _signal_code(ending: BaseException) -> int | None:
+def _signal_code(ending: KeyboardInterrupt | SystemExit) -> int | None:
     """The exit code of a command that a signal ends; None for another end.
 
-    Ray replaces the handler of SIGTERM by one that exits with the signal's number.
+    `ray.get` makes a SystemExit(1) of every other one, and Ray's handler of SIGTERM exits with the
+    signal's number.
     """
     if isinstance(ending, KeyboardInterrupt):
         return 128 + signal.SIGINT
-    if isinstance(ending, SystemExit) and ending.code in (signal.SIGTERM, 128 + signal.SIGTERM):
+    if _signals or ending.code in (signal.SIGTERM, 128 + signal.SIGTERM):
         return 128 + signal.SIGTERM
     return None
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from ageray.errors import UserError
+from ageray.experiment import Scale
 
 connect = import_module("ageray.cluster.connect")  # the package has a function of this name
 
@@ -39,3 +41,23 @@ def test_a_long_temporary_folder_is_not_for_sockets(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match="RAY_TMPDIR"):
         connect._short_folder()
+
+
+def test_the_command_keeps_its_own_end_on_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's handler would end the driver with SIGABRT, and nobody would say what is kept."""
+
+    def own(number: int, frame: object) -> None:
+        """Is never called."""
+
+    def start(_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
+
+    monkeypatch.setattr(connect.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(connect, "_start", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        connect.connect(Scale())
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)

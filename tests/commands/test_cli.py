@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
+import signal
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,3 +216,25 @@ def test_a_mistake_that_is_one_is_itself() -> None:
 )
 def test_other_errors_are_none(error: Exception) -> None:
     assert cli.mistake_behind(error) is None
+
+
+def test_sigterm_while_ray_waits_is_told_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    """`ray.get` makes a SystemExit(1) of the one that the handler raises."""
+
+    def main(_: Sequence[str]) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except SystemExit:
+            raise SystemExit(1) from None
+
+    main.__module__ = "ageray.commands.score"
+    importlib.import_module(main.__module__)
+    with pytest.raises(SystemExit) as ending:
+        cli.run(main, ["photos"])
+    assert ending.value.code == 143
+    assert "interrupted: rows of finished photos are kept" in capsys.readouterr().err
+    main.__module__ = "ageray.commands.none"
+    with pytest.raises(SystemExit) as ending:
+        cli.run(lambda _: sys.exit(1), [])
+    assert ending.value.code == 1
