@@ -88,7 +88,8 @@ def _weights(experiment: Experiment, stage: Stage, show: Callable[[Record], None
     def show_epoch(record: Record) -> None:
         if record["kind"] == "epoch":
             text = f"stage {stage.name}: epoch {record['epoch']} of {record['epochs']}"
-            show({"kind": "note", "text": f"{text}, loss {record['loss']:.3f}, {record['seconds']:.0f} s"})
+            text = f"{text}, loss {record['loss']:.3f}, {record['seconds']:.0f} s"
+            show({"kind": "note", "text": text, "epoch": record["epoch"], "epochs": record["epochs"]})
         elif record["kind"] == "note":
             show(record)
 

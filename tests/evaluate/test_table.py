@@ -7,7 +7,9 @@ The sets have the official labels and sizes scaled down, and one shared picture.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from ageray.commands import evaluate as job
 from ageray.config.paper_table import plan_table, read_table
 from ageray.errors import UserError
 from ageray.evaluate import table as tables
-from ageray.evaluate.table import figures, plan
+from ageray.evaluate.table import figures, plan, run
 from ageray.experiment import Experiment
 from ageray.schema import FACES
 from ageray.synthetic import faces as synthetic_faces
@@ -125,11 +127,35 @@ def test_a_table_plans_and_adds_up(file: Path, sets: dict[str, str], monkeypatch
     for each in estimates:
         assert each.parts["train"] > 0
         assert each.parts["test"] > 0
-        assert each.cost.trainings == each.folds
-        assert each.cost.trained > 0
+        assert each.cost.trainings in (0, each.folds)
+        assert (each.cost.trained > 0) == (each.cost.trainings > 0)
     assert all(experiment.model.weights != "imagenet" for experiment in built)
     for name in table.sets():
         assert f"configs/data/{name}.yaml" in file.read_text()
+
+
+def test_a_training_that_serves_several_columns_is_counted_once(
+    sets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "check_model", lambda experiment: None)
+    words = ["train.stages.0.steps=null", "train.stages.0.epochs=2", "train.balance=none"]
+
+    def estimates(name: str) -> list[plan.Estimate]:
+        file = str(ROOT / "configs" / "tables" / f"{name}.yaml")
+        planned = plan_table(read_table(file), file, sets, [], words)
+        return tables.estimate(planned, lambda record: None, measure=False)
+
+    # one run a row, tested on three sets
+    rows = estimates("neighborhood_table2")
+    assert [each.cost.trainings for each in rows] == [1, 0, 0, 1, 0, 0]
+    assert [each.cost.tested > 0 for each in rows] == [True] * 6
+    # three figures of the same predictions
+    assert [each.cost.trainings for each in estimates("siamese_figure11")] == [1, 0, 0, 1, 0, 0]
+    # the stage on IMDB-WIKI is one run for MORPH II and for all folds of FG-NET
+    morph, fgnet, *_ = estimates("deep_embedding_table1")
+    assert (morph.cost.trainings, fgnet.cost.trainings) == (1, 82)
+    assert morph.cost.pretrained > 0
+    assert fgnet.cost.pretrained == 0
 
 
 def test_a_set_that_is_not_named_leaves_its_cells_out(sets: dict[str, str]) -> None:
@@ -223,6 +249,44 @@ def test_a_difference_pairs_faces_of_the_same_fold_and_repeat() -> None:
     assert figures.difference(own, predictions([1.0], ["7"])) is None
 
 
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_the_time_left_counts_folds_and_not_what_was_finished_before(
+    sets: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cells of 100 s and one of 300 s; the first one was finished before."""
+    file = str(ROOT / "configs" / "tables" / "dhaa_figure5.yaml")
+    cells = plan_table(read_table(file), file, {"morph": sets["morph"]}, [], []).runnable[:3]
+    planned = SimpleNamespace(runnable=cells)
+    cost = plan.Cost(1, 1, 1)
+    estimates = []
+    for cell, seconds in zip(cells, (100.0, 300.0, 100.0), strict=True):
+        estimates.append(plan.Estimate(cell.name, {}, 1, 1, 1, cost, seconds, "", leading=0.5))
+    clock, records = [0.0], list[dict[str, Any]]()
+    monkeypatch.setattr(run.time, "monotonic", lambda: clock[0])
+    progress = run._Progress(planned, estimates, records.append)
+    first, second, third = cells
+    progress.repeat_ended(first, 0)
+    progress.ended(first)
+    assert records[-1]["table_left"] is None  # nothing was done here, so there is no speed
+    show = progress.of(second, 0)
+    clock[0] = 200.0
+    show({"kind": "note", "text": "", "epoch": 1, "epochs": 2})  # a quarter of 300 s in 200 s
+    assert records[-1]["table_left"] == pytest.approx(200 / 75 * (225 + 100))
+    show({"kind": "start", "done": 0, "total": 10})
+    clock[0] = 500.0
+    show({"kind": "fold", "done": 5, "total": 10, "left": 7.0})
+    assert records[-1]["left"] == 7.0  # of the folds, which is shown elsewhere
+    assert records[-1]["table_left"] == pytest.approx(500 / 225 * (75 + 100))
+    progress.repeat_ended(second, 0)
+    progress.ended(second)
+    show = progress.of(third, 0)
+    clock[0] = 600.0
+    show({"kind": "start", "done": 5, "total": 10})  # three quarters were done before
+    assert records[-1]["table_left"] == pytest.approx(600 / 300 * 25)
+
+
 # --- a small table --------------------------------------------------------------------------------
 
 _TABLE = """
@@ -269,7 +333,8 @@ def test_a_small_table_runs_goes_on_and_is_written(
     words = ["--table", str(tmp_path / "two_rows.yaml"), str(data), str(tmp_path / "machine.yaml")]
     job.main([*words, "--dry-run"])
     shown = capsys.readouterr().out
-    assert "baseline at 32 pixels trains" in shown
+    assert re.search(r"baseline at 32 pixels trains .* on the features of its frozen backbone", shown)
+    assert "6 trainings, about " in shown
     assert "not run: plain, private: the set is private" in shown
     assert not (tmp_path / "out").exists()
     job.main([*words, "--out", str(tmp_path / "out")])

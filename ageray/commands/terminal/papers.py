@@ -36,10 +36,18 @@ class TableProgress(TerminalProgress):
             mae = "no usable face" if record["mae"] is None else f"MAE {record['mae']:.3f}"
             self.print(f"{prefix}fold {record['fold']}, {record['done']} of {record['total']}: {mae}")
         elif record["kind"] == "cell":
-            left = f"{clock(record['left'])} left"
+            left = _left(record)
             done = f"{record['done']} of {record['total']} cells"
-            self.print(f"{prefix}done; {done} in {clock(record['seconds'])}, {left}")
+            self.print(f"{prefix}done; {done} in {clock(record['seconds'])}{', ' if left else ''}{left}")
             self.move(completed=record["done"], total=record["total"], left=left)
+        if record["kind"] in ("note", "fold") and _left(record):
+            self.move(left=_left(record))
+
+
+def _left(record: Record) -> str:
+    """The time left of the table, '' while nothing is known of it."""
+    left = record.get("table_left")
+    return "" if left is None else f"{clock(left)} left"
 
 
 def show_plan(plan: TablePlan, estimates: Sequence[Estimate], parallel: int) -> None:
@@ -60,9 +68,11 @@ def show_plan(plan: TablePlan, estimates: Sequence[Estimate], parallel: int) -> 
     for cell in plan.cells:
         if cell.missing:
             console.print(f"not run: {cell.name}: {cell.missing}", markup=False)
+    trainings = sum(each.cost.trainings for each in estimates)
     if total:
         at_once = f", {parallel} at once: {clock(total / parallel)}" if parallel > 1 else ""
-        console.print(f"about {clock(total)} of training and tests on one device{at_once}", markup=False)
+        text = f"{trainings:,} trainings, about {clock(total)} with their tests on one device{at_once}"
+        console.print(text, markup=False)
 
 
 def show_table(table: Record) -> None:

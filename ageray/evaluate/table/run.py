@@ -53,13 +53,14 @@ def run_table(
     """Runs every cell that can run; returns the table as it is written to OUT/<name>.json.
 
     Cells on the same faces run at the same time, as many as there are slots for trainings. show:
-    receives notes, a record of kind `cell` as each cell ends, with the time left by the estimates
-    and the speed so far, and the records of its folds. Needs a connected cluster.
+    receives notes, a record of kind `cell` as each cell ends, and the records of its folds. Each
+    has `table_left`: the seconds left by the estimates and the speed so far. Needs a connected
+    cluster.
     Raises UserError as training and testing do; finished folds and cells stay on disk.
     """
     folder = EvaluationFiles.at(out).folder
     storage.make_folder(folder)
-    progress = _Progress(estimates, show)
+    progress = _Progress(plan, estimates, show)
     tested: dict[str, Tested] = {}
     for group in _groups(plan.runnable):
         tested |= _run_group(group, folder, progress, fresh)
@@ -111,9 +112,9 @@ def _run_group(group: list[CellPlan], out: str, progress: _Progress, fresh: bool
 
 def _run_cell(cell: CellPlan, out: str, caches: FaceCaches, progress: _Progress, fresh: bool) -> Tested:
     folder = storage.join(out, "cells", cell.folder)
-    show = progress.of(cell)
     tables, links, gallery = [], [], None
     for repeat, experiment in enumerate(cell.experiments):
+        show = progress.of(cell, repeat)
         at = folder if len(cell.experiments) == 1 else storage.join(folder, f"seed-{repeat}")
         files = EvaluationFiles(at)
         if cell.tested is not None:
@@ -127,6 +128,7 @@ def _run_cell(cell: CellPlan, out: str, caches: FaceCaches, progress: _Progress,
         links.append(storage.join(at.removeprefix(out).lstrip("/"), "report.html"))
         if "gallery" in report:
             gallery = {"faces": report["gallery"]["faces"], "gender_by": report.get("gender", {}).get("by")}
+        progress.repeat_ended(cell, repeat)
     progress.ended(cell)
     return Tested(pa.concat_tables(tables, promote_options="default"), gallery, links)
 
@@ -142,7 +144,8 @@ def _trained_once(
         def show_epoch(record: Record) -> None:
             if record["kind"] == "epoch":
                 text = f"epoch {record['epoch']} of {record['epochs']}, loss {record['loss']:.3f}"
-                show({"kind": "note", "text": f"{text}, {record['seconds']:.0f} s"})
+                text = f"{text}, {record['seconds']:.0f} s"
+                show({"kind": "note", "text": text, "epoch": record["epoch"], "epochs": record["epochs"]})
             elif record["kind"] == "note":
                 show(record)
 
@@ -192,31 +195,90 @@ def _rows(cell: CellPlan, tested: Tested) -> pa.Table:
 # --- progress -------------------------------------------------------------------------------------
 
 
+class _Part:
+    """How far one repeat of a cell is, from 0 to 1.
+
+    leading: the share of its work before the folds begin. before: what an earlier run has done.
+    """
+
+    def __init__(self, work: float, leading: float) -> None:
+        self.work, self._leading = work, leading
+        self.done, self.before, self._begun = 0.0, 0.0, False
+
+    def take(self, record: Record) -> None:
+        """Reads a record of an epoch before the folds, or of the folds."""
+        if "epochs" in record:
+            share, last = self._leading / record["epochs"], record["epoch"]
+            if not self._begun:
+                self.before = share * (last - 1)
+            self.done = share * last
+        elif record["kind"] in ("start", "fold"):
+            done = self._leading + (1 - self._leading) * record["done"] / record["total"]
+            if not self._begun:
+                self.before = done
+            elif record["kind"] == "start":  # the folds follow epochs of this run
+                self.before += done - self._leading
+            self.done = done
+        else:
+            return
+        self._begun = True
+
+    def end(self) -> None:
+        """Counts the whole; a part without a record was finished before."""
+        self.done = 1.0
+        if not self._begun:
+            self.before = 1.0
+
+
 class _Progress:
-    """Records of all cells, one at a time, each with the cell's name and the time left."""
+    """Records of all cells, one at a time, each with the cell's name and the time left.
 
-    def __init__(self, estimates: Sequence[Estimate], show: Show) -> None:
+    Work that an earlier run has done counts neither in the speed nor in what is left.
+    """
+
+    def __init__(self, plan: TablePlan, estimates: Sequence[Estimate], show: Show) -> None:
         self._show, self._lock = show, threading.Lock()
-        self._weights = {each.cell: each.seconds or 1.0 for each in estimates if not each.shared}
-        self._total, self._done, self._started = len(self._weights), 0, time.monotonic()
-        self._work_done = 0.0
+        self._parts: dict[str, list[_Part]] = {}
+        cells = {cell.name: cell for cell in plan.runnable}
+        for each in estimates:
+            if not each.shared:
+                count = len(cells[each.cell].experiments)
+                work = (each.seconds or 1.0) / count
+                # a run tested on another set has no folds: its epochs are the whole
+                leading = 1.0 if cells[each.cell].tested is not None else each.leading
+                self._parts[each.cell] = [_Part(work, leading) for _ in range(count)]
+        self._done, self._started = 0, time.monotonic()
 
-    def of(self, cell: CellPlan) -> Show:
-        """Receives the records of a cell's folds and epochs."""
+    def of(self, cell: CellPlan, repeat: int) -> Show:
+        """Receives the records of a repeat's folds and epochs."""
 
         def show(record: Record) -> None:
             with self._lock:
-                self._show({**record, "cell": cell.name})
+                self._parts[cell.name][repeat].take(record)
+                self._show({**record, "cell": cell.name, "table_left": self._left()})
 
         return show
+
+    def repeat_ended(self, cell: CellPlan, repeat: int) -> None:
+        """Counts a repeat of a cell."""
+        with self._lock:
+            self._parts[cell.name][repeat].end()
 
     def ended(self, cell: CellPlan) -> None:
         """Counts a cell."""
         with self._lock:
             self._done += 1
-            self._work_done += self._weights.get(cell.name, 0.0)
-            rest = sum(self._weights.values()) - self._work_done
+            record = {"kind": "cell", "cell": cell.name, "done": self._done, "total": len(self._parts)}
             seconds = time.monotonic() - self._started
-            left = seconds / max(self._work_done, 1e-9) * rest
-            record = {"kind": "cell", "cell": cell.name, "done": self._done, "total": self._total}
-            self._show({**record, "seconds": seconds, "left": left})
+            self._show({**record, "seconds": seconds, "table_left": self._left()})
+
+    def _left(self) -> float | None:
+        """Seconds until all cells are done; None while nothing has been done."""
+        done = rest = 0.0
+        for parts in self._parts.values():
+            for part in parts:
+                done += part.work * (part.done - part.before)
+                rest += part.work * (1 - part.done)
+        if rest <= 0:
+            return 0.0
+        return (time.monotonic() - self._started) / done * rest if done > 0 else None
