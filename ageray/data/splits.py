@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -30,6 +32,15 @@ class Split:
 
     parts: dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
+
+
+def used_faces(labelled: pa.Table, splits: Iterable[Split]) -> pa.Table:
+    """The labelled faces that are in some part of these splits, in their order."""
+    keys = set[str]()
+    for split in splits:
+        for part in split.parts.values():
+            keys.update(part)
+    return labelled.filter(pc.is_in(labelled.column("key"), pa.array(sorted(keys), pa.string())))
 
 
 def save(uri: str, parts: dict[str, list[str]]) -> None:

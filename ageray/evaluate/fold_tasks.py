@@ -20,7 +20,7 @@ from ray.exceptions import RayTaskError
 
 from ageray import config
 from ageray.data.labels import gender_number
-from ageray.data.splits import Split
+from ageray.data.splits import Split, used_faces
 from ageray.errors import UserError
 from ageray.evaluate import streamed_fold
 from ageray.evaluate.predictions import CLASSIFIERS, NEAREST, PREDICTED
@@ -78,7 +78,7 @@ class FoldTasks:
         Only the faces of these folds are decoded. If they do not fit into memory, each fold is a
         training run in the folder `runs`, one after the other.
         """
-        used = self._used(todo)
+        used = used_faces(self._labelled, [self._splits[number] for number in todo])
         room = store_room(self._experiment, used.num_rows)
         way = "held in memory" if room.fits else "streamed from the shards in each epoch, fold after fold"
         others = self._labelled.num_rows - used.num_rows
@@ -102,15 +102,6 @@ class FoldTasks:
             table = self._table(number, folds[number], result, faces)
             seconds_left = (time.perf_counter() - start) / ended * (len(folds) - ended)
             yield number, table, {**_figures(table, result), "seconds": seconds, "left": seconds_left}
-
-    def _used(self, todo: list[int]) -> pa.Table:
-        """The labelled faces that are in some part of these folds."""
-        keys = set[str]()
-        for number in todo:
-            for part in self._splits[number].parts.values():
-                keys.update(part)
-        chosen = pc.is_in(self._labelled.column("key"), pa.array(sorted(keys), pa.string()))
-        return self._labelled.filter(chosen)
 
     def _streamed(
         self, todo: list[int], show: Callable[[Record], None], runs: str

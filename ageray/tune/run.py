@@ -117,7 +117,7 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     at_once = settings.at_once or experiment.scale.parallel_trainings
     slots = plan_slots(experiment.scale.model_copy(update={"parallel_trainings": at_once}))
     trials = file.read()
-    cache = cache_faces(experiment, plan.labelled)
+    cache = cache_faces(experiment, splits.used_faces(plan.labelled, [plan.split]))
     precomputed = _cache_features(space, cache, slots)
     fold = Fold("search", **cache.rows(plan.split.parts))
     start = {

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ageray.data.splits import Split, load, save
+from ageray.data.splits import Split, load, save, used_faces
 from ageray.errors import UserError
 
 PARTS = {"train": ["set/1", "set/3"], "val": ["set/2"], "test": []}
@@ -77,3 +77,11 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_split_without_notes() -> None:
     assert Split(PARTS).notes == []
+
+
+def test_the_faces_of_some_splits_are_those_in_any_of_their_parts() -> None:
+    labelled = pa.table({"key": ["d", "a", "c", "b"], "age": [4, 1, 3, 2]})
+    first = Split({"train": ["a"], "val": [], "test": ["b"]})
+    second = Split({"train": ["d"], "val": ["a"], "test": []})
+    assert used_faces(labelled, [first]).column("key").to_pylist() == ["a", "b"]
+    assert used_faces(labelled, [first, second]).column("age").to_pylist() == [4, 1, 2]

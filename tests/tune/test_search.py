@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ageray.commands import tune
 from ageray.errors import UserError
 from ageray.synthetic import faces
 from ageray.train.in_memory.slots import plan_slots
-from ageray.tune import make, search
+from ageray.tune import make, run, search
 from ageray.tune.proposals import propose
 from ageray.tune.space import Space, check
 from ageray.tune.trials import Trial
@@ -280,6 +281,24 @@ def test_a_gpu_that_the_cluster_lacks_is_refused_at_once(
 ) -> None:
     with pytest.raises(UserError, match="scale.gpu=true: the cluster has no GPU"):
         plan_slots(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
+
+
+def test_only_the_faces_of_the_split_are_decoded(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make(written(recipe, tmp_path), str(tmp_path / "out"))
+    parts = {name: keys[:3] for name, keys in plan.split.parts.items()}
+    decoded = list[list[str]]()
+
+    def stop(experiment: Any, labelled: Any) -> None:
+        decoded.append(labelled.column("key").to_pylist())
+        raise UserError("enough")
+
+    monkeypatch.setattr(run, "plan_slots", lambda scale: None)
+    monkeypatch.setattr(run, "cache_faces", stop)
+    with pytest.raises(UserError, match="enough"):
+        search(replace(plan, split=replace(plan.split, parts=parts)), lambda record: None)
+    assert sorted(decoded[0]) == sorted(key for keys in parts.values() for key in keys)
 
 
 def test_the_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
