@@ -33,7 +33,7 @@ def figure(rows: pa.Table, metric: Metric, average: str, gallery: dict[str, Any]
         if "gender" not in section:
             return dict(_NONE)
         return {**_NONE, "value": section["gender"]["accuracy"]}
-    plain = results.plain(rows).get("plain")
+    plain = results.plain(_with_units(rows)).get("plain")
     if plain is None:
         return dict(_NONE)
     if metric == "epsilon_error":
@@ -90,7 +90,8 @@ def difference(own: pa.Table, control: pa.Table) -> dict[str, Any] | None:
     ages, control_ages = (each.column("plain").to_numpy() for each in (first, second))
     if not (np.isfinite(ages) & np.isfinite(control_ages)).any():
         return None
-    tests = metrics.compare(first.column("age").to_numpy(), ages, control_ages, _subjects(first))
+    subjects = _subjects(_with_units(first))
+    tests = metrics.compare(first.column("age").to_numpy(), ages, control_ages, subjects)
     return {"difference": tests["mae"]["difference"], "p": tests["permutation_p"], "faces": len(shared)}
 
 
@@ -98,6 +99,15 @@ def _places(rows: pa.Table) -> dict[tuple[Any, ...], int]:
     """The row of each repeat, fold and key."""
     names = [rows.column(name).to_pylist() for name in ("repeat", "fold", "key")]
     return {key: place for place, key in enumerate(zip(*names, strict=True))}
+
+
+def _with_units(rows: pa.Table) -> pa.Table:
+    """With several repeats, a face of no known person is its own subject: the repeats that test it
+    are not independent, and an interval must draw them together."""
+    if len(pc.unique(rows.column("repeat"))) < 2:
+        return rows
+    place = rows.column_names.index("subject")
+    return rows.set_column(place, "subject", pc.coalesce(rows.column("subject"), rows.column("key")))
 
 
 def _subjects(rows: pa.Table) -> list[str | None] | None:

@@ -165,8 +165,8 @@ def _row(plan: TablePlan, row: Row, tested: dict[str, Tested]) -> Record:
 
 
 def _cell(plan: TablePlan, row: Row, column: Column, tested: dict[str, Tested]) -> Record:
-    """The paper's figure, ours with its interval, the calibrated MAE, and the difference to the
-    control."""
+    """The paper's figure, ours with its interval, the calibrated MAE, and in a column of MAE the
+    difference to the control."""
     cell = plan.cell(row.name, column.name)
     assert cell is not None
     record: Record = {"paper": row.paper[column.name], "missing": cell.missing, "ours": None}
@@ -179,7 +179,7 @@ def _cell(plan: TablePlan, row: Row, column: Column, tested: dict[str, Tested]) 
     record["calibrated_mae"] = figures.calibrated(own.rows)
     record["reports"] = own.links
     control = plan.cell(row.control, column.name) if row.control is not None else None
-    if control is not None and not control.missing:
+    if column.metric == "mae" and control is not None and not control.missing:
         record["against_control"] = figures.difference(rows, _rows(control, tested[control.identity]))
     return record
 
