@@ -30,7 +30,8 @@ from ageray.synthetic import faces as synthetic_faces
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "tables").glob("*.yaml"))
-SETS = ("morph", "fgnet", "cacd", "chalearn_lap", "imdb_wiki", "megaage_asian")
+SMALL = sorted((ROOT / "configs" / "tables" / "small").glob("*.yaml"))
+SETS = ("morph", "fgnet", "cacd", "chalearn_lap", "imdb_wiki", "megaage_asian", "utkface")
 
 
 def labels(name: str, count: int) -> list[dict[str, Any]]:
@@ -107,7 +108,7 @@ def test_every_table_and_figure_of_the_five_papers_has_a_file() -> None:
     }
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*FILES, *SMALL], ids=lambda file: f"{file.parent.stem}-{file.stem}")
 def test_a_table_plans_and_adds_up(file: Path, sets: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of every cell are valid, its protocol leaves faces, and a dry run knows its
     cost. Networks are built elsewhere (tests/test_recipes.py)."""
@@ -249,6 +250,25 @@ def test_a_difference_pairs_faces_of_the_same_fold_and_repeat() -> None:
     assert figures.difference(own, predictions([1.0], ["7"])) is None
 
 
+def test_repeats_that_test_the_same_face_count_as_one_unit() -> None:
+    """Three copies of the same predictions tell no more than one, so the interval stays as wide."""
+    errors = list(np.random.default_rng(0).normal(0, 5, 200))
+    one = predictions(errors, ["0"] * 200)
+    repeats = pa.concat_tables([predictions(errors, ["0"] * 200, repeat) for repeat in range(3)])
+
+    def width(figure: dict[str, Any]) -> float:
+        return float(figure["high"] - figure["low"])
+
+    alone, together = (width(figures.figure(rows, "mae", "faces")) for rows in (one, repeats))
+    assert together == pytest.approx(alone, rel=0.2)
+    control = predictions([0.0] * 200, ["0"] * 200)
+    controls = pa.concat_tables([predictions([0.0] * 200, ["0"] * 200, repeat) for repeat in range(3)])
+    alone, together = (
+        width(figures.difference(*pair)["difference"]) for pair in ((one, control), (repeats, controls))
+    )
+    assert together == pytest.approx(alone, rel=0.2)
+
+
 # --- progress -------------------------------------------------------------------------------------
 
 
@@ -298,14 +318,18 @@ columns:
     data: fgnet
     overrides: [protocol.name=random, protocol.test=0.3, protocol.val=0]
     repeats: 2
+  - name: scores
+    data: fgnet
+    overrides: ["protocol={name: subject_exclusive, folds: 2, val: 0}"]
+    metric: cs5
   - {name: private, data: null}
 rows:
-  - {name: plain, recipe: small.yaml, paper: {folds: 4.5, seeds: null, private: 1}}
+  - {name: plain, recipe: small.yaml, paper: {folds: 4.5, seeds: null, scores: 0.5, private: 1}}
   - name: narrow
     recipe: small.yaml
     overrides: [loss.neighborhood.sigma=1]
     control: plain
-    paper: {folds: 4.25}
+    paper: {folds: 4.25, scores: null}
 """
 _SMALL = {
     "model": {"name": "baseline", "ages": [0, 80]},
@@ -345,11 +369,13 @@ def test_a_small_table_runs_goes_on_and_is_written(
     assert plain["cells"][0]["paper"] == 4.5
     assert plain["cells"][0]["faces"] == 60
     assert plain["cells"][1]["faces"] == 2 * 18
-    assert plain["cells"][2]["missing"] == "the set is private"
+    assert plain["cells"][3]["missing"] == "the set is private"
     assert narrow["cells"][1] is None
     own = narrow["cells"][0]["ours"]["value"]
     difference = narrow["cells"][0]["against_control"]["difference"]["value"]
     assert difference == pytest.approx(own - plain["cells"][0]["ours"]["value"], abs=1e-4)
+    assert 0 <= narrow["cells"][2]["ours"]["value"] <= 1
+    assert "against_control" not in narrow["cells"][2]  # the difference is one of MAE
     page = (tmp_path / "out" / "two_rows.html").read_text()
     assert "4.250" in page
     assert "not run: the set is private" in page
