@@ -69,12 +69,13 @@ def test_a_command_that_a_page_shows_is_one(
     else:
         settings = [word for word in words if re.match(r"[a-z_]+\.[a-z_.0-9]+=", word)]
         experiments = [files]
-        if "--table" in words:
+        recipe = []
+        if "--table" in words:  # the settings hold for the recipes of its rows
             table = words[words.index("--table") + 1]
-            read_table(table)
+            recipe = [str(Path(shipped.path_of(table)).parent / read_table(table).rows[0].recipe)]
             files.remove(table)
         if "--cross" in words or "--table" in words:  # every file is a set of its own
-            experiments = [[file] for file in files]
+            experiments = [[*recipe, file] for file in files]
         for paths in experiments:
             config.read(paths, settings)
 
