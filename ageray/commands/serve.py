@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import socket
 import threading
@@ -62,6 +63,7 @@ def main(words: Sequence[str]) -> None:
 
     from ageray.serve.app import DRAIN_SECONDS, start, stop
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own; what it tells is below
     stopped = threading.Event()
     start(settings, arguments.host, arguments.port)
     try:
