@@ -49,9 +49,8 @@ _LONGEST = (
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests for several processes (`-n 3 --dist loadgroup`; Ray waits more than it
-    computes, so three fit two cores): the tests of a file stay together. Each process has a Ray of
-    its own once a test needs one (`ray_local`).
+    """Groups the tests for several processes (`-n 2 --dist loadgroup`): the tests of a file stay
+    together. Each process has a Ray of its own once a test needs one (`ray_local`).
     """
     tests = Path(__file__).resolve().parent
     places = {tests / name: place for place, name in enumerate(_LONGEST)}

@@ -114,6 +114,7 @@ class ScoreCheckpoint:
         for rows in tables:
             if rows.num_rows:
                 self.pieces.add(pieces.write(self.files, rows))
+        self.pieces.unavailable.difference_update(self._came_later)
         self.seconds = self.seconds or seconds
         self._again = frozenset(chunk for chunk, _ in self.pieces.unavailable)
 

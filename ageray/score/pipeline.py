@@ -16,13 +16,12 @@ Where a photo travels, from the command to the table; each line is a file to ope
     12 ageray/faces/align.py         one resampling, from the canvas to the network's input
     13 ageray/score/pieces.py      rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
-    15 ageray/score/join.py          with the places, ids and other columns of the input
 
 Without Ray, `ageray/score/local.py` stands in the place of 4: a pool of processes runs 5 to 12.
 Tars and tables pass through `ageray/score/read.py` between 3 and 5, lists through
 `ageray/score/places.py`. Beside the way stand `chunks` (which 64 photos are done as a whole),
-`progress`, `files` (names), `results` and `page`. The object store holds uris, then encoded photos,
-then uint8 canvases.
+`join` (places as the user wrote them, and a manifest's other columns), `progress`, `files` (names),
+`results` and `page`. The object store holds uris, then encoded photos, then uint8 canvases.
 """
 
 from __future__ import annotations

@@ -137,7 +137,9 @@ def test_nothing_failed(photos: Path, tmp_path: Path, score: Any, capsys: pytest
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_interrupted_and_gone_on_with(photos: Path, tmp_path: Path, score: Any) -> None:
+@pytest.mark.parametrize("lost", range(4))
+def test_interrupted_and_gone_on_with(lost: int, photos: Path, tmp_path: Path, score: Any) -> None:
+    """Also if any one of its pieces is lost: three of the result, one of what came since."""
     out = tmp_path / "out"
     score(photos, out)
     before = tables(out)
@@ -148,7 +150,8 @@ def test_interrupted_and_gone_on_with(photos: Path, tmp_path: Path, score: Any) 
     with pytest.raises(UserError, match="a run with --retry-errors is not complete; give --retry-errors"):
         score(photos, out)
     pieces = sorted((tmp_path / "out.unfinished" / "pieces").iterdir())
-    pieces[-1].unlink()  # as if the rows of the result had not all been taken over
+    assert len(pieces) == 4
+    pieces[lost].unlink()
     score(photos, out, retry_errors=True)
     score(photos, tmp_path / "fresh")
     assert tables(out) == tables(tmp_path / "fresh")

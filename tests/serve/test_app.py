@@ -390,7 +390,7 @@ def test_page_in_a_browser(url: str, photos: Path, browser: Any, tmp_path: Path)
     assert find("#batch-list .state").text == "done"
     assert "3 of 3 images" in find("#batch-list").text
     names = [link.text for link in browser.find_elements("css selector", "#batch-list .job:first-child a")]
-    assert names[:2] == ["Page", "Errors"]
+    assert names[:3] == ["Page", "Summary", "Errors"]
     find("#tab-model").click()
     assert "its weights are random" in find("#limits").text
     loaded = browser.execute_script(
