@@ -80,7 +80,8 @@ def rows_of(shards: str) -> list[Row]:
 def canvases_of(row: Row, align: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the job's first stage makes of a face."""
     image, points, box = row
-    canvases = face_canvases(image, np.reshape(points, (1, 5, 2)), np.reshape(box, (1, 4)), align)  # type: ignore[arg-type]
+    points_152, box_14 = np.reshape(points, (1, 5, 2)), np.reshape(box, (1, 4))
+    canvases = face_canvases(image, points_152, box_14, align)  # type: ignore[arg-type]
     return canvases.pixels[0], canvases.points[0], canvases.box[0]
 
 

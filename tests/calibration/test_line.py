@@ -28,7 +28,8 @@ def simulated(count: int, seed: int, width: float = 1.0) -> tuple[Ages, Ages, Ag
     deviation = 2 + true / 15
     decoded = 8 + 0.8 * true + rng.normal(0, deviation)
     reach = 1.645 * deviation * width
-    return tuple(part.astype(np.float32) for part in (true, decoded, decoded - reach, decoded + reach))  # type: ignore[return-value]
+    columns = (true, decoded, decoded - reach, decoded + reach)
+    return tuple(column.astype(np.float32) for column in columns)  # type: ignore[return-value]
 
 
 def on_a_line(count: int, scale: float, shift: float, noise: float = 0.0, seed: int = 0) -> tuple[Ages, Ages]:

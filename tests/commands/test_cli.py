@@ -134,7 +134,8 @@ def test_in_an_actors_constructor(ray_local: None) -> None:
         def answer(self) -> int:
             return 1
 
-    assert str(cli.mistake_behind(raised(lambda: ray.get(Fails.remote().answer.remote())))) == TEXT  # type: ignore[attr-defined]
+    actor = Fails.remote()  # type: ignore[attr-defined]
+    assert str(cli.mistake_behind(raised(lambda: ray.get(actor.answer.remote())))) == TEXT
 
 
 def test_in_a_map_function_of_ray_data(ray_local: None) -> None:

@@ -149,7 +149,8 @@ def test_a_moved_centroid_hands_its_gradient_to_its_faces() -> None:
     """(1 - alpha) alpha^(faces of the cluster that come later)."""
     features = normal(5, 3).requires_grad_()
     momentum, cluster = 0.9, torch.tensor([1, 0, 1, 1, 0])
-    updated_centroids(normal(3, 3, seed=1), features, cluster, momentum).sum().backward()  # type: ignore[no-untyped-call]
+    centroids = updated_centroids(normal(3, 3, seed=1), features, cluster, momentum)
+    centroids.sum().backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     later = [2, 1, 1, 0, 0]
     assert features.grad[:, 0].tolist() == pytest.approx([0.1 * 0.9**count for count in later])

@@ -125,7 +125,8 @@ def test_the_embedding_layer_takes_the_heads_rate_and_learns_over_a_frozen_body(
     network.train()
     network.get_backbone().eval()
     logits = network({"face": rgb_faces(4)})["logits"]
-    cross_entropy(logits, torch.tensor([5.0, 20.0, 40.0, 60.0]), torch.arange(101.0)).backward()  # type: ignore[no-untyped-call]
+    loss = cross_entropy(logits, torch.tensor([5.0, 20.0, 40.0, 60.0]), torch.arange(101.0))
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     assert {
         name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])
