@@ -1,5 +1,5 @@
-"""The files in k8s/ against the schema of KubeRay's resources (`kuberay.json`, cut down from its
-Go types to what such files may have) and against what the jobs ask for."""
+"""The files in k8s/ against the schema of KubeRay's resources (`kuberay.json`, written after its Go
+types), their pods and secrets against Kubernetes' own, and all against what the jobs ask for."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -21,6 +22,7 @@ from ageray.serve.settings import Service
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "kuberay.json").read_text())
 FILES = ["cluster", "score", "train", "serve"]
+KUBERNETES = "1.34"  # files are for clusters that are some releases old, too
 
 
 def read(name: str) -> dict[str, Any]:
@@ -66,6 +68,28 @@ def test_the_schema_refuses_a_misspelt_key(name: str) -> None:
     spec["workerGroupSpecs"][0]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(content, SCHEMA | {"$ref": f"#/$defs/{content['kind']}"})
+
+
+def pod_templates(names: list[str]) -> dict[str, Any]:
+    """The pods of these files as a resource of Kubernetes' own."""
+    items = []
+    for name in names:
+        spec = ray_cluster(name)
+        for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+            items.append({"apiVersion": "v1", "kind": "PodTemplate", "template": group["template"]})
+    return {"apiVersion": "v1", "kind": "PodTemplateList", "items": items}
+
+
+def test_pods_and_secrets_are_what_kubernetes_takes() -> None:
+    """By the whole schema of Kubernetes, which refuses unknown keys here (`strict`)."""
+    templates = pod_templates(FILES)
+    kubernetes_validate.validate(templates, KUBERNETES, strict=True)
+    for secret in yaml.safe_load_all((ROOT / "k8s" / "secrets.yaml").read_text()):
+        kubernetes_validate.validate(secret, KUBERNETES, strict=True)
+    container = templates["items"][-1]["template"]["spec"]["containers"][0]
+    container["readinessProbe"]["exec"]["comand"] = container["readinessProbe"]["exec"].pop("command")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(templates, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize("name", FILES)
