@@ -13,11 +13,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ageray import __version__, config, storage
 from ageray.calibration import Calibration
+from ageray.config import zoo
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.experiment.model import Decode
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from ageray.models.gallery import Gallery
     from ageray.models.network import AgeNetwork
 
-WEIGHTS, CONFIG, CARD, GALLERY = "model.safetensors", "config.yaml", "card.json", "gallery.safetensors"
+CARD = zoo.CARD
+WEIGHTS, CONFIG, GALLERY = "model.safetensors", "config.yaml", "gallery.safetensors"
 FEATURES = "features.safetensors"
 """The distribution of the training faces' features, which `unusual` needs."""
 IN_RUN = "bundle"
 """Name of the bundle's folder in a run folder."""
-_ZOO = Path(__file__).parent / "zoo"
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def resolve(model: str) -> str:
 
     Raises UserError if there is none.
     """
-    if model.startswith("zoo:"):
-        return _resolve_zoo(model)
+    if model.startswith(zoo.PREFIX):
+        return zoo.folder_of(model)
     for folder in (model, storage.join(model, IN_RUN)):
         if storage.exists(storage.join(folder, CARD)):
             return folder
@@ -173,35 +173,6 @@ def resolve(model: str) -> str:
     )
 
 
-def zoo() -> dict[str, list[int]]:
-    """The shipped models: the versions of each name, ascending.
-
-    The folder of a model is `ageray/zoo/NAME/VERSION`.
-    """
-    versions: dict[str, list[int]] = {}
-    for card in sorted(_ZOO.glob(f"*/*/{CARD}")):
-        if card.parent.name.isdigit():
-            versions.setdefault(card.parent.parent.name, []).append(int(card.parent.name))
-    for numbers in versions.values():
-        numbers.sort()
-    return versions
-
-
-def _resolve_zoo(model: str) -> str:
-    """The folder of `zoo:NAME@VERSION`; for `zoo:NAME`, of its newest version."""
-    name, _, version = model.removeprefix("zoo:").partition("@")
-    models = zoo()
-    if name not in models:
-        names = ", ".join(f"zoo:{each}" for each in models) or "none"
-        raise UserError(f"{model}: no such model in the zoo; it has {names}")
-    if "@" not in model:
-        return str(_ZOO / name / str(models[name][-1]))
-    if version not in map(str, models[name]):
-        names = ", ".join(f"zoo:{name}@{each}" for each in models[name])
-        raise UserError(f"{model}: no such version in the zoo; it has {names}")
-    return str(_ZOO / name / version)
-
-
 def model_for_workers(model: str) -> str:
     """MODEL in a form that processes on other machines and in other folders can load.
 
@@ -209,7 +180,7 @@ def model_for_workers(model: str) -> str:
     becomes the absolute path or url of its bundle. Raises UserError if there is no such model.
     """
     folder = resolve(model)
-    return model if model.startswith("zoo:") else storage.absolute(folder)
+    return model if model.startswith(zoo.PREFIX) else storage.absolute(folder)
 
 
 def load(model: str) -> Bundle:

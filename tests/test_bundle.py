@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ageray import bundle, calibration, config, storage
+from ageray.config import zoo
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.experiment.model import Decode
@@ -207,7 +208,7 @@ def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(
     assert bundle.resolve(str(saved.parent)) == str(saved)
     assert bundle.load(str(saved.parent)).identity == bundle.load(str(saved)).identity
     storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny" / "1"))
-    monkeypatch.setattr(bundle, "_ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
     assert bundle.resolve("zoo:tiny") == bundle.resolve("zoo:tiny@1") == str(tmp_path / "zoo" / "tiny" / "1")
     assert bundle.load("zoo:tiny").identity == bundle.load(str(saved)).identity
     storage.copy_tree(str(saved), str(tmp_path / "zoo" / "other" / "1"))
@@ -216,11 +217,11 @@ def test_a_bundle_goes_by_its_folder_its_run_and_its_name_in_the_zoo(
 
 
 def test_versions_of_a_model_of_the_zoo(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "_ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path / "zoo")
     for version in ("9", "10", "2"):
         storage.copy_tree(str(saved), str(tmp_path / "zoo" / "tiny" / version))
     (tmp_path / "zoo" / "tiny" / "11").mkdir()  # without a card: no model
-    assert bundle.zoo() == {"tiny": [2, 9, 10]}
+    assert zoo.versions() == {"tiny": [2, 9, 10]}
     assert bundle.resolve("zoo:tiny") == str(tmp_path / "zoo" / "tiny" / "10")
     assert bundle.resolve("zoo:tiny@9") == str(tmp_path / "zoo" / "tiny" / "9")
     expected = "no such version in the zoo; it has zoo:tiny@2, zoo:tiny@9, zoo:tiny@10"
@@ -231,7 +232,7 @@ def test_versions_of_a_model_of_the_zoo(saved: Path, tmp_path: Path, monkeypatch
 
 
 def test_an_empty_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bundle, "_ZOO", tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
     with pytest.raises(UserError, match="it has none"):
         bundle.resolve("zoo:default")
 
@@ -252,7 +253,7 @@ def test_what_is_no_model(what: str, tmp_path: Path) -> None:
     )
 
 
-SHIPPED = [f"zoo:{name}@{version}" for name, versions in bundle.zoo().items() for version in versions]
+SHIPPED = [f"zoo:{name}@{version}" for name, versions in zoo.versions().items() for version in versions]
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -35,6 +35,7 @@ _CONNECT_SECONDS = 10.0
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 _LONGEST_SOCKET = 103  # bytes of a socket's path, on every system
+_SETS_HANDLER = "set_sigterm_handler"  # in ray._private.utils
 _TIMED_OUT = "timed out during startup"
 _STORE = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -50,7 +51,7 @@ def connect(scale: Scale) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not ray.is_initialized():
         address = cluster_address()
-        with _own_end_on_sigterm():
+        with _signals_wait():
             if address:
                 _join(address)
             else:
@@ -67,16 +68,37 @@ def connect(scale: Scale) -> None:
 
 
 @contextmanager
-def _own_end_on_sigterm() -> Iterator[None]:
-    """Keeps the handler of SIGTERM that this program has set.
+def _signals_wait() -> Iterator[None]:
+    """Delays SIGINT and SIGTERM until Ray has started or is joined. This program's handlers stay.
 
-    Ray sets one that ends its processes at once and this process with code 1 or SIGABRT, so that
-    nothing is written and nobody says what is kept.
+    An exception in the midst of `ray.init` aborts the process (SIGABRT) later, or is lost, since
+    Python ignores it in the callbacks of a fork. Ray's own handler of SIGTERM would end the process
+    without a word on what is kept, so Ray sets none. A second SIGINT ends at once.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        numbers.append(number)
+        if numbers.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    setter = getattr(ray._private.utils, _SETS_HANDLER, None)
+    setattr(ray._private.utils, _SETS_HANDLER, lambda handler: None)
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        if setter is not None:
+            setattr(ray._private.utils, _SETS_HANDLER, setter)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if numbers:
+            signal.raise_signal(numbers[0])
 
 
 def _start(scale: Scale) -> None:

@@ -8,12 +8,13 @@ such lines. A fatal line of Ray's, which ends the process, is passed on.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from threading import Event, Thread
 
 # [2026-11-30 03:09:40,732 E 29621 29621] core_worker.cc:2465: ... or (raylet) [...] file.cc:1: ...
@@ -42,6 +43,16 @@ def without_lines_of_ray() -> Iterator[None]:
         thread.join()
         os.close(reading)
         os.close(original)
+
+
+@contextmanager
+def without_messages_of_ray() -> Iterator[None]:
+    """Drops what is printed inside the block, by any thread.
+
+    When a service ends, a thread of Ray's prints that tasks of its actors failed.
+    """
+    with redirect_stdout(io.StringIO()):
+        yield
 
 
 def _pass_on(reading: int, original: int, ended: Event) -> None:

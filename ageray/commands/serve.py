@@ -12,6 +12,7 @@ from contextlib import closing
 
 from ageray import config
 from ageray.commands import cli
+from ageray.commands.quiet import without_messages_of_ray
 from ageray.errors import UserError
 from ageray.serve.settings import Service
 
@@ -35,8 +36,11 @@ examples:
 
 Settings are those of `args` in configs/serve.yaml, which `serve deploy` takes; docs/serve.md
 explains them. Runs on the cluster of RAY_ADDRESS, else on this machine, until it is interrupted.
-Exit 0: stopped; 2: a mistake in the command, told in one line; 1: anything else.
+Exit 0: stopped; 2: a mistake in the command, told in one line; 130 or 143: interrupted before it
+had started; 1: anything else.
 """
+
+INTERRUPTED = "the service has ended; to start it again: {command}"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,23 +68,33 @@ def main(words: Sequence[str]) -> None:
     from ageray.serve.app import DRAIN_SECONDS, start, stop
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this process's own; what it tells is below
-    stopped = threading.Event()
-    start(settings, arguments.host, arguments.port)
+    stopped, ready = threading.Event(), threading.Event()
+
+    def end(number: int, _: object) -> None:
+        stopped.set()  # an exception can get lost in a callback of Python's
+        if not ready.is_set():
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
+        start(settings, arguments.host, arguments.port)
+        ready.set()
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         print(f"{settings.model}: http://{host}:{arguments.port}/ (Ctrl-C ends it)", flush=True)
         stopped.wait()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)  # a second one ends at once
         print(f"ending: up to {DRAIN_SECONDS:g} s for the requests in flight", flush=True)
-        lost = stop()
+        with without_messages_of_ray():
+            lost = stop()
         if lost:
             print(f"{lost} requests were not answered in time", flush=True)
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        with without_messages_of_ray():
+            if ray.is_initialized():  # else `serve.shutdown` would start a Ray
+                serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
 
 
 def _check_port(host: str, port: int) -> None:

@@ -145,7 +145,7 @@ def with_absolute_paths(experiment: Experiment) -> Experiment:
     from ageray import storage  # imports numpy, which reading settings does not need
 
     model, train = experiment.model, experiment.train
-    if model.weights not in ("none", "imagenet"):
+    if model.weights not in ("none", "imagenet") and not model.weights.startswith("zoo:"):
         model = model.model_copy(update={"weights": storage.absolute(model.weights)})
     if train.teacher is not None and train.teacher != "start" and not train.teacher.startswith("zoo:"):
         train = train.model_copy(update={"teacher": storage.absolute(train.teacher)})

@@ -90,8 +90,8 @@ class ModelBase(Strict):
     the data, such as [-15, 120], lets a Gaussian-shaped target keep its mean at both ends, which
     takes the expectation's bias from infants and the very old."""
     weights: str = "none"
-    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or a path or url
-    of a safetensors file.
+    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), `zoo:NAME` (a
+    model that ships) or a path or url of a safetensors file.
     """
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier; share of activations set to 0."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from ageray import experiment, storage
+from ageray.config import zoo
 from ageray.errors import UserError
 from ageray.models import cluster_cnn
 from ageray.models.baseline import Classifier
@@ -76,10 +77,14 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
 def load_start(network: AgeNetwork, weights: str) -> None:
     """Loads a safetensors file: a whole model of our own, or published weights of the backbone.
 
+    weights: its path or url, or `zoo:NAME` for a model that ships.
     Raises UserError if the file cannot be read or belongs to another network.
     """
     try:
-        state = load_safetensors(storage.read_bytes(weights))
+        file = weights
+        if weights.startswith(zoo.PREFIX):
+            file = storage.join(zoo.folder_of(weights), "model.safetensors")
+        state = load_safetensors(storage.read_bytes(file))
     except UserError as error:
         raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
     except Exception as error:  # safetensors raises many types

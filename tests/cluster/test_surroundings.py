@@ -61,3 +61,33 @@ def test_the_command_keeps_its_own_end_on_sigterm(monkeypatch: pytest.MonkeyPatc
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_signal_waits_until_ray_has_started() -> None:
+    events: list[object] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: events.append(number))
+    with connect._signals_wait():
+        signal.raise_signal(signal.SIGTERM)
+        connect.ray._private.utils.set_sigterm_handler(signal.SIG_IGN)
+        events.append("started")
+    assert events == ["started", signal.SIGTERM]
+    signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert events[2:] == [signal.SIGTERM]
+
+
+def test_a_second_interrupt_ends_the_start_of_ray() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    events: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        _interrupt_twice(events)
+    assert events == ["first"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _interrupt_twice(events: list[str]) -> None:
+    with connect._signals_wait():
+        signal.raise_signal(signal.SIGINT)
+        events.append("first")
+        signal.raise_signal(signal.SIGINT)
+        events.append("second")

@@ -51,6 +51,7 @@ RECIPES = {
     "baseline": Scaled(300),
     "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
     "frozen": Scaled(1),
+    "finetune": Scaled(3),
     "dhaa": Scaled(50, ["align.size=64", "model.width=0.25"]),
     "neighborhood": Scaled(3, ["model.width=0.25"]),
     "deep_embedding": Scaled(60, ["model.backbone=resnet18"]),
