@@ -75,20 +75,32 @@ class FoldTasks:
         """Trains the folds `todo`; yields each as it ends. Running tasks stop when the caller
         stops.
 
-        Only the faces of these folds are decoded. If they do not fit into memory, each fold is a
-        training run in the folder `runs`, one after the other.
+        Only the faces of these folds are decoded. If they do not fit into memory, the features of a
+        frozen backbone take their place. If these do not fit either, or the backbone trains, each
+        fold is a training run in the folder `runs`, one after the other.
         """
         used = used_faces(self._labelled, [self._splits[number] for number in todo])
         room = store_room(self._experiment, used.num_rows)
-        way = "held in memory" if room.fits else "streamed from the shards in each epoch, fold after fold"
+        features_bytes = room.features_bytes(self._experiment, self._network)
+        way = "streamed from the shards in each epoch, fold after fold"
+        if room.fits:
+            way = "held in memory"
+        elif features_bytes is not None:
+            megabytes = f"{features_bytes / 2**20:,.0f} MiB"
+            way = f"the frozen backbone's features, {megabytes}, are computed once and held in their place"
         others = self._labelled.num_rows - used.num_rows
         show({"kind": "note", "text": f"{room.text}: {way}; {others:,} faces that no fold uses are left out"})
-        if not room.fits:
+        if room.fits:
+            faces = self._caches.faces(self._experiment, used)
+        elif features_bytes is not None:
+            faces = self._caches.streamed_features(self._experiment, used, self._network, self._slots)
+        else:
             yield from self._streamed(todo, show, runs)
             return
-        faces = self._caches.faces(self._experiment, used)
         folds = {number: self._fold(number, faces) for number in todo}
-        precomputed = self._caches.features(self._experiment, self._network, faces, self._slots)
+        precomputed = not room.fits
+        if room.fits:
+            precomputed = self._caches.features(self._experiment, self._network, faces, self._slots)
         total = len(self._splits)
         record = {"kind": "start", "done": total - len(todo), "total": total, "frozen_body": precomputed}
         show(record | self._slots._asdict())

@@ -22,7 +22,14 @@ from ageray.data.labelled_faces import faces_digest, labelled_faces
 from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.models.build import build
-from ageray.train.in_memory.face_cache import FaceCache, cache_faces, cache_features
+from ageray.train.in_memory import frozen
+from ageray.train.in_memory.face_cache import (
+    FaceCache,
+    cache_faces,
+    cache_features,
+    store_room,
+    stream_features,
+)
 from ageray.train.in_memory.slots import TaskSlots, plan_slots
 from ageray.train.in_memory.train import Fold
 from ageray.tune import results, tuner, winner
@@ -117,8 +124,7 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     at_once = settings.at_once or experiment.scale.parallel_trainings
     slots = plan_slots(experiment.scale.model_copy(update={"parallel_trainings": at_once}))
     trials = file.read()
-    cache = cache_faces(experiment, splits.used_faces(plan.labelled, [plan.split]))
-    precomputed = _cache_features(space, cache, slots)
+    cache, precomputed = _cache(space, splits.used_faces(plan.labelled, [plan.split]), slots)
     fold = Fold("search", **cache.rows(plan.split.parts))
     start = {
         "kind": "start",
@@ -153,13 +159,28 @@ def _check_trials(space: Space, trials: list[Any]) -> None:
     raise UserError(f"no trial came to an end: {reason}")
 
 
-def _cache_features(space: Space, cache: FaceCache, slots: TaskSlots) -> bool:
-    """Replaces pixels by features if no trial trains or changes the backbone; returns whether it
-    did.
+def _cache(space: Space, faces: pa.Table, slots: TaskSlots) -> tuple[FaceCache, bool]:
+    """The faces in memory, and whether a frozen backbone's features take the place of their pixels.
+
+    Raises UserError if neither fits.
     """
     experiment = space.written.experiment
+    network = build(experiment.model, pretrained=False)
+    is_frozen = _keeps_backbone(space) and frozen.applies(experiment, network)
+    if is_frozen:
+        room = store_room(experiment, faces.num_rows)
+        if not room.fits and room.features_bytes(experiment, network) is not None:
+            return stream_features(experiment, faces, network, slots), True
+    cache = cache_faces(experiment, faces)
+    if is_frozen:
+        cache_features(experiment, network, cache, slots)
+    return cache, is_frozen
+
+
+def _keeps_backbone(space: Space) -> bool:
+    """Whether no trial changes what the backbone gives for a face."""
     for path in space.ranges:
         touches_network = path.startswith(("model.", "train.augment.", "train.precision"))
         if (touches_network or path.endswith("body_lr")) and not path.startswith(_HEAD_SETTINGS):
             return False
-    return cache_features(experiment, build(experiment.model, pretrained=False), cache, slots)
+    return True

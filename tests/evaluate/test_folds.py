@@ -26,7 +26,7 @@ from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
-from ageray.evaluate import pretraining
+from ageray.evaluate import fold_tasks, pretraining
 from ageray.evaluate.folds import run_folds
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Augment, Experiment, Scale
@@ -39,6 +39,7 @@ from ageray.train.in_memory.train import Fold
 PEOPLE, FACES, BROKEN, NAMELESS = 6, 48, "drawn-0-000007", "drawn-0-000011"
 NOTHING = dict.fromkeys(Augment.model_fields, 0)
 Record = dict[str, Any]
+MIB = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,36 @@ def test_stages_on_other_sets_come_first(settings: Path) -> None:
     assert run_of_stage.data.name == "imdb-wiki"
     assert (run_of_stage.protocol.val, run_of_stage.protocol.test) == (0, 0)
     assert [stage.shards for stage in run_of_stage.train.stages] == [None]
+
+
+def test_a_frozen_backbone_sees_each_face_once_where_the_pixels_do_not_fit(
+    ran: Ran, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six folds and a second run with the same caches: 46 faces go through the backbone, in pieces;
+    every figure is that of the run that held the pixels."""
+    passes, plain = tmp_path / "passes", face_cache._features_of
+
+    def counted(experiment: Experiment, faces: Record, threads: int) -> Any:
+        with passes.open("a") as file:
+            file.write(f"{len(faces['canvas'])}\n")
+        return plain(experiment, faces, threads)
+
+    monkeypatch.setattr(face_cache, "_features_of", counted)
+    monkeypatch.setattr(face_cache, "_FEATURES_PER_TASK", 20)
+    monkeypatch.setattr(
+        face_cache, "store_room", lambda experiment, faces: face_cache.StoreRoom(faces, 32, 2 * MIB, MIB)
+    )
+    monkeypatch.setattr(fold_tasks, "store_room", face_cache.store_room)
+    experiment, caches, notes = load(settings), face_cache.FaceCaches(), list[Record]()
+    for name in ("first", "second"):
+        out = str(tmp_path / name)
+        rows = run_folds(experiment, out, notes.append, caches=caches).rows.to_pylist()
+        assert [row["key"] for row in rows] == [row["key"] for row in ran.rows]
+        assert [row["error"] for row in rows] == [row["error"] for row in ran.rows]
+        expected = [row["plain"] for row in ran.rows]
+        assert np.allclose([row["plain"] for row in rows], expected, atol=1e-3, equal_nan=True)
+    assert sorted(map(int, passes.read_text().split())) == [7, 19, 20]
+    assert "the frozen backbone's features, 0 MiB, are computed once" in notes[0]["text"]
 
 
 @pytest.mark.slow

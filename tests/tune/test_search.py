@@ -21,6 +21,7 @@ from ageray import bundle, config, metrics
 from ageray.commands import tune
 from ageray.errors import UserError
 from ageray.synthetic import faces
+from ageray.train.in_memory.face_cache import StoreRoom
 from ageray.train.in_memory.slots import plan_slots
 from ageray.tune import make, run, search
 from ageray.tune.proposals import propose
@@ -283,19 +284,27 @@ def test_a_gpu_that_the_cluster_lacks_is_refused_at_once(
         plan_slots(written(recipe, tmp_path, "scale.gpu=true").experiment.scale)
 
 
+@pytest.mark.parametrize(
+    ("room", "way"),
+    [(10**9, "cache_faces"), (10**6, "stream_features"), (10**3, "cache_faces")],
+    ids=["all fits", "the features fit", "nothing fits"],
+)
 def test_only_the_faces_of_the_split_are_decoded(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, way: str
 ) -> None:
+    """As pixels; where these do not fit and the backbone is frozen, as its features. `cache_faces`
+    refuses what does not fit."""
     plan = make(written(recipe, tmp_path), str(tmp_path / "out"))
     parts = {name: keys[:3] for name, keys in plan.split.parts.items()}
     decoded = list[list[str]]()
 
-    def stop(experiment: Any, labelled: Any) -> None:
+    def stop(experiment: Any, labelled: Any, *others: Any) -> None:
         decoded.append(labelled.column("key").to_pylist())
         raise UserError("enough")
 
     monkeypatch.setattr(run, "plan_slots", lambda scale: None)
-    monkeypatch.setattr(run, "cache_faces", stop)
+    monkeypatch.setattr(run, "store_room", lambda experiment, faces: StoreRoom(faces, 32, 10**8, room))
+    monkeypatch.setattr(run, way, stop)
     with pytest.raises(UserError, match="enough"):
         search(replace(plan, split=replace(plan.split, parts=parts)), lambda record: None)
     assert sorted(decoded[0]) == sorted(key for keys in parts.values() for key in keys)
