@@ -257,6 +257,19 @@ def test_a_recipe_lists_what_it_had_to_choose(recipe: str) -> None:
             value = value[int(key)] if isinstance(value, list) else value[key]
 
 
+def test_every_point_of_the_papers_is_the_same_or_stated() -> None:
+    """docs/papers.md has one table a paper and one for all of them."""
+    text = (ROOT / "docs" / "papers.md").read_text()
+    audit = text.split("## What is the paper's, and what is not")[1].split("\n## ")[0]
+    tables = audit.split("\n### ")[1:]
+    assert len(tables) == 6
+    for table in tables:
+        points = [line for line in table.splitlines() if line.startswith("| ")][1:]
+        assert len(points) >= 7
+        for point in points:
+            assert re.match(r"\| [^|]+ \| (same|stated)\b", point), point
+
+
 def test_the_baseline_differs_from_dhaa_in_its_network_alone() -> None:
     both = [config.load([str(ROOT / "configs" / f"{name}.yaml")]) for name in ("baseline", "dhaa")]
     for section in ("loss", "align", "train"):
