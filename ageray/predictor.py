@@ -259,8 +259,8 @@ class Predictor:
         return embeddings(self._forward, batch, self.bundle.experiment, self._autocast).cpu().numpy()
 
     def _batch(self, canvas: NDArray[np.uint8], points: Array, box: Array) -> dict[str, torch.Tensor]:
-        columns = {
-            "canvas": np.ascontiguousarray(canvas),
+        columns: dict[str, Any] = {
+            "canvas": canvas if isinstance(canvas, torch.Tensor) else np.ascontiguousarray(canvas),
             "points": points.astype(np.float32),
             "box": box.astype(np.float32),
         }

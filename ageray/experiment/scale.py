@@ -59,6 +59,12 @@ class Scale(Strict):
     """Scoring actors. 0 means one a GPU; without GPUs, one for up to 4 logical CPUs and one more
     for every second CPU beyond.
     """
+    cache_gib: Annotated[float, Field(ge=0)] | None = None
+    """Memory in GiB, of each training worker, for decoded faces that stay from one epoch to the
+    next: on a GPU in its own memory if they fit there, else in the machine's. `null` takes 0.6 of a
+    GPU's free memory, or a quarter of the machine's for all of its workers; 0 keeps none, so that
+    every epoch reads and decodes all faces.
+    """
     parallel_trainings: Annotated[int, Field(ge=0)] = 0
     """Trainings at once: folds of `ageray evaluate --protocol`, and trials of `ageray tune` unless
     `tune.at_once` is set. 0 means one a GPU, or as many as the cores allow at `cpus_per_worker`

@@ -313,7 +313,7 @@ def _draw_window(
 
 
 def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of numpy columns on the device.
+    """A batch of numpy columns, or of tensors, on the device.
 
     `canvas` (uint8) and `aligned` (float32) become (B, 3, C, C) in channels-last memory, with one
     copy and no conversion. On a CPU the tensors share the arrays' memory and must not be written
@@ -322,7 +322,7 @@ def to_tensors(batch: dict[str, Any], device: torch.device) -> dict[str, torch.T
     tensors = {}
     for name, values in batch.items():
         tensor = _to_tensor(values)
-        if device.type == "cuda":
+        if device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()
         tensor = tensor.to(device, non_blocking=True)
         if name in ("canvas", "aligned"):

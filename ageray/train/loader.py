@@ -10,7 +10,7 @@ Shape letters: N faces of an epoch, S steps, B faces of this worker in a step, P
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
 from ageray.faces.align import align_faces
 from ageray.faces.augment import upcoming_maps
-from ageray.faces.canvases import to_tensors
+from ageray.faces.canvases import canvas_side, to_tensors
 from ageray.machine.cpus import usable_cpus
+from ageray.machine.memory import available_bytes
 from ageray.train import sampler
+from ageray.train.canvas_cache import LABEL_BYTES, CachedBatches, CanvasCache
 from ageray.train.feature_store import FeatureStore
 from ageray.train.plan import Plan
 from ageray.train.prefetch import Prefetcher
@@ -41,6 +43,8 @@ _PREFETCH = 3  # batches
 ALIGNER_CPUS = 0.25  # of an aligning actor: little, so that actors leave the CPUs to decoding tasks
 _STORE_SHARE = 0.4  # of the object store for the streams of all workers; a worker reads one at a time
 _WARPED = ("canvas", "points", "box")
+_GPU_SHARE, _CPU_SHARE = 0.6, 0.25  # of the free memory, for decoded faces that stay
+_WHOLE = 0.9  # of a part: an epoch that shows so many of its faces decodes all, for those that follow
 
 
 def sources(experiment: Experiment, plan: Plan) -> dict[str, ray.data.Dataset]:
@@ -55,13 +59,17 @@ def sources(experiment: Experiment, plan: Plan) -> dict[str, ray.data.Dataset]:
 class Streams:
     """What one worker reads. rows: see `sources`; plan.faces says which face is in which stream.
 
-    features: in place of the pixels, see `compute_features`.
+    device: of the network. features: in place of the pixels, see `compute_features`.
     """
 
     experiment: Experiment
     plan: Plan
     rows: dict[str, ray.data.Dataset]
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     features: FeatureStore | None = None
+    caches: dict[str, CanvasCache] = field(default_factory=dict)
+    """By name of the part; see `_cache`."""
+    rooms: dict[torch.device, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         world = rank_and_world()[1]
@@ -107,16 +115,26 @@ class Streams:
             in_memory = OrderedBatches([self.features.blocks("train")], rows_SB, more)
             return TrainingBatches(in_memory, Prefetcher(in_memory, _PREFETCH, state.device))
         folders = self.plan.folders(stage)
+        cache = self._cache(stage.shards or "train", faces)
         if config.shuffle_all:
             # of about `train.shuffle` faces; each pass has row numbers of its own
             steps = max(1, config.shuffle // config.batch_size)
             pass_S = np.arange(len(rows_SB)) // steps
             passes = [
-                self._passes(number, folder, faces, rows_SB, pass_S) for number, folder in enumerate(folders)
+                self._passes(number, folder, faces, rows_SB, pass_S, cache)
+                for number, folder in enumerate(folders)
             ]
+            if cache is not None:
+                cached = CachedBatches(passes, rows_SB, cache, more, faces.starts)
+                return TrainingBatches(cached, Prefetcher(cached, _PREFETCH, state.device))
             numbers_SB = rows_SB + pass_S[:, None] * len(faces)
             ordered = OrderedBatches(passes, numbers_SB, more, faces.starts, len(faces))
             return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
+        if cache is not None:
+            missing = self._to_read(cache, rows_SB)
+            read = self._blocks_of(folders, faces, missing)
+            cached = CachedBatches(read, rows_SB, cache, more, faces.starts)
+            return TrainingBatches(cached, Prefetcher(cached, _PREFETCH, state.device))
         streams = self._streams(folders, faces, rows_SB)
         if self.experiment.align.placement == "actors":
             # a face is warped once for each of its places, so from here on rows are places
@@ -127,21 +145,75 @@ class Streams:
         ordered = OrderedBatches(blocks, rows_SB, more, faces.starts)
         return TrainingBatches(ordered, Prefetcher(ordered, _PREFETCH, state.device))
 
+    def _cache(self, part: str, faces: RowIndex) -> CanvasCache | None:
+        """The decoded faces of a part that stay in memory; None if they do not fit beside those of
+        the other parts.
+
+        part: `train`, `val`, or the shards of a stage. Whether it fits is decided once.
+        """
+        experiment = self.experiment
+        if experiment.align.placement == "actors" or self.features is not None:
+            return None
+        if part not in self.caches:
+            if part != "val":  # those of a stage before
+                self.caches = {name: cache for name, cache in self.caches.items() if name == "val"}
+            size = len(faces) * (canvas_side(experiment.align) ** 2 * 3 + LABEL_BYTES)
+            for place in dict.fromkeys((self.device, torch.device("cpu"))):
+                taken = sum(cache.size for cache in self.caches.values() if cache.device == place)
+                if size + taken <= self._room(place):
+                    self.caches[part] = CanvasCache(len(faces), size, place)
+                    break
+        return self.caches.get(part)
+
+    def _room(self, device: torch.device) -> float:
+        """Bytes for decoded faces that stay on a device; measured once, before any is kept."""
+        if device not in self.rooms:
+            given = self.experiment.scale.cache_gib
+            if given is not None:
+                self.rooms[device] = given * 2**30
+            elif device.type == "cuda":
+                self.rooms[device] = torch.cuda.mem_get_info(device)[0] * _GPU_SHARE
+            else:
+                workers = ray.train.get_context().get_local_world_size() if rank_and_world()[1] > 1 else 1
+                self.rooms[device] = available_bytes() * _CPU_SHARE / workers
+        return self.rooms[device]
+
+    @staticmethod
+    def _to_read(cache: CanvasCache, rows_SB: Rows) -> Rows:
+        """The rows that this epoch reads: those that it shows and the cache lacks.
+
+        One worker's epoch that shows nearly all faces reads all that are missing, so that the next
+        one has to read none.
+        """
+        shown = np.unique(rows_SB)
+        if rank_and_world()[1] == 1 and len(shown) >= _WHOLE * len(cache.held):
+            shown = np.arange(len(cache.held))
+        return cache.missing(shown)
+
     def _passes(
-        self, number: int, folder: str, faces: RowIndex, rows_SB: Rows, pass_S: Rows
+        self,
+        number: int,
+        folder: str,
+        faces: RowIndex,
+        rows_SB: Rows,
+        pass_S: Rows,
+        cache: CanvasCache | None = None,
     ) -> Iterator[Columns]:
         """The blocks of one set, for an order in which neighbours come from anywhere.
 
         pass_S: the pass of each step. For each pass the shards are read once, and its faces alone
         are decoded. A face that a later pass shows again is decoded again, so that no pass holds
-        the faces of another.
+        the faces of another; with a cache, no face is decoded twice.
         """
         for current in range(int(pass_S[-1]) + 1 if len(pass_S) else 0):
             rows = np.unique(rows_SB[pass_S == current])
             rows = rows[faces.set_of(rows) == number]
+            shift = current * len(faces)
+            if cache is not None:
+                rows, shift = cache.missing(rows), 0
             if len(rows):
                 for block in _blocks(self._canvases(folder, faces.lookup(rows))):
-                    yield {**block, "row": block["row"] + current * len(faces)}
+                    yield {**block, "row": block["row"] + shift}
 
     def _aligned(self, faces: ray.data.Dataset, rows_SB: Rows, state: State) -> ray.data.Dataset:
         """The faces warped by an actor of this worker, with the maps that the worker would draw."""
@@ -168,7 +240,22 @@ class Streams:
         rows = self._share_rows(part, most)
         if self.features is not None:
             return self.features.whole(part, rows, self.experiment.train.batch_size)
-        return UsableBatches(self._numbered(self.plan.folders(), self.plan.faces[part], rows))
+        return UsableBatches(self._kept(part, rows))
+
+    def _kept(self, part: str, rows: Rows) -> Iterator[Columns]:
+        """The batches of `_numbered`, from memory where all of them are there."""
+        faces, folders = self.plan.faces[part], self.plan.folders()
+        cache = self._cache(part, faces)
+        if cache is None:
+            yield from self._numbered(folders, faces, rows)
+            return
+        if len(cache.missing(rows)):
+            for batch in self._numbered(folders, faces, rows):
+                cache.add({name: values for name, values in batch.items() if name != "set"})
+                yield batch
+            return
+        for columns in cache.batches(rows, self.experiment.train.batch_size):
+            yield columns | {"set": faces.set_of(columns["row"])}
 
     def _share_rows(self, part: str, most: int | None) -> Rows:
         rank, world = rank_and_world()
@@ -199,6 +286,15 @@ class Streams:
         for number, folder in enumerate(folders):
             streams.append(self._canvases(folder, faces.lookup(flat[set_N == number])))
         return streams
+
+    def _blocks_of(self, folders: Sequence[str], faces: RowIndex, rows: Rows) -> list[Iterator[Columns]]:
+        """The blocks of these rows, an iterator a set; no stream starts for a set without any."""
+        set_N = faces.set_of(rows)
+        iterators: list[Iterator[Columns]] = []
+        for number, folder in enumerate(folders):
+            own = rows[set_N == number]
+            iterators.append(_blocks(self._canvases(folder, faces.lookup(own))) if len(own) else iter(()))
+        return iterators
 
     def _canvases(self, shards: str, lookup: RowLookup) -> ray.data.Dataset:
         scale = self.experiment.scale

@@ -85,6 +85,8 @@ def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
             if not values.flags.writeable:
                 values = np.array(values)
             pinned[name] = torch.from_numpy(values).pin_memory()
+        elif isinstance(values, torch.Tensor) and values.device.type == "cpu":
+            pinned[name] = values.pin_memory()
         else:
             pinned[name] = values
     return pinned

@@ -190,9 +190,8 @@ class OrderedBatches:
     def __iter__(self) -> Iterator[Columns]:
         for rows_B in self._rows_SB:
             faces = [self._face(row) for row in rows_B.tolist()]
-            while self._last is None:
-                if not any(self._read(number) for number in range(len(self._blocks))):
-                    return
+            if self._last is None and not self._find_any():
+                return
             full, slots = list[Face](), list[int]()
             for place in range(len(faces)):
                 face, slot = self._usable(faces, place)
@@ -200,9 +199,20 @@ class OrderedBatches:
                 slots.append(slot)
             yield self._batch(full) | {"slot": np.array(slots)}
 
+    def _find_any(self) -> bool:
+        """Reads on to the first face that can be used; False if there is none."""
+        while self._last is None:
+            if not any(self._read(number) for number in range(len(self._blocks))):
+                return False
+        return True
+
+    def _set_of(self, row: int) -> int:
+        """The number of the set of a row number."""
+        return int(np.searchsorted(self._starts, row % (self._count or row + 1), "right")) - 1
+
     def _face(self, row: int) -> Face | None:
         """The face with a row number; None if it cannot be used."""
-        number = int(np.searchsorted(self._starts, row % (self._count or row + 1), "right")) - 1
+        number = self._set_of(row)
         while row not in self._pool:
             if not self._read(number):
                 self.skipped.append((f"row {row}", "the shards no longer hold it"))
@@ -249,6 +259,10 @@ class OrderedBatches:
                 columns[name] = np.stack([block[name][index] for block, index in faces])
         if self._count is not None:
             columns["row"] = columns["row"] % self._count
+        return self._with_more(columns)
+
+    def _with_more(self, columns: Columns) -> Columns:
+        """The columns of a batch with those of `more`."""
         for name, values in self._more.items():
             columns[name] = values[columns["row"]]
         return columns

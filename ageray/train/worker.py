@@ -70,7 +70,7 @@ class Worker:
             torch.set_num_threads(threads(experiment))
         self.rank, self.world = distributed.rank_and_world()
         self.plan, self.files, self.queue = plan, plan.files, queue
-        self.streams = Streams(experiment, plan, rows)
+        self.streams = Streams(experiment, plan, rows, device)
         self.experiment = experiment
         self.state: State = new_state(located, device)
         self.checkpointer = AsyncCheckpointer(self.files.state)
