@@ -9,9 +9,10 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from ageray import storage
-from ageray.api.settings import evaluation_settings, scoring_settings
 from ageray.errors import UserError
+from ageray.evaluate.settings import evaluation_settings
 from ageray.machine.progress import show_nothing
+from ageray.score.settings import scoring_settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,14 +120,9 @@ def evaluate(
     experiments = [evaluation_settings(name, settings) for name in names]
     _use_storage(experiments[0].storage.endpoint_url)
 
-    from ageray import cluster
-    from ageray.evaluate.compare import compare
-    from ageray.evaluate.one_model import evaluate as evaluate_one
+    from ageray.evaluate.run import evaluate_models
 
-    cluster.connect(experiments[0].scale)
-    if len(names) == 1:
-        return evaluate_one(names[0], experiments[0], out, trained_on, on_progress)
-    return compare(names, experiments, out, trained_on, on_progress)
+    return evaluate_models(names, experiments, out, trained_on, on_progress)
 
 
 def _use_storage(url: str | None) -> None:

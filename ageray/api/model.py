@@ -19,10 +19,10 @@ from ageray import bundle
 from ageray.api import photos as given
 from ageray.api.answers import CollectionAges, PhotoAges
 from ageray.api.photos import GivenFace, Photo
-from ageray.api.settings import scoring_settings
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.models.decode import bins
+from ageray.score.settings import scoring_settings
 from ageray.stages.columns import DETECTED_SCHEMA
 from ageray.stages.detect import Item, rows_of
 from ageray.stages.predict import AgeFaces

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import yaml
 
 from ageray import config, storage
-from ageray.api import calls
-from ageray.api.settings import evaluation_settings
 from ageray.commands import cli
 from ageray.config import paper_table, shipped
 from ageray.errors import UserError
+from ageray.evaluate.settings import evaluation_settings
 
 _EPILOG = """\
 MODEL is zoo:NAME, a bundle, or the folder of a training run. The set's data and protocol come from
@@ -118,20 +117,14 @@ def main(words: Sequence[str]) -> None:
 
 
 def _evaluate_models(arguments: argparse.Namespace, models: list[str], settings: list[str]) -> None:
-    from ageray.commands.terminal.rows import RowProgress
-
-    live = evaluation_settings(models[0], settings).scale.progress
-    with RowProgress(live=live) as progress:
-        report = calls.evaluate(
-            models,
-            arguments.out,
-            settings=settings,
-            trained_on=arguments.trained_on,
-            on_progress=progress.show,
-        )
+    experiments = [evaluation_settings(model, settings) for model in models]
 
     from ageray.commands.terminal import tables
+    from ageray.commands.terminal.rows import RowProgress
+    from ageray.evaluate.run import evaluate_models
 
+    with RowProgress(live=experiments[0].scale.progress) as progress:
+        report = evaluate_models(models, experiments, arguments.out, arguments.trained_on, progress.show)
     if len(models) == 1:
         tables.show(report)
     else:
@@ -149,7 +142,7 @@ def _evaluate_cross(arguments: argparse.Namespace, models: list[str], settings: 
     from ageray import cluster
     from ageray.commands.terminal import tables
     from ageray.commands.terminal.rows import RowProgress
-    from ageray.evaluate import cross
+    from ageray.evaluate.cross import cross
 
     cluster.connect(experiments[0].scale)
     fixed = any(word.startswith("protocol.") for word in others)
@@ -168,7 +161,7 @@ def _evaluate_folds(arguments: argparse.Namespace, models: list[str], settings: 
     from ageray import cluster
     from ageray.commands.terminal import tables
     from ageray.commands.terminal.folds import FoldProgress
-    from ageray.evaluate import evaluate_folds
+    from ageray.evaluate.folds import evaluate_folds
 
     cluster.connect(experiment.scale)
     with FoldProgress(live=experiment.scale.progress) as progress:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ageray import storage
-from ageray.api.settings import scoring_settings
 from ageray.commands import cli
 from ageray.errors import UserError
 from ageray.experiment import Experiment
+from ageray.score.settings import scoring_settings
 
 if TYPE_CHECKING:
     from ageray.score.export import Target

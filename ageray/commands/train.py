@@ -142,7 +142,7 @@ def _print_plan(experiment: Experiment, plan: Plan) -> None:
 
 def _audit(experiment: Experiment, plan: Plan) -> None:
     """Writes and prints what the split leaks, once a run."""
-    from ageray.evaluate import audit_split
+    from ageray.evaluate.split_audit import audit_split
 
     file = plan.files.audit
     if not experiment.scale.audit or storage.exists(file):

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ageray.commands.terminal.progress import log_console
-from ageray.evaluate import REPORT
+from ageray.evaluate.files import REPORT
 from ageray.evaluate.page.comparison import letter, seed_verdict, setting_text
 from ageray.report.page import PAGE
 

@@ -1,4 +1,4 @@
-"""Settings of a command that uses a finished model: its own, changed where that makes sense."""
+"""Settings of an evaluation: the model's own, on another set and machine."""
 
 from __future__ import annotations
 
@@ -7,24 +7,9 @@ from typing import Any
 
 from ageray import bundle, config
 from ageray.errors import UserError
-from ageray.experiment import Experiment, Scale, Storage
+from ageray.experiment import Experiment, Scale
 
 _OF_THE_MODEL = ("model", "loss", "align", "train")
-
-
-def scoring_settings(model: str, words: Sequence[str]) -> Experiment:
-    """The model's own experiment with the default scale, changed by `words`: files and key=value.
-
-    Raises UserError for settings of anything but `scale`, `storage` and `data.detect`.
-    """
-    own = bundle.load(model).experiment.model_copy(update={"scale": Scale(), "storage": Storage()})
-    experiment = config.load(*config.parse_arguments(words), base=own)
-    data = own.data.model_copy(update={"detect": experiment.data.detect})
-    allowed = {"scale": experiment.scale, "storage": experiment.storage, "data": data}
-    if experiment != own.model_copy(update=allowed):
-        rule = "only scale.*, storage.* and data.detect.* can be set here; the model fixes the rest"
-        raise UserError(f"{' '.join(words)}: {rule}")
-    return experiment
 
 
 def evaluation_settings(model: str, words: Sequence[str]) -> Experiment:
