@@ -137,7 +137,8 @@ class FoldTasks:
         calls, located = [], config.with_absolute_paths(self._experiment)
         for number, fold in folds.items():
             calls.append((number, (located, columns, fold, self._levels, self._slots.threads)))
-        with closing(self._slots.map_unordered(_train_fold, calls)) as outcomes:
+        outcomes = self._slots.map_unordered(_train_fold, calls, self._caches.closed)
+        with closing(outcomes):
             for number, reference in outcomes:
                 yield number, *self._outcome(reference, number)
 

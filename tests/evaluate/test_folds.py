@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -615,6 +617,20 @@ def test_shares_of_a_machine(
         ),
     )
     assert tuple(slots.plan_slots(Scale(**scale))) == pytest.approx(expected)
+
+
+def test_trainings_end_when_their_faces_are_given_up(ray_local: None) -> None:
+    def long(seconds: float) -> None:
+        time.sleep(seconds)
+
+    caches = face_cache.FaceCaches()
+    results = slots.TaskSlots(1, 1, 0, 1).map_unordered(long, [(0, (60.0,))], caches.closed)
+    timer = threading.Timer(0.5, caches.close)
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(CancelledError):
+        next(results)
+    assert time.monotonic() - start < 30
 
 
 def test_alone_on_a_machine_no_more_folds_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Every file in configs/tables: it reads, plans and adds up on sets of the official layout; a small
 table runs, goes on, and shows what it should.
 
-The sets have the official labels and sizes scaled down, and one shared picture.
+The sets have the official labels and sizes scaled down, and one shared picture. Beside it,
+`benchmarks/tables.py` runs the files at the official sizes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,65 +25,12 @@ from ageray.errors import UserError
 from ageray.evaluate import table as tables
 from ageray.evaluate.table import figures, plan, run
 from ageray.experiment import Experiment
-from ageray.schema import FACES
-from ageray.synthetic import faces as synthetic_faces
+from tests.evaluate.official_sets import SIZES, fabricated
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "configs" / "tables").glob("*.yaml"))
 SMALL = sorted((ROOT / "configs" / "tables" / "small").glob("*.yaml"))
-SETS = ("morph", "fgnet", "cacd", "chalearn_lap", "imdb_wiki", "megaage_asian", "utkface")
-
-
-def labels(name: str, count: int) -> list[dict[str, Any]]:
-    """`count` rows with the labels that jobs.prepare gives to this set, in its proportions."""
-    generator = np.random.default_rng(0)
-    rows = []
-    for number in range(count):
-        row: dict[str, Any] = {"key": f"{name}/{number:06d}.jpg", "subject": None, "dataset": name}
-        row["age"] = float(generator.integers(16, 78))
-        row["gender"] = "female" if generator.random() < 0.15 else "male"
-        if name == "morph":  # four photos a person; 77 % Black, 19 % White
-            row["subject"] = f"{number // 4:06d}"
-            row["group"] = str(generator.choice(["Black", "White", "Hispanic"], p=[0.77, 0.19, 0.04]))
-        elif name == "fgnet":
-            row |= {"subject": f"{number % 82 + 1:03d}", "gender": None, "age": float(number % 70)}
-        elif name == "cacd":
-            row |= {
-                "subject": f"s{number % 2000}",
-                "group": f"rank_{number % 2000 // 40 + 1}",
-                "gender": None,
-            }
-        elif name == "chalearn_lap":
-            part = ["train", "val", "test"][int(np.searchsorted([0.528, 0.770], number / count, "right"))]
-            row |= {"key": f"{name}/{part}/{number:06d}.jpg", "gender": None, "age_std": 3.5}
-        elif name == "imdb_wiki":
-            row["subject"] = f"nm{number // 20:07d}"
-        elif name == "megaage_asian":
-            part = "train" if number / count < 0.9102 else "test"
-            row |= {"key": f"{name}/{part}/{number:06d}.jpg", "gender": None, "age": float(number % 71)}
-        rows.append(row)
-    return rows
-
-
-def fabricated(folder: Path, name: str, count: int, size: int = 64) -> Path:
-    """Shards of a set with one picture for all faces, and the set's settings file beside them."""
-    face = next(synthetic_faces.faces(1, seed=1, size=size))
-    shared = {
-        "image": face.jpeg(),
-        "landmarks": face.points.ravel().tolist(),
-        "box": list(map(float, face.box)),
-    }
-    shards = folder / "shards" / name
-    shards.mkdir(parents=True)
-    rows = [shared | row for row in labels(name, count)]
-    half = len(rows) // 2
-    for number, part in enumerate((rows[:half], rows[half:])):
-        columns = {field.name: [row.get(field.name) for row in part] for field in FACES}
-        pq.write_table(pa.table(columns, FACES), shards / f"faces-{number}.parquet")
-    content = yaml.safe_load((ROOT / "configs" / "data" / f"{name}.yaml").read_text())
-    content["data"]["shards"] = str(shards)
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return folder / f"{name}.yaml"
+SETS = (*SIZES, "utkface")
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +252,33 @@ def test_the_time_left_counts_folds_and_not_what_was_finished_before(
     clock[0] = 600.0
     show({"kind": "start", "done": 5, "total": 10})  # three quarters were done before
     assert records[-1]["table_left"] == pytest.approx(600 / 300 * 25)
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_ends_the_cells_that_run(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """A single one runs in the main thread, where the signal is raised; several are told to end."""
+    ended = list[str]()
+
+    def cell(cell: Any, out: str, caches: run.FaceCaches, *others: Any) -> None:
+        if at_once == 1:
+            raise SystemExit(143)
+        assert caches.closed.wait(20)
+        ended.append(cell.identity)
+
+    def interrupted(*arguments: Any, **settings: Any) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(run, "plan_slots", lambda scale: SimpleNamespace(folds=at_once))
+    monkeypatch.setattr(run, "_run_cell", cell)
+    monkeypatch.setattr(run, "wait", interrupted)
+    experiment = SimpleNamespace(scale=None)
+    group = [SimpleNamespace(tested=None, experiments=[experiment], identity=name) for name in "abc"]
+    with pytest.raises(SystemExit):
+        run._run_group(group, "out", SimpleNamespace(), False)
+    assert sorted(ended) == ["a", "b"][: 2 * (at_once - 1)]
 
 
 # --- a small table --------------------------------------------------------------------------------

@@ -100,9 +100,18 @@ def _run_group(group: list[CellPlan], out: str, progress: _Progress, fresh: bool
     slots = plan_slots(group[0].experiments[0].scale).folds
     at_once = 1 if group[0].tested is not None else max(1, min(slots, len(group)))
     tested: dict[str, Tested] = {}
+    if at_once == 1:
+        for cell in group:
+            tested[cell.identity] = _run_cell(cell, out, caches, progress, fresh)
+        return tested
     with ThreadPoolExecutor(at_once) as pool:
         running = {pool.submit(_run_cell, cell, out, caches, progress, fresh): cell for cell in group}
-        done, waiting = wait(running, return_when=FIRST_EXCEPTION)
+        try:
+            done, waiting = wait(running, return_when=FIRST_EXCEPTION)
+        except BaseException:  # a signal: the pool waits for its threads, so they must end
+            caches.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         for future in waiting:  # one failed: cells that have not begun are not started
             future.cancel()
         for future in done:

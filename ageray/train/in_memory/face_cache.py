@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,6 +178,12 @@ class FaceCaches:
         self._faces: FaceCache | None = None
         self._features: dict[str, Any] = {}
         self._streamed: dict[str, FaceCache] = {}
+        self.closed = Event()
+        """Set by `close`."""
+
+    def close(self) -> None:
+        """Ends the trainings on these faces, also those of other threads."""
+        self.closed.set()
 
     def faces(self, experiment: Experiment, labelled: pa.Table) -> FaceCache:
         """`cache_faces` of these faces, which may be those of an earlier call."""

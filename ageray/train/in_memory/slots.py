@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, NamedTuple
 
 import ray
@@ -14,6 +16,8 @@ from ageray import cluster
 from ageray.errors import UserError
 from ageray.experiment import Scale
 from ageray.machine.cpus import usable_cpus
+
+_SECONDS_BETWEEN_LOOKS = 1.0  # at `closed`
 
 
 class TaskSlots(NamedTuple):
@@ -33,12 +37,16 @@ class TaskSlots(NamedTuple):
         )
 
     def map_unordered(
-        self, function: Callable[..., Any], calls: Iterable[tuple[int, tuple[Any, ...]]]
+        self,
+        function: Callable[..., Any],
+        calls: Iterable[tuple[int, tuple[Any, ...]]],
+        closed: Event | None = None,
     ) -> Generator[tuple[int, Any], None, None]:
         """Runs the calls (number, arguments), at most `folds` at once.
 
         Yields the number and a reference to the result of each call as it ends. Calls that still
-        run are cancelled when the caller closes the generator.
+        run are cancelled when the caller closes the generator. Raises CancelledError, and cancels
+        them, once `closed` is set.
         """
         task, waiting, running = self.task(function), list(calls)[::-1], dict[Any, int]()
         try:
@@ -46,8 +54,12 @@ class TaskSlots(NamedTuple):
                 while waiting and len(running) < self.folds:
                     number, arguments = waiting.pop()
                     running[task.remote(*arguments)] = number
-                [ready], _ = ray.wait(list(running), num_returns=1)
-                yield running.pop(ready), ready
+                ended: list[Any] = []
+                while not ended:
+                    ended, _ = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+                    if closed is not None and closed.is_set():
+                        raise CancelledError
+                yield running.pop(ended[0]), ended[0]
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
