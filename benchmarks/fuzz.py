@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import random
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -25,11 +26,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from PIL import Image
 
+from ageray import bundle, config
+from ageray.data import splits
 from ageray.errors import UserError
 from ageray.faces.images import ImageError, decode, upright_size
-from ageray.score import chunks, tars
+from ageray.score import chunks, read, tars
 from ageray.score.checkpoint import ScoreCheckpoint
 from ageray.score.files import ScoreFiles
 from ageray.score.inputs import Inputs
@@ -37,6 +41,7 @@ from ageray.serve.errors import ApiError
 from ageray.serve.uploads import parse_json
 from ageray.storage import lease as leases
 from ageray.storage.lease import Lease
+from ageray.train import checkpoint as states
 
 SECONDS = 3.0  # of CPU for a small file
 
@@ -109,6 +114,9 @@ def sound_files() -> dict[str, bytes]:
             tar.addfile(info, io.BytesIO(files["jpeg"]))
     table = io.BytesIO()
     pq.write_table(pa.table({"key": ["a", "b"], "image": [files["jpeg"], b"x"]}), table)
+    paths, split = io.BytesIO(), io.BytesIO()
+    pq.write_table(pa.table({"image": ["/a.jpg", "/b.jpg"], "age": [3, 4]}), paths)
+    pq.write_table(pa.table({"key": ["a", "b"], "part": ["train", "test"]}), split)
     piece = io.BytesIO()
     columns = {field.name: pa.array([1], pa.int64()).cast(field.type) for field in chunks.CHUNK_OF_ROW_SCHEMA}
     rows = {"face": [0], "age": [30.0], "error": pa.array([None], pa.string()), **columns}
@@ -118,12 +126,41 @@ def sound_files() -> dict[str, bytes]:
         "table": table.getvalue(),
         "piece": piece.getvalue(),
         "manifest": b'image,age\n/a/b.jpg,3\n"c,d.jpg",4\n',
+        "list of paths": paths.getvalue(),
+        "inventory": json.dumps(
+            {
+                "destinationBucket": "arn:aws:s3:::b",
+                "fileFormat": "CSV",
+                "fileSchema": "Bucket, Key",
+                "files": [{"key": "inventory.csv"}],
+            }
+        ).encode(),
+        "file of an inventory": b'"b","a%20b/c.jpg"\n"b","d.jpg"\n',
+        "split": split.getvalue(),
+        "split as CSV": b"key,part\na,train\nb,test\n",
+        "settings": _bundle_file("config.yaml"),
+        "card": _bundle_file("card.json"),
+        "state": _state(),
         "plan": json.dumps({"input": {"uri": "x"}, "model": "y", "detect": "auto"}).encode(),
         "progress": b'{"state": "running", "seconds": 3.5, "beat": 2}',
         "lease": b'{"id": "x", "beat": 1, "process": 1, "host": "another"}',
         "json": b'{"images": [{"name": "a.jpg", "data": "QUJD"}, "QUJD"]}',
     }
     return files
+
+
+def _bundle_file(name: str) -> bytes:
+    return (Path(bundle.resolve("zoo:fast")) / name).read_bytes()
+
+
+def _state() -> bytes:
+    """The checkpoint of a training run."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"{folder}/state.pt"
+        writer = states.AsyncCheckpointer(uri)
+        writer.save({"step": 3, "weights": {"a": torch.arange(40.0), "b": torch.zeros(3, 4)}})
+        writer.wait()
+        return Path(uri).read_bytes()
 
 
 def all_readers(folder: Path) -> dict[str, Callable[[bytes], object]]:
@@ -158,16 +195,48 @@ def all_readers(folder: Path) -> dict[str, Callable[[bytes], object]]:
         finally:
             (folder / "lease-000001.json").unlink(missing_ok=True)
 
+    def inventory(manifest: bytes, rows: bytes) -> object:
+        for name in ("2026-01-01", "data"):
+            (folder / "inventory" / name).mkdir(parents=True, exist_ok=True)
+        write(folder / "inventory" / "data" / "inventory.csv", rows)
+        return list(
+            Inputs.open(write(folder / "inventory" / "2026-01-01" / "manifest.json", manifest)).uris()
+        )
+
+    def card(data: bytes) -> object:
+        copy = folder / "bundle"
+        if not copy.exists():
+            shutil.copytree(bundle.resolve("zoo:fast"), copy)
+        write(copy / "card.json", data)
+        return bundle.load(str(copy))
+
     return {
         "tar": lambda data: list(tars.photos(write(folder / "a.tar", data))),
-        "table": lambda data: Inputs.open(write(folder / "a.parquet", data)),
-        "manifest": lambda data: Inputs.open(write(folder / "a.csv", data)),
+        "table": lambda data: rows_of_table(write(folder / "a.parquet", data)),
+        "manifest": lambda data: list(Inputs.open(write(folder / "a.csv", data)).uris()),
+        "list of paths": lambda data: rows_of_table(write(folder / "b.parquet", data)),
+        "inventory": lambda data: inventory(data, sound["file of an inventory"]),
+        "file of an inventory": lambda data: inventory(sound["inventory"], data),
+        "split": lambda data: splits.load(write(folder / "split.parquet", data)),
+        "split as CSV": lambda data: splits.load(write(folder / "split.csv", data)),
+        "settings": lambda data: config.loads(data.decode(errors="replace"), "config.yaml"),
+        "card": card,
+        "state": lambda data: states.load(write(folder / "state.pt", data)),
         "piece": lambda data: checkpoint(f"pieces/{'0' * 32}.parquet", data),
         "plan": lambda data: checkpoint("plan.json", data),
         "progress": lambda data: checkpoint("progress.json", data),
         "lease": lease,
         "json": lambda data: parse_json(data, 500),
     }
+
+
+def rows_of_table(uri: str) -> object:
+    """The photos of a Parquet file, or the paths in it, as scoring reads them."""
+    inputs = Inputs.open(uri)
+    if inputs.lists_files:
+        return list(inputs.uris())
+    segments = pa.concat_tables(map(read.segment_table, read.scan(inputs).segments))
+    return list(read.read_segments(segments, inputs.columns))
 
 
 def read_photo(data: bytes) -> object:

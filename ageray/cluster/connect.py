@@ -49,6 +49,9 @@ def connect(scale: Scale) -> None:
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # processes that Ray starts inherit it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray Data's actor for statistics fails every few seconds in the run after one whose driver died
+    # on the same cluster. The commands raise the errors of their own tasks themselves.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     if not ray.is_initialized():
         address = cluster_address()
         with _signals_wait():

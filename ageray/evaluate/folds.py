@@ -34,6 +34,7 @@ from ageray.evaluate.predictions import LEVELS
 from ageray.evaluate.results import with_labels
 from ageray.experiment import Experiment, Protocol
 from ageray.models.build import build
+from ageray.storage.lease import Lease
 from ageray.train.in_memory.face_cache import FaceCaches
 from ageray.train.plan import check_model, notes
 
@@ -129,15 +130,17 @@ def run_folds(
     nor on the order in which they end; the number of threads changes the rounding. show: receives a
     record when the folds start (`kind` "start") and one for each that ends ("fold"). `fresh`
     deletes finished folds in `out`. Needs a connected cluster.
-    Raises UserError if the faces, the settings or the folder do not allow it, or a fold's loss is
-    not finite; finished folds stay on disk.
+    Raises UserError if the faces, the settings or the folder do not allow it, another run writes to
+    the folder, or a fold's loss is not finite; finished folds stay on disk.
     """
     all_folds = experiment.protocol.model_copy(update={"fold": 0})
     experiment = experiment.model_copy(update={"protocol": all_folds})
     plan = _plan(experiment)
     written, experiment = experiment, pretraining.run(experiment, show)
-    store = FoldStore.open(out, written, faces_digest(experiment, plan.faces, levels), fresh)
-    tables = _all_tables(experiment, plan, store, levels, show, caches)
+    identity = faces_digest(experiment, plan.faces, levels)
+    with Lease(EvaluationFiles.at(out).folder, "evaluation"):
+        store = FoldStore.open(out, written, identity, fresh)
+        tables = _all_tables(experiment, plan, store, levels, show, caches)
     parts = [table.replace_schema_metadata(None) for table in tables]
     whole = pa.concat_tables(parts, promote_options="default")  # folds of before lack later columns
     return FoldRun(

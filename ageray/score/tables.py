@@ -51,7 +51,7 @@ def footer(uri: str) -> pq.FileMetaData:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.metadata
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{uri}: cannot be read as Parquet ({one_line(error)}); write it again") from None
 
 
@@ -175,7 +175,7 @@ def _read_batches(uri: str, group: int, names: list[str], size: int) -> Iterator
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             yield from file.iter_batches(size, [group], names)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         remedy = "write it again, then run the command again"
         raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None
 
@@ -185,7 +185,7 @@ def _read_group(uri: str, group: int, names: list[str]) -> pa.Table:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.read_row_group(group, names)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         remedy = "write it again, then run the command again"
         raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None
 

@@ -22,6 +22,7 @@ from ageray.data.labelled_faces import faces_digest, labelled_faces
 from ageray.data.splits import Split
 from ageray.errors import UserError
 from ageray.models.build import build
+from ageray.storage.lease import Lease
 from ageray.train.in_memory import frozen
 from ageray.train.in_memory.face_cache import (
     FaceCache,
@@ -117,8 +118,14 @@ def search(plan: Plan, show: Show) -> dict[str, Any]:
     report.
 
     show: receives records of `kind` "start", "epoch", "trial", "finalists" and "finalist" as they
-    come. Raises UserError if the cluster lacks what `scale` asks for, or every trial failed.
+    come. Raises UserError if the cluster lacks what `scale` asks for, every trial failed, or
+    another search writes to the folder.
     """
+    with Lease(plan.file.folder, "search"):
+        return _search(plan, show)
+
+
+def _search(plan: Plan, show: Show) -> dict[str, Any]:
     space, file = plan.space, plan.file
     experiment, settings = space.written.experiment, space.tune
     at_once = settings.at_once or experiment.scale.parallel_trainings

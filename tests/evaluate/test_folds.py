@@ -33,6 +33,7 @@ from ageray.evaluate.folds import run_folds
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Augment, Experiment, Scale
 from ageray.predictor import Predictor
+from ageray.storage import lease
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train import plan, run
 from ageray.train.in_memory import face_cache, slots, train
@@ -463,6 +464,12 @@ def test_a_folder_of_other_settings_is_refused_by_name(
     text = mistake(load(settings, word), copy)
     assert text.startswith(f"--out {copy}: holds folds of other settings")
     assert f"({difference}); give another folder, or --fresh to start anew" in text
+
+
+def test_a_folder_in_use_is_refused(copy: Path, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_PERIOD", 0.1)
+    with lease.Lease(str(copy)):
+        assert f"{copy}: another evaluation is writing there" in mistake(load(settings), copy)
 
 
 def test_fresh_trains_all_of_them_anew(copy: Path, settings: Path) -> None:

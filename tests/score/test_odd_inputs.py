@@ -166,3 +166,21 @@ def test_links_in_a_tar(tmp_path: Path) -> None:
     one, two, three = tars.photos(str(tmp_path / "links.tar"))
     assert one.content == two.content == b"1"
     assert "gone.jpg" in str(three.content)
+
+
+def test_a_table_with_a_damaged_column_name_is_refused(tmp_path: Path) -> None:
+    """PyArrow reads such a footer, and raises UnicodeDecodeError for the name."""
+    pq.write_table(pa.table({"key": ["a"], "image": [b"x"]}), tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content.replace(b"image", b"im\xffge"))
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        Inputs.open(str(tmp_path / "t.parquet"))
+
+
+def test_a_list_with_damaged_pages_is_refused(tmp_path: Path) -> None:
+    """Its footer is sound; PyArrow raises OSError when the rows are read."""
+    pq.write_table(pa.table({"image": ["/a.jpg", "/b.jpg"]}), tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(content[:4] + b"\xff" * 40 + content[44:])
+    with pytest.raises(UserError, match="cannot be read"):
+        paths(tmp_path / "t.parquet")

@@ -20,6 +20,7 @@ import yaml
 from ageray import bundle, config, metrics
 from ageray.commands import tune
 from ageray.errors import UserError
+from ageray.storage import lease
 from ageray.synthetic import faces
 from ageray.train.in_memory.face_cache import StoreRoom
 from ageray.train.in_memory.slots import plan_slots
@@ -271,6 +272,13 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
     for before, after in zip(report["trials"], again["trials"], strict=True):
         for name in ("values", "curve", "state"):
             assert before[name] == after[name]
+
+
+def test_a_folder_in_use_is_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "_PERIOD", 0.1)
+    plan = make(written(recipe, tmp_path), str(tmp_path / "search"))
+    with lease.Lease(plan.file.folder), pytest.raises(UserError, match="another search is writing there"):
+        search(plan, print)
 
 
 def _cut(file: Path, lines: int) -> None:
