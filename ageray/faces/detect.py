@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -242,7 +243,7 @@ def _grown(face: Face, small: Pixels, pixels: Pixels) -> Face:
     return _face((points + 0.5) * ratio - 0.5, face.score)
 
 
-def _face(points: NDArray[np.float32], score: float) -> Face:
+def _face(points: NDArray[np.floating[Any]], score: float) -> Face:
     """A face of two opposite corners of its box and its five points, (7, 2)."""
     box = np.concatenate([points[:2].min(0), points[:2].max(0)])
     return Face(box.astype(np.float32), points[2:].astype(np.float32), score)
