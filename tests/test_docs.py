@@ -20,7 +20,7 @@ from ageray.serve.settings import Service
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(
-    rf"(?:^ *ageray|:cpu ageray|python -m ageray|python -m jobs[.]) *({'|'.join(COMMANDS)})\b(.*)"
+    rf"(?:^ *ageray|:cpu ageray|-- *ageray|python -m ageray|python -m jobs[.]) *({'|'.join(COMMANDS)})\b(.*)"
 )
 _PLACEHOLDERS = ("RECIPE", "$SMALL", "OVERRIDES", "=E")  # commands that stand for many
 
