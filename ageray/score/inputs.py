@@ -191,7 +191,9 @@ class Inputs:
         """
         if photos is None:
             return f"photos in {len(self.files):,} tar{'s' * (len(self.files) != 1)}"
-        return f"{photos:,} {_NAMES[self.kind]}"
+        noun, _, place = _NAMES[self.kind].partition(" ")
+        noun = noun.removesuffix("s") if photos == 1 else noun
+        return f"{photos:,} {noun} {place}".rstrip()
 
     def uris(self) -> Iterator[pa.Table]:
         """Uris of the photos, in tables of SEGMENT_PATHS rows with the column `image`.

@@ -117,7 +117,10 @@ def of_run(inputs: Inputs, summary: InputSummary) -> Join | None:
     if inputs.kind == "photo table":
         source = _GroupRows.of_files(inputs.files, summary.segments)
         return Join(roots, False, source.fields, manifest.own_id(source.fields), source)
-    return Join(roots, keeps_keys=inputs.kind == "face shards") if roots else None
+    if inputs.kind == "face shards":
+        source = _GroupRows.of_files(inputs.files, summary.segments)
+        return Join(roots, True, source.fields, None, source)
+    return Join(roots) if roots else None
 
 
 # --- where the rows are --------------------------------------------------------------------------
@@ -190,13 +193,26 @@ def _file_schema(uri: str) -> pa.Schema:
     return tables.footer(uri).schema.to_arrow_schema()
 
 
+def _other_names(uri: str, own: pa.Schema) -> dict[str, str]:
+    """The columns that a result takes over, each with the name that it gets there.
+
+    Those are all but the photos; of face shards, all but the key and what tells where the face is.
+    """
+    columns = tables.columns(uri, own)
+    names = dict(
+        zip(own.names, manifest.result_names(own.names, own.names.index(columns.image)), strict=True)
+    )
+    left_out = columns.to_read() if columns.kind == "face shards" else [columns.image]
+    for name in left_out:
+        del names[name]
+    return names
+
+
 def _others(uri: str, own: pa.Schema) -> pa.Schema:
-    """The columns of a table of photos without the photos, under the names that they get."""
-    photos = own.names.index(tables.columns(uri, own).image)
+    """The columns of a table of photos that a result takes over, as it has them."""
     fields = []
-    for place, name in enumerate(manifest.result_names(own.names, photos)):
-        if place != photos:
-            fields.append(pa.field(name, manifest.plain_type(own.field(place).type)))
+    for name, result in _other_names(uri, own).items():
+        fields.append(pa.field(result, manifest.plain_type(own.field(name).type)))
     return pa.schema(fields)
 
 
@@ -205,13 +221,8 @@ def _read_group(uri: str, group: int) -> Iterator[pa.Table]:
     filesystem, path = storage.filesystem(uri)
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            own = file.schema_arrow
-            image = tables.columns(uri, own).image
-            names = [name for name in own.names if name != image]
-            by_name = dict(
-                zip(own.names, manifest.result_names(own.names, own.names.index(image)), strict=True)
-            )
-            for batch in file.iter_batches(_ROWS, [group], names):
+            by_name = _other_names(uri, file.schema_arrow)
+            for batch in file.iter_batches(_ROWS, [group], list(by_name)):
                 yield pa.table(batch.columns, [by_name[name] for name in batch.schema.names])
     except (pa.ArrowException, OSError) as error:
         remedy = "write it again, then run the command again"

@@ -2,8 +2,8 @@
 
     python docs/pictures/screens.py DIR
 
-Writes DIR/{service,batches,card,routes,report,comparison}-{1280,390}.png; docs/images has some of
-them. Needs Chromium and its driver, and a minute or two.
+Writes DIR/NAME-{1280,390}.png, where NAME is service, batches, card, routes, report, evaluation or
+comparison; docs/images has some of them. Needs Chromium and its driver, and a minute or two.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ageray.serve.app import start
 from ageray.serve.settings import Service
 from ageray.synthetic import faces
 
-HEIGHTS = {"service": 900, "batches": 700, "card": 1400, "routes": 1000, "report": 1300, "comparison": 1300}
+HEIGHTS = {"service": 900, "batches": 700, "card": 1400, "routes": 1000, "report": 1300}
 
 
 def browser(width: int, height: int) -> Any:
@@ -59,6 +59,7 @@ def main(target: Path) -> None:
     faces.write_photos(photos, 12)
     faces.write_faces_table(str(work / "shards"), 48, seed=3)
     data = ["data:synthetic", f"data.shards={work / 'shards'}", "protocol.name=all", "scale.progress=false"]
+    ageray.evaluate("zoo:default", str(work / "evaluation"), settings=data)
     ageray.evaluate(["zoo:default", "zoo:fast"], str(work / "comparison"), settings=data)
     url = serve(work)
     client = ageray.Client(url)
@@ -72,11 +73,12 @@ def main(target: Path) -> None:
         "card": f"{url}/model",
         "routes": f"{url}/docs",
         "report": page.as_uri(),
+        "evaluation": (work / "evaluation" / "report.html").as_uri(),
         "comparison": (work / "comparison" / "report.html").as_uri(),
     }
     for width in (1280, 390):
         for name, address in pages.items():
-            driver = browser(width, HEIGHTS[name])
+            driver = browser(width, HEIGHTS.get(name, 1300))
             driver.get(address)
             time.sleep(1)
             if name == "service":

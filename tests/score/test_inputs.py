@@ -155,6 +155,7 @@ def test_face_shards_are_told_from_tables_of_photos(tmp_path: Path) -> None:
     faces.write_faces_table(tmp_path, 3, shards=2)
     inputs = Inputs.open(str(tmp_path))
     assert inputs.kind == "face shards"
+    assert [inputs.describe(1), inputs.describe(2)] == ["1 face in shards", "2 faces in shards"]
     rows = read(inputs)
     assert rows.column("key").null_count == rows.column("landmarks").null_count == 0
     assert set(rows.column("image").to_pylist()) == set(inputs.files)

@@ -388,3 +388,20 @@ def test_a_result_of_version_0_1_is_complete(tmp_path: Path) -> None:
     summary = run.check_plan(ScoreCheckpoint(files), str(tmp_path), {"a": 1, "code": "this"}, fresh=False)
     assert summary is not None
     assert summary["finished"] == "then"
+
+
+def test_columns_of_face_shards_are_carried(tmp_path: Path) -> None:
+    """All but the key, the photo and what tells where the face is, which the result has itself."""
+    [shard] = synthetic_faces.write_faces_table(tmp_path, 3, subjects=3)
+    table = pq.read_table(shard)
+    pq.write_table(table.append_column("city", pa.array(["a", "b", None])), shard)
+    before = table.to_pylist()
+    rows = piece([(1, 0), (2, 0)], [shard, shard])
+    rows = rows.set_column(0, "key", pa.array([before[1]["key"], before[2]["key"]]))
+    after = joined(shard, rows)
+    assert [row["city"] for row in after] == ["b", None]
+    for row, expected in zip(after, before[1:], strict=True):
+        assert (row["key"], row["input_age"]) == (expected["key"], expected["age"])
+        for name in ("subject", "dataset", "gender", "group", "age_std"):
+            assert row[name] == expected[name]
+        assert not {"input_box", "input_landmarks", "input_key", "input_image"} & set(row)
