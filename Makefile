@@ -31,7 +31,7 @@ score: $(VENV)/.ready
 setup: $(VENV)/.ready
 
 test: $(VENV)/.ready-dev
-	$(RUN) -m pytest -n 2 --dist loadgroup -m 'not slow'
+	$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m 'not slow'
 
 slow: $(VENV)/.ready-dev
 	$(RUN) -m pytest -m slow

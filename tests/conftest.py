@@ -12,6 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 # Ray's workers give way to every other process (niceness 15), and so would wait for other tests
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (Ray reads it in this case)
+# Ray ends a worker that is idle for a second; the next test's tasks would start and import anew
+os.environ["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # noqa: SIM112
 os.environ["AGERAY_STORE_PATIENCE"] = "1"  # no test waits a minute for a store that is away
 
 import signal
@@ -29,28 +31,33 @@ hypothesis.settings.load_profile("ageray")
 REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _LONGEST = (
     "cluster/test_submit.py",
-    "train/test_run.py",
     "score/test_run.py",
+    "train/test_run.py",
+    "serve/test_app.py",
     "train/test_gallery_run.py",
-    "evaluate/test_results.py",
+    "score/test_local.py",
+    "tune/test_search.py",
     "evaluate/test_folds.py",
     "evaluate/test_run.py",
+    "evaluate/test_results.py",
     "evaluate/test_table.py",
-    "serve/test_app.py",
-    "score/test_local.py",
-    "score/test_resume.py",
-    "tune/test_search.py",
     "train/test_workers.py",
-    "cluster/test_placement.py",
     "train/test_loop.py",
+    "train/test_golden.py",
+    "train/test_in_memory.py",
+    "score/test_join.py",
+    "calibrate/test_run.py",
+    "export/test_run.py",
+    "cluster/test_placement.py",
 )
-"""Files that take longest, first: processes that begin with them end at about the same time."""
+"""Files that take longest, first: processes that begin with them end at about the same time.
+Without `--no-loadscope-reorder` xdist begins with the files that have most tests."""
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist looks for the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups the tests for several processes (`-n 2 --dist loadgroup`): the tests of a file stay
-    together. Each process has a Ray of its own once a test needs one (`ray_local`).
+    """Groups the tests for several processes (`make test`): the tests of a file stay together. Each
+    process has a Ray of its own once a test needs one (`ray_local`).
     """
     tests = Path(__file__).resolve().parent
     places = {tests / name: place for place, name in enumerate(_LONGEST)}

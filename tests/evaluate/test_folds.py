@@ -66,7 +66,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Leave-one-person-out for the baseline with a frozen backbone: a fold takes under a second."""
     content = {
-        "model": {"name": "baseline", "ages": [-15, 120]},
+        "model": {"name": "residual_cnn", "width": 0.25, "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}},
         "align": {"size": 32},
         "train": {
@@ -211,7 +211,7 @@ def test_folds_of_people_have_numbers(settings: Path, ray_local: None, tmp_path:
 
 def test_a_gallery_never_holds_the_person_left_out(settings: Path, ray_local: None, tmp_path: Path) -> None:
     gallery = "{neighbours: 5, exclude_subject: false}"
-    model = f"model={{name: siamese, backbone: resnet18, decode: {{gallery: {gallery}}}}}"
+    model = f"model={{name: siamese, backbone: mobilefacenet, decode: {{gallery: {gallery}}}}}"
     words = [
         model,
         "loss={contrastive: {}}",

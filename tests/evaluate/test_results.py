@@ -74,7 +74,7 @@ def write_model(folder: Path, shards: Path, data: str, middle: float) -> str:
     """A bundle that predicts about `middle` years; its card names the training part of `shards`."""
     settings = Experiment.model_validate(
         {
-            "model": {"name": "baseline", "ages": [-15, 120]},
+            "model": {"name": "residual_cnn", "width": 0.25, "ages": [-15, 120]},
             "align": ALIGN,
             "train": {"precision": "float32"},
             "data": {"name": data, "shards": str(shards)},

@@ -306,7 +306,7 @@ rows:
     paper: {folds: 4.25, scores: null}
 """
 _SMALL = {
-    "model": {"name": "baseline", "ages": [0, 80]},
+    "model": {"name": "residual_cnn", "width": 0.25, "ages": [0, 80]},
     "loss": {"neighborhood": {}},
     "align": {"size": 32},
     "train": {
@@ -331,7 +331,7 @@ def test_a_small_table_runs_goes_on_and_is_written(
     words = ["--table", str(tmp_path / "two_rows.yaml"), str(data), str(tmp_path / "machine.yaml")]
     job.main([*words, "--dry-run"])
     shown = capsys.readouterr().out
-    assert re.search(r"baseline at 32 pixels trains .* on the features of its frozen backbone", shown)
+    assert re.search(r"residual_cnn at 32 pixels trains .* on the features of its frozen backbone", shown)
     assert "6 trainings, about " in shown
     assert "not run: plain, private: the set is private" in shown
     assert not (tmp_path / "out").exists()

@@ -38,6 +38,7 @@ from ageray.predictor import Predictor
 from ageray.synthetic import faces
 from ageray.train import plan
 from ageray.train import run as train_run
+from tests.train.in_process import in_process
 
 BROKEN = 12  # rows whose picture cannot be decoded
 Record = dict[str, Any]
@@ -78,7 +79,7 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "sync_batchnorm": True,
     }
     content = {
-        "model": {"name": "baseline", "ages": [-15, 120], "dropout": 0.2},
+        "model": {"name": "residual_cnn", "width": 0.25, "ages": [-15, 120]},
         "loss": {"neighborhood": {"normalize": True}},
         "align": {"size": 48},
         "train": train,
@@ -176,7 +177,7 @@ def test_the_run_folder(run: Run, settings: Path) -> None:
         "config.yaml",
         "card.json",
     }
-    assert run.folder.name == f"baseline-drawn-{config.digest(run.experiment)}"
+    assert run.folder.name == f"residual_cnn-drawn-{config.digest(run.experiment)}"
     elsewhere = config.load([str(settings)], ["scale.runs=/elsewhere", "scale.threads=7"])
     assert plan.run_folder(elsewhere) == f"/elsewhere/{run.folder.name}"
 
@@ -277,7 +278,7 @@ def test_the_card_tells_what_the_bundle_does(run: Run, shards: Path) -> None:
     parts = splits.load(str(run.folder / "split.parquet"))
     ages = {row["key"]: row["age"] for row in labelled(shards)}
     training = [ages[key] for key in parts["train"]]
-    assert (card["model"], card["epochs"]) == ("baseline", 3)
+    assert (card["model"], card["epochs"]) == ("residual_cnn", 3)
     facts = card["training"]
     assert (
         facts["train_digest"]
@@ -593,7 +594,7 @@ def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_loc
     weights.
     """
     faces.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
-    with pytest.raises(Exception, match="landmarks") as caught:
+    with pytest.raises(Exception, match="landmarks") as caught, in_process():
         job.main(
             [
                 str(settings),
@@ -686,7 +687,8 @@ def test_a_plan_of_several_sets(two_sets: Path, tmp_path: Path, shards: Path) ->
 
 
 def test_a_run_on_several_sets(two_sets: Path, ray_local: None, tmp_path: Path) -> None:
-    run = Run(two_sets, tmp_path)
+    with in_process():
+        run = Run(two_sets, tmp_path)
     (record,) = run.log
     assert record["images"] == run.plan.steps[0] * 16
     assert record["best"]
@@ -747,7 +749,8 @@ def frozen_run(
 def test_a_frozen_backbones_features_are_computed_once(
     settings: Path, tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, start = frozen_run(settings, tmp_path, monkeypatch)
+    with in_process():
+        run, start = frozen_run(settings, tmp_path, monkeypatch)
     notes = [record["text"] for record in run.shown if record["kind"] == "note"]
     assert any("features" in note for note in notes), notes
     model = bundle.load(str(run.folder))
