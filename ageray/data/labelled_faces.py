@@ -36,6 +36,7 @@ def labelled_faces(shards: str) -> pa.Table:
             names = set(pq.read_schema(path, filesystem=filesystem).names)
             columns = [name for name in LABELS_SCHEMA.names if name in names]
             table = pq.read_table(path, filesystem=filesystem, columns=columns, partitioning=None)
+            table.validate(full=True)  # texts that are not UTF-8
             tables.append(schema.check(table, LABELS_SCHEMA, file))
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]

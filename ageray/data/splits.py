@@ -64,6 +64,7 @@ def load(uri: str) -> dict[str, list[str]]:
     try:
         table = _read_csv(data) if uri.lower().endswith(".csv") else pq.read_table(pa.BufferReader(data))
         table = table.select(_TABLE.names).cast(_TABLE)
+        table.validate(full=True)  # texts that are not UTF-8
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{uri}: not a split table with the columns key and part ({reason})") from None

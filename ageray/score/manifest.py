@@ -279,6 +279,7 @@ def _batches(uri: str, head: _Head) -> Iterator[pa.Table]:
             filesystem, path = storage.filesystem(uri)
             with pq.ParquetFile(path, filesystem=filesystem) as file:
                 for batch in file.iter_batches(_ROWS):
+                    batch.column(head.place).validate(full=True)  # texts that are not UTF-8
                     yield pa.Table.from_batches([batch])
 
 

@@ -174,7 +174,9 @@ def _read_batches(uri: str, group: int, names: list[str], size: int) -> Iterator
     filesystem, path = storage.filesystem(uri)
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            yield from file.iter_batches(size, [group], names)
+            for batch in file.iter_batches(size, [group], names):
+                batch.validate(full=True)  # texts that are not UTF-8
+                yield batch
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         remedy = "write it again, then run the command again"
         raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None
@@ -184,7 +186,9 @@ def _read_group(uri: str, group: int, names: list[str]) -> pa.Table:
     filesystem, path = storage.filesystem(uri)
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return file.read_row_group(group, names)
+            table = file.read_row_group(group, names)
+            table.validate(full=True)  # texts that are not UTF-8
+            return table
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         remedy = "write it again, then run the command again"
         raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None

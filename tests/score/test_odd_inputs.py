@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ageray import schema
+from ageray.data import splits
 from ageray.errors import UserError
 from ageray.prepare import manifest
 from ageray.score import chunks, read, tables, tars
@@ -175,6 +176,44 @@ def test_a_table_with_a_damaged_column_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(content.replace(b"image", b"im\xffge"))
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         Inputs.open(str(tmp_path / "t.parquet"))
+
+
+def damage(file: Path, text: bytes) -> Path:
+    """Writes a byte into `text` that no UTF-8 has."""
+    file.write_bytes(file.read_bytes().replace(text, text[:1] + b"\xff" + text[2:]))
+    return file
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_cells_that_are_not_utf_8_are_refused(tmp_path: Path, use_dictionary: bool) -> None:
+    """PyArrow reads them, and raises UnicodeDecodeError when they become Python's."""
+    pq.write_table(
+        pa.table({"image": ["/kkkk", "/b"], "age": [1, 2]}),
+        tmp_path / "a.parquet",
+        use_dictionary=use_dictionary,
+    )
+    for reads in (
+        lambda: paths(tmp_path / "a.parquet"),
+        lambda: manifest.read_file(str(tmp_path / "a.parquet"), "set", [], []),
+    ):
+        reads()
+        damage(tmp_path / "a.parquet", b"kkkk")
+        with pytest.raises(UserError, match="cannot be read"):
+            reads()
+        (tmp_path / "a.parquet").write_bytes(
+            (tmp_path / "a.parquet").read_bytes().replace(b"k\xffkk", b"kkkk")
+        )
+    pq.write_table(
+        pa.table({"key": ["kkkk"], "image": [b"x"]}), tmp_path / "b.parquet", use_dictionary=use_dictionary
+    )
+    inputs = Inputs.open(str(damage(tmp_path / "b.parquet", b"kkkk")))
+    with pytest.raises(UserError, match="cannot be read"):
+        list(read.read_segments(read.segment_table(Segment(0, inputs.files[0], 0, 0)), inputs.columns))
+    pq.write_table(
+        pa.table({"key": ["kkkk"], "part": ["test"]}), tmp_path / "c.parquet", use_dictionary=use_dictionary
+    )
+    with pytest.raises(UserError, match="not a split table"):
+        splits.load(str(damage(tmp_path / "c.parquet", b"kkkk")))
 
 
 def test_a_list_with_damaged_pages_is_refused(tmp_path: Path) -> None:
