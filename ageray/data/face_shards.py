@@ -21,6 +21,8 @@ def read_faces(uri: str, columns: list[str] | None = None) -> ray.data.Dataset:
     if storage.half_written(uri):
         remedy = "wait, or run ageray prepare again"
         raise UserError(f"{uri}: is being written or was left half written; {remedy}")
+    if not storage.is_folder(uri):
+        raise UserError(f"{uri}: there is no such folder; write it with ageray prepare")
     files = storage.list_files(uri, (".parquet",))
     if not files:
         raise UserError(f"{uri}: holds no face shards (.parquet); write them with ageray prepare")

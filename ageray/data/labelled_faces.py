@@ -24,6 +24,8 @@ def labelled_faces(shards: str) -> pa.Table:
 
     Raises UserError if there are no shards, or a file is none.
     """
+    if not storage.is_folder(shards):
+        raise UserError(f"data.shards={shards}: there is no such folder; write it with ageray prepare")
     files = storage.list_files(shards, (".parquet",))
     if not files:
         raise UserError(

@@ -506,7 +506,10 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
             "data.shards is not set; name the folder that ageray prepare wrote, "
             "e.g. data.shards=shards/utkface",
         ),
-        (["data.shards=PLACE/nowhere"], "PLACE/nowhere: there is no such folder; check the path or url"),
+        (
+            ["data.shards=PLACE/nowhere"],
+            "data.shards=PLACE/nowhere: there is no such folder; write it with ageray prepare",
+        ),
         (
             ["data.shards=PLACE/empty"],
             "data.shards=PLACE/empty: holds no face shards (.parquet); write them with ageray prepare",
