@@ -68,12 +68,15 @@ def cases() -> list[Any]:
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages' commands name, all of drawn faces."""
     root = tmp_path_factory.mktemp("pages")
-    for name in ("photos", "PHOTOS", "INPUT", "data/photos/2024"):
-        faces.write_photos(root / name, 3)
+    faces.write_photos(root / "photos", 3)
+    for name in ("PHOTOS", "INPUT", "data/photos/2024"):
+        shutil.copytree(root / "photos", root / name)
     for name in ("a.jpg", "b.jpg", "photo.jpg"):
         shutil.copy(root / "photos" / "photo-00000.jpg", root / name)
-    for name in ("utkface", "fgnet", "fgnet-detect", "mine", "cacd", "morph", "imdb_wiki"):
-        [shard] = faces.write_faces_table(root / "shards" / name, 48, subjects=24)
+    faces.write_faces_table(root / "shards" / "utkface", 64, subjects=32)
+    [shard] = faces.write_faces_table(root / "shards" / "mine", 64, seed=1, subjects=32)
+    for name in ("fgnet", "fgnet-detect", "cacd", "morph", "imdb_wiki"):
+        shutil.copytree(root / "shards" / "mine", root / "shards" / name)
     rows = pq.read_table(shard).to_pylist()
     listed = ["image,age,subject"]
     (root / "faces").mkdir()
