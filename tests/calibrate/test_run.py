@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose ages are all near 30, and whose interval is 2 years wide."""
     settings = Experiment.model_validate(
         {
-            "model": {"name": "baseline", "ages": [0, 100]},
+            "model": {"name": "residual_cnn", "width": 0.25, "ages": [0, 100]},
             "align": Align(size=48),
             "train": {"precision": "float32"},
         }

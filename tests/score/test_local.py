@@ -182,7 +182,7 @@ def test_killed_and_finished_by_the_other_engine(
 ) -> None:
     many, out = tmp_path / "photos", tmp_path / "out"
     many.mkdir()
-    for number in range(40):
+    for number in range(20):
         for file in photos.glob("photo*"):
             (many / f"{number}-{file.name}").hardlink_to(file)
     job = command(str(many), "--out", str(out), "scale.score_workers=1")
@@ -199,16 +199,16 @@ def test_killed_and_finished_by_the_other_engine(
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive
     done = json.loads((draft / "progress.json").read_text())
-    assert (done["state"], done["total"]) == ("running", 160)
+    assert (done["state"], done["total"]) == ("running", 80)
     checkpoint = ScoreCheckpoint(ScoreFiles(str(out)))
     checkpoint.open(checkpoint.plan or {})
-    assert 0 < checkpoint.counts.photos < 160
+    assert 0 < checkpoint.counts.photos < 80
     summary = run.score(str(many), str(out), MODEL, RAY.model_copy(update={"decode_batch": 16}))
-    assert summary["images"] == 160
+    assert summary["images"] == 80
     rows = pa.concat_tables([pq.read_table(file) for file in out.glob("*.parquet")])
     expected = rows_of(str(photos), LOCAL, pool, str(tmp_path / "other"))
     faces_of_four = expected.filter(expected.column("error").is_null()).num_rows
-    assert rows.num_rows == len(set(rows.column("key").to_pylist())) == 40 * faces_of_four
+    assert rows.num_rows == len(set(rows.column("key").to_pylist())) == 20 * faces_of_four
     assert rows.column("error").null_count == rows.num_rows
 
 

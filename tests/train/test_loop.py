@@ -454,9 +454,10 @@ def test_the_seed_fixes_the_whole_run() -> None:
 
 def test_it_learns_ages_of_people_it_has_not_seen() -> None:
     """On other people the error is far below that of always predicting the median."""
-    align, passes, size = Align(size=64), 6, 20
-    stage = {"epochs": passes, "optimizer": {"name": "adamw", "lr": 1e-3}, "schedule": {"warmup": 0.1}}
-    settings = experiment(align=align, model={"ages": [-15, 120]}, train={"stages": [stage], "ema": 0.9})
+    align, passes, size = Align(size=32), 6, 20
+    stage = {"epochs": passes, "optimizer": {"name": "adamw", "lr": 3e-3}, "schedule": {"warmup": 0.1}}
+    model = {"name": "residual_cnn", "width": 0.25, "ages": [-15, 120]}
+    settings = experiment(align=align, model=model, train={"stages": [stage], "ema": 0.9})
     people, strangers = faces(400, align), faces(100, align, seed=1)
     rng = np.random.default_rng(0)
     state = started(settings, passes * (400 // size))
@@ -465,4 +466,4 @@ def test_it_learns_ages_of_people_it_has_not_seen() -> None:
         train_one_epoch(state, batches({name: values[order] for name, values in people.items()}, size))
     true, predicted, _ = validate(state, batches(strangers, 50))
     constant = metrics.mean_absolute_error(true, np.full_like(true, np.median(true)))
-    assert metrics.mean_absolute_error(true, predicted) < 0.5 * constant
+    assert metrics.mean_absolute_error(true, predicted) < 0.4 * constant  # 0.27 here
