@@ -162,7 +162,7 @@ def _parquet_rows(uri: str) -> tuple[list[str], list[dict[str, Any]]]:
         return schema.names, pq.read_table(path, columns=columns, filesystem=filesystem).to_pylist()
     except FileNotFoundError:
         raise UserError(f"{uri}: not found; check the path or url") from None
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{uri}: cannot be read as Parquet ({error}); write it again") from None
 
 

@@ -243,7 +243,7 @@ def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def _explained(uri: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         remedy = "write it again as comma-separated UTF-8 or Parquet"
         raise UserError(f"{uri}: cannot be read ({one_line(error)}); {remedy}") from None
 

@@ -51,7 +51,7 @@ def footer(uri: str) -> pq.FileMetaData:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
             return file.metadata
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{uri}: cannot be read as Parquet ({one_line(error)}); write it again") from None
 
 

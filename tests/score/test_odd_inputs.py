@@ -223,3 +223,17 @@ def test_a_list_with_damaged_pages_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(content[:4] + b"\xff" * 40 + content[44:])
     with pytest.raises(UserError, match="cannot be read"):
         paths(tmp_path / "t.parquet")
+
+
+def test_a_footer_with_types_that_do_not_exist_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyArrow says so of a damaged width of an integer."""
+    pq.write_table(pa.table({"image": ["a"]}), tmp_path / "t.parquet")
+
+    def refuse(*words: object, **more: object) -> None:
+        raise pa.ArrowNotImplementedError("Integers not in cstdint are not implemented")
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(UserError, match="cannot be read as Parquet"):
+        Inputs.open(str(tmp_path / "t.parquet"))
