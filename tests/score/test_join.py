@@ -19,6 +19,7 @@ from ageray import bundle, schema
 from ageray.commands import score as command
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment, Scale
+from ageray.experiment.model import ResidualCnn
 from ageray.models.build import build
 from ageray.score import chunks, export, join, manifest, pipeline, places, read, run, write
 from ageray.score.checkpoint import ScoreCheckpoint
@@ -35,7 +36,7 @@ OTHERS = ["id", "name", "visits", "height", "born", "city", "note", "input_age",
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = str(tmp_path_factory.mktemp("model") / "tiny")
-    experiment = Experiment(align=Align(size=48))
+    experiment = Experiment(model=ResidualCnn(name="residual_cnn", width=0.25), align=Align(size=48))
     network = build(experiment.model, seed=0)
     with torch.no_grad():
         network.head.weight.mul_(30)

@@ -31,6 +31,7 @@ from ageray.cluster.actors import ActorPool
 from ageray.commands import score as job
 from ageray.errors import StoreError, UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
+from ageray.experiment.model import ResidualCnn
 from ageray.faces.canvases import face_canvases
 from ageray.faces.detect import Face, YuNet
 from ageray.faces.images import decode
@@ -50,6 +51,7 @@ from ageray.synthetic import faces as synthetic_faces
 from ageray.synthetic.demo import draw_demo
 
 SCALE = Scale(decode_batch=4, score_batch=4, threads=1, progress=False)
+LOCAL = SCALE.model_copy(update={"engine": "local", "local_cpus": 1})
 ALIGN, DETECT = Align(size=64), Detect()
 BAD = {
     "empty.jpg": "cannot decode: empty file",
@@ -62,7 +64,7 @@ BAD = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle of an untrained network that answers differently for different faces."""
     folder = str(tmp_path_factory.mktemp("model") / "tiny")
-    experiment = Experiment(align=ALIGN)
+    experiment = Experiment(model=ResidualCnn(name="residual_cnn", width=0.25), align=ALIGN)
     network = build(experiment.model, seed=0)
     with torch.no_grad():
         network.head.weight.mul_(30)
@@ -234,7 +236,7 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
             "--model",
             model,
             "scale.progress=false",
-            "scale.threads=1",
+            "scale.engine=local",
         ]
     )
     assert json.loads((out / "_summary.json").read_text())["errors"] == {"no face found": 1}
@@ -260,9 +262,10 @@ def test_an_interrupted_run_goes_on_and_leaves_the_earlier_result_until_then(
     assert not draft.exists()
 
 
-def test_face_shards_keep_their_keys_and_landmarks(model: str, ray_local: None, tmp_path: Path) -> None:
+def test_face_shards_keep_their_keys_and_landmarks(model: str, tmp_path: Path) -> None:
+    """With Ray the rows are equal (tests/score/test_local.py)."""
     synthetic_faces.write_faces_table(tmp_path / "shards", 7, shards=2)
-    summary = run.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, SCALE)
+    summary = run.score(str(tmp_path / "shards"), str(tmp_path / "out"), model, LOCAL)
     assert (summary["images"], summary["faces"], summary["errors"]) == (7, 7, {})
     shards = pa.concat_tables(
         [pq.read_table(path) for path in sorted((tmp_path / "shards").iterdir())]
@@ -765,7 +768,9 @@ class _Photos(http.server.SimpleHTTPRequestHandler):
 def test_photos_whose_server_was_away_are_scored_by_the_same_command(
     photos: Path, model: str, ray_local: None, tmp_path: Path
 ) -> None:
-    """The photos of this machine are scored at once and not again."""
+    """The photos of this machine are scored at once and not again; Ray goes on where the pool of
+    this machine stopped.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = ("127.0.0.1", free.getsockname()[1])
@@ -775,7 +780,7 @@ def test_photos_whose_server_was_away_are_scored_by_the_same_command(
     manifest.write_text(f"image\n{photos / name}\n{remote}\n{remote}\n")
     out = str(tmp_path / "out")
     with pytest.raises(StoreError, match=r"2 photos could not be read.*same command goes on.*--finish"):
-        run.score(str(manifest), out, model, SCALE)
+        run.score(str(manifest), out, model, LOCAL)
     assert not Path(out).exists()
     handler = partial(_Photos, directory=str(photos))
     with http.server.ThreadingHTTPServer(address, handler) as server:
@@ -788,5 +793,5 @@ def test_photos_whose_server_was_away_are_scored_by_the_same_command(
     for row in ages:
         by_image.setdefault(row["image"], []).append(round(row["age"], 3))
     assert sorted(by_image[remote]) == sorted(by_image[str(photos / name)] * 2)
-    summary = run.score(str(manifest), str(tmp_path / "other"), model, SCALE, finish=True)
+    summary = run.score(str(manifest), str(tmp_path / "other"), model, LOCAL, finish=True)
     assert summary["errors"] == {"unavailable": 2}
