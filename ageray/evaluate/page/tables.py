@@ -52,7 +52,7 @@ def floors(report: dict[str, Any]) -> Table:
         rows.append(["Knowing only who it is: the subject's mean training age", oracle])
     for name, what in _FLOORS:
         if constant[name] is not None:
-            rows.append([f"{what}, {constant[name]['age']:g} years", years(constant[name]["mae"])])
+            rows.append([f"{what}, {round(constant[name]['age'], 1):g} years", years(constant[name]["mae"])])
     return Table(("", "MAE (years)"), rows)
 
 
