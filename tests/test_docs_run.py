@@ -236,6 +236,9 @@ def ask_as_the_page_does(port: int, here: Path) -> None:
             for part in own(line).replace("/ID", f"/{names['job']['id']}").split(" ; "):
                 words = ["bash", "-c", f"KEY=x; {part.replace('curl ', 'curl -sS -w %{http_code} ', 1)}"]
                 ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
-                assert (ended.returncode, ended.stdout[-3:-2]) == (0, "2"), (part, ended)
+                code = ended.stdout[-3:]
+                over = part.endswith("/cancel") and code == "409"  # the batch has ended already
+                assert ended.returncode == 0, (part, ended)
+                assert code.startswith("2") or over, (part, ended)
                 asked += 1
     assert asked > 5

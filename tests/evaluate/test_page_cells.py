@@ -506,7 +506,7 @@ def test_the_floors(page: Tables) -> None:
             figure(lambda face: abs(face.age - TRAIN_MEDIAN), ".2f"),
         ],
         [
-            (f"Always this set's own median, {own:g} years", ""),
+            (f"Always this set's own median, {round(own, 1):g} years", ""),
             figure(lambda face: abs(face.age - own), ".2f"),
         ],
     ]
