@@ -18,6 +18,7 @@ from ageray.data import splits
 from ageray.data.labels import subject_number
 from ageray.errors import UserError
 from ageray.synthetic import faces
+from tests.train.in_process import in_process
 
 FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
 
@@ -44,7 +45,7 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content = {
         "model": {
             "name": "siamese",
-            "backbone": "resnet18",
+            "backbone": "mobilenet_v1",
             "decode": {"gallery": {"neighbours": 5, "validation_faces": 20}},
         },
         "loss": {"contrastive": {}, "gender_contrastive": {}},
@@ -62,7 +63,8 @@ def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run's folder."""
     runs = tmp_path_factory.mktemp("runs")
-    train.main([str(settings), f"scale.runs={runs}"])
+    with in_process():
+        train.main([str(settings), f"scale.runs={runs}"])
     [folder] = runs.iterdir()
     return folder
 
@@ -166,7 +168,7 @@ def test_training_faces_do_not_find_themselves(run: Path, shards: Path, tmp_path
 def test_the_gallery_travels_with_the_bundle_into_scoring(run: Path, shards: Path, tmp_path: Path) -> None:
     storage.copy_tree(str(run / "bundle"), str(tmp_path / "model"))
     words = [str(shards), "--out", str(tmp_path / "scores"), "--model", str(tmp_path / "model")]
-    score.main([*words, "scale.threads=1", "scale.gpu=false", "scale.progress=false"])
+    score.main([*words, "scale.engine=local", "scale.local_cpus=1", "scale.progress=false"])
     table = pa.concat_tables([pq.read_table(file) for file in (tmp_path / "scores").glob("*.parquet")])
     rows = [row for row in table.to_pylist() if row["error"] is None]
     assert len(rows) == FACES - len(BROKEN)

@@ -1,6 +1,6 @@
 """Two workers over gloo against one with the whole batch, in plain torch, without Ray.
 
-The first eight losses of recipes, random changes, validation, batch statistics, collectives.
+The first four losses of recipes, random changes, validation, batch statistics, collectives.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.train.test_golden import BATCH, drawn_batches, scaled_down
 from tests.train.test_loop import faces
 
 CPU = torch.device("cpu")
-STEPS = 8  # twice the four batches
+STEPS = 4  # twice the two batches
 SMALL = {  # what differs from the golden curves' settings: everything that draws is on
     "baseline": {
         "align": {"size": 32},
@@ -72,7 +72,7 @@ def curve(name: str) -> list[list[float]]:
     """The loss and each of its terms, step by step."""
     experiment = settings(name)
     share = distributed.rank_and_world()
-    batches = [part(batch, *share) for batch in drawn_batches(4 * BATCH, experiment.align)]
+    batches = [part(batch, *share) for batch in drawn_batches(2 * BATCH, experiment.align)]
     state = new_state(experiment, CPU)
     init_network(state, batches)
     state.start_stage(0, STEPS)
