@@ -27,13 +27,13 @@ _LOST = "the shards no longer hold it"
 
 
 class CanvasCache:
-    """The columns of the faces of one part by row number; `held` (N,) says which are there.
+    """The columns of the faces of one part by row number; `present` (N,) says which are there.
 
     size: the bytes that it takes when all are there, for who shares out the memory.
     """
 
     def __init__(self, count: int, size: int, device: torch.device) -> None:
-        self.held = np.zeros(count, bool)
+        self.present = np.zeros(count, bool)
         self.size, self.device = size, device
         self._canvas: Tensor | None = None  # (N, C, C, 3) uint8
         self._columns: dict[str, NDArray[Any]] = {}
@@ -41,7 +41,7 @@ class CanvasCache:
     def missing(self, rows: Rows) -> Rows:
         """Those of the row numbers that are not there, ascending, each once."""
         rows = np.unique(rows)
-        return rows[~self.held[rows]]
+        return rows[~self.present[rows]]
 
     def add(self, block: Columns) -> None:
         """Copies the rows of a block of `ageray.data.stream.canvases`, those with an error too."""
@@ -55,14 +55,14 @@ class CanvasCache:
         self._canvas[index] = torch.from_numpy(np.array(block["canvas"])).to(self.device)
         for name, values in self._columns.items():
             values[rows] = block[name]
-        self.held[rows] = True
+        self.present[rows] = True
 
     def lose(self, row: int) -> None:
         """Notes that the shards do not have this row, so that no epoch looks for it again."""
         if self._columns:
             self._columns["row"][row] = row
             self._columns["key"][row], self._columns["error"][row] = f"row {row}", _LOST
-            self.held[row] = True
+            self.present[row] = True
 
     def problem(self, row: int) -> tuple[str, str] | None:
         """Key and reason of a face that cannot be used; None for another. It must be there."""
@@ -84,7 +84,7 @@ class CanvasCache:
             yield self.take(rows[first : first + size])
 
     def _allocate(self, block: Columns) -> None:
-        count = len(self.held)
+        count = len(self.present)
         shape = block["canvas"].shape[1:]
         self._canvas = torch.empty((count, *shape), dtype=torch.uint8, device=self.device)
         for name, values in block.items():
@@ -125,16 +125,16 @@ class CachedBatches(OrderedBatches):
 
     def _face(self, row: int) -> Face | None:
         number = self._set_of(row)
-        while not self._cache.held[row]:
+        while not self._cache.present[row]:
             if not self._read(number):
                 self._cache.lose(row)
                 break
         problem = (f"row {row}", _LOST)
-        if self._cache.held[row]:
-            found = self._cache.problem(row)
-            if found is None:
+        if self._cache.present[row]:
+            error = self._cache.problem(row)
+            if error is None:
                 return {}, row
-            problem = found
+            problem = error
         if row not in self._listed:
             self._listed.add(row)
             self.skipped.append(problem)

@@ -186,8 +186,8 @@ class Streams:
         one has to read none.
         """
         shown = np.unique(rows_SB)
-        if rank_and_world()[1] == 1 and len(shown) >= _WHOLE * len(cache.held):
-            shown = np.arange(len(cache.held))
+        if rank_and_world()[1] == 1 and len(shown) >= _WHOLE * len(cache.present):
+            shown = np.arange(len(cache.present))
         return cache.missing(shown)
 
     def _passes(
@@ -240,9 +240,9 @@ class Streams:
         rows = self._share_rows(part, most)
         if self.features is not None:
             return self.features.whole(part, rows, self.experiment.train.batch_size)
-        return UsableBatches(self._kept(part, rows))
+        return UsableBatches(self._cached(part, rows))
 
-    def _kept(self, part: str, rows: Rows) -> Iterator[Columns]:
+    def _cached(self, part: str, rows: Rows) -> Iterator[Columns]:
         """The batches of `_numbered`, from memory where all of them are there."""
         faces, folders = self.plan.faces[part], self.plan.folders()
         cache = self._cache(part, faces)

@@ -132,7 +132,7 @@ def test_an_epoch_after_the_first_decodes_nothing_and_is_equal(
     assert all(equal(one, other) for one, other in zip(epochs["0"], epochs["1"], strict=True))
 
 
-def test_what_does_not_fit_is_not_kept(shards: Path, ray_local: None) -> None:
+def test_what_does_not_fit_is_not_cached(shards: Path, ray_local: None) -> None:
     experiment = settings(shards, "scale.cache_gib=0.0001")
     planned = plan.make(experiment)
     streams = loader.Streams(experiment, planned, loader.sources(experiment, planned))
