@@ -19,18 +19,17 @@ _NAMES = ("key", "subject", "age", "age_std", "gender", "group", "dataset")
 LABELS_SCHEMA = pa.schema(map(schema.FACES.field, _NAMES))
 
 
-def labelled_faces(shards: str) -> pa.Table:
+def labelled_faces(shards: str, key: str = "data.shards=") -> pa.Table:
     """The labels (LABELS_SCHEMA) of every face with a known age: what a protocol splits.
 
-    Raises UserError if there are no shards, or a file is none.
+    key: where the user named the folder, for messages. Raises UserError if there are no shards, or
+    a file is none.
     """
     if not storage.is_folder(shards):
-        raise UserError(f"data.shards={shards}: there is no such folder; write it with ageray prepare")
+        raise UserError(f"{key}{shards}: there is no such folder; write it with ageray prepare")
     files = storage.list_files(shards, (".parquet",))
     if not files:
-        raise UserError(
-            f"data.shards={shards}: holds no face shards (.parquet); write them with ageray prepare"
-        )
+        raise UserError(f"{key}{shards}: holds no face shards (.parquet); write them with ageray prepare")
     tables = []
     for file in files:
         filesystem, path = storage.filesystem(file)
@@ -43,7 +42,7 @@ def labelled_faces(shards: str) -> pa.Table:
         except (ValueError, OSError) as error:
             reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
             raise UserError(
-                f"data.shards={shards}: {file} is no face shard ({reason}); write shards with ageray prepare"
+                f"{key}{shards}: {file} is no face shard ({reason}); write shards with ageray prepare"
             ) from None
     table = pa.concat_tables(tables)
     return table.filter(pc.is_finite(table.column("age")))  # neither null nor NaN, as in the stream

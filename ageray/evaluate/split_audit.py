@@ -70,7 +70,7 @@ def training_side(
             f"the model was trained on '{training.get('data')}', whose shards are not at hand; "
             f"name them with --trained-on DIR"
         )
-    rows = labelled_faces(shards)
+    rows = labelled_faces(shards, "--trained-on " if trained_on else "data.shards=")
     keys = _trained_keys(model, loaded, rows)
     if keys is None:
         name = f"all {rows.num_rows:,} faces of {shards}, for the model's own split is not known"

@@ -220,7 +220,12 @@ def names_below(uri: str) -> list[str]:
     root = uri.rstrip("/") or "/"
     if not is_folder(root):
         return []
-    return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
+    try:
+        return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
+    except UserError:
+        if is_folder(root):
+            raise
+        return []  # removed in the meantime
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:

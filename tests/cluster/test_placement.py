@@ -98,6 +98,9 @@ nodes.shutdown()
 """
 
 
+pytestmark = pytest.mark.slow  # three nodes; tests/cluster/test_actors.py has the arithmetic
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -399,6 +399,7 @@ def test_a_repeated_id_starts_nothing(store: Store, cluster: Cluster, chain: dic
     assert cluster.jobs().count("prepare-1") == 1
 
 
+@pytest.mark.slow  # each submitted job takes a quarter of a minute; tests/cluster has the refusal
 def test_a_job_that_can_never_fit_says_so_in_one_line(cluster: Cluster, chain: dict[str, str]) -> None:
     job = cluster.submit("too-large", "jobs.train", *TRAIN, "scale.workers=8", "train.stages=[{epochs: 2}]")
     output, _ = job.communicate(timeout=PATIENCE)
@@ -435,6 +436,7 @@ def ask(cluster: Cluster, environment: dict[str, str]) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "token",
     [

@@ -287,7 +287,7 @@ def test_every_model_on_every_set(models: list[str], shards: Path, ray_local: No
             ["--protocol", "lopo", "MODEL"],
             "MODEL: --protocol lopo trains its own models; give a recipe (FILE.yaml), no MODEL",
         ),
-        (["MODEL", "--trained-on", "nowhere"], "nowhere: there is no such folder"),
+        (["MODEL", "--trained-on", "nowhere"], "--trained-on nowhere: there is no such folder"),
     ],
 )
 def test_mistakes_in_the_command(

@@ -160,6 +160,7 @@ def check(out: Path, shards: Path) -> None:
     assert json.loads((out / "_summary.json").read_text())["faces"] == len(keys)
 
 
+@pytest.mark.slow  # in the default run test_local kills a command, and test_run a model
 def test_killed_driver_and_killed_model(
     ray_local: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

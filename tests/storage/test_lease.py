@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.storage import lease
+from ageray.storage import files, lease
 from ageray.storage.lease import Lease
 
 
@@ -106,3 +107,18 @@ def test_a_damaged_lease_expires(text: str, tmp_path: Path) -> None:
     (tmp_path / "lease-000001.json").write_text(text)
     with Lease(str(tmp_path)) as own:
         own.check()
+
+
+def test_a_folder_that_goes_while_it_is_listed_has_no_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of several jobs that end at the same moment, one removes the folder of all."""
+
+    def gone(root: str) -> Any:
+        shutil.rmtree(root)
+        raise FileNotFoundError(root)
+
+    folder = tmp_path / "out.shards"
+    folder.mkdir()
+    monkeypatch.setattr(files, "_names", gone)
+    assert storage.names_below(str(folder)) == []

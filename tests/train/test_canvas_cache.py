@@ -94,7 +94,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("word", ["train.shuffle_all=false", "train.shuffle_all=true"])
+@pytest.mark.parametrize(
+    "word", ["train.shuffle_all=false", pytest.param("train.shuffle_all=true", marks=pytest.mark.slow)]
+)
 def test_an_epoch_after_the_first_decodes_nothing_and_is_equal(
     shards: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:

@@ -23,6 +23,9 @@ from tests.train.in_process import in_process
 FACES, BROKEN = 60, ("drawn-0-000004", "drawn-0-000031")
 
 
+pytestmark = pytest.mark.slow  # test_in_memory.py and tests/models have galleries in the default run
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty drawn faces of twenty people. Every third has no gender; two images are broken."""
