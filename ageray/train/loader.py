@@ -32,10 +32,9 @@ from ageray.faces.canvases import canvas_side, to_tensors
 from ageray.machine.cpus import usable_cpus
 from ageray.machine.memory import available_bytes
 from ageray.train import sampler
-from ageray.train.canvas_cache import LABEL_BYTES, CachedBatches, CanvasCache
+from ageray.train.batches import LABEL_BYTES, CachedBatches, CanvasCache, Prefetcher
 from ageray.train.feature_store import FeatureStore
 from ageray.train.plan import Plan
-from ageray.train.prefetch import Prefetcher
 from ageray.train.sampler import OrderedBatches
 from ageray.train.state import Columns, State
 

@@ -15,7 +15,7 @@ from ageray.experiment import Experiment
 from ageray.machine.memory import available_bytes
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train import loader, plan
-from ageray.train.canvas_cache import CachedBatches, CanvasCache
+from ageray.train.batches import CachedBatches, CanvasCache
 from ageray.train.sampler import Columns, OrderedBatches
 from ageray.train.state import new_state
 

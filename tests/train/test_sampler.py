@@ -16,8 +16,8 @@ import torch
 from ageray.data.row_index import RowIndex
 from ageray.errors import UserError
 from ageray.train import checkpoint, curves, sampler
+from ageray.train.batches import Prefetcher
 from ageray.train.checkpoint import AsyncCheckpointer
-from ageray.train.prefetch import Prefetcher
 from ageray.train.sampler import Columns, OrderedBatches
 
 CPU = torch.device("cpu")
