@@ -50,6 +50,7 @@ _S3_PAGE = 1000  # keys of an answer, at most
 _READ_AHEAD = 8 * 2**20  # bytes of one fetch of a file that is read from front to back
 _LOCAL = LocalFileSystem()
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
+_ATTEMPTS = 100  # at a new file whose folder others remove meanwhile
 _LOOKS = 2.0  # seconds for which `exists` and the like are repeated: commands ask them first of all
 _WEB = ("http://", "https://")
 _CONNECT, _SILENCE, _LONGEST = 15, 60, 600  # seconds until a web server accepts, goes on, ends
@@ -220,12 +221,7 @@ def names_below(uri: str) -> list[str]:
     root = uri.rstrip("/") or "/"
     if not is_folder(root):
         return []
-    try:
-        return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
-    except UserError:
-        if is_folder(root):
-            raise
-        return []  # removed in the meantime
+    return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
 
 
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
@@ -379,16 +375,27 @@ def is_draft(name: str) -> bool:
 @contextmanager
 def _draft_of(target: Path, data: bytes) -> Iterator[Path]:
     """A file beside `target` with this content, flushed to the disk; removed in the end."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with draft.open("wb") as file:
+        with _open_new(draft) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _open_new(path: Path) -> IO[bytes]:
+    """A new file in a folder that is made. Another process may remove the folder, which is empty,
+    before the file is there; then it is made again.
+    """
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):  # mkdir finds it, and then not
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("wb")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("wb")
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -541,7 +548,9 @@ def _check_regular(path: str) -> None:
 
 
 def _names(root: str) -> Iterator[str]:
-    """Every file below a folder, as a path relative to it."""
+    """Every file below a folder, as a path relative to it. A local folder that another process
+    removes while it is listed has none.
+    """
     if is_remote(root):
         fs, path = _fsspec(root)
         for file in fs.find(path):
@@ -551,7 +560,8 @@ def _names(root: str) -> Iterator[str]:
     # fsspec's own walk takes 4 times as long, skips folders that it may not enter, and lists links
     # to folders as files
     def fail(error: OSError) -> None:
-        raise error
+        if not isinstance(error, FileNotFoundError):
+            raise error
 
     for folder, _, files in os.walk(_local(root), onerror=fail):
         inner = Path(folder).relative_to(_local(root)).as_posix() + "/"

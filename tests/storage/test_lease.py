@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,29 @@ def test_a_damaged_lease_expires(text: str, tmp_path: Path) -> None:
         own.check()
 
 
-def test_a_folder_that_goes_while_it_is_listed_has_no_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As of several jobs that end at the same moment, one removes the folder of all."""
+def test_a_folder_that_goes_while_it_is_listed_has_no_names(tmp_path: Path) -> None:
+    """As of several jobs that end at the same moment, one removes the folders of all."""
+    for number in range(3):
+        storage.write_text(str(tmp_path / f"shard{number}" / "plan.json"), "{}")
+    (tmp_path / "lease.json").touch()
+    names = files._names(str(tmp_path))
+    assert next(names) == "lease.json"
+    for number in (0, 2):
+        shutil.rmtree(tmp_path / f"shard{number}")
+    assert list(names) == ["shard1/plan.json"]
+    shutil.rmtree(tmp_path)
+    assert list(files._names(str(tmp_path))) == []
 
-    def gone(root: str) -> Any:
-        shutil.rmtree(root)
-        raise FileNotFoundError(root)
 
-    folder = tmp_path / "out.shards"
-    folder.mkdir()
-    monkeypatch.setattr(files, "_names", gone)
-    assert storage.names_below(str(folder)) == []
+def test_a_folder_that_others_remove_is_written_to_and_listed(tmp_path: Path) -> None:
+    folder = tmp_path / "out.shards" / "inner"
+
+    def work(number: int) -> None:
+        for _ in range(100):
+            storage.write_text(str(folder / f"{number}.json"), "{}")
+            storage.names_below(str(tmp_path / "out.shards"))
+            storage.remove(str(tmp_path / "out.shards"), [f"inner/{number}.json"])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert storage.names_below(str(tmp_path)) == []
