@@ -5,6 +5,8 @@
 The sets are fabricated: labels of the official layout, one small picture for all faces. So that the
 networks cost little, a row trains two steps at 32 pixels (72 where the row says so) on a stand-in:
 MobileNetV1 for a published backbone, a sixteenth of the width for DHAA and the residual networks.
+Networks without normalisation start from small random weights, as two steps of the papers' rates
+would take others to infinity.
 Sets, splits, protocols, galleries, predictions, reports and pages have their full size. Of a
 protocol with many folds the first `--folds` run. Of each file the first row of each recipe runs;
 `--all-rows` runs all. `--share` scales the sizes of the sets.
@@ -26,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import yaml
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,6 +40,8 @@ from ageray.data import protocols
 from ageray.evaluate import table as tables
 from ageray.experiment import Scale
 from ageray.experiment.paper_table import Column, PaperTable, Row
+from ageray.models.googlenet import GoogLeNet
+from ageray.models.mobilenet import MobileNetV1
 from tests.evaluate.official_sets import ROOT, SIZES, fabricated
 
 _STEPS = 2
@@ -49,15 +55,28 @@ _MACHINE = {
     "local_cpus": 2,
     "cpus_per_worker": 1,
 }
-_SHORT = ["model.weights=none", "align.size=32", "train.precision=float32", f"train.stages.0.steps={_STEPS}"]
+_SHORT = ["align.size=32", "train.precision=float32", f"train.stages.0.steps={_STEPS}"]
 _STAND_INS = {
-    "baseline": ["model.backbone=mobilenet_v1"],
-    "dhaa": ["model.width=0.0625"],
-    "cluster_cnn": [],
-    "deep_embedding": ["model.backbone=mobilenet_v1"],
-    "neighborhood": ["model.width=0.0625"],
-    "siamese": ["model.backbone=mobilenet_v1"],
+    "baseline": ["model.backbone=mobilenet_v1", "model.weights={mobilenet}"],
+    "dhaa": ["model.width=0.0625", "model.weights=none"],
+    "cluster_cnn": ["model.weights={googlenet}"],
+    "deep_embedding": ["model.backbone=mobilenet_v1", "model.weights={mobilenet}"],
+    "neighborhood": ["model.width=0.0625", "model.weights=none"],
+    "siamese": ["model.backbone=mobilenet_v1", "model.weights={mobilenet}"],
 }
+
+
+def _small_weights(folder: Path) -> dict[str, Path]:
+    """Files of random weights whose first layer is a hundredth, by network."""
+    files = {name: folder / f"{name}.safetensors" for name in ("googlenet", "mobilenet")}
+    torch.manual_seed(0)
+    layers = {name.removeprefix("layers."): tensor for name, tensor in GoogLeNet().state_dict().items()}
+    layers["conv1_7x7_s2.weight"] /= 100
+    save_file(layers, files["googlenet"])
+    layers = MobileNetV1().state_dict()
+    layers["conv1.weight"] /= 100
+    save_file(layers, files["mobilenet"])
+    return files
 
 
 class MemoryPeak:
@@ -127,10 +146,11 @@ def run(file: Path, folder: Path, sets: dict[str, str], all_rows: bool) -> dict[
     table, cells, trainings, start = read_table(str(file)), 0, 0, time.perf_counter()
     machine = folder / "machine.yaml"
     machine.write_text(yaml.safe_dump({"scale": {**_MACHINE, "runs": str(folder / "runs")}}))
+    weights = _small_weights(folder)
     with MemoryPeak() as peak:
         for recipe in dict.fromkeys(row.recipe for row in table.rows):
             part = _shortened(table, recipe, all_rows)
-            words = [*_SHORT, *_STAND_INS[Path(recipe).stem]]
+            words = [*_SHORT, *(word.format(**weights) for word in _STAND_INS[Path(recipe).stem])]
             plan = plan_table(part, str(file), sets, [str(machine)], words)
             estimates = tables.estimate(plan, print, measure=False)
             name = f"{file.stem}-{Path(recipe).stem}"

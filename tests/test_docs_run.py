@@ -19,8 +19,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 
+from ageray.models.googlenet import GoogLeNet
+from ageray.models.mobilenet import MobileNetV1
 from ageray.synthetic import faces
+from tests.evaluate.official_sets import fabricated
 from tests.test_docs import PAGES, ROOT, SHOWN, blocks
 
 ZOO = ROOT / "ageray" / "zoo"
@@ -75,8 +79,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(root / "photos" / "photo-00000.jpg", root / name)
     faces.write_faces_table(root / "shards" / "utkface", 64, subjects=32)
     [shard] = faces.write_faces_table(root / "shards" / "mine", 64, seed=1, subjects=32)
-    for name in ("fgnet", "fgnet-detect", "cacd", "morph", "imdb_wiki"):
+    for name in ("fgnet", "fgnet-detect"):
         shutil.copytree(root / "shards" / "mine", root / "shards" / name)
+    for name in ("cacd", "morph", "imdb_wiki"):  # with their groups
+        fabricated(root, name, 2000)
     rows = pq.read_table(shard).to_pylist()
     listed = ["image,age,subject"]
     (root / "faces").mkdir()
@@ -94,8 +100,11 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("MODEL", "RUN", "runs/RUN", "runs/dhaa-1a2b3c4d", "runs/a", "runs/b", "models/mine"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copytree(ZOO / "fast" / "1", root / name)
-    for name in ("FILE", "FACES"):
-        shutil.copy(ZOO / "default" / "2" / "model.safetensors", root / name)
+    shutil.copytree(ZOO / "default" / "1", root / "OTHER")
+    shutil.copy(ZOO / "default" / "2" / "model.safetensors", root / "FILE")
+    save_file(MobileNetV1().state_dict(), root / "FACES")
+    layers = GoogLeNet().state_dict()
+    save_file({name.removeprefix("layers."): tensor for name, tensor in layers.items()}, root / "GOOGLENET")
     for name in ("configs", "ageray"):
         (root / name).symlink_to(ROOT / name)
     return root
@@ -131,7 +140,9 @@ def local(job: str, words: list[str]) -> list[str]:
         word = word.replace("data.source=DIR", "data.source=UTKFACE")
         if "googlenet" in text and word.startswith("model.weights="):
             word = "model.weights=none"  # BVLC's file does not ship
-        own.append(word)
+        own.append(word.replace("1/8", "1/1"))  # three photos are one unit of work
+    if job == "tune" and "deep_embedding" in text:
+        own.append("model.weights=none")  # those of ImageNet would be downloaded
     if PLANNED in own:
         return [*own, "--dry-run"]
     text = " ".join(own)
@@ -142,6 +153,8 @@ def local(job: str, words: list[str]) -> list[str]:
         shutil.rmtree(name, ignore_errors=True)
     if job != "export":
         own.append("scale.progress=false")
+    if "--protocol" in own:
+        own.append("train.batch_size=16")
     return own + SMALLER.get(job, [])
 
 

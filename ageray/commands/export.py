@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Writes the file and prints its inputs. Raises UserError for mistakes in the command."""
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_intermixed_args(words)
     if arguments.file.suffix.lower() == ".onnx" and find_spec("onnxscript") is None:
         raise UserError("exporting needs the package onnxscript: pip install 'ageray[onnx]'")
     model = bundle.load(arguments.model)

@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Prepares, prints a summary. Raises UserError for mistakes in the settings or the source."""
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_intermixed_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
 
     from ageray.commands.terminal.rows import RowProgress

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(words: Sequence[str]) -> None:
     """Trains and prints the result. Raises UserError for mistakes in the settings or the data."""
-    arguments = parser().parse_args(words)
+    arguments = parser().parse_intermixed_args(words)
     experiment = config.load(*config.parse_arguments(arguments.words))
     if arguments.seeds < 1:
         raise UserError(f"--seeds {arguments.seeds}: give 1 or more")

@@ -26,6 +26,16 @@ def versions() -> dict[str, list[int]]:
     return models
 
 
+def weights_file(weights: str) -> str:
+    """The file that `model.weights` names: a path or url as it is; of `zoo:NAME` its tensors.
+
+    Raises UserError as `folder_of` does.
+    """
+    if not weights.startswith(PREFIX):
+        return weights
+    return str(Path(folder_of(weights), "model.safetensors"))
+
+
 def folder_of(model: str) -> str:
     """The folder of `zoo:NAME@VERSION`; for `zoo:NAME`, of its newest version.
 

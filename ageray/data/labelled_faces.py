@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 
 from ageray import schema, storage
+from ageray.config import zoo
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 
@@ -62,5 +63,6 @@ def faces_digest(experiment: Experiment, labelled: pa.Table, levels: Sequence[fl
         filesystem, path = storage.filesystem(file)
         content.update(f"{file.rsplit('/', 1)[-1]} {filesystem.get_file_info(path).size}".encode())
     if experiment.model.weights not in ("none", "imagenet"):
-        content.update(hashlib.sha256(storage.read_bytes(experiment.model.weights)).digest())
+        file = zoo.weights_file(experiment.model.weights)
+        content.update(hashlib.sha256(storage.read_bytes(file)).digest())
     return content.hexdigest()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ageray import metrics
 from ageray.audit.leakage import MEDIAN_LINE
 from ageray.calibration import LIMITS, one_age_each
+from ageray.errors import UserError
 from ageray.evaluate.predictions import LEVELS
 from ageray.experiment import Data
 
@@ -63,8 +64,13 @@ def build(
 
     rows: predictions with their labels. notes: what the split leaks. warnings: what a reader of the
     figures must know. audit: see `ageray.evaluate.split_audit`.
-    Raises ValueError if no face has a prediction.
+    Raises UserError if no face has a prediction that is a number.
     """
+    if not np.isfinite(rows.column("predicted").to_numpy()).any():
+        raise UserError(
+            f"{model.name}: no tested face has an age, because the network's outputs are not numbers: its "
+            "training has diverged; lower train.stages.0.optimizer.lr, or start from model.weights"
+        )
     measured = figures(rows, LEVELS, model.training_median)
     return {
         "model": {"name": model.name, "network": model.network, "identity": model.identity},

@@ -81,10 +81,7 @@ def load_start(network: AgeNetwork, weights: str) -> None:
     Raises UserError if the file cannot be read or belongs to another network.
     """
     try:
-        file = weights
-        if weights.startswith(zoo.PREFIX):
-            file = storage.join(zoo.folder_of(weights), "model.safetensors")
-        state = load_safetensors(storage.read_bytes(file))
+        state = load_safetensors(storage.read_bytes(zoo.weights_file(weights)))
     except UserError as error:
         raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
     except Exception as error:  # safetensors raises many types

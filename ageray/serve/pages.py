@@ -3,8 +3,11 @@ nothing, not even from the service."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup, escape
 
 from ageray import report
 
@@ -43,7 +46,7 @@ def docs_page(openapi: dict[str, Any], keys: bool) -> str:
 def _route(method: str, path: str, route: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
     parameters = []
     for each in route.get("parameters", []):
-        parameters.append((each["name"], each.get("description", each["in"])))
+        parameters.append((each["name"], _prose(each.get("description", each["in"]))))
     content = route.get("requestBody", {}).get("content", {})
     answers = [answer for status, answer in route["responses"].items() if status in ("200", "202")]
     answer = answers[0].get("content", {}).get("application/json", {}).get("schema", {}) if answers else {}
@@ -51,7 +54,7 @@ def _route(method: str, path: str, route: dict[str, Any], schemas: dict[str, Any
         "method": method,
         "path": path,
         "name": f"{method}{path}".replace("/", "-").replace("{", "").replace("}", ""),
-        "what": " ".join(route.get("description", route.get("summary", "")).split()),
+        "what": _prose(route.get("description", route.get("summary", ""))),
         "example": _EXAMPLES.get(path, "") if method == "POST" else "",
         "parameters": parameters,
         "body": _fields(content.get("application/json", {}).get("schema", {}), schemas),
@@ -66,9 +69,14 @@ def _fields(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -
         item, mark = field, ""
         if field.get("type") == "array":
             item, mark = field.get("items", {}), "[]"
-        rows.append((f"{prefix}{name}{mark}", " ".join(str(field.get("description", "")).split())))
+        rows.append((f"{prefix}{name}{mark}", _prose(str(field.get("description", "")))))
         rows += _fields(item, schemas, f"{prefix}{name}{mark}.")
     return rows
+
+
+def _prose(text: str) -> str:
+    """A docstring's words as HTML: what stands between backticks is code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(" ".join(text.split()))))
 
 
 def _resolve(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:

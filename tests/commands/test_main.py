@@ -51,6 +51,44 @@ def test_a_command_gets_the_words_behind_its_name(
     assert capsys.readouterr().out.startswith("usage: ageray score ")
 
 
+IMPORTING = """\
+import importlib, signal, sys
+from ageray import __main__ as console
+importlib.import_module = lambda name: signal.raise_signal(signal.{name})
+sys.argv = ["ageray", "serve"]
+console.main()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_while_modules_are_imported_is_answered(name: str, code: int) -> None:
+    words = [sys.executable, "-c", IMPORTING.format(name=name)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    line = "interrupted: nothing was begun; give the same command again"
+    assert (run.returncode, run.stdout, run.stderr.strip()) == (code, "", line)
+
+
+SPLIT = {
+    "prepare": ["data.name=a", "--fresh", "data.namme=b"],
+    "train": ["data.name=a", "--fresh", "data.namme=b"],
+    "tune": ["data.name=a", "--resume", "data.namme=b"],
+    "evaluate": ["zoo:fast", "--out", "results", "data.namme=b"],
+    "score": ["photos", "--out", "out", "scale.namme=b"],
+    "calibrate": ["MODEL", "--out", "out", "data.namme=b"],
+    "serve": ["gpu=false", "--port", "1", "namme=b"],
+}
+"""Settings on both sides of an option."""
+
+
+@pytest.mark.parametrize("command", SPLIT)
+def test_options_may_stand_between_settings(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(monkeypatch, command, *SPLIT[command]) == 2
+    assert "namme: unknown key" in capsys.readouterr().err
+
+
 def test_a_folder_jobs_where_it_is_called_does_not_stand_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     for name in ("__init__.py", "score.py", "cli.py"):

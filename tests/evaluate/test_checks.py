@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from ageray.commands.terminal import tables
+from ageray.errors import UserError
 from ageray.evaluate import results
 from ageray.evaluate.page.evaluation import evaluation_report
 from ageray.evaluate.predictions import CHECKS, _numbers
@@ -64,6 +65,14 @@ def test_rates_of_the_report_are_those_of_the_predictions() -> None:
     assert sure["false_adult"]["value"] == pytest.approx((over[true < 18] >= 0.9).mean())
     assert sure["false_minor"]["value"] == pytest.approx((over[true >= 18] < 0.9).mean())
     assert [part["gender"] for part in sure["by_gender"]] == ["female", "male"]
+
+
+def test_a_network_that_says_no_number_is_named() -> None:
+    rows = predictions()
+    place = rows.schema.get_field_index("predicted")
+    nothing = pa.array(np.full(FACES, np.nan, np.float32))
+    with pytest.raises(UserError, match="drawn: no tested face has an age.*diverged; lower train.stages"):
+        report(rows.set_column(place, "predicted", nothing))
 
 
 def test_several_photos_beat_one() -> None:
