@@ -76,7 +76,7 @@ def _fields(schema: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -
 
 def _prose(text: str) -> str:
     """A docstring's words as HTML: what stands between backticks is code."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(" ".join(text.split()))))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(" ".join(text.split())))))
 
 
 def _resolve(schema: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:

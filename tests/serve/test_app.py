@@ -290,6 +290,7 @@ def test_pages_for_people(url: str) -> None:
         assert page.headers["Content-Type"].startswith("text/html")
         assert "style-src 'unsafe-inline'" in page.headers["Content-Security-Policy"]
     assert "POST /v1/score" in docs.text
+    assert ("<code>error</code>" in docs.text, "`" in docs.text) == (True, False)
     assert "its weights are random" in card.text
 
 
