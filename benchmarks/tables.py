@@ -8,7 +8,7 @@ MobileNetV1 for a published backbone, a sixteenth of the width for DHAA and the 
 Networks without normalisation start from small random weights, as two steps of the papers' rates
 would take others to infinity.
 Sets, splits, protocols, galleries, predictions, reports and pages have their full size. Of a
-protocol with many folds the first `--folds` run. Of each file the first row of each recipe runs;
+protocol with many folds, and of repeated splits, the first `--folds` run. Of each file the first row of each recipe runs;
 `--all-rows` runs all. `--share` scales the sizes of the sets.
 
 Printed for each file: cells, trainings, seconds, and the most memory of this process with its Ray
@@ -116,8 +116,8 @@ def _proportional_bytes(pid: int) -> int:
     return 0
 
 
-def _shortened(table: PaperTable, recipe: str, all_rows: bool) -> PaperTable:
-    """The rows of a recipe, with short stages on other sets."""
+def _shortened(table: PaperTable, recipe: str, all_rows: bool, most: int) -> PaperTable:
+    """The rows of a recipe, with short stages on other sets and at most so many repeats."""
     rows = list[Row]()
     for row in table.rows:
         if row.recipe == recipe and (all_rows or not rows):
@@ -128,6 +128,7 @@ def _shortened(table: PaperTable, recipe: str, all_rows: bool) -> PaperTable:
             rows[place] = row.model_copy(update={"control": None})
     columns = list[Column]()
     for column in table.columns:
+        column = column.model_copy(update={"repeats": min(column.repeats, most)})
         if column.pretraining is not None:
             stage = column.pretraining.model_copy(update={"overrides": (f"steps={_STEPS}",)})
             column = column.model_copy(update={"pretraining": stage})
@@ -141,7 +142,7 @@ def _first_folds(most: int) -> None:
     protocols.folds = lambda *arguments: every(*arguments)[:most]
 
 
-def run(file: Path, folder: Path, sets: dict[str, str], all_rows: bool) -> dict[str, Any]:
+def run(file: Path, folder: Path, sets: dict[str, str], all_rows: bool, most: int) -> dict[str, Any]:
     """Trains and tests a table; returns what is printed."""
     table, cells, trainings, start = read_table(str(file)), 0, 0, time.perf_counter()
     machine = folder / "machine.yaml"
@@ -149,7 +150,7 @@ def run(file: Path, folder: Path, sets: dict[str, str], all_rows: bool) -> dict[
     weights = _small_weights(folder)
     with MemoryPeak() as peak:
         for recipe in dict.fromkeys(row.recipe for row in table.rows):
-            part = _shortened(table, recipe, all_rows)
+            part = _shortened(table, recipe, all_rows, most)
             words = [*_SHORT, *(word.format(**weights) for word in _STAND_INS[Path(recipe).stem])]
             plan = plan_table(part, str(file), sets, [str(machine)], words)
             estimates = tables.estimate(plan, print, measure=False)
@@ -197,7 +198,7 @@ def main() -> None:
     for file in arguments.files or sorted((ROOT / "configs" / "tables").glob("*.yaml")):
         if file.stem in done or not read_table(str(file)).sets():
             continue
-        line = json.dumps(run(file, folder, sets, arguments.all_rows))
+        line = json.dumps(run(file, folder, sets, arguments.all_rows, arguments.folds))
         print(line, flush=True)
         with results.open("a") as sink:
             sink.write(line + "\n")

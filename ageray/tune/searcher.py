@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,11 @@ from ageray.tune.trainable import FAILED, RECORD, SCORE
 from ageray.tune.trials import Trial
 
 Show = Callable[[dict[str, Any]], None]
+
+_REPEATS = 1
+"""How often a trial that Tune has given up begins again. Tune starts one again whose process dies
+while it trains, but not one whose process, used before, dies before its first epoch.
+"""
 
 
 @dataclass
@@ -56,14 +62,19 @@ class Proposer(Searcher):
         super().__init__(metric=SCORE, mode="min")
         self._space, self._trials, self._ended, self._clock, self._show = space, trials, ended, clock, show
         self._running: dict[str, _Running] = {}
+        self._deaths = Counter[int]()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The lowest number that has no trial, and the experiment with the proposed values."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The lowest number that has no trial, and the experiment with the proposed values; None
+        while the last ones run; FINISHED when `tune.trials` have ended.
+        """
         running = list(self._running.values())
         numbers = {trial.number for trial in self._trials} | {trial.number for trial in running}
         number = 0
         while number in numbers:
             number += 1
+        if number >= self._space.tune.trials:
+            return None if running else Searcher.FINISHED
         values = propose(self._space, number, self._trials, [trial.values for trial in running])
         self._running[trial_id] = _Running(number, values)
         experiment = config.with_absolute_paths(self._space.experiment(values))
@@ -78,6 +89,10 @@ class Proposer(Searcher):
     ) -> None:
         """Receives the end: the last epoch, early stopping, a failure, or a dead process."""
         running = self._running.pop(trial_id)
+        if error:
+            self._deaths[running.number] += 1
+            if self._deaths[running.number] <= _REPEATS:
+                return  # the number is free: `suggest` gives it again
         reason = "its process died; see Ray's logs"
         if not error:
             reason = (result or {}).get(FAILED, "")

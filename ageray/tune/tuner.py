@@ -43,9 +43,8 @@ def run(
     """
     settings = space.tune
     before, started = max((trial.clock for trial in trials), default=0.0), time.monotonic()
-    remaining = settings.trials - len(trials)
     seconds = 60 * settings.minutes - before if settings.minutes else None
-    if remaining <= 0 or (seconds is not None and seconds <= 0):
+    if len(trials) >= settings.trials or (seconds is not None and seconds <= 0):
         return
 
     def clock() -> float:
@@ -57,7 +56,7 @@ def run(
         show({"kind": "trial", **record})
 
     proposer = Proposer(space, trials, ended, clock, show)
-    _fit(space, faces, fold, slots, proposer, _scheduler(space, trials), remaining, seconds)
+    _fit(space, faces, fold, slots, proposer, _scheduler(space, trials), seconds)
 
 
 def _fit(
@@ -67,13 +66,13 @@ def _fit(
     slots: TaskSlots,
     proposer: Proposer,
     scheduler: TrialScheduler,
-    count: int,
     seconds: float | None,
 ) -> None:
-    """`count` further trials on Ray Tune."""
+    """Further trials on Ray Tune, until the proposer has no more."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # that a trial failed, at the end
     trainable: Callable[..., Any] | type = tune.with_parameters(
         Trainable, faces=[faces], fold=fold, metric=space.tune.metric, threads=slots.threads
     )
@@ -87,7 +86,7 @@ def _fit(
             tune_config=tune.TuneConfig(
                 search_alg=proposer,
                 scheduler=scheduler,
-                num_samples=count,
+                num_samples=-1,
                 max_concurrent_trials=slots.folds,
                 time_budget_s=seconds,
                 reuse_actors=True,

@@ -26,6 +26,7 @@ from ageray.train.in_memory.face_cache import StoreRoom
 from ageray.train.in_memory.slots import plan_slots
 from ageray.tune import make, run, search
 from ageray.tune.proposals import propose
+from ageray.tune.searcher import Proposer
 from ageray.tune.space import Space, check
 from ageray.tune.trials import Trial
 
@@ -195,6 +196,31 @@ def test_proposals_follow_from_what_was_tried_and_find_the_valley(space: Space) 
     assert late < 0.6 * early
 
 
+def test_a_trial_whose_process_died_is_proposed_once_more(space: Space) -> None:
+    trials: list[Trial] = []
+    proposer = Proposer(space, trials, lambda trial: None, lambda: 0.0, lambda record: None)
+
+    def number(trial_id: str) -> Any:
+        proposed = proposer.suggest(trial_id)
+        assert isinstance(proposed, dict)
+        return proposed["number"]
+
+    assert [number("a"), number("b")] == [0, 1]
+    proposer.on_trial_complete("a", error=True)
+    assert number("c") == 0
+    assert trials == []
+    proposer.on_trial_complete("c", error=True)
+    assert [(each.number, each.state, each.reason) for each in trials] == [
+        (0, "failed", "its process died; see Ray's logs")
+    ]
+    for place in range(2, space.tune.trials):
+        assert number(f"d{place}") == place
+    assert proposer.suggest("e") is None  # those that run may come again
+    for trial_id in ("b", *(f"d{place}" for place in range(2, space.tune.trials))):
+        proposer.on_trial_complete(trial_id, {"failed": "a reason"})
+    assert proposer.suggest("f") == proposer.FINISHED
+
+
 # --- differences and seeds ----------------------------------------------------------------------
 
 
@@ -257,18 +283,19 @@ def test_a_search_ends_with_a_page_and_a_bundle_and_goes_on_as_if_never_cut_off(
     with pytest.raises(UserError, match=r"tune\.seed: 0, now 1"):
         make(written(recipe, tmp_path, seed=1, **SMALL), str(out), resume=True)
     _cut(out / "trials.jsonl", 1)
-    killed: list[int] = []
+    killed: dict[str, int] = {}
 
     def kill_the_trial(record: dict[str, Any]) -> None:
-        if record["kind"] != "epoch" or killed:
+        """While it trains, and between two trials."""
+        if record["kind"] not in ("epoch", "trial") or record["kind"] in killed:
             return
         for process in psutil.Process().children(recursive=True):
             if "Trainable" in " ".join(process.cmdline()):
-                killed.append(process.pid)
+                killed[record["kind"]] = process.pid
                 process.kill()
 
     again = search(make(settings, str(out), resume=True), kill_the_trial)
-    assert killed
+    assert set(killed) == {"epoch", "trial"}
     for before, after in zip(report["trials"], again["trials"], strict=True):
         for name in ("values", "curve", "state"):
             assert before[name] == after[name]
