@@ -8,8 +8,8 @@ MobileNetV1 for a published backbone, a sixteenth of the width for DHAA and the 
 Networks without normalisation start from small random weights, as two steps of the papers' rates
 would take others to infinity.
 Sets, splits, protocols, galleries, predictions, reports and pages have their full size. Of a
-protocol with many folds, and of repeated splits, the first `--folds` run. Of each file the first row of each recipe runs;
-`--all-rows` runs all. `--share` scales the sizes of the sets.
+protocol with many folds, and of repeated splits, the first `--folds` run. Of each file the first
+row of each recipe runs; `--all-rows` runs all. `--share` scales the sizes of the sets.
 
 Printed for each file: cells, trainings, seconds, and the most memory of this process with its Ray
 workers (proportional set size, which counts shared pages once). DIR keeps the sets and the results;

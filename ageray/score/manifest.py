@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -259,9 +260,9 @@ def _head(uri: str) -> _Head:
     data = storage.read_bytes(uri, _HEADER_BYTES)
     encoding = delimited.encoding(data)
     whole = data[: len(data) // 2 * 2] if encoding == "utf-16" else data
-    lines = whole.decode(encoding, "replace").splitlines()
-    delimiter = delimited.delimiter(lines[0] if lines else "")
-    names = next(csv.reader(lines[:1], delimiter=delimiter), [])
+    header = re.split("\r?\n|\r", whole.decode(encoding, "replace"), maxsplit=1)[0]  # as Arrow divides lines
+    delimiter = delimited.delimiter(header)
+    names = next(csv.reader([header], delimiter=delimiter), [])
     place = names.index(tables.uri_column(uri, tuple(names)))
     own = pa.schema([pa.field(name, pa.string()) for name in names])
     return _Head(own, place, encoding.removesuffix("-sig"), delimiter)

@@ -49,6 +49,9 @@ class Piece(NamedTuple):
     again: bool
 
 
+_OF_EVERY_PIECE = ("key", "image", "face", "error")  # columns, of all versions
+
+
 class DamagedPieceError(Exception):
     """A piece that is not what was written."""
 
@@ -69,7 +72,7 @@ def read(uri: str) -> pa.Table:
         raise DamagedPieceError("its checksum is another")
     try:
         rows = pq.read_table(io.BytesIO(content))
-        missing = set(CHUNK_OF_ROW_SCHEMA.names) - set(rows.column_names)
+        missing = {*CHUNK_OF_ROW_SCHEMA.names, *_OF_EVERY_PIECE} - set(rows.column_names)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DamagedPieceError(one_line(error)) from None
     if missing:

@@ -342,6 +342,20 @@ def test_a_piece_of_an_earlier_version_has_no_checksum(tmp_path: Path) -> None:
     assert opened(tmp_path).counts.photos == 3
 
 
+@pytest.mark.parametrize("column", ["face", "error", "lot"])
+def test_a_piece_without_checksum_that_lacks_a_column_is_damaged(
+    column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = opened(tmp_path)
+    saved.add(chunk_of(0, 0), 0)
+    saved.flush(1)
+    piece = piece_of(tmp_path)
+    pq.write_table(pq.read_table(piece).drop_columns([column]), piece)
+    piece.rename(piece.with_name(piece.name.split("-")[0] + ".parquet"))
+    assert opened(tmp_path).counts.photos == 0
+    assert f"damaged (no column '{column}')" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", '{"seconds": "x"}', '{"seconds": [1]}', '{"seconds": -1e999}']
 )

@@ -14,6 +14,7 @@ from ageray import schema
 from ageray.data import splits
 from ageray.errors import UserError
 from ageray.prepare import manifest
+from ageray.prepare.layouts import lists
 from ageray.score import chunks, read, tables, tars
 from ageray.score.chunks import Segment
 from ageray.score.inputs import Inputs
@@ -176,6 +177,18 @@ def test_a_table_with_a_damaged_column_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(content.replace(b"image", b"im\xffge"))
     with pytest.raises(UserError, match="cannot be read as Parquet"):
         Inputs.open(str(tmp_path / "t.parquet"))
+
+
+@pytest.mark.parametrize("mark", ["\v", "\f", "\x1c", "\u2028"])
+def test_a_line_ends_where_the_table_says(mark: str, tmp_path: Path) -> None:
+    """Python's `splitlines` also divides at these, in names of columns and of files."""
+    file = tmp_path / "a.csv"
+    file.write_bytes(f"image,note{mark}b,c\n/a{mark}.jpg,1,2\n".encode())
+    assert paths(file) == [f"/a{mark}.jpg"]
+    (tmp_path / "list.txt").write_bytes(f"a{mark}.jpg\r\nb.jpg\n\n".encode())
+    assert lists.lines(str(tmp_path / "list.txt")) == [f"a{mark}.jpg", "b.jpg"]
+    (tmp_path / "none.txt").touch()
+    assert lists.lines(str(tmp_path / "none.txt")) == []
 
 
 def damage(file: Path, text: bytes) -> Path:

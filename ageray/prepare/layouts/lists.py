@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 
 from ageray import storage
@@ -66,7 +67,8 @@ def without_empty(record: Record) -> Record:
 
 def lines(uri: str) -> list[str]:
     """The stripped lines of a text, without the empty ones at its end."""
-    return list(map(str.strip, storage.read_text(uri).rstrip().splitlines()))
+    text = storage.read_text(uri).rstrip()
+    return list(map(str.strip, re.split("\r?\n|\r", text))) if text else []  # names may have other ends
 
 
 def is_number(text: str) -> bool:
