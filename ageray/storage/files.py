@@ -231,6 +231,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
         fs, path = _fsspec(uri)
         if not is_remote(uri):
             _check_regular(path)
+        if uri.startswith("s3"):
+            return _of_s3(fs, path, 0, limit)
         if limit is None:
             return bytes(fs.cat_file(path))
         with fs.open(path, "rb", cache_type="none") as file:
@@ -244,12 +246,29 @@ def read_part(uri: str, start: int, count: int) -> bytes:
 
     def read() -> bytes:
         fs, path = _fsspec(uri)
+        if uri.startswith("s3"):
+            return _of_s3(fs, path, start, count)
         end = min(start + count, fs.size(path))
         if end <= start:
             return b""
         return bytes(fs.cat_file(path, start=start, end=end))
 
     return repeat(uri, read)
+
+
+def _of_s3(fs: Any, path: str, start: int, count: int | None) -> bytes:
+    """`count` bytes of an object from `start` on, or all, by one request: s3fs otherwise asks for
+    the size first, and every photo would cost two.
+    """
+    if count is None:
+        return bytes(fs.cat_file(path, max_concurrency=1))
+    try:
+        return bytes(fs.cat_file(path, start=start, end=start + count))
+    except OSError as error:
+        answer = getattr(error.__cause__, "response", {})
+        if answer.get("Error", {}).get("Code") in ("InvalidRange", "416"):
+            return b""  # it ends before `start`, or is empty
+        raise
 
 
 def size(uri: str) -> int:

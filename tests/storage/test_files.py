@@ -91,6 +91,33 @@ def test_walk_gives_the_same_in_the_same_order(root: str) -> None:
     assert [storage.join(root, name) for name in storage.walk(root + "/")] == storage.list_files(root)
 
 
+def test_reading_from_s3_takes_one_request(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = f"{s3}/{uuid.uuid4().hex}"
+    storage.write_bytes(file, b"content")
+    requests: list[str] = []
+    call = s3fs.S3FileSystem._call_s3
+
+    async def counted(self: s3fs.S3FileSystem, method: str, *arguments: Any, **options: Any) -> Any:
+        requests.append(method)
+        return await call(self, method, *arguments, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", counted)
+    reads = [
+        (lambda: storage.read_bytes(file), b"content"),
+        (lambda: storage.read_bytes(file, 3), b"con"),
+        (lambda: storage.read_bytes(file, 300), b"content"),
+        (lambda: storage.read_part(file, 2, 3), b"nte"),
+        (lambda: storage.read_part(file, 5, 30), b"nt"),
+        (lambda: storage.read_part(file, 7, 1), b""),
+    ]
+    for read, content in reads:
+        requests.clear()
+        assert read() == content
+        assert requests == ["get_object"]
+    with pytest.raises(UserError, match="not found"):
+        storage.read_bytes(f"{file}-none", 3)
+
+
 def test_a_long_folder_of_s3_is_listed_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """25 keys are three answers of 10; to see whether there is a folder takes one key."""
     monkeypatch.setattr(files, "_S3_PAGE", 10)
