@@ -13,6 +13,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from ageray.machine.engine import cluster_address
 from ageray.machine.environment import SPIN_COUNT
 
 _CONNECT_SECONDS = 10.0
+_HEAD_PERIOD = 1.5  # seconds between two looks at the head node
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 _LONGEST_SOCKET = 103  # bytes of a socket's path, on every system
@@ -57,6 +59,7 @@ def connect(scale: Scale) -> None:
         with _signals_wait():
             if address:
                 _join(address)
+                _watch_head(ray.get_runtime_context().gcs_address)
             else:
                 _start(scale)
     data_context = ray.data.DataContext.get_current()
@@ -175,6 +178,33 @@ def _join(address: str) -> None:
             ) from None
         reason = str(error).strip().partition("\n")[0]
         raise _no_answer(address, reason) from None
+
+
+def _watch_head(address: str) -> None:
+    """Starts a thread that says so when the head node is gone: Ray ends the process a minute later,
+    often without a word. address: host:port of the head's control service.
+    """
+    host, _, port = address.rpartition(":")
+
+    def watch() -> None:
+        missed = 0
+        while missed < 2:
+            time.sleep(_HEAD_PERIOD)
+            if not ray.is_initialized():
+                return
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+                missed = 0
+            except OSError:
+                missed += 1
+        print(
+            f"\nnote: the cluster's head node ({address}) does not answer; if it stays away, Ray ends this "
+            "command within about a minute. What is finished is kept: give the command to another cluster",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    threading.Thread(target=watch, name="head", daemon=True).start()
 
 
 def _check_listening(address: str) -> None:

@@ -235,6 +235,8 @@ def read_bytes(uri: str, limit: int | None = None) -> bytes:
             return _of_s3(fs, path, 0, limit)
         if limit is None:
             return bytes(fs.cat_file(path))
+        if uri.startswith(_WEB):
+            return _of_web(fs, path, limit)
         with fs.open(path, "rb", cache_type="none") as file:
             return bytes(file.read(limit))
 
@@ -269,6 +271,17 @@ def _of_s3(fs: Any, path: str, start: int, count: int | None) -> bytes:
         if answer.get("Error", {}).get("Code") in ("InvalidRange", "416"):
             return b""  # it ends before `start`, or is empty
         raise
+
+
+def _of_web(fs: Any, path: str, limit: int) -> bytes:
+    """The first `limit` bytes of a web server's file, by one request, as they come."""
+    parts: list[bytes] = []
+    rest = limit
+    with fs.open(path, "rb", block_size=0, size=1) as file:  # a stream; with a size none is asked for
+        while rest > 0 and (part := file.read(rest)):
+            parts.append(part)
+            rest -= len(part)
+    return b"".join(parts)
 
 
 def size(uri: str) -> int:

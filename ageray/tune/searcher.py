@@ -64,7 +64,9 @@ class Proposer(Searcher):
         self._running: dict[str, _Running] = {}
         self._deaths = Counter[int]()
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(  # type: ignore[override]  # Tune takes FINISHED too
+        self, trial_id: str
+    ) -> dict[str, Any] | str | None:
         """The lowest number that has no trial, and the experiment with the proposed values; None
         while the last ones run; FINISHED when `tune.trials` have ended.
         """

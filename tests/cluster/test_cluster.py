@@ -5,10 +5,14 @@ uploads fit together.
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +144,23 @@ def test_a_start_that_takes_too_long_is_tried_again_beside_what_is_left_of_it(tm
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.splitlines()[-1] == "True 7"
+
+
+def test_a_head_node_that_is_lost_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real socket stands for its control service."""
+    connect = importlib.import_module("ageray.cluster.connect")  # the package has a function of this name
+    monkeypatch.setattr(connect, "_HEAD_PERIOD", 0.02)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        connect._watch_head(address)
+        time.sleep(0.3)
+        assert capsys.readouterr().err == ""
+    [thread] = [each for each in threading.enumerate() if each.name == "head"]
+    thread.join(5)
+    assert capsys.readouterr().err.startswith(f"\nnote: the cluster's head node ({address}) does not answer")
 
 
 def test_ray_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

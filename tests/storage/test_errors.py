@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -19,9 +20,17 @@ class Moody(BaseHTTPRequestHandler):
     """Answers with the status in the path; `/flaky` with 503 the first two times."""
 
     asked = 0
+    lines: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         status = 200
+        Moody.lines.append(f"{self.command} {self.path}")
+        if self.path.startswith(("/long", "/cut")):
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            self.wfile.write(b"0123456789" * (10_000 if self.path == "/long" else 10))
+            return
         if self.path.startswith("/flaky"):
             Moody.asked += 1
             status = 503 if Moody.asked <= 2 else 200
@@ -74,6 +83,23 @@ def test_what_lasts_is_not_asked_again(status: int, kind: type[UserError], text:
     with pytest.raises(kind, match=text) as caught:
         storage.read_bytes(f"{web}/{status}")
     assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("limit", [10, 70_000, 100_000, 200_000])
+def test_a_photo_of_the_web_takes_one_request(limit: int, web: str) -> None:
+    Moody.lines.clear()
+    assert storage.read_bytes(f"{web}/long", limit) == (b"0123456789" * 10_000)[:limit]
+    assert Moody.lines == ["GET /long"]
+    with pytest.raises(UserError, match="not found"):
+        storage.read_bytes(f"{web}/404", limit)
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store_errors.PATIENCE, "0.3")
+    Moody.lines.clear()
+    with pytest.raises(StoreError, match="does not answer"):
+        storage.read_bytes(f"{web}/cut", 100_000)
+    assert len(Moody.lines) > 1
 
 
 @pytest.mark.parametrize("limit", [None, 10])
