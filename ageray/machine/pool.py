@@ -20,6 +20,7 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from ageray.errors import UserError
 from ageray.machine.environment import environment
 from ageray.machine.fork_server import receive, send
 
@@ -89,7 +90,7 @@ class Pool:
 
         make: called once in each worker, gives the function that computes a task. It is pickled.
         tasks: a thread reads them, a few in advance.
-        Raises what `make`, the function or `tasks` raise, and RuntimeError if a worker dies while
+        Raises what `make`, the function or `tasks` raise, and UserError if a worker dies while
         it starts.
         """
         self._retries.clear()
@@ -201,13 +202,16 @@ def _give(worker: _Worker, task: Any) -> None:
 def _outcome(worker: _Worker) -> tuple[Outcome | None, bool]:
     """The outcome that a worker sends, None if it says that it is ready; and whether it has ended.
 
-    Raises the error that it sends, and RuntimeError if it died while it started.
+    Raises the error that it sends, and UserError if it died while it started.
     """
     try:
         kind, value, ended = receive(worker.connection)
     except (EOFError, OSError):
         if not worker.ready:
-            raise RuntimeError("a worker process died while it started; see above why") from None
+            raise UserError(
+                "a worker process died while it started; if nothing above says why, the kernel ended it for "
+                "lack of memory: give the command more memory, or fewer processes (scale.local_cpus=1)"
+            ) from None
         if worker.task is _END:
             return None, True
         return Outcome(worker.task, None, died=True), True

@@ -57,7 +57,7 @@ def test_errors_keep_their_class(pool: Pool) -> None:
         list(pool.run(work.squares, [1300], 1))
     with pytest.raises(UserError, match="^model: is broken; copy it again$"):
         list(pool.run(work.broken, [1], 1))
-    with pytest.raises(RuntimeError, match="died while it started"):
+    with pytest.raises(UserError, match="died while it started.*lack of memory"):
         list(pool.run(work.fatal, [1], 1))
 
     def unreadable() -> Iterator[int]:
