@@ -1,12 +1,9 @@
 """Reads and writes bytes at local paths and at any fsspec url (`s3://`, `memory://`, ...).
 
-This is the only module that tells them apart. Both go through fsspec, except where a local disk can
-do more: a file is replaced atomically, a folder is renamed, Parquet is read by Arrow itself.
-
-S3 takes credentials, region and endpoint from the usual AWS variables (`AWS_ACCESS_KEY_ID`,
-`AWS_REGION`, `AWS_ENDPOINT_URL`, ...). What is missing or forbidden is a UserError that names the
-uri. A store that does not answer, or says that it is busy, is asked again with growing pauses; then
-it is a StoreError.
+Both go through fsspec, except where a local disk can do more: a file is replaced atomically, a
+folder is renamed, Parquet is read by Arrow itself. What is missing or forbidden is a UserError that
+names the uri. A store that does not answer, or says that it is busy, is asked again with growing
+pauses; then it is a StoreError.
 """
 
 from __future__ import annotations
@@ -23,20 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
-
-import fsspec
-import pyarrow.fs
-from fsspec.implementations.local import LocalFileSystem
 
 from ageray.errors import DamagedError, UserError
-from ageray.storage.errors import explained, is_passing, repeat
+from ageray.storage.errors import explained, repeat
+from ageray.storage.listing import exists, list_files, names_below
+from ageray.storage.stores import WEB, fsspec_store, is_remote, join, local_path
 
 MARKER = "_unfinished"
 """A file of this name marks a folder whose files are being replaced; do not read such a folder."""
-
-ENDPOINT = "AWS_ENDPOINT_URL"
-"""The variable with the address of the S3 server, which every client of S3 reads."""
 
 CHECKSUM = ".sha256"
 """Ending of the file beside a checked file that has its checksum."""
@@ -46,63 +37,11 @@ READERS = 16
 CPU.
 """
 
-_S3_PAGE = 1000  # keys of an answer, at most
 _READ_AHEAD = 8 * 2**20  # bytes of one fetch of a file that is read from front to back
-_LOCAL = LocalFileSystem()
 _DRAFT = re.compile(r"\..+\.[0-9a-f]{8}")
 _ATTEMPTS = 100  # at a new file whose folder others remove meanwhile
-_LOOKS = 2.0  # seconds for which `exists` and the like are repeated: commands ask them first of all
-_WEB = ("http://", "https://")
-_CONNECT, _SILENCE, _LONGEST = 15, 60, 600  # seconds until a web server accepts, goes on, ends
 # What mounted volumes and mounted buckets answer when a folder is to be renamed.
 _CANNOT_RENAME = (errno.EXDEV, errno.EBUSY, errno.EMFILE, errno.ENOSYS, errno.EOPNOTSUPP)
-# A chain of stores, as fsspec writes it: `simplecache::s3://...`, `zip://a.jpg::s3://...`.
-# Elsewhere `::` is a part of a name.
-_CHAIN = re.compile(r"^[\w+.-]+::|::[\w+.-]+://")
-
-
-def use_endpoint(url: str | None) -> None:
-    """Makes `s3://` mean the server at `url`, in this process and its children. None changes
-    nothing.
-
-    Raises UserError if `url` is not the address of a server.
-    """
-    if url is None:
-        return
-    if not url.startswith(_WEB):
-        raise UserError(
-            f"storage.endpoint_url={url}: no address of a server; write http://HOST:PORT or https://HOST"
-        )
-    os.environ[ENDPOINT] = url
-
-
-def is_remote(uri: str) -> bool:
-    """Whether `uri` is on a store other than this machine's file system."""
-    return "://" in uri and not uri.startswith(("file://", "local://"))
-
-
-def absolute(uri: str) -> str:
-    """`uri` as an absolute path with links followed, for processes in other folders; a remote url
-    unchanged.
-    """
-    if is_remote(uri):
-        return uri
-    path = _local(uri)
-    if path.is_symlink() and path.is_file():  # its name has the ending; the file's may be a hash
-        return str(path.parent.resolve() / path.name)
-    return str(path.resolve())
-
-
-def join(uri: str, *parts: str) -> str:
-    """`uri` extended by path parts. An absolute path or a url among them starts anew."""
-    for part in parts:
-        if "://" in part or part.startswith("/"):
-            uri = part
-        elif uri.endswith("/"):
-            uri += part
-        else:
-            uri = f"{uri}/{part}"
-    return uri
 
 
 def unfinished(uri: str) -> str:
@@ -115,127 +54,18 @@ def half_written(uri: str) -> bool:
     return exists(join(uri, MARKER))
 
 
-def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """Arrow's file system for Parquet, and the path within it.
-
-    For S3 it is Arrow's own, which reads much faster than s3fs.
-    """
-    if not is_remote(uri):
-        return pyarrow.fs.LocalFileSystem(), absolute(uri)
-    with explained(uri):
-        if uri.startswith("s3://"):
-            return _s3(uri), uri.removeprefix("s3://").rstrip("/")
-        fs, path = _fsspec(uri)
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
-
-
-def exists(uri: str) -> bool:
-    """Whether there is a file or a folder (on an object store: any key that starts with `uri`)."""
-
-    def look() -> bool:
-        fs, path = _fsspec(uri)
-        if not uri.startswith(_WEB):
-            return bool(fs.exists(path))
-        try:  # fsspec's own answer is no where a server does not answer
-            fs.info(path)
-        except FileNotFoundError as error:
-            if is_passing(error):
-                raise
-            return False
-        return True
-
-    return repeat(uri, look, _LOOKS)
-
-
-def is_folder(uri: str) -> bool:
-    """Whether `uri` is a folder (on an object store: whether any key starts with `uri` and a
-    slash).
-    """
-
-    def look() -> bool:
-        fs, path = _fsspec(uri)
-        if uri.startswith("s3://"):  # s3fs lists the whole folder to find out
-            with suppress(FileNotFoundError):  # no such bucket
-                return bool(_s3_page(fs, path, 1).get("Contents"))
-            return False
-        return bool(fs.isdir(path))
-
-    return repeat(uri, look, _LOOKS)
-
-
-def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[str]:
-    """All files below a folder, sorted, whose names end in one of `suffixes` (in any case) or,
-    without suffixes, all.
-
-    Leaves out files and folders whose name starts with a dot. A linked folder is searched as in
-    `walk`. Raises UserError if there is no such folder.
-    """
-    root = uri.rstrip("/") or "/"
-    if not is_folder(root):
-        raise UserError(f"{uri}: there is no such folder; check the path or url")
-    endings = tuple(map(str.lower, suffixes)) or ("",)
-    files = []
-
-    def names() -> list[str]:
-        if is_remote(root):
-            return list(_names(root))
-        return list(_LocalWalk(_local(root), None).files(""))
-
-    for name in repeat(uri, names):
-        if name.lower().endswith(endings) and not name.startswith(".") and "/." not in name:
-            files.append(join(root, name))
-    return sorted(files)
-
-
-def below(uri: str, name: str) -> str:
-    """The uri of a file that `walk` found below the folder `uri`. A key of a store may begin with a
-    slash."""
-    return f"{uri.rstrip('/')}/{name}"
-
-
-def walk(uri: str, unreadable: list[str] | None = None) -> Iterator[str]:
-    """The path of every file below a folder, relative to it, in the order of `sorted`.
-
-    Files are listed once, a folder (on S3: 1000 keys) at a time, so that memory does not grow with
-    their number. Leaves out files and folders whose name starts with a dot. A linked folder is
-    searched if it lies elsewhere, once. unreadable: gets the local folders below `uri` that may not
-    be read; without it they are errors. Raises UserError if there is no such folder (on S3 it has
-    no files then).
-    """
-    root = uri.rstrip("/") or "/"
-    with explained(uri):
-        fs, path = _fsspec(root)
-        if not is_remote(root):
-            yield from _LocalWalk(_local(root), unreadable).files("")
-            return
-        is_s3 = uri.startswith("s3://")
-        for name in _walk_s3(uri, fs, path) if is_s3 else sorted(_names(root)):
-            if not name.startswith(".") and "/." not in name:
-                yield name
-
-
-def names_below(uri: str) -> list[str]:
-    """The path of every file below a folder, relative to it and sorted, hidden ones too; an empty
-    list if there is no such folder.
-    """
-    root = uri.rstrip("/") or "/"
-    if not is_folder(root):
-        return []
-    return sorted(filter(None, repeat(uri, lambda: list(_names(root)))))
-
-
 def read_bytes(uri: str, limit: int | None = None) -> bytes:
     """The content of a file, or its first `limit` bytes."""
 
     def read() -> bytes:
-        fs, path = _fsspec(uri)
+        fs, path = fsspec_store(uri)
         if not is_remote(uri):
             _check_regular(path)
         if uri.startswith("s3"):
             return _of_s3(fs, path, 0, limit)
         if limit is None:
             return bytes(fs.cat_file(path))
-        if uri.startswith(_WEB):
+        if uri.startswith(WEB):
             return _of_web(fs, path, limit)
         with fs.open(path, "rb", cache_type="none") as file:
             return bytes(file.read(limit))
@@ -247,7 +77,7 @@ def read_part(uri: str, start: int, count: int) -> bytes:
     """`count` bytes of a file from `start` on; fewer at its end."""
 
     def read() -> bytes:
-        fs, path = _fsspec(uri)
+        fs, path = fsspec_store(uri)
         if uri.startswith("s3"):
             return _of_s3(fs, path, start, count)
         end = min(start + count, fs.size(path))
@@ -288,7 +118,7 @@ def size(uri: str) -> int:
     """Bytes of a file."""
 
     def look() -> int:
-        fs, path = _fsspec(uri)
+        fs, path = fsspec_store(uri)
         return int(fs.size(path))
 
     return repeat(uri, look)
@@ -301,7 +131,7 @@ def reading(uri: str) -> Iterator[IO[bytes]]:
     Errors while it is open become UserErrors too.
     """
     with explained(uri):
-        fs, path = _fsspec(uri)
+        fs, path = fsspec_store(uri)
         with fs.open(path, "rb", block_size=_READ_AHEAD, cache_type="readahead") as file:
             yield file
 
@@ -325,11 +155,11 @@ def write_bytes(uri: str, data: bytes) -> None:
 
     def write() -> None:
         if is_remote(uri):
-            fs, path = _fsspec(uri)
+            fs, path = fsspec_store(uri)
             fs.pipe_file(path, data)
             return
-        with _draft_of(_local(uri), data) as draft:
-            draft.replace(_local(uri))
+        with _draft_of(local_path(uri), data) as draft:
+            draft.replace(local_path(uri))
 
     repeat(uri, write)
 
@@ -362,11 +192,11 @@ def copy_within(src: str, dst: str) -> None:
 
     def copy() -> None:
         if is_remote(src):
-            fs, path = _fsspec(src)
-            fs.cp_file(path, _fsspec(dst)[1])
+            fs, path = fsspec_store(src)
+            fs.cp_file(path, fsspec_store(dst)[1])
             return
-        _local(dst).unlink(missing_ok=True)
-        _link(_local(src), _local(dst))
+        local_path(dst).unlink(missing_ok=True)
+        _link(local_path(src), local_path(dst))
 
     repeat(dst, copy)
 
@@ -380,11 +210,11 @@ def create(uri: str, data: bytes) -> bool:
 
     def write() -> bool:
         if not is_remote(uri):
-            with _draft_of(_local(uri), data) as draft:
-                return _link(draft, _local(uri))
+            with _draft_of(local_path(uri), data) as draft:
+                return _link(draft, local_path(uri))
         if exists(uri):
             return False
-        fs, path = _fsspec(uri)
+        fs, path = fsspec_store(uri)
         if not uri.startswith("s3"):
             fs.pipe_file(path, data)
             return True
@@ -457,7 +287,7 @@ def make_folder(uri: str) -> None:
     """Makes a folder and the folders above it. An object store needs none."""
     if not is_remote(uri):
         with explained(uri):
-            _local(uri).mkdir(parents=True, exist_ok=True)
+            local_path(uri).mkdir(parents=True, exist_ok=True)
 
 
 def copy_tree(src: str, dst: str) -> None:
@@ -479,7 +309,7 @@ def remove(folder: str, names: Sequence[str]) -> None:
     names: relative to `folder`. A file that is gone already is no error.
     """
     if is_remote(folder):
-        fs, root = _fsspec(folder)
+        fs, root = fsspec_store(folder)
 
         def remove_key(name: str) -> None:
             with suppress(FileNotFoundError):
@@ -492,7 +322,7 @@ def remove(folder: str, names: Sequence[str]) -> None:
             list(pool.map(remove_name, names))
         _remove_empty(fs, root)
         return
-    local = _local(folder)
+    local = local_path(folder)
     with explained(folder):
         for name in names:
             (local / name).unlink(missing_ok=True)
@@ -518,7 +348,7 @@ def replace_folder(src: str, dst: str, last: str) -> None:
     with explained(dst):
         try:
             if not is_remote(dst):
-                _swap(_local(src), _local(dst))
+                _swap(local_path(src), local_path(dst))
                 return
         except OSError as error:
             if error.errno not in _CANNOT_RENAME:
@@ -543,8 +373,8 @@ def _swap(src: Path, dst: Path) -> None:
 def _refill(src: str, dst: str, last: str) -> None:
     write_text(join(dst, MARKER), "Being written; if nothing is writing here, run the command again.\n")
     with explained(dst):
-        fs, target = _fsspec(dst)
-        _, origin = _fsspec(src)
+        fs, target = fsspec_store(dst)
+        _, origin = fsspec_store(src)
         for path in fs.find(target):
             if not path.endswith("/" + MARKER):
                 fs.rm_file(path)
@@ -563,149 +393,8 @@ def _refill(src: str, dst: str, last: str) -> None:
     remove_tree(src)
 
 
-def _local(uri: str) -> Path:
-    path = uri.removeprefix("local://")
-    if path.startswith("file://"):
-        path = path.removeprefix("file://").removeprefix("localhost")
-        if "%" in path and not Path(path).exists():
-            path = unquote(path)
-    return Path(path).expanduser()
-
-
 def _check_regular(path: str) -> None:
     """Raises UserError for a pipe, a socket or a device, whose reading might never end."""
     mode = os.stat(path).st_mode  # noqa: PTH116  # a path object would take longer than the call
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise UserError(f"{path}: not a regular file but a pipe, a socket or a device; take it away")
-
-
-def _names(root: str) -> Iterator[str]:
-    """Every file below a folder, as a path relative to it. A local folder that another process
-    removes while it is listed has none.
-    """
-    if is_remote(root):
-        fs, path = _fsspec(root)
-        for file in fs.find(path):
-            yield file[len(path) :].lstrip("/")
-        return
-
-    # fsspec's own walk takes 4 times as long, skips folders that it may not enter, and lists links
-    # to folders as files
-    def fail(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise error
-
-    for folder, _, files in os.walk(_local(root), onerror=fail):
-        inner = Path(folder).relative_to(_local(root)).as_posix() + "/"
-        for name in files:
-            yield (inner + name).removeprefix("./")
-
-
-class _LocalWalk:
-    """The files below a local folder."""
-
-    def __init__(self, root: Path, unreadable: list[str] | None) -> None:
-        self._root, self._unreadable = root, unreadable
-        self._real_root = root.resolve()
-        self._linked: set[Path] = set()
-
-    def files(self, inner: str) -> Iterator[str]:
-        """Files below the folder `inner` of the root, as paths relative to the root."""
-        for name in sorted(self._entries(inner)):
-            if name.endswith("/"):
-                yield from self.files(name)
-            else:
-                yield name
-
-    def _entries(self, inner: str) -> list[str]:
-        """Files and, with a slash at their end, folders in `inner`."""
-        entries = []
-        try:
-            with os.scandir(self._root / inner) as folder:
-                for entry in sorted(folder, key=lambda entry: entry.name):
-                    try:
-                        is_folder = entry.is_dir()
-                    except OSError:  # a link to itself
-                        is_folder = False
-                    if entry.name.startswith(".") or (is_folder and not self._is_new(entry)):
-                        continue
-                    entries.append(inner + entry.name + "/" * is_folder)
-        except PermissionError:
-            if self._unreadable is None or not inner:
-                raise
-            self._unreadable.append(inner.rstrip("/"))
-        return entries
-
-    def _is_new(self, entry: os.DirEntry[str]) -> bool:
-        """Whether a folder has not been searched by way of a link. A link leads to a new one only
-        outside the root, and not above it, because that would lead back.
-        """
-        if not entry.is_symlink():
-            return not self._linked or Path(entry.path).resolve() not in self._linked
-        target = Path(entry.path).resolve()
-        if target.is_relative_to(self._real_root) or self._real_root.is_relative_to(target):
-            return False
-        if any(target.is_relative_to(other) for other in self._linked):
-            return False
-        self._linked.add(target)
-        return True
-
-
-def _walk_s3(uri: str, fs: Any, path: str) -> Iterator[str]:
-    """Keys below a folder of S3. Servers give them in order; a directory bucket does not."""
-    start = len(fs.split_path(path)[1]) + 1 if "/" in path else 0
-    token, last = "", ""
-    while True:
-        page = _s3_page(fs, path, _S3_PAGE, token)
-        for entry in page.get("Contents", ()):
-            name = entry["Key"][start:]
-            if name < last:
-                raise UserError(f"{uri}: lists its keys in no order; give a manifest of the photos instead")
-            last = name
-            if name and not name.endswith("/"):  # some writers leave an empty object for a folder
-                yield name
-        token = page.get("NextContinuationToken", "")
-        if not token:
-            return
-
-
-def _s3_page(fs: Any, path: str, keys: int, token: str = "") -> dict[str, Any]:
-    """One answer of S3: up to `keys` keys below a folder."""
-    bucket, key, _ = fs.split_path(path)
-    options = {"ContinuationToken": token} if token else {}
-    prefix = f"{key}/" if key else ""
-    page: dict[str, Any] = fs.call_s3(
-        "list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=keys, **options
-    )
-    return page
-
-
-def _fsspec(uri: str) -> tuple[Any, str]:
-    """The file system of fsspec, and the path within it."""
-    if not is_remote(uri):
-        return _LOCAL, str(_local(uri))
-    # a cached listing would hide what other processes write
-    options: dict[str, Any] = {}
-    if uri.startswith("s3"):
-        options = {"use_listings_cache": False}
-    elif uri.startswith(_WEB):
-        import aiohttp
-
-        timeout = aiohttp.ClientTimeout(total=_LONGEST, sock_connect=_CONNECT, sock_read=_SILENCE)
-        options = {"client_kwargs": {"timeout": timeout}}
-    if _CHAIN.search(uri):
-        fs, path = fsspec.core.url_to_fs(uri, **options)
-    else:
-        store = fsspec.get_filesystem_class(uri.partition("://")[0])
-        fs = store(**store._get_kwargs_from_urls(uri), **options)
-        path = store._strip_protocol(uri)
-    fs.invalidate_cache()
-    return fs, path.rstrip("/")
-
-
-def _s3(uri: str) -> pyarrow.fs.FileSystem:
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(ENDPOINT)
-    if not region and not endpoint:
-        region = pyarrow.fs.resolve_s3_region(uri.removeprefix("s3://").split("/")[0])
-    return pyarrow.fs.S3FileSystem(region=region or "us-east-1", endpoint_override=endpoint)

@@ -23,7 +23,7 @@ from moto.server import ThreadedMotoServer
 
 from ageray import storage
 from ageray.errors import DamagedError, StoreError, UserError
-from ageray.storage import files
+from ageray.storage import files, listing, stores
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_reading_from_s3_takes_one_request(s3: str, monkeypatch: pytest.MonkeyPa
 
 def test_a_long_folder_of_s3_is_listed_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """25 keys are three answers of 10; to see whether there is a folder takes one key."""
-    monkeypatch.setattr(files, "_S3_PAGE", 10)
+    monkeypatch.setattr(listing, "_S3_PAGE", 10)
     folder = f"{s3}/{uuid.uuid4().hex}"
     client = boto3.client("s3")
     for number in range(25):
@@ -188,7 +188,7 @@ def test_replace_folder_is_marked_unfinished_until_the_last_file(
         # A mounted volume refuses to be renamed; making one needs privileges that a test should not
         # have.
         monkeypatch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(errno.EBUSY, "busy")))
-    fs, _ = files._fsspec(root)
+    fs, _ = stores.fsspec_store(root)
     copy, copied = type(fs).cp_file, list[str]()
 
     def fail_at_the_last(self: object, src: str, dst: str, **options: object) -> None:
@@ -281,7 +281,7 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise KeyError("ours")
 
-    monkeypatch.setattr(files, "_fsspec", broken)
+    monkeypatch.setattr(files, "fsspec_store", broken)
     with pytest.raises(KeyError):
         storage.read_bytes("memory://x")
 

@@ -18,7 +18,7 @@ import pytest
 
 from ageray import storage
 from ageray.errors import UserError
-from ageray.storage import files, lease
+from ageray.storage import lease, listing
 from ageray.storage.lease import Lease
 
 
@@ -115,13 +115,13 @@ def test_a_folder_that_goes_while_it_is_listed_has_no_names(tmp_path: Path) -> N
     for number in range(3):
         storage.write_text(str(tmp_path / f"shard{number}" / "plan.json"), "{}")
     (tmp_path / "lease.json").touch()
-    names = files._names(str(tmp_path))
+    names = listing._names(str(tmp_path))
     assert next(names) == "lease.json"
     for number in (0, 2):
         shutil.rmtree(tmp_path / f"shard{number}")
     assert list(names) == ["shard1/plan.json"]
     shutil.rmtree(tmp_path)
-    assert list(files._names(str(tmp_path))) == []
+    assert list(listing._names(str(tmp_path))) == []
 
 
 def test_a_folder_that_others_remove_is_written_to_and_listed(tmp_path: Path) -> None:
