@@ -52,7 +52,7 @@ _MACHINE = {
     "progress": False,
     "parallel_trainings": 1,
     "object_store_mib": 1200,
-    "local_cpus": 2,
+    "local_cpus": 4,
     "cpus_per_worker": 1,
 }
 _SHORT = ["align.size=32", "train.precision=float32", f"train.stages.0.steps={_STEPS}"]

@@ -14,6 +14,10 @@ _SMALL = 4
 """Logical CPUs up to which one actor computes on all cores."""
 
 
+_TO_READ_AND_DECODE = 2
+"""Logical CPUs that these two stages need at once."""
+
+
 class ActorPool(NamedTuple):
     """The number of actors that hold the model, and what each takes: logical CPUs, GPUs, compute
     threads.
@@ -39,7 +43,10 @@ def plan_actors(scale: Scale) -> ActorPool:
     """The actors for the model, with CPUs left to decode.
 
     With GPUs: one actor a GPU. Without: one on all cores of a small machine, or else a
-    single-threaded one for every other CPU. Raises UserError for what the cluster can never run.
+    single-threaded one for every other CPU. Where it would leave but one logical CPU, a single
+    actor takes none: a task that reads would wait for one that decodes, and that for its CPU, and
+    Ray Data lets a block pass only every ten seconds then. Raises UserError for what the cluster
+    can never run.
     """
     nodes = cluster.nodes()
     cpus, gpus = cluster.total(nodes, "CPU"), int(cluster.total(nodes, "GPU"))
@@ -67,6 +74,8 @@ def plan_actors(scale: Scale) -> ActorPool:
         text = f"{settings}{' and a GPU each' * on_gpu} do not fit the cluster's {len(nodes)} nodes"
         raise UserError(f"{text}; lower one of the two")
     threads = 0 if actors == 1 else max(1, int(cpus_each))
+    if actors == 1 and cpus - cpus_each < _TO_READ_AND_DECODE:
+        cpus_each = 0
     return ActorPool(actors, cpus_each, int(on_gpu), scale.threads or threads)
 
 

@@ -49,7 +49,7 @@ class Piece(NamedTuple):
     again: bool
 
 
-_OF_EVERY_PIECE = ("key", "image", "face", "error")  # columns, of all versions
+_OF_EVERY_PIECE = ("key", "image", "face", "age", "error")  # columns, of all versions
 
 
 class DamagedPieceError(Exception):

@@ -23,6 +23,9 @@ def cluster(patch: pytest.MonkeyPatch, *resources: dict[str, float]) -> None:
     ("nodes", "scale", "pool"),
     [
         ([FOUR], {}, ActorPool(1, 1, 0, 0)),
+        ([{"CPU": 3.0}], {}, ActorPool(1, 1, 0, 0)),
+        ([{"CPU": 2.0}], {}, ActorPool(1, 0, 0, 0)),
+        ([{"CPU": 2.0, "GPU": 1.0}], {}, ActorPool(1, 0, 1, 0)),
         ([BIG], {}, ActorPool(16, 1, 0, 1)),
         ([BIG, FOUR], {"cpus_per_worker": 2}, ActorPool(9, 2, 0, 2)),
         ([GPUS, FOUR], {}, ActorPool(4, 1, 1, 1)),

@@ -342,7 +342,7 @@ def test_a_piece_of_an_earlier_version_has_no_checksum(tmp_path: Path) -> None:
     assert opened(tmp_path).counts.photos == 3
 
 
-@pytest.mark.parametrize("column", ["face", "error", "lot"])
+@pytest.mark.parametrize("column", ["face", "age", "error", "lot"])
 def test_a_piece_without_checksum_that_lacks_a_column_is_damaged(
     column: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
