@@ -235,8 +235,10 @@ def rows_of_table(uri: str) -> object:
     inputs = Inputs.open(uri)
     if inputs.lists_files:
         return list(inputs.uris())
-    segments = pa.concat_tables(map(read.segment_table, read.scan(inputs).segments))
-    return list(read.read_segments(segments, inputs.columns))
+    rows = []
+    for segment in read.scan(inputs).segments:
+        rows += read.read_segments(read.segment_table(segment), inputs.columns)
+    return rows
 
 
 def read_photo(data: bytes) -> object:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -43,16 +44,21 @@ def result_names(names: Sequence[str], photos: int) -> list[str]:
     """The names that a table's columns have in the scores table.
 
     A column that is called like one of the scores table, in any case, gets `input_` before its
-    name, as does the second of two columns of one name. photos: place of the column of photos,
-    whose name does not matter.
+    name, as does the second of two columns of one name; the third gets it twice, later ones a
+    number. photos: place of the column of photos, whose name does not matter.
     """
-    taken = set(_TAKEN)
+    taken, numbers = set(_TAKEN), Counter[str]()
     results = []
     for place, name in enumerate(names):
         result = name or f"{_INPUT}{place + 1}"
-        while result.lower() in taken and place != photos:
-            result = _INPUT + result
         if place != photos:
+            first, looks = result.lower(), 0
+            while result.lower() in taken:
+                looks += 1
+                result = _INPUT + result
+                if looks > 2:
+                    numbers[first] += 1
+                    result = f"{_INPUT}{name or place + 1}_{numbers[first] + 2}"
             taken.add(result.lower())
         results.append(result)
     return results
