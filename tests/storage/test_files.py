@@ -271,6 +271,7 @@ def test_missing_forbidden_and_unreachable_are_told_apart(s3: str, monkeypatch: 
         storage.read_bytes(f"{s3}/secret")
     server.shutdown()
     server.server_close()
+    monkeypatch.setenv("AGERAY_STORE_PATIENCE", "0.2")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match=r"does not answer.*network"):
         storage.read_bytes(f"{s3}/x")
