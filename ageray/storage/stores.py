@@ -9,15 +9,19 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import fsspec
+import fsspec.asyn
 import pyarrow.fs
 from fsspec.implementations.local import LocalFileSystem
 
 from ageray.errors import UserError
-from ageray.storage.errors import explained
+from ageray.storage.errors import explained, is_passing
+
+if TYPE_CHECKING:
+    import asyncio
 
 ENDPOINT = "AWS_ENDPOINT_URL"
 """The variable with the address of the S3 server, which every client of S3 reads."""
@@ -105,7 +109,20 @@ def fsspec_store(uri: str) -> tuple[Any, str]:
         fs = store(**store._get_kwargs_from_urls(uri), **options)
         path = store._strip_protocol(uri)
     fs.invalidate_cache()
+    if isinstance(fs, fsspec.asyn.AsyncFileSystem):
+        # set each time: a child of a fork has a loop of its own
+        fsspec.asyn.get_loop().set_exception_handler(_told_once)
     return fs, path.rstrip("/")
+
+
+def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Says nothing of a broken connection that no caller waits for: the read that lost it says so.
+
+    aiohttp leaves such tasks behind, and asyncio would print a traceback of each.
+    """
+    error = context.get("exception")
+    if error is None or not is_passing(error):
+        loop.default_exception_handler(context)
 
 
 def filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
+import fsspec.asyn
 import pytest
+from aiohttp import ClientConnectionResetError
 
 from ageray import storage
 from ageray.errors import StoreError, UserError
 from ageray.storage import errors as store_errors
+from ageray.storage import stores
 
 
 class Moody(BaseHTTPRequestHandler):
@@ -148,3 +153,25 @@ def test_a_full_disk_says_so() -> None:
 
     with pytest.raises(UserError, match="/out: no space is left there; free some and give the same command"):
         store_errors.repeat("/out", write)
+
+
+@pytest.mark.parametrize(("error", "told"), [(ClientConnectionResetError(), False), (KeyError("x"), True)])
+def test_a_task_that_nobody_awaits(
+    error: Exception, told: bool, web: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """aiohttp leaves tasks behind whose connection broke; a mistake of ours is still told."""
+    stores.fsspec_store(web)
+    loop = fsspec.asyn.get_loop()
+
+    async def broken() -> None:
+        raise error
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(broken())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        del task
+        gc.collect()
+
+    asyncio.run_coroutine_threadsafe(leave(), loop).result(10)
+    assert ("never retrieved" in caplog.text) == told
