@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs
 
-from ageray import storage
+from ageray import cluster, storage
 from ageray.audit import fingerprints
 from ageray.data.face_shards import read_faces
 from ageray.errors import UserError
@@ -43,7 +43,11 @@ def load_or_compute_fingerprints(shards: str) -> pa.Table:
         return stored
     rows = read_faces(shards, ["key", "image"]).repartition(target_num_rows_per_block=_BLOCK_ROWS)
     mapped = rows.map_batches(
-        _fingerprint_rows, batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+        _fingerprint_rows,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        max_retries=cluster.LOSSES,
     )
     batches: Any = mapped.iter_batches(batch_size=None, batch_format="pyarrow")
     tables = [batch.cast(FINGERPRINTS_SCHEMA) for batch in batches if batch.num_rows]

@@ -2,11 +2,12 @@
 it.
 """
 
-from ageray.cluster.connect import connect
+from ageray.cluster.connect import LOSSES, connect
 from ageray.cluster.resources import ON_DEMAND, capacity, check_fits, nodes, pin_to_on_demand, total
 from ageray.machine.environment import environment
 
 __all__ = [
+    "LOSSES",
     "ON_DEMAND",
     "capacity",
     "check_fits",

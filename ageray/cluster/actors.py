@@ -35,6 +35,7 @@ class ActorPool(NamedTuple):
         return {
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
+            "max_restarts": cluster.LOSSES,
             "runtime_env": {"env_vars": cluster.environment(bool(self.gpus))},
         }
 

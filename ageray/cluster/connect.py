@@ -32,6 +32,13 @@ from ageray.machine.cpus import usable_cpus
 from ageray.machine.engine import cluster_address
 from ageray.machine.environment import SPIN_COUNT
 
+LOSSES = 20
+"""How often a task or an actor of Ray Data begins again after its process was lost.
+
+Ray does not count nodes that announce their end. Ray Data's own number has no limit: where one
+process has too little memory, a command would go on for ever.
+"""
+
 _CONNECT_SECONDS = 10.0
 _HEAD_PERIOD = 1.5  # seconds between two looks at the head node
 _NO_TOKEN = re.compile("[Uu]nauthenticated|AuthToken|AuthenticationError")
@@ -50,6 +57,7 @@ def connect(scale: Scale) -> None:
     does not start here in time.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # processes that Ray starts inherit it
+    os.environ.setdefault("RAY_task_oom_retries", str(LOSSES))  # where Ray ends processes, not the kernel
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray Data's actor for statistics fails every few seconds in the run after one whose driver died
     # on the same cluster. The commands raise the errors of their own tasks themselves.

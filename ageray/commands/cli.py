@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TextIO, cast
 
@@ -22,6 +23,10 @@ from ageray.errors import DamagedError, StoreError, UserError
 
 _IN_A_TRACE = re.compile(
     r"^(?:\S*\s)?ageray\.errors\.(UserError|StoreError|DamagedError): (.+)$", re.MULTILINE
+)
+_LOST = (
+    "processes were lost, more often than is made good: the kernel ends them for lack of memory, or their "
+    "node is gone; what is finished is kept: give the same command again, with more memory or fewer workers"
 )
 _STORE_AWAY = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
 
@@ -42,22 +47,47 @@ def mistake_behind(error: BaseException) -> UserError | None:
     Ray wraps what its tasks and workers raise. Ray Data keeps only the text of the trace, so that
     is searched last.
     """
-    current: BaseException | None = error
-    while current is not None:
+    for cause in _causes(error):
         # Ray's wrappers are subclasses, with the whole trace as their text
-        if type(current) in (UserError, StoreError, DamagedError):
-            return cast(UserError, current)
-        for failure in getattr(current, "worker_failures", {}).values():
-            mistake = mistake_behind(failure)
-            if mistake is not None:
-                return mistake
-        cause = getattr(current, "cause", None)
-        current = cause if isinstance(cause, BaseException) else current.__cause__ or current.__context__
+        if type(cause) in (UserError, StoreError, DamagedError):
+            return cast(UserError, cause)
     in_text = _IN_A_TRACE.findall(str(error))
     if not in_text:
         return None
     kind, text = in_text[-1]
     return StoreError(text) if kind == "StoreError" else UserError(text)
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether the end of a process of Ray's, not an error in it, is behind an error: the kernel
+    ended it for lack of memory, or its node is gone.
+    """
+    ray = sys.modules.get("ray.exceptions")
+    if ray is None:
+        return False
+    kinds = (ray.RayActorError, ray.WorkerCrashedError, ray.OutOfMemoryError, ray.NodeDiedError)
+    return any(
+        isinstance(cause, kinds) and not getattr(cause, "actor_init_failed", False)
+        for cause in _causes(error)
+    )
+
+
+def _hide_lost_process(record: logging.LogRecord) -> bool:
+    """Keeps Ray Data's trace of such an error in Ray's log file and off the terminal."""
+    error = sys.exc_info()[1]
+    if error is not None and is_lost_process(error):
+        record.hide = True  # which Ray Data's handler for the terminal looks at
+    return True
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what caused it: in the workers of a training, in a task, in Python."""
+    while error is not None:
+        yield error
+        for failure in getattr(error, "worker_failures", {}).values():
+            yield from _causes(failure)
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, BaseException) else error.__cause__ or error.__context__
 
 
 def is_setting(word: str) -> bool:
@@ -111,16 +141,17 @@ def _end(number: int, _: object) -> None:
 def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = None) -> None:
     """Runs a command on `words`, by default the arguments of the process.
 
-    Exit codes: 0 done; 2 the user's mistake (one line on stderr); 75 a store does not answer (one
-    line), and the same command may succeed later; 130 or 143 after SIGINT or SIGTERM (one line:
-    what is kept, which command goes on, by the text INTERRUPTED of the command's module); 1 with a
-    traceback otherwise.
+    Exit codes: 0 done; 2 the user's mistake, or processes that were lost (one line on stderr); 75 a
+    store does not answer (one line), and the same command may succeed later; 130 or 143 after
+    SIGINT or SIGTERM (one line: what is kept, which command goes on, by the text INTERRUPTED of the
+    command's module); 1 with a traceback otherwise.
     """
     words = sys.argv[1:] if words is None else words
     _signals.clear()
     _open_streams()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _end)
+    logging.getLogger("ray.data.exceptions").addFilter(_hide_lost_process)
     with without_lines_of_ray():
         try:
             use_storage(words)
@@ -135,6 +166,8 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
             sys.exit(code)
         except Exception as error:
             mistake = mistake_behind(error)
+            if mistake is None and is_lost_process(error):
+                mistake = UserError(_LOST)
             if mistake is None:
                 raise
             print(f"error: {mistake}", file=sys.stderr)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import ray.data
 from numpy.typing import NDArray
 
+from ageray import cluster
 from ageray.data import splits
 from ageray.data.face_shards import read_faces
 from ageray.data.labels import gender_number, subject_number
@@ -69,6 +70,7 @@ def canvases(
         # Ray fuses operators with equal arguments: this one would run inside the few actors of an
         # evaluation.
         max_calls=_TASKS_PER_PROCESS,
+        max_retries=cluster.LOSSES,
         fn_kwargs={"align": align.model_dump(mode="json"), "split": split, "part": part, "lookup": lookup},
     )
 

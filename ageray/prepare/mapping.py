@@ -83,6 +83,10 @@ def _map_on_ray(
 ) -> Iterator[pa.Table]:
     import ray.data
 
+    from ageray import cluster
+
     dataset = ray.data.from_arrow(list(tables))
-    answers = dataset.map_batches(function, batch_size=batch, batch_format="pyarrow")
+    answers = dataset.map_batches(
+        function, batch_size=batch, batch_format="pyarrow", max_retries=cluster.LOSSES
+    )
     yield from answers.iter_batches(batch_size=None, batch_format="pyarrow")

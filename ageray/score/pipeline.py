@@ -117,6 +117,7 @@ def _photos_of_list(places: Places, checkpoint: ScoreCheckpoint) -> ray.data.Dat
         batch_format="pyarrow",
         fn_kwargs={"reader": reader},
         num_cpus=1,
+        max_retries=cluster.LOSSES,
     )
     return ray.data.from_arrow_refs(blocks).union(dataset) if blocks else dataset
 
@@ -146,6 +147,7 @@ def _read(segments: list[pa.Table], inputs: Inputs) -> ray.data.Dataset:
         batch_format="pyarrow",
         fn_kwargs={"columns": inputs.columns},
         num_cpus=1,
+        max_retries=cluster.LOSSES,
     )
 
 
@@ -162,6 +164,7 @@ def detect_faces(
         # Decoders leak memory, so processes are replaced. Arguments that differ from the next
         # stage's also keep Ray from running this stage inside that stage's few actors.
         max_calls=_MAX_TASKS_PER_PROCESS,
+        max_retries=cluster.LOSSES,
     )
 
 

@@ -11,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Queue
@@ -53,7 +54,7 @@ def _train(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: S
     for attempt in range(failures + 1):
         try:
             _fit(settings, scaling, plan, show)
-        except TrainingFailedError:
+        except (TrainingFailedError, RayActorError):  # or the process of Train's controller
             if attempt == failures:
                 raise
             text = f"a worker was lost; going on from the last checkpoint ({attempt + 1} of {failures})"
@@ -88,8 +89,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        queue.put(None)
-        listener.join()
+        _stop(listener, queue)
         for mistake in final:
             if mistake is not None:
                 raise mistake from None
@@ -97,8 +97,7 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
             raise _PermanentError(str(error)) from error
         raise
     finally:
-        queue.put(None)
-        listener.join()
+        _stop(listener, queue)
         queue.shutdown()
         with suppress(UserError):  # storage that failed is why the run stopped
             storage.remove_tree(plan.files.ray)
@@ -106,11 +105,18 @@ def _fit(settings: dict[str, Any], scaling: ScalingConfig, plan: Plan, show: Sho
 
 def _listen(queue: Queue, show: Show, final: list[UserError | None]) -> None:
     """Passes records on until None; collects in `final` the mistakes that end the run."""
-    while (record := queue.get()) is not None:
-        if record["kind"] == "final":
-            final.append(record["mistake"])
-        else:
-            show(record)
+    with suppress(RayActorError):  # the queue's process is lost: the workers meet it too, and fail
+        while (record := queue.get()) is not None:
+            if record["kind"] == "final":
+                final.append(record["mistake"])
+            else:
+                show(record)
+
+
+def _stop(listener: Thread, queue: Queue) -> None:
+    with suppress(RayActorError):
+        queue.put(None)
+    listener.join()
 
 
 def _scaling(experiment: Experiment) -> ScalingConfig:

@@ -138,6 +138,39 @@ def test_in_an_actors_constructor(ray_local: None) -> None:
     assert str(cli.mistake_behind(raised(lambda: ray.get(actor.answer.remote())))) == TEXT
 
 
+def test_a_process_that_the_kernel_ends(
+    ray_local: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No mistake of anybody's, so one line that says what helps; a constructor that fails is a
+    mistake of ours and has its traceback.
+    """
+
+    @ray.remote(max_retries=0)
+    def dies() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @ray.remote
+    class Fails:
+        def __init__(self) -> None:
+            raise KeyError("ours")
+
+        def answer(self) -> int:
+            return 1
+
+    def kill(batch: dict[str, Any]) -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    data = ray.data.range(1).map_batches(kill, max_retries=0)
+    actor = Fails.remote()  # type: ignore[attr-defined]
+    assert not cli.is_lost_process(raised(lambda: ray.get(actor.answer.remote())))
+    for main in (lambda _: ray.get(dies.remote()), lambda _: data.materialize()):
+        assert ended(main, monkeypatch) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: processes were lost, ")
+        assert error.count("\n") == 1
+
+
 def test_in_a_map_function_of_ray_data(ray_local: None) -> None:
     def fail(batch: dict[str, Any]) -> dict[str, Any]:
         raise UserError(TEXT)

@@ -356,13 +356,11 @@ def checkpoints(folder: Path, count: int, over: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def trainers(pid: int) -> list[int]:
-    """Training workers among a process's descendants."""
-    return [
-        child
-        for child in descendants(pid)
-        if b"RayTrainWorker" in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
+def trainers(pid: int, word: bytes = b"RayTrainWorker") -> list[int]:
+    """Training workers, or processes with another word in their names, among a process's
+    descendants.
+    """
+    return [child for child in descendants(pid) if word in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.slow
@@ -427,7 +425,7 @@ def test_faces_aligned_by_actors_train_the_same_network(run: Run, settings: Path
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-@pytest.mark.parametrize("victim", ["worker", "driver"])
+@pytest.mark.parametrize("victim", ["RayTrainWorker", "TrainController", "QueueActor", "driver"])
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
     victim: str, run: Run, settings: Path, tmp_path: Path
 ) -> None:
@@ -443,8 +441,8 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_happened(
             folder, 4, lambda: first.poll() is not None
         )  # after 3 and 4 steps, 6 and 9: the second epoch has begun
         family = descendants(first.pid)
-        if victim == "worker":
-            os.kill(trainers(first.pid)[0], signal.SIGKILL)
+        if victim != "driver":
+            os.kill(trainers(first.pid, victim.encode())[0], signal.SIGKILL)
             assert first.wait(500) == 0, (tmp_path / "said").read_text()[-2000:]
             assert "a worker was lost" in (tmp_path / "said").read_text()
     finally:
