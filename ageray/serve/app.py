@@ -26,6 +26,7 @@ DRAIN_SECONDS = 30.0
 """For requests in flight, when the service is told to end."""
 
 _OTHER_REQUESTS = 32  # concurrent requests of an ingress replica that do not score: pages, health, batches
+_LOST = "The actor is dead because its worker process has died"  # in Serve's message
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -80,7 +81,25 @@ def start(settings: Service, host: str, port: int, scale: Scale | None = None) -
         "request_timeout_s": settings.limits.seconds + 30,
     }
     serve.start(http_options=http, logging_config=_QUIET)
-    serve.run(_application(settings, keys), name=NAME, route_prefix="/", logging_config=_QUIET)
+    try:
+        serve.run(_application(settings, keys), name=NAME, route_prefix="/", logging_config=_QUIET)
+    except RuntimeError as error:
+        raise _not_started() from error
+
+
+def _not_started() -> Exception:
+    """What ends a service whose replicas fail while they start: Serve's own error says only of
+    which deployment they are.
+    """
+    application = serve.status().applications.get(NAME)
+    deployments = application.deployments.values() if application else ()
+    text = "\n".join(deployment.message for deployment in deployments if deployment.message)
+    if _LOST in text:
+        return UserError(
+            "the service does not start: its processes are lost while they start, most often for lack of "
+            "memory; give it more, or fewer replicas (predictor.min_replicas, ingress.min_replicas)"
+        )
+    return RuntimeError(f"the service does not start: {text}")
 
 
 def stop(seconds: float = DRAIN_SECONDS) -> int:

@@ -4,9 +4,11 @@ deploy`, the queue."""
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray import serve
 from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeDeploySchema
 
@@ -15,7 +17,7 @@ from ageray.commands import serve as job
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
 from ageray.models.build import build
-from ageray.serve import Service, auth, model
+from ageray.serve import Service, app, auth, model
 from ageray.serve.app import _scaling
 from ageray.serve.errors import ApiError
 from ageray.serve.routes import ConcurrencyLimit
@@ -136,3 +138,24 @@ def test_command_refuses_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(UserError, match=text):
             job.main(words)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "text"),
+    [
+        (f"Retrying 1 more time(s). Error:\nActorDiedError: x\n{app._LOST}.", UserError, "lack of memory"),
+        ("Retrying 1 more time(s). Error:\nKeyError: 'ours'", RuntimeError, "KeyError: 'ours'"),
+    ],
+)
+def test_a_service_that_does_not_start(
+    message: str, kind: type[Exception], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Serve's own error leaves out: of processes that the kernel ends, what helps; else the
+    cause.
+    """
+    deployments = {"AgeModel": SimpleNamespace(message=message), "Ingress": SimpleNamespace(message="")}
+    status = SimpleNamespace(applications={app.NAME: SimpleNamespace(deployments=deployments)})
+    monkeypatch.setattr(serve, "status", lambda: status)
+    error = app._not_started()
+    assert type(error) is kind
+    assert text in str(error)
