@@ -69,5 +69,6 @@ def test_folds_and_actors_are_started_with_them(ray_local: None) -> None:
         assert ActorPool(1, 1, gpus, 0).options() == {
             "num_cpus": 1,
             "num_gpus": gpus,
+            "max_restarts": cluster.LOSSES,
             "runtime_env": {"env_vars": cluster.environment(gpus == 1)},
         }
