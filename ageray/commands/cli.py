@@ -28,6 +28,7 @@ _LOST = (
     "processes were lost, more often than is made good: the kernel ends them for lack of memory, or their "
     "node is gone; what is finished is kept: give the same command again, with more memory or fewer workers"
 )
+_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 _STORE_AWAY = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
 
 
@@ -74,7 +75,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 def _hide_lost_process(record: logging.LogRecord) -> bool:
     """Keeps Ray Data's trace of such an error in Ray's log file and off the terminal."""
-    error = sys.exc_info()[1]
+    error = record.exc_info[1] if record.exc_info else sys.exc_info()[1]
     if error is not None and is_lost_process(error):
         record.hide = True  # which Ray Data's handler for the terminal looks at
     return True
@@ -151,7 +152,8 @@ def run(main: Callable[[Sequence[str]], None], words: Sequence[str] | None = Non
     _open_streams()
     with suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _end)
-    logging.getLogger("ray.data.exceptions").addFilter(_hide_lost_process)
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_hide_lost_process)
     with without_lines_of_ray():
         try:
             use_storage(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pickle
 import signal
@@ -164,11 +165,18 @@ def test_a_process_that_the_kernel_ends(
     data = ray.data.range(1).map_batches(kill, max_retries=0)
     actor = Fails.remote()  # type: ignore[attr-defined]
     assert not cli.is_lost_process(raised(lambda: ray.get(actor.answer.remote())))
-    for main in (lambda _: ray.get(dies.remote()), lambda _: data.materialize()):
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = told.append  # type: ignore[method-assign]
+    logging.getLogger("ray.data").addHandler(handler)
+    for main in (lambda _: ray.get(dies.remote()), lambda _: list(data.iter_batches())):
         assert ended(main, monkeypatch) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: processes were lost, ")
         assert error.count("\n") == 1
+    logging.getLogger("ray.data").removeHandler(handler)
+    assert told
+    assert all(vars(record).get("hide") for record in told)  # Ray Data's terminal leaves them out
 
 
 def test_in_a_map_function_of_ray_data(ray_local: None) -> None:

@@ -26,8 +26,9 @@ import torch
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from ageray import bundle, schema
+from ageray import bundle, cluster, schema
 from ageray.cluster.actors import ActorPool
+from ageray.commands import cli
 from ageray.commands import score as job
 from ageray.errors import StoreError, UserError
 from ageray.experiment import Align, Detect, Experiment, Scale
@@ -453,6 +454,29 @@ def test_model_actor_that_dies_starts_again(
     assert died.exists()
     assert rows.column("age").drop_null().length() == rows.column("error").null_count > 0
     assert len(set(rows.column("image").to_pylist())) == 9
+
+
+@pytest.mark.timeout(120)  # without a limit of its own Ray Data goes on for ever
+@pytest.mark.parametrize("stage", ["detect_faces", "predict_ages"])
+def test_a_stage_whose_process_always_dies_ends(
+    stage: str, photos: Path, model: str, ray_local: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(batch: pa.Table, **_: Any) -> pa.Table:
+        os._exit(1)
+
+    class Dies(AgeFaces):
+        def __call__(self, rows: pa.Table) -> pa.Table:
+            os._exit(1)
+
+    monkeypatch.setattr(cluster, "LOSSES", 1)
+    if stage == "detect_faces":
+        monkeypatch.setattr(pipeline, "face_batches", die)
+    monkeypatch.setattr(pipeline, "AgeFaces", Dies)
+    faces = pipeline.detect_faces(labelled(photos, 4), 4, ALIGN, DETECT, "auto")
+    ages = pipeline.predict_ages(faces, model, ActorPool(1, 1, 0, 1), 4, posterior=False)
+    with pytest.raises(Exception, match="died") as caught:
+        ages.materialize()
+    assert cli.is_lost_process(caught.value)
 
 
 def test_faces_are_numbered_from_the_left_in_upright_coordinates(photos: Path) -> None:
