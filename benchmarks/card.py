@@ -93,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unseen", nargs="*", default=[], type=Source.parse, metavar="NAME=SHARDS[@SPLIT#PART]"
     )
+    parser.add_argument(
+        "--line",
+        choices=("fit", "none"),
+        default="fit",
+        help="none: ages are the decoded ones, where a line gains nothing in the mean over sets and decades",
+    )
     parser.add_argument("--faces", type=int, default=0, help="of each set at most; 0: all")
     parser.add_argument("--features", type=int, default=1000, help="faces of each --training set")
     parser.add_argument("--hard", type=int, default=150, help="degraded copies of each kind and set")
@@ -152,7 +158,8 @@ def _fit(raws: dict[tuple[str, str], Raw], given: argparse.Namespace, predictor:
         subject = _labels(columns.pop("subject"))
         degraded = np.arange(len(columns["true"])) >= len(parts[0].true)
         sets.append(CalibrationSet(source.name, **columns, degraded=degraded, subject=subject))
-    return fit_mixture(sets, bins(predictor.bundle.experiment.model).numpy(), MEASURES)
+    line = (1.0, 0.0) if given.line == "none" else None
+    return fit_mixture(sets, bins(predictor.bundle.experiment.model).numpy(), MEASURES, line=line)
 
 
 def _hard(raws: dict[tuple[str, str], Raw], given: argparse.Namespace) -> dict[tuple[str, str], Raw]:

@@ -28,6 +28,7 @@ LEVEL = 0.9
 TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 """The levels of the posterior's quantiles from which the interval is made."""
 _LINE = "line by least absolute deviations"
+_NO_LINE = "ages as decoded"
 _FEWEST = 30  # validation faces that a fit needs
 
 
@@ -135,11 +136,14 @@ class Calibration:
     def to_card(self) -> dict[str, Any]:
         """For a bundle's card."""
         line = {"scale": self.scale, "shift": self.shift, "margin": self.margin, "faces": self.faces}
+        first = _LINE
+        if (self.scale, self.shift) == (1.0, 0.0):
+            first = _NO_LINE
         if self.intervals is None:
-            method = f"{_LINE}; conformalised quantile regression"
+            method = f"{first}; conformalised quantile regression"
             return {"method": method, "level": LEVEL, **line}
         method = (
-            f"{_LINE}; quantiles of the posterior conformalised by decade and side on a mixture of sets, "
+            f"{first}; quantiles of the posterior conformalised by decade and side on a mixture of sets, "
             "widened by the quality of the picture and the distance from the faces of training"
         )
         card = {"method": method, "level": LEVEL, **line, "intervals": self.intervals.to_card()}

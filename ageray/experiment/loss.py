@@ -122,6 +122,12 @@ class Distillation(Term):
     """Width of the transition in years."""
 
 
+class Crps(Term):
+    """Continuous ranked probability score of the posterior (Gneiting and Raftery 2007), in years;
+    used beside a term that shapes the posterior.
+    """
+
+
 class MeanVariance(Term):
     """Mean-variance loss (Pan et al., CVPR 2018); used beside cross_entropy."""
 
@@ -175,6 +181,8 @@ class Loss(Strict):
     """Label distribution and expectation."""
     distillation: Distillation | None = None
     """Cross entropy to a teacher."""
+    crps: Crps | None = None
+    """Squared difference of the distribution functions."""
     mean_variance: MeanVariance | None = None
     """Mean and variance of the posterior."""
     sord: Sord | None = None

@@ -168,6 +168,10 @@ class Train(Strict):
     ends; 0 never."""
     augment: Augment = Augment()
     """Random changes of training faces."""
+    sizes: tuple[Annotated[int, Field(ge=16, le=1024)], ...] = ()
+    """Sides of the network's input in pixels, of which each step draws one: a network that is used
+    at several sizes (`model.decode.views`) or on photos of all scales learns them all. One that is
+    listed twice comes twice as often. Empty takes `align.size`. Validation always does."""
     teacher: str | None = None
     """The teacher of `loss.distillation`. `start` is the network itself before training, so that it
     does not unlearn its published ages. Anything else is a model (`zoo:NAME`, a bundle or a run

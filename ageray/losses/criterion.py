@@ -14,6 +14,7 @@ from ageray.errors import UserError
 from ageray.experiment import Loss
 from ageray.losses.cluster_scatter import cluster_scatter
 from ageray.losses.contrastive import contrastive
+from ageray.losses.crps import crps
 from ageray.losses.cross_entropy import cross_entropy
 from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
@@ -35,6 +36,7 @@ TERMS: dict[str, Callable[..., Tensor]] = {
     "regression": regression,
     "dldl_v2": dldl_v2,
     "distillation": distillation,
+    "crps": crps,
     "mean_variance": mean_variance,
     "sord": sord,
     "or_cnn": or_cnn,

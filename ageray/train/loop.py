@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ageray import distributed
+from ageray.experiment import Align
 from ageray.faces.align import align_faces, standardize
 from ageray.faces.augment import Draws, geometric_map, photometric
 from ageray.faces.canvases import to_tensors
@@ -213,7 +214,7 @@ def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
     Alignment and the random map are one warp. Random colours follow, then the standardisation that
     the predictor uses too.
     """
-    align, augment = state.config.align, state.config.train.augment
+    align, augment = step_align(state), state.config.train.augment
     share = distributed.rank_and_world()
     random_map = geometric_map(len(batch["points"]), align.size, augment, state.generator, *share)
     random_map = random_map.to(state.device)
@@ -225,6 +226,15 @@ def augmented_faces(state: State, batch: dict[str, Tensor]) -> tuple[Tensor, Ten
         faces, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, random_map)
     faces = standardize(photometric(faces, augment, state.generator, *share), align)
     return faces.contiguous(memory_format=torch.channels_last), points
+
+
+def step_align(state: State) -> Align:
+    """The alignment of this step: that of the experiment, at the side that `train.sizes` gives."""
+    align, sizes = state.config.align, state.config.train.sizes
+    if not sizes:
+        return align
+    number = int(torch.randint(len(sizes), (), generator=state.generator))
+    return align.model_copy(update={"size": sizes[number]})
 
 
 @torch.no_grad()

@@ -263,6 +263,10 @@ def check_train(experiment: Experiment) -> None:
         raise UserError(
             "align.placement=actors: works with data.shards, not with data.sets; set align.placement=worker"
         )
+    if train.sizes and experiment.align.placement == "actors":
+        raise UserError(
+            "align.placement=actors: aligns at one size, not at train.sizes; set align.placement=worker"
+        )
     for name, term in experiment.loss:
         if train.accumulate > 1 and getattr(term, "reduction", "mean") == "sum":
             raise UserError(
@@ -283,6 +287,8 @@ def check_model(experiment: Experiment) -> AgeNetwork:
     for place, view in enumerate(experiment.model.decode.views):
         if view.size:
             sizes[f"model.decode.views.{place}.size"] = view.size
+    for place, size in enumerate(experiment.train.sizes):
+        sizes[f"train.sizes.{place}"] = size
     for key, size in sizes.items():
         if size < network.least_side:
             raise UserError(

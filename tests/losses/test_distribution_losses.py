@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ageray.experiment import Loss
 from ageray.losses.criterion import Criterion
+from ageray.losses.crps import crps
 from ageray.losses.cross_entropy import cross_entropy
 from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
@@ -96,6 +97,14 @@ def test_mean_variance_equals_a_naive_loop() -> None:
     for first, second in ((0.2, 0.05), (1.0, 0.0), (0.0, 1.0)):
         got = float(mean_variance(logits, AGES, BINS, mean=first, variance=second))
         assert got == pytest.approx(first * mean_loss + second * variance_loss, rel=1e-12)
+
+
+def test_crps_equals_a_naive_loop() -> None:
+    logits, total = random_logits(), 0.0
+    for shares, years in rows_of(logits):
+        for number, year in enumerate(BINS.tolist()):
+            total += (sum(shares[: number + 1]) - (year >= years)) ** 2
+    assert float(crps(logits, AGES, BINS)) == pytest.approx(total / len(AGES), rel=1e-10)
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
@@ -178,6 +187,18 @@ def test_distillation_is_the_cross_entropy_to_the_teacher_of_the_young() -> None
     torch.testing.assert_close(distillation(logits, teacher, age), each.mean())
     share = torch.sigmoid(torch.tensor([4.0, 0.0, -3.0], dtype=torch.float64))
     torch.testing.assert_close(distillation(logits, teacher, age, below=18, width=4), (share * each).mean())
+
+
+def test_crps_of_a_certain_posterior_is_its_absolute_error() -> None:
+    certain = torch.full((2, len(BINS)), -1e4)
+    certain[:, 13] = 0.0  # ten years of age
+    age = torch.tensor([4.0, 17.0])
+    assert float(crps(certain[:1], age[:1], BINS.float())) == pytest.approx(6)
+    assert float(crps(certain[1:], age[1:], BINS.float())) == pytest.approx(7)
+    # two halves ten years to either side: each of the 20 years between them costs (1/2)^2
+    certain[0, [13, 33]] = torch.tensor([0.0, 0.0])
+    assert float(crps(certain[:1], torch.tensor([20.0]), BINS.float())) == pytest.approx(5)
+    assert torch.autograd.gradcheck(lambda values: crps(values, AGES, BINS), (random_logits().requires_grad_(),))
 
 
 def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:

@@ -305,6 +305,7 @@ def test_the_body_is_taken_out_whole() -> None:
         ({"model": {"name": "residual_cnn", "width": 0.25}}, True),
         ({"train": {"augment": NOTHING}}, True),
         ({"train": {"augment": {**NOTHING, "rotation": 1}}}, False),
+        ({"train": {"augment": NOTHING, "sizes": [32, 48]}}, False),
         ({"train": {}}, False),
         ({"stage": {"optimizer": {"body_lr": None}}}, False),
         ({"stage": {"optimizer": {"body_lr": 1e-6}}}, False),

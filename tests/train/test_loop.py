@@ -105,6 +105,27 @@ def test_without_augmentation_training_sees_the_faces_that_the_predictor_sees() 
     torch.testing.assert_close(points, served_points, atol=1e-3, rtol=0)
 
 
+def test_a_step_trains_at_one_of_the_sizes() -> None:
+    settings = experiment(align=Align(size=40), train={"augment": EVERYTHING, "sizes": [32, 32, 48]})
+    state, batch = started(settings, 1), to_tensors(faces(4, settings.align), CPU)
+    sides = []
+    for _ in range(60):
+        seen, points = augmented_faces(state, batch)
+        assert seen.shape[-2] == seen.shape[-1]
+        # points are in pixels of the face at that size: the middle of the eyes is near its own
+        assert abs(float(points[:, :2, 0].mean()) / seen.shape[-1] - 0.5) < 0.15
+        sides.append(seen.shape[-1])
+    assert set(sides) == {32, 48}
+    assert 25 < sides.count(32) < 55  # two thirds of 60
+    # the same seed draws the same sizes, and without the setting nothing is drawn
+    again = started(settings, 1)
+    assert [augmented_faces(again, batch)[0].shape[-1] for _ in range(60)] == sides
+    plain = started(experiment(align=Align(size=40), train={"augment": EVERYTHING}), 1)
+    assert augmented_faces(plain, batch)[0].shape[-1] == 40
+    result = train_one_epoch(state, batches(faces(4, settings.align), 4))
+    assert np.isfinite(result.loss)
+
+
 def test_validation_is_the_posterior_decoded_of_every_face() -> None:
     settings, columns = experiment(train={"augment": EVERYTHING}, model={"dropout": 0.5}), faces(7, SMALL)
     state = started(settings, 1)

@@ -533,6 +533,11 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
         ),
         (["protocol.val=0.99", "protocol.test=0"], "has only 3 training faces; lower it or add faces"),
         (["model.weights=PLACE/none.safetensors"], "PLACE/none.safetensors: not found"),
+        (
+            ["align.placement=actors", "train.sizes=[32, 64]"],
+            "align.placement=actors: aligns at one size, not at train.sizes; set align.placement=worker",
+        ),
+        (["train.sizes=[64, 24]"], "train.sizes.1=24: model 'baseline' needs faces of at least 32 pixels"),
     ],
 )
 def test_mistakes_that_are_found_before_anything_is_written(
