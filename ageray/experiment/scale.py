@@ -35,6 +35,11 @@ class Scale(Strict):
     """
     gpu: bool | Literal["auto"] = "auto"
     """Whether each worker takes a GPU; `auto` takes one where the cluster has any."""
+    detect: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where `ageray score` with Ray finds faces: `cpu`, in the tasks that decode; `gpu`, in the
+    actors that hold the model, so that the tasks only decode. `auto` takes `gpu` where these actors
+    have GPUs.
+    """
     cpus_per_worker: Positive = 1
     """Logical CPUs that Ray reserves for each training or scoring worker."""
     align_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0

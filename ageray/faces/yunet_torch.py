@@ -25,8 +25,8 @@ from torch.nn import functional
 from ageray.faces import yunet
 from ageray.faces.yunet import DIVISOR, STRIDES, Pixels, Rows
 
-_MOST_PIXELS = 32 * 2**20
-"""Of a forward pass. The network's memory is about 90 bytes a pixel."""
+_MOST_PIXELS = {"cuda": 32 * 2**20, "cpu": 2**20}
+"""Of a forward pass: about 3 GB of a GPU's memory. On a CPU a few pictures at a time are faster."""
 _MOST_PADDING = 1.25
 """Pixels of a forward pass over those of its pictures, at most: others go into another pass."""
 
@@ -69,12 +69,13 @@ class TorchNetwork:
         self._threshold, self._device = threshold, device
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._turn = threading.Lock()
+        self._most_pixels = _MOST_PIXELS[device.type]
 
     def rows(self, pictures: Sequence[Pixels]) -> list[Rows]:
         """The faces of BGR pictures (H, W, 3) of any sizes, of each as `yunet.Network.rows` gives
         them."""
         rows: list[Rows] = [np.zeros((0, 15), np.float32)] * len(pictures)
-        for group in _groups([_sides(picture) for picture in pictures]):
+        for group in _groups([_sides(picture) for picture in pictures], self._most_pixels):
             with self._turn:
                 cells = self._cells([pictures[number] for number in group])
             places = cells[:, 0].astype(np.int64)
@@ -134,16 +135,16 @@ def _sides(picture: Pixels) -> tuple[int, int]:
     return -(-picture.shape[0] // DIVISOR) * DIVISOR, -(-picture.shape[1] // DIVISOR) * DIVISOR
 
 
-def _groups(sides: Sequence[tuple[int, int]]) -> Iterator[list[int]]:
+def _groups(sides: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
     """Pictures (numbers) of each forward pass: those of similar sizes, so that few pixels are
-    padding, and not more than fit into memory."""
+    padding, and of at most `most` pixels."""
     group: list[int] = []
     pixels = height = width = 0
     for number in sorted(range(len(sides)), key=lambda number: sides[number]):
         own = math.prod(sides[number])
         taller, wider = max(height, sides[number][0]), max(width, sides[number][1])
         area = taller * wider * (len(group) + 1)
-        if group and (area > _MOST_PIXELS or area > _MOST_PADDING * (pixels + own)):
+        if group and (area > most or area > _MOST_PADDING * (pixels + own)):
             yield group
             group, pixels, taller, wider = [], 0, *sides[number]
         group.append(number)

@@ -38,6 +38,11 @@ def same(ours: list[NDArray[np.float32]], theirs: list[NDArray[np.float32]]) -> 
         np.testing.assert_allclose(one[:, 14], other[:, 14], rtol=0, atol=1e-5)
 
 
+def in_one_pass(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(yunet_torch, "_MOST_PADDING", 100.0)
+    patch.setitem(yunet_torch._MOST_PIXELS, "cpu", 2**30)
+
+
 @pytest.mark.parametrize("threshold", [0.6, FEW])
 def test_rows_are_those_of_onnxruntime(threshold: float) -> None:
     batch = pictures(SIZES)
@@ -49,9 +54,9 @@ def test_rows_are_those_of_onnxruntime(threshold: float) -> None:
 
 def test_a_padded_picture_has_the_rows_that_it_has_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """All sizes in one forward pass: nothing beyond a picture's edge may be seen from inside."""
-    monkeypatch.setattr(yunet_torch, "_MOST_PADDING", 100.0)
+    in_one_pass(monkeypatch)
     batch, net = pictures([(333, 500), (64, 70), (640, 97), (97, 320)]), TorchNetwork(FEW, CPU)
-    assert len(list(yunet_torch._groups([picture.shape[:2] for picture in batch]))) == 1
+    assert len(list(yunet_torch._groups([picture.shape[:2] for picture in batch], 2**30))) == 1
     white = np.full((512, 640, 3), 255, np.uint8)
     net.rows([white] * len(batch))  # the buffer is used again, and must not show through
     together = net.rows(batch)
@@ -68,7 +73,7 @@ def test_no_pictures_and_no_faces() -> None:
 
 
 def test_a_threshold_of_zero_takes_no_cell_beyond_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yunet_torch, "_MOST_PADDING", 100.0)
+    in_one_pass(monkeypatch)
     cells = TorchNetwork(0.0, CPU)._cells(pictures([(64, 64), (128, 96)]))
     counts = [int((cells[:, 0] == place).sum()) for place in (0, 1)]
     assert counts == [8 * 8 + 4 * 4 + 2 * 2, 12 * 16 + 6 * 8 + 3 * 4]
@@ -76,7 +81,7 @@ def test_a_threshold_of_zero_takes_no_cell_beyond_a_picture(monkeypatch: pytest.
 
 def test_forward_passes_have_little_padding_and_fit_into_memory() -> None:
     sides = [(640, 480), (480, 640), (640, 448), (96, 64), (448, 640), (640, 640), (64, 96)] * 40
-    groups = list(yunet_torch._groups(sides))
+    groups = list(yunet_torch._groups(sides, 32 * 2**20))
     assert sorted(number for group in groups for number in group) == list(range(len(sides)))
     for group in groups:
         heights, widths = zip(*(sides[number] for number in group), strict=True)
@@ -84,7 +89,7 @@ def test_forward_passes_have_little_padding_and_fit_into_memory() -> None:
         assert area <= 32 * 2**20
         assert area <= 1.25 * sum(height * width for height, width in zip(heights, widths, strict=True))
     assert len(groups) <= 6
-    assert len(list(yunet_torch._groups([(640, 640)] * 200))) == 3
+    assert len(list(yunet_torch._groups([(640, 640)] * 200, 32 * 2**20))) == 3
 
 
 def test_the_weights_are_all_of_the_files_convolutions() -> None:
