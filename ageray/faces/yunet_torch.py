@@ -37,6 +37,10 @@ _KINDS = (1, 4, 1, 10)
 """Channels of the heads of a level: class, box, object, points."""
 
 
+_Masks = dict[int, Tensor | None]
+"""By stride, where the pictures of a batch are, (B, 1, H, W), 1 or 0; None if all have its size."""
+
+
 class _Conv(NamedTuple):
     weight: Tensor
     bias: Tensor
@@ -62,10 +66,15 @@ class TorchNetwork:
     """YuNet on a device. Threads may share one, but take turns: it keeps the buffer from which
     pictures are sent."""
 
-    def __init__(self, threshold: float, device: torch.device) -> None:
-        """Faces below `threshold` are left out. Raises UserError if the weights are missing or
-        damaged."""
-        self._layers = _layers(yunet.weights_path(), device)
+    def __init__(self, threshold: float, device: torch.device, channels_last: bool | None = None) -> None:
+        """Faces below `threshold` are left out. channels_last: the order of values in memory. None
+        takes that order on a CPU, where it is twice as fast. On a GPU it would make cuDNN do the
+        convolutions of single channels, for which torch has kernels of its own. Raises UserError if
+        the weights are missing or damaged."""
+        if channels_last is None:
+            channels_last = device.type == "cpu"
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._layers = _layers(yunet.weights_path(), device, self._format)
         self._threshold, self._device = threshold, device
         self._buffer = torch.empty(0, dtype=torch.uint8)
         self._turn = threading.Lock()
@@ -90,7 +99,7 @@ class TorchNetwork:
         sides = np.array([_sides(picture) for picture in pictures])
         height, width = sides.max(0).tolist()
         batch = self._sent(pictures, height, width)
-        masks = None
+        masks: _Masks = dict.fromkeys((2, 4, *STRIDES))
         if (sides != [height, width]).any():
             masks = _masks(torch.from_numpy(sides).to(self._device), height, width)
         with _float32(self._device):
@@ -111,15 +120,7 @@ class TorchNetwork:
             batch[place, rows:] = 0
             batch[place, :rows, columns:] = 0
         sent = flat.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
-        return sent.to(torch.float32, memory_format=_memory_format(self._device))
-
-
-def _memory_format(device: torch.device) -> torch.memory_format:
-    """Channels last on a CPU, where that takes two thirds of the time. On a GPU it would choose
-    cuDNN's convolutions for each channel in the place of torch's own."""
-    if device.type == "cuda":
-        return torch.contiguous_format
-    return torch.channels_last
+        return sent.to(torch.float32, memory_format=self._format)
 
 
 def _float32(device: torch.device) -> AbstractContextManager[None]:
@@ -153,9 +154,9 @@ def _groups(sides: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
         yield group
 
 
-def _masks(sides: Tensor, height: int, width: int) -> dict[int, Tensor]:
-    """By stride, where the pictures are: (B, 1, H, W), 1 or 0. sides: (B, 2)."""
-    masks = {}
+def _masks(sides: Tensor, height: int, width: int) -> _Masks:
+    """The masks of pictures with these sides (B, 2)."""
+    masks: _Masks = {}
     for stride in (2, 4, *STRIDES):
         limits = sides // stride
         rows = torch.arange(height // stride, device=sides.device) < limits[:, :1]
@@ -164,7 +165,7 @@ def _masks(sides: Tensor, height: int, width: int) -> dict[int, Tensor]:
     return masks
 
 
-def _forward(layers: _Layers, batch: Tensor, masks: dict[int, Tensor] | None) -> list[Tensor]:
+def _forward(layers: _Layers, batch: Tensor, masks: _Masks) -> list[Tensor]:
     """The heads of each level, (B, 16, H / stride, W / stride), before any sigmoid."""
     features = functional.conv2d(batch, *layers.stem, stride=2, padding=1).relu_()
     stride, levels = 2, []
@@ -172,13 +173,13 @@ def _forward(layers: _Layers, batch: Tensor, masks: dict[int, Tensor] | None) ->
         if number:
             features, stride = functional.max_pool2d(features, 2), 2 * stride
         for unit in units:
-            features = _unit(features, unit, masks and masks[stride]).relu_()
+            features = _unit(features, unit, masks[stride]).relu_()
         if stride in STRIDES:
             levels.append(features)
     coarser = None
     outputs = []
     for level in reversed(range(len(STRIDES))):
-        features, mask = levels[level], masks and masks[STRIDES[level]]
+        features, mask = levels[level], masks[STRIDES[level]]
         if coarser is not None:
             features = features + functional.interpolate(coarser, scale_factor=2.0, mode="nearest")
         coarser = _unit(features, layers.laterals[level], mask).relu_()
@@ -193,15 +194,16 @@ def _unit(features: Tensor, unit: _Unit, mask: Tensor | None) -> Tensor:
     return functional.conv2d(features, *unit.depth, padding=1, groups=len(unit.depth.weight))
 
 
-def _faces(outputs: list[Tensor], masks: dict[int, Tensor] | None, threshold: float) -> Tensor:
+def _faces(outputs: list[Tensor], masks: _Masks, threshold: float) -> Tensor:
     """The cells whose score reaches the threshold, (N, 16): number of the picture, box (x, y,
     width, height), five points, score. The arithmetic is that of cv2.FaceDetectorYN."""
     cells_BC, score_B, grids = [], [], []
     for stride, output in zip(STRIDES, outputs, strict=True):
         height, width = output.shape[2:]
         score = (output[:, 0].sigmoid() * output[:, 5].sigmoid()).sqrt()
-        if masks is not None:
-            score = score.where(masks[stride][:, 0] > 0, -1)
+        mask = masks[stride]
+        if mask is not None:
+            score = score.where(mask[:, 0] > 0, -1)
         score_B.append(score.flatten(1))
         cells_BC.append(output.permute(0, 2, 3, 1).flatten(1, 2))
         y = torch.arange(height, device=output.device).repeat_interleave(width)
@@ -210,7 +212,8 @@ def _faces(outputs: list[Tensor], masks: dict[int, Tensor] | None, threshold: fl
     scores = torch.cat(score_B, 1)
     picture_N, cell_N = (scores >= threshold).nonzero(as_tuple=True)
     values = torch.cat(cells_BC, 1)[picture_N, cell_N]
-    grid, stride_N = torch.cat(grids)[cell_N].split([2, 1], -1)
+    grid_N3 = torch.cat(grids)[cell_N]
+    grid, stride_N = grid_N3[:, :2], grid_N3[:, 2:]
     size = values[:, 3:5].exp() * stride_N
     corner = (grid + values[:, 1:3]) * stride_N - size / 2
     points = (values[:, 6:16] + grid.repeat(1, 5)) * stride_N
@@ -218,10 +221,10 @@ def _faces(outputs: list[Tensor], masks: dict[int, Tensor] | None, threshold: fl
     return torch.cat([picture_N[:, None].float(), corner, size, points, score], -1)
 
 
-def _layers(path: str, device: torch.device) -> _Layers:
+def _layers(path: str, device: torch.device, order: torch.memory_format) -> _Layers:
     """The network's layers from the ONNX file, in whose graph the convolutions have this order:
     stem, stages, laterals (coarsest first), then each kind of head for each level."""
-    convolutions: Iterator[_Conv] = _convolutions(path, device)
+    convolutions: Iterator[_Conv] = _convolutions(path, device, order)
     stem = next(convolutions)
     stages = []
     for count in _STAGES:
@@ -242,7 +245,7 @@ def _joined(units: list[_Unit]) -> _Unit:
     return _Unit(*joined)
 
 
-def _convolutions(path: str, device: torch.device) -> Iterator[_Conv]:
+def _convolutions(path: str, device: torch.device, order: torch.memory_format) -> Iterator[_Conv]:
     for weight, bias in yunet.convolutions(path):
-        weights = torch.from_numpy(weight).to(device, memory_format=_memory_format(device))
+        weights = torch.from_numpy(weight).to(device, memory_format=order)
         yield _Conv(weights, torch.from_numpy(bias).to(device))

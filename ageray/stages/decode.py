@@ -58,9 +58,12 @@ def _rows_of(item: Item, align: Align, detect: Detect, search: Search) -> list[d
 def photo_of_row(row: dict[str, Any], pixels: pa.Buffer) -> tuple[Item, Picture, Photo | None]:
     """What a row of SOUGHT_SCHEMA says: the photo; the picture to be searched; and the decoded
     photo, or None where only a smaller one came. pixels: those of the row."""
-    high, wide, height, width, scale, *full, x, y, shrinks = row["sizes"]
+    high, wide, height, width, scale, full_width, full_height, x, y, shrinks = row["sizes"]
     array = np.frombuffer(pixels, np.uint8).reshape(high, wide, 3)
-    photo = Photo(array, scale, *full, (x, y), bool(shrinks))
+    photo = Photo(array, scale, full_width, full_height, (x, y), bool(shrinks))
     ratio = np.array([width / wide, height / high], np.float32)
     item = Item(row["image"], row["content"], row["subject_key"])
-    return item, Picture(array, ratio, photo), photo if (high, wide) == (height, width) else None
+    picture = Picture(array, ratio, photo)
+    if (high, wide) == (height, width):
+        return item, picture, photo
+    return item, picture, None

@@ -94,14 +94,14 @@ class AgePhotos:
         photos = _photos(part)
         found = self._detector.detect([each.picture for each in photos])
         for each, faces in zip(photos, found, strict=True):
-            number = start + each.number
             if not attempts.again:
-                futures[each.number] = self._cutters.submit(self._rows, each, faces)
-            elif attempts.reach(number):
-                futures[each.number] = self._cutters.submit(self._rows, each, faces)
-                futures[each.number].result()
+                future = self._cutters.submit(self._rows, each, faces)
+            elif attempts.reach(start + each.number):
+                future = self._cutters.submit(self._rows, each, faces)
+                future.result()
             else:
-                futures[each.number] = self._cutters.submit(_given_up, each.item)
+                future = self._cutters.submit(_given_up, each.item)
+            futures[each.number] = future
         return futures
 
     def _rows(self, each: _Sought, faces: list[Face]) -> Rows:

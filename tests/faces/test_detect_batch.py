@@ -159,3 +159,12 @@ def test_the_looks_of_a_round_are_one_batch(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(rounds) == len(looks)
     assert len(rounds) <= 8
     assert rounds == sorted(rounds, reverse=True)
+
+
+def test_no_tf32_on_a_gpu() -> None:
+    """torch lets cuDNN round to TF32. The detector's convolutions do not; all others keep it."""
+    before = torch.backends.cudnn.allow_tf32
+    with yunet_torch._float32(torch.device("cuda")):
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.allow_tf32 == before
