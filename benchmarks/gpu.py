@@ -11,6 +11,10 @@ step       images a second of a training step on a batch in memory, float32 and 
 changes    milliseconds of alignment and random changes alone
 predict    faces a second of the predictor at batches of 64 and 256, float32 and bf16
 actor      host milliseconds of a scored batch of 256 from an Arrow table, all of it
+yunet      photos a second of the detector's network in torch, float32, at batches of 1 to 256; the
+           whole detector with its further looks; how far rows are from ONNX Runtime's
+photos     photos a second of the actor that detects, from decoded photos to ages, at 0.2 and 1
+           megapixels; its host time, and that of the tasks that feed it
 detect     photos a second of the detector on one core, for what feeds the GPU
 decode     photos a second of the JPEG decoder on one core at 0.2, 1 and 12 megapixels
 """
@@ -34,11 +38,17 @@ from PIL import Image
 
 from ageray import bundle, config
 from ageray.experiment import Detect
+from ageray.faces import yunet
 from ageray.faces.canvases import to_tensors
-from ageray.faces.detect import YuNet
+from ageray.faces.detect import YuNet, picture_of
+from ageray.faces.detect_batch import BatchYuNet
 from ageray.faces.images import Photo, decode
+from ageray.faces.yunet_torch import TorchNetwork
+from ageray.machine.cpus import usable_cpus
 from ageray.predictor import Predictor
-from ageray.stages.columns import DETECTED_SCHEMA
+from ageray.stages.columns import DETECTED_SCHEMA, PHOTO_SCHEMA
+from ageray.stages.decode import decoded_batches
+from ageray.stages.photos import AgePhotos
 from ageray.stages.predict import AgeFaces
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train.loop import augmented, train_one_epoch
@@ -152,6 +162,62 @@ def actor(options: argparse.Namespace) -> Figures:
     return {"faces/s": count / took, "wall ms a batch": 1e3 * took, "host CPU ms a batch": 1e3 * host}
 
 
+def torch_detector(options: argparse.Namespace) -> Figures:
+    settings, figures = Detect(), {}
+    sizes = [(640, 480), (480, 640), (640, 427), (360, 640)]
+    if options.small:
+        sizes = [(128, 160), (200, 128)]
+    drawn = [synthetic_faces.draw_photo(seed, *size).pixels for seed, size in enumerate(sizes)]
+    net = TorchNetwork(settings.threshold, DEVICE)
+    for count in (1, 4) if options.small else (1, 16, 64, 256):
+        pictures = (drawn * count)[:count]
+        took = seconds(lambda pictures=pictures: net.rows(pictures), 3)
+        figures[f"photos/s at {count}"] = count / took
+    other = TorchNetwork(settings.threshold, DEVICE, channels_last=DEVICE.type == "cuda")
+    took = seconds(lambda: other.rows(pictures), 3)
+    figures[f"photos/s at {count}, {'channels last' if DEVICE.type == 'cuda' else 'channels first'}"] = (
+        count / took
+    )
+    many = BatchYuNet(settings, DEVICE)
+    photos = [picture_of(Photo(each, 1, each.shape[1], each.shape[0]), settings) for each in pictures]
+    figures[f"photos/s at {count}, whole detector"] = count / seconds(lambda: many.detect(photos), 3)
+    onnx = yunet.make_network(settings.threshold)
+    pixels = scores = 0.0
+    for ours, picture in zip(net.rows(drawn), drawn, strict=True):
+        difference = np.abs(ours - onnx.rows(picture))
+        pixels, scores = (
+            max(pixels, float(difference[:, :14].max())),
+            max(scores, float(difference[:, 14].max())),
+        )
+    return figures | {"pixels from ONNX Runtime": pixels, "score from ONNX Runtime": scores}
+
+
+def photos(options: argparse.Namespace) -> Figures:
+    align, settings, figures = bundle.load(options.model).experiment.align, Detect(), {}
+    count = 4 if options.small else 256
+    sizes = {"0.2 MP": (404, 502)}
+    if not options.small:
+        sizes["1 MP"] = (1154, 866)
+    actor = AgePhotos(options.model, settings)
+    for name, size in sizes.items():
+        rows = []
+        for number in range(count):
+            content = BytesIO()
+            Image.fromarray(synthetic_faces.draw_photo(number % 8, *size).pixels).save(
+                content, "JPEG", quality=90
+            )
+            rows.append({"image": f"{number}.jpg", "content": content.getvalue()})
+        table = pa.Table.from_pylist(rows, schema=PHOTO_SCHEMA)
+        started = time.process_time()
+        decoded = pa.concat_tables(decoded_batches(table, align, settings, "auto", None))
+        figures[f"CPU ms a photo of a task at {name}"] = (time.process_time() - started) * 1e3 / count
+        took = seconds(lambda decoded=decoded: list(actor(decoded)), 2)
+        started, _ = time.process_time(), list(actor(decoded))
+        figures[f"CPU ms a photo of the actor at {name}"] = (time.process_time() - started) * 1e3 / count
+        figures[f"photos/s at {name}, {usable_cpus()} threads that cut"] = count / took
+    return figures
+
+
 def detect(options: argparse.Namespace) -> Figures:
     pixels = synthetic_faces.draw_photo(0, 416, 512).pixels
     photo, net = Photo(pixels, 1, 416, 512), YuNet(Detect())
@@ -180,6 +246,8 @@ STEPS: dict[str, tuple[int, Callable[[argparse.Namespace], Figures]]] = {
     "changes": (40, changes),
     "predict": (60, predict),
     "actor": (60, actor),
+    "yunet": (60, torch_detector),
+    "photos": (90, photos),
     "detect": (30, detect),
     "decode": (40, decoding),
 }

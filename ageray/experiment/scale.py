@@ -35,8 +35,15 @@ class Scale(Strict):
     """
     gpu: bool | Literal["auto"] = "auto"
     """Whether each worker takes a GPU; `auto` takes one where the cluster has any."""
+    detect: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where `ageray score` with Ray finds faces: `cpu`, in the tasks that decode; `gpu`, in the
+    actors that hold the model, so that the tasks only decode. `auto` takes `gpu` where these actors
+    have GPUs.
+    """
     cpus_per_worker: Positive = 1
-    """Logical CPUs that Ray reserves for each training or scoring worker."""
+    """Logical CPUs that Ray reserves for each training or scoring worker. A scoring worker that
+    finds faces on a GPU takes at least 0.3 of the CPUs that its machine has for each GPU.
+    """
     align_gpus: Annotated[float, Field(ge=0, le=1)] = 0.0
     """GPU, or a share of one, of each aligning actor (`align.placement: actors`); 0 aligns on a
     CPU.

@@ -8,6 +8,7 @@ ONNX Runtime is missing. Both use one thread of the caller, because a task runs 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -26,12 +27,14 @@ Rows = NDArray[np.float32]
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _NMS_OVERLAP = 0.3
 _TOP_K = 5000
-_STRIDES = (8, 16, 32)
-_DIVISOR = 32
-_OUTPUTS = tuple(f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in _STRIDES)
+STRIDES = (8, 16, 32)
+DIVISOR = 32
+_OUTPUTS = tuple(f"{kind}_{stride}" for kind in ("cls", "obj", "bbox", "kps") for stride in STRIDES)
 
 # Fields of ONNX's messages (onnx.proto).
-_MODEL_GRAPH, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 7, 11, 12, 13
+_MODEL_GRAPH, _GRAPH_NODE, _GRAPH_TENSOR = 7, 1, 5
+_GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_VALUE_INFO = 11, 12, 13
+_NODE_INPUT, _NODE_OPERATOR, _TENSOR_SIDE, _TENSOR_NAME, _TENSOR_BYTES = 1, 4, 1, 8, 9
 # A dimension is a number (field 1) or a name (field 2), three bytes either way: 640 of the input,
 # 6400, 1600 and 400 cells of the outputs.
 _SIDE, _COUNTS, _NAME = b"\x08\x80\x05", (b"\x08\x80\x32", b"\x08\xc0\x0c", b"\x08\x90\x03"), b"\x12\x01n"
@@ -99,16 +102,16 @@ class OnnxNetwork:
 
     def rows(self, bgr: Pixels) -> Rows:
         """See `Network`. The arithmetic after the network is that of cv2.FaceDetectorYN."""
-        below, right = -bgr.shape[0] % _DIVISOR, -bgr.shape[1] % _DIVISOR
+        below, right = -bgr.shape[0] % DIVISOR, -bgr.shape[1] % DIVISOR
         if below or right:
             bgr = np.asarray(cv2.copyMakeBorder(bgr, 0, below, 0, right, cv2.BORDER_CONSTANT), np.uint8)
         outputs = self._session.run(_OUTPUTS, {"input": cv2.dnn.blobFromImage(bgr)})
         levels = []
-        for level, stride in enumerate(_STRIDES):
-            classes, objects, boxes, points = (output[0] for output in outputs[level :: len(_STRIDES)])
+        for level, stride in enumerate(STRIDES):
+            classes, objects, boxes, points = (output[0] for output in outputs[level :: len(STRIDES)])
             columns = bgr.shape[1] // stride
             levels.append(_decode(classes, objects, boxes, points, columns, stride, self._threshold))
-        return _suppress(np.concatenate(levels), self._threshold)
+        return suppress(np.concatenate(levels), self._threshold)
 
 
 @cache
@@ -145,6 +148,41 @@ def _free_graph(graph: bytes) -> Iterator[bytes]:
             for count in _COUNTS:
                 part = part.replace(count, _NAME)
         yield part
+
+
+def convolutions(weights: str) -> list[tuple[Rows, Rows]]:
+    """Weight (out, in, height, width) and bias (out,) of each convolution of the ONNX file, in the
+    order of its graph."""
+    inputs: list[list[bytes]] = []
+    tensors: dict[bytes, Rows] = {}
+    for number, _, graph in _fields(Path(weights).read_bytes()):
+        if number != _MODEL_GRAPH:
+            continue
+        for kind, _, content in _fields(graph):
+            if kind == _GRAPH_NODE and b"Conv" in _values(content, _NODE_OPERATOR):
+                inputs.append(_values(content, _NODE_INPUT))
+            if kind == _GRAPH_TENSOR:
+                [name] = _values(content, _TENSOR_NAME)
+                tensors[name] = _tensor(content)
+    return [(tensors[weight], tensors[bias]) for _, weight, bias in inputs]
+
+
+def _tensor(message: bytes) -> Rows:
+    """The tensor of a message, if it is of float32; others are not asked for."""
+    sides = []
+    for number, part, _ in _fields(message):
+        if number == _TENSOR_SIDE:
+            sides.append(_read_varint(part, 1)[0])
+    [content] = _values(message, _TENSOR_BYTES)
+    values = np.frombuffer(content, np.float32)
+    if values.size != math.prod(sides):
+        return values
+    return values.reshape(sides).copy()
+
+
+def _values(message: bytes, field: int) -> list[bytes]:
+    """The contents of one field of a message."""
+    return [content for number, _, content in _fields(message) if number == field]
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
@@ -201,7 +239,7 @@ def _decode(
     return rows
 
 
-def _suppress(rows: Rows, threshold: float) -> Rows:
+def suppress(rows: Rows, threshold: float) -> Rows:
     """The rows without those that overlap a better one, best first; one row is left as it is."""
     if len(rows) < 2:
         return rows

@@ -46,9 +46,11 @@ def may_be_local(scale: Scale) -> bool:
     """
     if scale.engine == "local" and scale.gpu is True:
         raise UserError("scale.engine=local computes on CPUs; for scale.gpu=true use scale.engine=ray")
+    if scale.engine == "local" and scale.detect == "gpu":
+        raise UserError("scale.engine=local computes on CPUs; for scale.detect=gpu use scale.engine=ray")
     if scale.engine != "auto":
         return scale.engine == "local"
-    return not (cluster_address() or _has_joined() or scale.gpu is True)
+    return not (cluster_address() or _has_joined() or scale.gpu is True or scale.detect == "gpu")
 
 
 def cluster_address() -> str | None:

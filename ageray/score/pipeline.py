@@ -17,11 +17,17 @@ Where a photo travels, from the command to the table; each line is a file to ope
     13 ageray/score/pieces.py      rows of whole chunks are written to pieces
     14 ageray/score/write.py       the pieces become the files of the scores table
 
+Where the actors have GPUs (`scale.detect`), they find the faces too. Then `decode_photos` and
+`age_photos` stand in 4, and 5 is ageray/stages/decode.py: a task only fetches and decodes (6). The
+actor of 9, ageray/stages/photos.py, finds the faces of many photos at once (7, by
+ageray/faces/detect_batch.py and ageray/faces/yunet_torch.py) and cuts the canvases (8) before 10.
+
 Without Ray, `ageray/score/local.py` stands in the place of 4: a pool of processes runs 5 to 12.
 Tars and tables pass through `ageray/score/read.py` between 3 and 5, lists through
 `ageray/score/places.py`. Beside the way stand `chunks` (which 64 photos are done as a whole),
 `join` (places as the user wrote them, and a manifest's other columns), `progress`, `files` (names),
-`results` and `page`. The object store holds uris, then encoded photos, then uint8 canvases.
+`results` and `page`. The object store holds uris, then encoded photos, then uint8 canvases. Where
+the actors find the faces, it holds uint8 pixels of the photos in the place of canvases.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -55,7 +61,9 @@ from ageray.score.places import Places, SegmentReader
 from ageray.score.read import InputSummary, list_segments, read_segments, segment_table
 from ageray.score.write import Part, WrittenPart, write_part
 from ageray.stages.columns import Search
+from ageray.stages.decode import decoded_batches
 from ageray.stages.detect import face_batches
+from ageray.stages.photos import AgePhotos
 from ageray.stages.predict import AgeFaces
 
 _MAX_TASKS_PER_PROCESS = 1000
@@ -154,9 +162,27 @@ def _read(segments: list[pa.Table], inputs: Inputs) -> ray.data.Dataset:
 def detect_faces(
     photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search
 ) -> ray.data.Dataset:
-    """Rows of `ageray.stages.detect.DETECTED_SCHEMA` with their chunks, in any order."""
+    """Rows of `ageray.stages.columns.DETECTED_SCHEMA` with their chunks, in any order."""
+    return _first_stage(face_batches, photos, batch, align, detect, search)
+
+
+def decode_photos(
+    photos: ray.data.Dataset, batch: int, align: Align, detect: Detect, search: Search
+) -> ray.data.Dataset:
+    """Rows of `ageray.stages.columns.DECODED_SCHEMA` with their chunks, in any order."""
+    return _first_stage(decoded_batches, photos, batch, align, detect, search)
+
+
+def _first_stage(
+    stage: Callable[..., Iterator[pa.Table]],
+    photos: ray.data.Dataset,
+    batch: int,
+    align: Align,
+    detect: Detect,
+    search: Search,
+) -> ray.data.Dataset:
     return photos.map_batches(
-        face_batches,  # type: ignore[arg-type]  # Ray's type has no keyword arguments
+        stage,
         batch_size=batch,
         batch_format="pyarrow",
         fn_kwargs={"align": align, "detect": detect, "search": search, "run": uuid.uuid4().hex[:12]},
@@ -184,6 +210,32 @@ def predict_ages(
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=pool.actors, max_concurrent_calls_per_actor=concurrent),
         fn_constructor_kwargs={"model": model, "threads": pool.threads, "posterior": posterior},
+        **pool.options(),
+    )
+
+
+def age_photos(
+    photos: ray.data.Dataset, model: str, pool: ActorPool, batch: int, posterior: bool, detect: Detect
+) -> ray.data.Dataset:
+    """As `predict_ages`, of decoded photos, whose faces the actors find.
+
+    A batch is a block, so that no pixels are copied to join two. Tasks give tables of 64 MiB, which
+    are some 60 photos of 640 pixels.
+    """
+    return photos.map_batches(
+        AgePhotos,
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=pool.actors, max_concurrent_calls_per_actor=2),
+        fn_constructor_kwargs={
+            "model": model,
+            "detect": detect,
+            "cutters": max(1, int(pool.cpus)),
+            "threads": pool.threads,
+            "posterior": posterior,
+            "batch": batch,
+            "run": uuid.uuid4().hex[:12],
+        },
         **pool.options(),
     )
 

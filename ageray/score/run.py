@@ -342,13 +342,15 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
 def _ray_engine(task: Task, scale: Scale) -> _Engine:
     """Joins or starts Ray."""
     from ageray import cluster  # Ray takes a second to import
-    from ageray.cluster.actors import describe, plan_actors
+    from ageray.cluster.actors import describe, detects_on_gpu, plan_actors
     from ageray.score import pipeline
 
     cluster.connect(scale)
-    actors = plan_actors(scale)
-    batch = scale.faces_a_batch(bool(actors.gpus))
     align = task.bundle.experiment.align
+    detecting = _may_detect_on_gpu(task, scale)
+    actors = plan_actors(scale, detecting)
+    detecting = detects_on_gpu(scale, actors) and detecting
+    batch = scale.faces_a_batch(bool(actors.gpus))
 
     size = pipeline.photos_a_task(
         scale.decode_batch, task.summary.photos, cluster.total(cluster.nodes(), "CPU")
@@ -358,12 +360,24 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
         photos = pipeline.read_photos(task.inputs, task.summary, size, checkpoint)
         if photos is None:
             return
-        faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
         model = bundle.model_for_workers(task.model)
-        rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
+        if detecting:
+            pixels = pipeline.decode_photos(photos, size, align, task.detect, task.search)
+            rows = pipeline.age_photos(pixels, model, actors, batch, task.posterior, task.detect)
+        else:
+            faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
+            rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
         yield from pipeline.results(rows, checkpoint.files, by_tasks=not checkpoint.chunks_again)
 
-    return _Engine(actors._asdict(), describe(actors, batch, size), results, pipeline.write_parts)
+    return _Engine(actors._asdict(), describe(actors, batch, size, detecting), results, pipeline.write_parts)
+
+
+def _may_detect_on_gpu(task: Task, scale: Scale) -> bool:
+    """Whether actors find the faces if they have GPUs. Most rows of face shards bring their
+    landmarks."""
+    if scale.detect == "cpu" or task.search == "never" or task.bundle.experiment.align.mode == "none":
+        return False
+    return scale.detect == "gpu" or task.search == "always" or task.inputs.kind != "face shards"
 
 
 def _write_parts(

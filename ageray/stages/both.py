@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 
 from ageray.experiment import Align, Detect
+from ageray.stages.attempts import MAX_DEATHS
 from ageray.stages.columns import Search
-from ageray.stages.detect import MAX_DEATHS, face_batches, given_up
+from ageray.stages.detect import face_batches, given_up
 from ageray.stages.predict import AgeFaces
 
 _PHOTOS_AT_ONCE = 8

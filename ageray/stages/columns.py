@@ -42,6 +42,21 @@ DETECTED_SCHEMA = pa.schema(
 )
 """A row of scores without its ages, with the face's canvas."""
 
+SOUGHT_SCHEMA = pa.schema(
+    [
+        pa.field("content", pa.binary()),
+        pa.field("pixels", pa.binary()),
+        pa.field("sizes", pa.list_(pa.int32(), 10)),
+        pa.field("subject_key", pa.string()),
+    ]
+)
+"""A photo whose faces are still to be found: the encoded photo, its pixels as the detector searches
+them (uint8, H x W x 3), their sizes (`ageray.stages.decode`), and the key if it shows one subject.
+All are null in other rows."""
+
+DECODED_SCHEMA = pa.schema([*DETECTED_SCHEMA, *SOUGHT_SCHEMA])
+"""A row of DETECTED_SCHEMA, or a photo whose faces are still to be found."""
+
 SIBLINGS = pa.field("siblings", pa.int32(), nullable=False)
 """How many rows the photo of a row has."""
 

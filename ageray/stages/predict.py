@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 
 from ageray import bundle, schema
 from ageray.calibration import LIMITS
 from ageray.errors import UserError
+from ageray.experiment import Align
 from ageray.faces.canvases import canvas_side
 from ageray.predictor import Ages, Predictor
 from ageray.stages.columns import CANVAS_SCHEMA, scores_schema
@@ -36,6 +38,16 @@ class AgeFaces:
         self._predictor = Predictor(loaded, device, threads, precision)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
+
+    @property
+    def align(self) -> Align:
+        """The alignment of the model's faces."""
+        return self._predictor.bundle.experiment.align
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._predictor.device
 
     @property
     def on_gpu(self) -> bool:

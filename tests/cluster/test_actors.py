@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from ageray.cluster.actors import ActorPool, describe, plan_actors
+from ageray.cluster.actors import ActorPool, describe, detects_on_gpu, plan_actors
 from ageray.errors import UserError
 from ageray.experiment import Scale
 
@@ -61,12 +61,45 @@ def test_what_could_never_run(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "scale", "pool"),
+    [
+        ([{"CPU": 16.0, "GPU": 1.0}], {}, ActorPool(1, 4, 1, 0)),
+        ([{"CPU": 48.0, "GPU": 4.0}, BIG], {}, ActorPool(4, 3, 1, 3)),
+        ([{"CPU": 16.0, "GPU": 1.0}], {"cpus_per_worker": 8}, ActorPool(1, 8, 1, 0)),
+        ([GPUS], {}, ActorPool(4, 1, 1, 1)),
+        ([BIG], {}, ActorPool(16, 1, 0, 1)),
+        ([GPUS], {"gpu": False}, ActorPool(8, 1, 0, 1)),
+    ],
+)
+def test_actors_that_detect_on_a_gpu_have_cpus_to_cut_canvases(
+    nodes: list[dict[str, float]], scale: dict[str, Any], pool: ActorPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(monkeypatch, *nodes)
+    assert plan_actors(Scale(**scale), detecting=True) == pool
+
+
+def test_where_faces_are_found() -> None:
+    on_gpu, on_cpu = ActorPool(1, 4, 1, 0), ActorPool(1, 1, 0, 0)
+    choices = []
+    for detect in ("auto", "cpu", "gpu"):
+        choices.append(detects_on_gpu(Scale(detect=detect), on_gpu))  # type: ignore[arg-type]
+    assert choices == [True, False, True]
+    assert not detects_on_gpu(Scale(), on_cpu)
+    with pytest.raises(UserError, match=r"^scale.detect=gpu: the cluster has no GPU; use scale.detect=auto$"):
+        detects_on_gpu(Scale(detect="gpu"), on_cpu)
+    with pytest.raises(UserError, match=r"^scale.detect=gpu: scale.gpu=false leaves the actors none"):
+        detects_on_gpu(Scale(detect="gpu", gpu=False), on_cpu)
+
+
 def test_describe() -> None:
     assert (
         describe(ActorPool(1, 1, 0, 0), 64, 32)
         == "1 actor on all cores, 64 faces a batch; other CPUs decode 32 images a task"
     )
     assert describe(ActorPool(2, 1, 1, 1), 256, 32).startswith("2 actors on a GPU each, 256 faces a batch")
+    one = "1 actor on a GPU with the detector and 4 CPUs, 256 faces a batch; other CPUs decode"
+    assert describe(ActorPool(1, 4, 1, 0), 256, 32, detecting=True).startswith(one)
 
 
 def test_batches_follow_the_accelerator() -> None:

@@ -29,6 +29,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, 2001, True, "", False, "ray"),
         ({"gpu": False}, 2001, True, "", False, "local"),
         ({"gpu": True}, 1, True, "", False, "ray"),
+        ({"detect": "gpu"}, 1, False, "", False, "ray"),
+        ({"detect": "cpu"}, 1, False, "", False, "local"),
         ({}, 1, False, "10.0.0.1:6379", False, "ray"),
         ({}, 1, False, "auto", False, "ray"),
         ({}, 1, False, "local", False, "local"),
@@ -55,6 +57,8 @@ def test_choice(
 def test_a_gpu_and_the_pool_exclude_each_other() -> None:
     with pytest.raises(UserError, match="scale.engine=local computes on CPUs; .*scale.engine=ray"):
         engine.may_be_local(Scale(engine="local", gpu=True))
+    with pytest.raises(UserError, match="for scale.detect=gpu use scale.engine=ray"):
+        engine.may_be_local(Scale(engine="local", detect="gpu"))
 
 
 def test_a_hidden_gpu_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,57 @@ def test_stages_give_the_same_bare_and_in_a_dataset(photos: Path, model: str, ra
         rows.drop_columns(chunks.CHUNK_OF_ROW_SCHEMA.names),
         AgeFaces(model, threads=1, posterior=True)(bare).sort_by("key"),
     )
+    # As on a GPU: tasks decode, the actor detects. tests/stages/test_photos.py compares numbers;
+    # here bf16 makes ages of them that differ by a tenth of a year.
+    pixels = pipeline.decode_photos(dataset, 2, ALIGN, DETECT, "auto")
+    pool = ActorPool(1, 1, 0, 1)
+    others = _sorted(pipeline.age_photos(pixels, model, pool, 4, posterior=True, detect=DETECT))
+    assert others.schema.equals(rows.schema)
+    for name in ("key", "image", "face", "error", *chunks.CHUNK_OF_ROW_SCHEMA.names):
+        assert others.column(name).equals(rows.column(name)), name
+    np.testing.assert_allclose(*(each.column("age").drop_null() for each in (others, rows)), atol=0.5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "search", "shards", "stages"),
+    [
+        ({}, "auto", False, ["decode_photos", "age_photos"]),
+        ({}, "auto", True, ["detect_faces", "predict_ages"]),
+        ({}, "always", True, ["decode_photos", "age_photos"]),
+        ({"detect": "gpu"}, "auto", True, ["decode_photos", "age_photos"]),
+        ({"detect": "cpu"}, "auto", False, ["detect_faces", "predict_ages"]),
+        ({"detect": "cpu"}, "always", True, ["detect_faces", "predict_ages"]),
+        ({"gpu": False}, "auto", False, ["detect_faces", "predict_ages"]),
+        ({}, "never", True, ["detect_faces", "predict_ages"]),
+    ],
+)
+def test_faces_are_found_where_the_model_is_if_it_has_a_gpu(
+    scale: dict[str, Any],
+    search: detect.Search,
+    shards: bool,
+    stages: list[str],
+    photos: Path,
+    model: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a cluster of one machine with 16 CPUs and a GPU."""
+    monkeypatch.setattr(cluster, "connect", lambda scale: None)
+    for module in (cluster, cluster.actors.cluster):
+        monkeypatch.setattr(module, "nodes", lambda: [{"CPU": 16.0, "GPU": 1.0}])
+    calls = []
+    for name in ("read_photos", "detect_faces", "decode_photos", "predict_ages", "age_photos"):
+        monkeypatch.setattr(pipeline, name, lambda *_, name=name: calls.append(name) or name)
+    monkeypatch.setattr(pipeline, "results", lambda *_, **__: iter(()))
+    inputs = Inputs.open(str(photos))
+    if shards:
+        inputs = replace(inputs, kind="face shards")
+    task = run.Task(
+        inputs, read.scan(Inputs.open(str(photos))), model, bundle.load(model), DETECT, search, False
+    )
+    engine = run._ray_engine(task, Scale(**scale))
+    list(engine.results(ScoreCheckpoint(ScoreFiles(str(photos / "none")))))
+    assert calls == ["read_photos", *stages]
+    assert ("with the detector and 4 CPUs" in engine.description) == (stages[0] == "decode_photos")
 
 
 def test_a_long_list_is_read_from_its_file(
