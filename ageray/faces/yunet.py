@@ -96,10 +96,10 @@ class OnnxNetwork:
         pixels = np.zeros((1, 3, height + -height % _DIVISOR, width + -width % _DIVISOR), np.uint8)
         pixels[0, :, :height, :width] = bgr.transpose(2, 0, 1)
         outputs = self._session.run(yunet_graph.OUTPUTS, {yunet_graph.INPUT: pixels})
-        levels = []
-        for stride, output in zip(_STRIDES, outputs, strict=True):
-            levels.append(_decode(output[0], pixels.shape[3] // stride, stride, self._threshold))
-        return _suppress(np.concatenate(levels), self._threshold)
+        columns = [pixels.shape[3] // stride for stride in _STRIDES]
+        return _suppress(
+            _decode([output[0] for output in outputs], columns, self._threshold), self._threshold
+        )
 
 
 @cache
@@ -114,17 +114,22 @@ def _session(weights: str) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def _decode(output: Rows, columns: int, stride: int, threshold: float) -> Rows:
-    """The rows (N, 15) of one level's cells whose score reaches the threshold, in their order.
+def _decode(outputs: list[Rows], columns: list[int], threshold: float) -> Rows:
+    """The rows (N, 15) of the cells whose score reaches the threshold, by level and cell.
 
-    output: (cells, yunet_graph.COLUMNS). columns: cells in a row of the grid.
+    outputs: (cells, yunet_graph.COLUMNS) of each level. columns: cells in a row of its grid.
     """
     with np.errstate(over="ignore"):
-        class_object_N2 = 1 / (1 + np.exp(-output[:, :2]))
-    score = np.sqrt(class_object_N2[:, 0] * class_object_N2[:, 1])
+        shares = 1 / (1 + np.exp(-np.concatenate([output[:, :2] for output in outputs])))
+    score = np.sqrt(shares[:, 0] * shares[:, 1])
     cells = np.flatnonzero(score >= threshold)
-    output = output[cells]
-    grid = np.stack([cells % columns, cells // columns], -1).astype(np.float32)
+    ends = np.cumsum([len(output) for output in outputs])
+    level = np.searchsorted(ends, cells, "right")
+    place = cells - np.concatenate([[0], ends])[level]
+    width = np.array(columns)[level]
+    stride = np.array(_STRIDES, np.float32)[level, None]
+    grid = np.stack([place % width, place // width], -1).astype(np.float32)
+    output = np.concatenate(outputs)[cells]
     rows = np.empty((len(cells), 15), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         rows[:, 2:4] = np.exp(output[:, 4:6]) * stride
