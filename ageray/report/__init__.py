@@ -3,9 +3,9 @@
 A page is one HTML file for a browser. It loads nothing, and is light or dark as the browser asks.
 """
 
+from ageray.report.histogram import histogram_svg
 from ageray.report.page import PAGE, describe_model, render
 from ageray.report.pictures import thumbnail
-from ageray.report.histogram import histogram_svg
 from ageray.report.plot import figure_svg, new_figure
 
 __all__ = [
