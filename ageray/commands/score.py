@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -158,9 +159,12 @@ def main(words: Sequence[str]) -> None:
         return
 
     from ageray.commands.terminal.scores import ScoreProgress
+    from ageray.machine import arrow, engine
     from ageray.score import export, shards
     from ageray.score.run import score
 
+    if engine.choose(experiment.scale, sys.maxsize) == "local":  # Ray needs pandas
+        arrow.leave_out_pandas()
     shard = shards.parse(arguments.shard) if arguments.shard else None
     if arguments.demo:
         from ageray.synthetic import demo

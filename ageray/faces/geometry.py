@@ -107,6 +107,13 @@ def invert(matrix_B23: Tensor) -> Tensor:
     return torch.cat([inverse, -inverse @ matrix_B23[..., 2:]], -1)
 
 
+def closed_form_inverse(matrix_B23: Tensor) -> Tensor:
+    """The inverse map, written out: (B, 2, 3). On a GPU `torch.linalg.inv` makes the host wait."""
+    (a, b, x), (c, d, y) = (row.unbind(-1) for row in matrix_B23.unbind(-2))
+    rows = [torch.stack([d, -b, b * y - d * x], -1), torch.stack([-c, a, c * x - a * y], -1)]
+    return torch.stack(rows, -2) / (a * d - b * c)[..., None, None]
+
+
 def scale_of(matrix_B23: Tensor) -> Tensor:
     """Target pixels per source pixel along a side, from the ratio of areas: (B,)."""
     area: Tensor = torch.linalg.det(matrix_B23[..., :2]).abs()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ageray.faces import yunet
+from ageray.faces import yunet, yunet_graph
 from ageray.faces.yunet import DIVISOR, STRIDES, Pixels, Rows
 
 _MOST_PIXELS = {"cuda": 32 * 2**20, "cpu": 2**20}
@@ -246,6 +246,6 @@ def _joined(units: list[_Unit]) -> _Unit:
 
 
 def _convolutions(path: str, device: torch.device, order: torch.memory_format) -> Iterator[_Conv]:
-    for weight, bias in yunet.convolutions(path):
+    for weight, bias in yunet_graph.convolutions(path):
         weights = torch.from_numpy(weight).to(device, memory_format=order)
         yield _Conv(weights, torch.from_numpy(bias).to(device))

@@ -14,8 +14,8 @@ from ageray.errors import UserError
 from ageray.experiment import Loss
 from ageray.losses.cluster_scatter import cluster_scatter
 from ageray.losses.contrastive import contrastive
-from ageray.losses.crps import crps
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.crps import crps
 from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.gender_contrastive import gender_contrastive

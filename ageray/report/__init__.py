@@ -3,9 +3,10 @@
 A page is one HTML file for a browser. It loads nothing, and is light or dark as the browser asks.
 """
 
+from ageray.report.histogram import histogram_svg
 from ageray.report.page import PAGE, describe_model, render
 from ageray.report.pictures import thumbnail
-from ageray.report.plot import figure_svg, histogram_svg, new_figure
+from ageray.report.plot import figure_svg, new_figure
 
 __all__ = [
     "PAGE",

@@ -90,19 +90,6 @@ def legend(axes: Any, **options: Any) -> None:
     axes.legend(**{"frameon": False, "fontsize": 9, "labelcolor": INK, **options})
 
 
-def histogram_svg(counts: Sequence[int], xlabel: str, ylabel: str) -> Markup:
-    """Bars of `counts`, one per year from 0, up to the last that is not empty."""
-    figure, axes = new_figure()
-    years = np.flatnonzero(counts)
-    last = int(years[-1]) if len(years) else 0
-    axes.bar(range(last + 1), counts[: last + 1], width=0.86, color=ACCENT)
-    axes.set_xlim(-1, max(last + 1, 80))
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    return figure_svg(figure)
-
-
 def values_and_ends(estimates: Sequence[Estimate | None]) -> NDArray[np.float64]:
     """Values, low and high ends of estimates: (3, number of estimates), NaN where there is none."""
     columns = np.full((3, len(estimates)), np.nan)

@@ -12,9 +12,9 @@ import numpy as np
 
 from ageray import schema, storage
 from ageray.faces.images import ImageError
+from ageray.report.histogram import histogram_svg
 from ageray.report.page import describe_model, flat, render
 from ageray.report.pictures import thumbnail
-from ageray.report.plot import histogram_svg
 from ageray.score import results
 from ageray.score.files import ScoreFiles
 from ageray.score.results import Digest, Photo, Row

@@ -11,9 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from importlib import import_module
 from importlib.metadata import version
-from threading import Thread
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -332,7 +330,6 @@ def _engine(task: Task, scale: Scale, pool: Pool | None) -> _Engine:
             task.search,
             task.posterior,
         )
-        Thread(target=import_module, args=("matplotlib.figure",)).start()  # the page needs it at the end
         return _Engine(computing.workers, computing.describe(), computing.tables, _write_parts)
     if pool is not None:
         pool.close()

@@ -290,6 +290,24 @@ def test_what_is_not_given_stays_nan() -> None:
     )  # shrunk by 2
 
 
+def test_corners_of_similar_faces_are_those_of_the_map() -> None:
+    """They are computed twice: in numpy for speed, by the map that aligns the face as a check."""
+    rng = np.random.default_rng(0)
+    for size, coverage in ((160, 1.0), (97, 1.5)):
+        align = Align(mode="similarity", size=size, coverage=coverage)
+        points = []
+        for _ in range(50):
+            drawn = face(align, rng.uniform(0.2, 9), tuple(rng.uniform(0, 3000, 2)), rng.uniform(-180, 180))
+            points.append(drawn + rng.normal(0, 2, (5, 2)).astype(np.float32))
+        stacked = np.stack(points)
+        unknown = np.full((50, 4), np.nan, np.float32)
+        corners, spans = faces_canvases._similar_corners(stacked, align)
+        expected, expected_spans = faces_canvases._mapped_corners(stacked, unknown, align)
+        np.testing.assert_allclose(spans, expected_spans, rtol=1e-5)
+        np.testing.assert_allclose(corners, expected, atol=0.01)  # of up to 3000 pixels, in float32
+        assert corners.dtype == spans.dtype == np.float32
+
+
 def test_eyes_need_no_mouth() -> None:
     align = Align(mode="eyes", size=32)
     points = face(align, 1.0, (40, 40))[None]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ageray.experiment import Detect
-from ageray.faces import yunet, yunet_torch
+from ageray.faces import yunet, yunet_graph, yunet_torch
 from ageray.faces.detect import YuNet, picture_of
 from ageray.faces.detect_batch import BatchYuNet
 from ageray.faces.images import Photo
@@ -93,7 +93,7 @@ def test_forward_passes_have_little_padding_and_fit_into_memory() -> None:
 
 
 def test_the_weights_are_all_of_the_files_convolutions() -> None:
-    shapes = [weight.shape for weight, _ in yunet.convolutions(yunet.weights_path())]
+    shapes = [weight.shape for weight, _ in yunet_graph.convolutions(yunet.weights_path())]
     assert len(shapes) == 53
     assert shapes[0] == (16, 3, 3, 3)
     for point, depth in pairwise(shapes[1:]):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ageray.experiment import Loss
 from ageray.losses.criterion import Criterion
-from ageray.losses.crps import crps
 from ageray.losses.cross_entropy import cross_entropy
+from ageray.losses.crps import crps
 from ageray.losses.distillation import distillation
 from ageray.losses.dldl_v2 import dldl_v2
 from ageray.losses.mean_variance import mean_variance
@@ -198,7 +198,9 @@ def test_crps_of_a_certain_posterior_is_its_absolute_error() -> None:
     # two halves ten years to either side: each of the 20 years between them costs (1/2)^2
     certain[0, [13, 33]] = torch.tensor([0.0, 0.0])
     assert float(crps(certain[:1], torch.tensor([20.0]), BINS.float())) == pytest.approx(5)
-    assert torch.autograd.gradcheck(lambda values: crps(values, AGES, BINS), (random_logits().requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda values: crps(values, AGES, BINS), (random_logits().requires_grad_(),)
+    )
 
 
 def test_dldl_v2_is_zero_where_the_posterior_is_the_target() -> None:

@@ -80,6 +80,10 @@ def test_a_worker_is_replaced_after_many_tasks(pool: Pool) -> None:
     assert processes[1000] != processes[0]
 
 
+def test_workers_do_without_pandas_and_collect_garbage(pool: Pool) -> None:
+    assert [outcome.value for outcome in pool.run(work.state, ["pandas"], 1)] == [(False, True)]
+
+
 def test_a_slice_of_a_table_travels_without_the_rest(pool: Pool) -> None:
     table = pa.table({"content": [b"x" * 1000] * 1000})
     ((_, (rows, size), _),) = pool.run(work.rows_and_bytes, [table.slice(10, 2)], 1)

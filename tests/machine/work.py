@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +43,17 @@ def fatal() -> Callable[[int], int]:
 def process() -> Callable[[Any], int]:
     """Tells the id of its process."""
     return lambda _: os.getpid()
+
+
+def state() -> Callable[[str], tuple[bool, bool]]:
+    """Whether a module is imported once Arrow has made an array, and whether garbage is
+    collected."""
+
+    def tell(module: str) -> tuple[bool, bool]:
+        pa.array(["text"])
+        return module in sys.modules, gc.isenabled()
+
+    return tell
 
 
 def rows_and_bytes() -> Callable[[pa.Table], tuple[pa.Table, int]]:

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -312,12 +313,32 @@ def test_histogram_follows_the_page_colours_and_shows_every_year() -> None:
     assert "var(--accent)" in svg
     assert "currentColor" in svg
     assert not set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
-    bars = re.findall(r'<g>\s*<path d="([^"]*)"[^>]*style="fill: var\(--accent\)"', svg)
-    assert len(bars) == 4
+    bars = re.findall(r'<rect x="([^"]+)"[^>]* height="([^"]+)" style="fill: var\(--accent\)"', svg)
+    heights = [float(height) for _, height in bars]
+    assert len(bars) == 2  # an empty year has none
+    assert heights[0] / heights[1] == pytest.approx(3 / 5, abs=1e-3)
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert labels[:6] == ["0", "1", "2", "3", "4", "5"]
+    assert labels[6:] == [*map(str, range(0, 81, 10)), "age", "faces"]
+
+
+@pytest.mark.parametrize(
+    ("most", "labels"), [(0, [0, 1]), (7, range(8)), (8, [0, 2, 4, 6, 8]), (3401, range(0, 3401, 500))]
+)
+def test_counts_of_a_histogram_are_whole(most: int, labels: Sequence[int]) -> None:
+    svg = report.histogram_svg([0, most, 0], "<age>", "faces")
+    texts = re.findall(r'text-anchor: end">([^<]*)</text>', svg)
+    assert texts == list(map(str, labels))
+    assert "&lt;age&gt;" in svg
+    assert "<age>" not in svg
 
 
 def test_ids_of_a_figure_meet_no_other_ones_and_lead_somewhere() -> None:
-    figures = [report.histogram_svg(counts, "age", "faces") for counts in ([0, 3, 0, 5], [1, 2])]
+    figures = []
+    for height in (1, 2):
+        figure, axes = report.new_figure()
+        axes.bar([0], [height])
+        figures.append(report.figure_svg(figure))
     ids = [set(re.findall(r' id="([^"]+)"', svg)) for svg in figures]
     assert all(ids)
     assert not ids[0] & ids[1]

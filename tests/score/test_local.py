@@ -162,7 +162,7 @@ PROGRAM = """
 import sys
 from ageray.commands.score import main
 main(sys.argv[1:])
-print(*(name for name in ("ray", "torch", "kornia", "cv2") if name in sys.modules))
+print(*(name for name in ("ray", "torch", "kornia", "cv2", "pandas") if name in sys.modules))
 """
 
 

@@ -33,8 +33,8 @@ def applies(experiment: Experiment, network: AgeNetwork) -> bool:
     """Whether training on precomputed features gives the same head.
 
     This needs `optimizer.body_lr: 0` in every stage, no augmentation but mirroring (all of
-    `train.augment` but `flip` is 0, `train.sizes` is empty), no teacher, one view (`decode.views`), and a network that sees
-    a face only through its backbone's pooled features.
+    `train.augment` but `flip` is 0, `train.sizes` is empty), no teacher, one view (`decode.views`),
+    and a network that sees a face only through its backbone's pooled features.
     """
     is_frozen = all(stage.optimizer.body_lr == 0 for stage in experiment.train.stages)
     augment = experiment.train.augment.model_dump(exclude={"flip"}) | {"sizes": experiment.train.sizes}
