@@ -71,11 +71,11 @@ def columns(side: int) -> dict[str, Any]:
     }
 
 
-# The six columns, the random map, the random numbers of colours (2), and what the recipe adds:
-# Kornia's blur and JPEG, a loss's bins.
+# The columns, the random map, the random numbers of colours (2), and what the recipe adds:
+# Kornia's blur and JPEG.
 @pytest.mark.parametrize(
     ("recipe", "operations", "copies"),
-    [("baseline", 423, 10), ("default", 526, 11)],
+    [("baseline", 485, 9), ("default", 463, 10)],
 )
 @pytest.mark.usefixtures("no_autocast")
 def test_a_training_step_waits_for_nothing(recipe: str, operations: int, copies: int) -> None:
@@ -85,9 +85,9 @@ def test_a_training_step_waits_for_nothing(recipe: str, operations: int, copies:
     )
     state = new_state(experiment, META)
     state.start_stage(0, 10)
-    state.step = 1
-    with Census() as census:
-        loop._train_step(state, columns(canvas_side(experiment.align)))
+    for _ in range(2):  # the first step makes constants and the optimiser's state
+        with Census() as census:
+            loop._train_step(state, columns(canvas_side(experiment.align)))
     assert sum(census.copies.values()) <= copies, census.copies
     assert census.operations <= operations
 
