@@ -22,9 +22,11 @@ from ageray.faces.canvases import to_tensors
 from ageray.faces.quality import MEASURES
 from ageray.machine.cpus import usable_cpus
 from ageray.models import cpu_engine
+from ageray.models.bf16_weights import keep_bf16
 from ageray.models.decode import bins, decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import classifier_posteriors, embeddings, predict
+from ageray.models.replay import Columns, Replay
 
 Array = NDArray[np.float32]
 
@@ -75,14 +77,20 @@ class Predictor:
     """A network on its device with its calibration, ready for batches."""
 
     def __init__(
-        self, bundle: Bundle, device: str = "auto", threads: int = 0, precision: str = "auto"
+        self,
+        bundle: Bundle,
+        device: str = "auto",
+        threads: int = 0,
+        precision: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         """Loads the network of `bundle`.
 
         device: `auto` takes a GPU if there is one. threads: CPU threads of this process, 0 for all
         cores. precision: `float32`, `bf16` or `auto`. `auto` takes bf16 if the model was trained
         with it and the hardware has instructions for it; ages then differ by about 0.05 years from
-        those of float32.
+        those of float32. cuda_graphs: whether a GPU replays a batch as a CUDA graph (`Replay`); a
+        gallery, whose search waits for the GPU, never is.
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -95,6 +103,8 @@ class Predictor:
             trained_in_bf16 = bundle.experiment.train.precision == "bf16"
             self._autocast = trained_in_bf16 and _fast_bf16(self.device)
         self._network = bundle.network().to(self.device)
+        if self._autocast:
+            keep_bf16(self._network)
         self._forward: nn.Module = self._network
         if self.device.type == "cpu" and not self._autocast:
             self._forward = cpu_engine.for_cpu(self._network, threads or usable_cpus())
@@ -109,6 +119,10 @@ class Predictor:
         self._distance = bundle.distance()
         if self._distance is not None:
             self._distance = self._distance.to(self.device)
+        self._replay: Replay | None = None
+        if cuda_graphs and self.device.type == "cuda" and self._gallery is None:
+            self._replay = Replay(self._flat, self.device)
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     @torch.inference_mode()
     def predict(
@@ -127,12 +141,21 @@ class Predictor:
         counted and, with `decode.gallery.exclude_subject`, left out. details: adds `embedding` and
         `classifiers`, without further passes of the network.
         """
-        config = self.bundle.experiment
         if len(canvas) == 0:
             return self._no_ages()
-        batch = self._batch(canvas, points, box)
-        if subject is not None:
-            batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
+        if self._replay is not None and not details:
+            arrays = self._replayed(self._replay, canvas, points, box)
+        else:
+            batch = self._batch(canvas, points, box)
+            if subject is not None:
+                batch |= to_tensors({"subject": np.ascontiguousarray(subject, np.int64)}, self.device)
+            columns = self._columns(batch, details)
+            arrays = _split(_joined(columns).cpu().numpy(), _shapes(columns))
+        return self._ages(arrays)
+
+    def _columns(self, batch: dict[str, torch.Tensor], details: bool) -> dict[str, torch.Tensor]:
+        """What leaves the device for a batch on it: (B,) or (B, columns) by name."""
+        config = self.bundle.experiment
         prediction = predict(
             self._network if details and self.classifier_names else self._forward,
             batch,
@@ -156,7 +179,28 @@ class Predictor:
             columns["classifiers"] = torch.stack(own, -1)
         if self._distance is not None and prediction.embedding is not None:
             columns["distance"] = self._distance(prediction.embedding)
-        arrays = _to_arrays(columns)
+        return columns
+
+    def _flat(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """`_columns` side by side, (B, W); `canvas` comes as (B, C, C, 3)."""
+        columns = self._columns({**batch, "canvas": batch["canvas"].permute(0, 3, 1, 2)}, details=False)
+        self._shapes = _shapes(columns)
+        return _joined(columns)
+
+    def _replayed(
+        self, replay: Replay, canvas: NDArray[np.uint8], points: Array, box: Array
+    ) -> dict[str, Array]:
+        """`_columns` as arrays, by a recorded graph."""
+        columns: Columns = {
+            "canvas": np.asarray(canvas),
+            "points": np.asarray(points, np.float32),
+            "box": np.asarray(box, np.float32),
+        }
+        rows = replay(columns)
+        return _split(rows, self._shapes)
+
+    def _ages(self, arrays: dict[str, Array]) -> Ages:
+        """The calibrated answers from `_columns`."""
         decoded, posterior = arrays["decoded"], arrays["posterior"]
         measures, distance = arrays.get("measures"), arrays.get("distance")
         answers = self.recalibrated(decoded, posterior, measures, distance)
@@ -267,16 +311,24 @@ class Predictor:
         return to_tensors(columns, self.device)
 
 
-def _to_arrays(columns: dict[str, torch.Tensor]) -> dict[str, Array]:
-    """The tensors, (B,) or (B, columns), as arrays of float32. They leave the device in one
-    transfer, because each transfer waits for it."""
-    widths = [math.prod(tensor.shape[1:]) for tensor in columns.values()]
-    flat = [tensor.reshape(len(tensor), -1).float() for tensor in columns.values()]
-    parts = torch.cat(flat, -1).cpu().numpy()
+def _joined(columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tensors, (B,) or (B, columns), side by side as float32: (B, W). They leave the device in
+    one transfer, because each transfer waits for it."""
+    return torch.cat([tensor.reshape(len(tensor), -1).float() for tensor in columns.values()], -1)
+
+
+def _shapes(columns: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of a face's part of each tensor."""
+    return {name: tuple(tensor.shape[1:]) for name, tensor in columns.items()}
+
+
+def _split(rows: Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    """The arrays, (B,) or (B, columns) each, that lie side by side in `rows` (B, W)."""
     arrays = {}
     first = 0
-    for (name, tensor), width in zip(columns.items(), widths, strict=True):
-        arrays[name] = np.ascontiguousarray(parts[:, first : first + width]).reshape(tensor.shape)
+    for name, shape in shapes.items():
+        width = math.prod(shape)
+        arrays[name] = np.ascontiguousarray(rows[:, first : first + width]).reshape(len(rows), *shape)
         first += width
     return arrays
 

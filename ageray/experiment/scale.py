@@ -66,6 +66,11 @@ class Scale(Strict):
     """Scoring actors. 0 means one a GPU; without GPUs, one for up to 4 logical CPUs and one more
     for every second CPU beyond.
     """
+    cuda_graphs: bool = True
+    """Whether a scoring GPU replays its work on a batch as a CUDA graph, one launch instead of some
+    hundreds. Where that fails, a line of the log says so, and batches are launched as before;
+    `false` also frees the graphs' memory.
+    """
     cache_gib: Annotated[float, Field(ge=0)] | None = None
     """Memory in GiB, of each training worker, for decoded faces that stay from one epoch to the
     next: on a GPU in its own memory if they fit there, else in the machine's. `null` takes 0.6 of a

@@ -132,8 +132,9 @@ class Train(Strict):
     for time. Equal to the whole batch but for batch statistics, dropout's draws, and terms on
     pairs, triplets and clusters, which see a piece."""
     compile: bool = False
-    """Compile the network with torch.compile: minutes before the first step, then faster on a GPU
-    (here slower on a CPU).
+    """Compile network and loss with torch.compile as one graph (with several workers the network
+    alone): minutes before the first step, then faster on a GPU, where one worker without
+    `accumulate` replays it as CUDA graphs (here slower on a CPU).
     """
     sync_batchnorm: bool = False
     """Batch statistics of the whole batch over all workers; else each worker's own, with which

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ageray.experiment import Align
 from ageray.faces import geometry
+from ageray.faces.constants import constant
 
 _MIDDLE = 0.6
 _MEAN, _DEVIATION = 117.0, 55.0  # typical of photographed faces, which pretrained weights expect
@@ -27,21 +28,26 @@ def crop_map(points_B52: Tensor, box_B4: Tensor, align: Align) -> Tensor:
     `ageray.faces.canvases` raises an error for such faces earlier.
     """
     if align.mode == "similarity":
-        target = geometry.template(align.size, align.coverage).to(points_B52)
+        target = constant(geometry.template, align.size, align.coverage, like=points_B52)
         return geometry.similarity(points_B52, target)
     if align.mode == "eyes_mouth":
-        target = geometry.template(align.size, align.coverage).to(points_B52)
+        target = constant(geometry.template, align.size, align.coverage, like=points_B52)
         return geometry.similarity(geometry.eyes_and_mouth(points_B52), geometry.eyes_and_mouth(target))
     if align.mode == "eyes":
         eyes_B22 = points_B52[:, :2]
         distance_B1 = (eyes_B22[:, 1] - eyes_B22[:, 0]).norm(dim=-1, keepdim=True)
-        down = torch.tensor([0.0, geometry.EYES_TO_CENTRE]).to(points_B52)
+        down = constant(_down, like=points_B52)
         centre_B2 = eyes_B22.mean(1) + down * distance_B1
         return geometry.rectangle_to_square(_square(centre_B2, align.eyes_scale * distance_B1), align.size)
     if align.mode == "box":
         side_B1 = (box_B4[:, 2:] - box_B4[:, :2]).amax(-1, keepdim=True) * align.coverage
         return geometry.rectangle_to_square(_square((box_B4[:, :2] + box_B4[:, 2:]) / 2, side_B1), align.size)
     return geometry.rectangle_to_square(box_B4, align.size)
+
+
+def _down() -> Tensor:
+    """From the middle of the eyes to the crop's centre, in eye distances: (2,)."""
+    return torch.tensor([0.0, geometry.EYES_TO_CENTRE])
 
 
 def _square(centre_B2: Tensor, side_B1: Tensor) -> Tensor:
@@ -105,6 +111,6 @@ def align_faces(
         return warp(canvas_B3CC, matrix_B23, align), geometry.apply(matrix_B23, points_B52)
     matrix_B23 = geometry.compose(augment_B23, matrix_B23)
     moved_B52 = geometry.apply(matrix_B23, points_B52)
-    mirrored_B11 = (torch.linalg.det(augment_B23[:, :, :2]) < 0)[:, None, None]
-    moved_B52 = torch.where(mirrored_B11, moved_B52[:, list(geometry.MIRRORED)], moved_B52)
+    mirrored_B11 = (geometry.determinant(augment_B23) < 0)[:, None, None]
+    moved_B52 = torch.where(mirrored_B11, geometry.exchange_sides(moved_B52), moved_B52)
     return warp(canvas_B3CC, matrix_B23, align), moved_B52

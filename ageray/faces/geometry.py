@@ -111,13 +111,27 @@ def closed_form_inverse(matrix_B23: Tensor) -> Tensor:
     """The inverse map, written out: (B, 2, 3). On a GPU `torch.linalg.inv` makes the host wait."""
     (a, b, x), (c, d, y) = (row.unbind(-1) for row in matrix_B23.unbind(-2))
     rows = [torch.stack([d, -b, b * y - d * x], -1), torch.stack([-c, a, c * x - a * y], -1)]
-    return torch.stack(rows, -2) / (a * d - b * c)[..., None, None]
+    return torch.stack(rows, -2) / closed_form_determinant(matrix_B23)[..., None, None]
+
+
+def determinant(matrix_B23: Tensor) -> Tensor:
+    """Of the linear part of each map: (B,). On a CPU by LAPACK, whose way takes a GPU several
+    kernels."""
+    if matrix_B23.device.type != "cpu":
+        return closed_form_determinant(matrix_B23)
+    by_lapack_B: Tensor = torch.linalg.det(matrix_B23[..., :2])
+    return by_lapack_B
+
+
+def closed_form_determinant(matrix_B23: Tensor) -> Tensor:
+    """Of the linear part of each map, written out: (B,)."""
+    (a, b), (c, d) = (row.unbind(-1) for row in matrix_B23[..., :2].unbind(-2))
+    return a * d - b * c
 
 
 def scale_of(matrix_B23: Tensor) -> Tensor:
     """Target pixels per source pixel along a side, from the ratio of areas: (B,)."""
-    area: Tensor = torch.linalg.det(matrix_B23[..., :2]).abs()
-    return area.sqrt()
+    return determinant(matrix_B23).abs().sqrt()
 
 
 def zoom_map(size: int, zoom: float) -> Tensor:
@@ -137,4 +151,11 @@ def mirror_points(points_BN2: Tensor, size: int) -> Tensor:
     Left and right are exchanged, so that the first point still is the viewer-left eye.
     """
     x, y = points_BN2[..., 0], points_BN2[..., 1]
-    return torch.stack([size - 1 - x, y], -1)[..., list(MIRRORED), :]
+    return exchange_sides(torch.stack([size - 1 - x, y], -1))
+
+
+def exchange_sides(points_BN2: Tensor) -> Tensor:
+    """The five points in the order MIRRORED: (B, 5, 2). Unlike an index by a list, this sends no
+    numbers to the device."""
+    points = points_BN2.unbind(-2)
+    return torch.stack([points[place] for place in MIRRORED], -2)

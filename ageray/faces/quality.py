@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ageray.experiment import Align
 from ageray.faces import geometry
 from ageray.faces.align import crop_map
+from ageray.faces.constants import constant
 
 MEASURES = ("resolution", "sharpness", "grain", "turn", "nod", "misfit", "contrast", "brightness", "colour")
 """Names of the columns of `measure`, in order:
@@ -59,8 +60,8 @@ def measure_aligned(face_B3SS: Tensor, points_B52: Tensor, resolution_B: Tensor,
     """As `measure`, of an aligned face of side `size`. resolution: photo pixels per pixel of it."""
     edge = round(size * (1 - _MIDDLE) / 2)
     middle_B3HH = face_B3SS.float()[..., edge : size - edge, edge : size - edge]
-    weights = torch.tensor(_LUMINANCE).to(middle_B3HH)
-    gray_B1HH = (middle_B3HH * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    weights = constant(_luminance, like=middle_B3HH)
+    gray_B1HH = (middle_B3HH * weights).sum(1, keepdim=True)
     deviation_B = _deviation(gray_B1HH)
     fine_B = _deviation(_laplacian(gray_B1HH))
     coarse_B = _deviation(_laplacian(F.avg_pool2d(gray_B1HH, 2)))
@@ -87,14 +88,22 @@ def _pose(points_B52: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     apart_B = (points_B52[:, 1] - points_B52[:, 0]).norm(dim=-1).clamp_min(_LEAST)
     beside_B = (nose_B2[:, 0] * line_B2[:, 1] - nose_B2[:, 1] * line_B2[:, 0]).abs() / length_B
     along_B = (nose_B2 * line_B2).sum(-1) / length_B.square()
-    template_52 = geometry.template(size, 1.0).to(points_B52)
+    template_52 = constant(geometry.template, size, 1.0, like=points_B52)
     fitted_B52 = geometry.apply(geometry.similarity(points_B52, template_52), points_B52)
     misfit_B = (fitted_B52 - template_52).square().sum(-1).mean(-1).sqrt() / size
     return beside_B / apart_B, (along_B - _USUAL_NOD).abs(), misfit_B
 
 
 def _laplacian(gray_B1HH: Tensor) -> Tensor:
-    return F.conv2d(gray_B1HH, torch.tensor(_LAPLACIAN).to(gray_B1HH).view(1, 1, 3, 3))
+    return F.conv2d(gray_B1HH, constant(_kernel, like=gray_B1HH))
+
+
+def _kernel() -> Tensor:
+    return torch.tensor(_LAPLACIAN).view(1, 1, 3, 3)
+
+
+def _luminance() -> Tensor:
+    return torch.tensor(_LUMINANCE).view(1, 3, 1, 1)
 
 
 def _deviation(gray_B1HH: Tensor) -> Tensor:

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from ageray.experiment.model import ModelBase
+from ageray.faces.constants import constant
 
 
 def bins(config: ModelBase) -> Tensor:
     """The age in years that each bin stands for: (K,)."""
-    first, last = config.ages
+    return _years(*config.ages)
+
+
+def _years(first: int, last: int) -> Tensor:
     return torch.arange(first, last + 1, dtype=torch.float32)
 
 
@@ -37,12 +41,21 @@ def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
     `config.decode.method` chooses the posterior's expectation (DEX), median or mode. A gallery's
     posterior is the histogram of the neighbours' ages; its expectation is taken.
     """
-    bins_K = bins(config).to(posterior_BK)
+    bins_K = constant(_years, *config.ages, like=posterior_BK)
     if config.decode.method in ("expectation", "gallery"):
         return posterior_BK @ bins_K
     if config.decode.method == "argmax":
         return bins_K[posterior_BK.argmax(-1)]
-    return quantiles(posterior_BK, bins_K, torch.tensor([0.5]).to(posterior_BK)).squeeze(-1)
+    return median(posterior_BK, bins_K).squeeze(-1)
+
+
+def median(posterior_BK: Tensor, bins_K: Tensor) -> Tensor:
+    """The median of each posterior in years: (B, 1)."""
+    return quantiles(posterior_BK, bins_K, constant(_half, like=posterior_BK))
+
+
+def _half() -> Tensor:
+    return torch.tensor([0.5])
 
 
 def quantiles(posterior_BK: Tensor, bins_K: Tensor, levels_Q: Tensor) -> Tensor:

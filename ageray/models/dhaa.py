@@ -5,7 +5,8 @@ the paper's Figure 6: G-1 to G-3, L-1 to L-3, GL-1 to GL-3. docs/dhaa.md lists w
 the paper is silent.
 
 Shape letters: B faces, S side of the aligned face, K age bins, A auxiliary classifiers, T
-sub-networks of a branch, C channels, H and W sides of a feature map, D features.
+sub-networks of a branch, C channels, H and W sides of a feature map, D features, G = 4 D numbers
+of the gates.
 """
 
 from __future__ import annotations
@@ -203,6 +204,8 @@ class RecurrentFusion(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(features, features, batch_first=True)
+        # its own parameters, for torch.compile, which refuses to look into an LSTM
+        self._parts = tuple(self.lstm.parameters())
         for name, parameter in self.lstm.named_parameters():
             for gate, part in zip(("input", "forget", "cell", "output"), parameter.chunk(4), strict=True):
                 if name.startswith("weight_ih"):
@@ -215,8 +218,23 @@ class RecurrentFusion(nn.Module):
 
     def forward(self, z_BTD: Tensor) -> Tensor:
         """Features of the sub-networks to the branch's."""
+        if torch.compiler.is_dynamo_compiling():  # which has no LSTM
+            return self.unrolled(z_BTD)
         hidden_BTD: Tensor = self.lstm(z_BTD)[0]
         return hidden_BTD.sum(1)
+
+    def unrolled(self, z_BTD: Tensor) -> Tensor:
+        """`forward` with the LSTM's steps written out. The cell is float32 also under autocast."""
+        input_weight_GD, hidden_weight_GD, input_bias_G, hidden_bias_G = self._parts
+        sum_BD = cell_BD = hidden_BD = torch.zeros_like(z_BTD[:, 0], dtype=torch.float32)
+        inputs_BTG = F.linear(z_BTD, input_weight_GD, input_bias_G)
+        for inputs_BG in inputs_BTG.unbind(1):
+            gates_BG = inputs_BG + F.linear(hidden_BD, hidden_weight_GD, hidden_bias_G)
+            input_BD, forget_BD, new_BD, output_BD = gates_BG.float().chunk(4, -1)
+            cell_BD = forget_BD.sigmoid() * cell_BD + input_BD.sigmoid() * new_BD.tanh()
+            hidden_BD = output_BD.sigmoid() * cell_BD.tanh()
+            sum_BD = sum_BD + hidden_BD
+        return sum_BD.to(inputs_BTG.dtype)
 
 
 class FcFusion(nn.Module):

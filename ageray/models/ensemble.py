@@ -16,6 +16,7 @@ from ageray import experiment
 from ageray.experiment import Align
 from ageray.experiment.model import Member
 from ageray.faces.align import standardize
+from ageray.faces.constants import constant
 from ageray.models.decode import classifier_posterior
 from ageray.models.network import AgeNetwork, Batch
 
@@ -81,7 +82,7 @@ def member_input(batch: Batch, settings: Member) -> Batch:
     face_B3SS, inputs = batch["face"], dict(batch)
     side, size = face_B3SS.shape[-1], settings.size or face_B3SS.shape[-1]
     if size != side:
-        resize_RS = resize_matrix(side, size).to(face_B3SS)
+        resize_RS = constant(resize_matrix, side, size, like=face_B3SS)
         with torch.autocast(face_B3SS.device.type, enabled=False):  # bf16 has too few digits for pixels
             inputs["face"] = resize_RS @ face_B3SS @ resize_RS.T
         if "points" in batch:

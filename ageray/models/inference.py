@@ -17,6 +17,7 @@ from ageray.experiment.model import ClassifierBase, ClusterCnn, ModelBase, View
 from ageray.experiment.model import Gallery as Settings
 from ageray.faces import geometry, quality
 from ageray.faces.align import align_faces, standardize
+from ageray.faces.constants import constant
 from ageray.models.decode import bins, classifier_posterior
 from ageray.models.gallery import Gallery, Neighbours, compact
 from ageray.models.network import CLASSIFIER, AgeNetwork, head_output
@@ -151,7 +152,8 @@ def _view(batch: Batch, config: Experiment, view: View | None = None, measured: 
     if view is not None and view.size:
         align = align.model_copy(update={"size": view.size})
     if view is not None and view.zoom != 1:
-        zoom = geometry.zoom_map(align.size, view.zoom).to(batch["points"]).expand(len(batch["points"]), 2, 3)
+        zoom = constant(geometry.zoom_map, align.size, view.zoom, like=batch["points"])
+        zoom = zoom.expand(len(batch["points"]), 2, 3)
     aligned, points = align_faces(batch["canvas"], batch["points"], batch["box"], align, zoom)
     faces = standardize(aligned, align).contiguous(memory_format=torch.channels_last)
     inputs = {"face": faces, "points": points}

@@ -74,6 +74,7 @@ class MobileFaceNet(Backbone):
 
     name = "mobilefacenet"
     least_side = 32
+    float32_layers = ("gd",)
 
     def __init__(self) -> None:
         super().__init__()

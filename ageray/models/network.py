@@ -38,6 +38,9 @@ class AgeNetwork(nn.Module):
     """Whether `forward` needs `points`."""
     classifier_names: tuple[str, ...] = ()
     """Names of several classifiers, as `classifiers` gives them. The last one decides."""
+    float32_layers: tuple[str, ...] = ()
+    """Names of its convolutions and linear layers that compute in float32 under autocast too, or
+    whose weights it changes before it uses them."""
 
     def forward(self, batch: Batch) -> Batch:
         """Named tensors of a batch."""
@@ -116,6 +119,8 @@ class Backbone(nn.Module):
     features: int
     least_side: int
     """The smallest face in pixels."""
+    float32_layers: tuple[str, ...] = ()
+    """As of `AgeNetwork`."""
 
     def load_backbone(self, state: dict[str, Tensor]) -> None:
         """Takes published weights.

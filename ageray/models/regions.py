@@ -146,10 +146,8 @@ def _gentle(linear: Tensor) -> Tensor:
 
 
 def inverse(matrix_B23: Tensor) -> Tensor:
-    """The inverse map: (B, 2, 3). It is written out, because torch.linalg.inv makes a GPU wait."""
-    (a, b, x), (c, d, y) = (row.unbind(-1) for row in matrix_B23.unbind(-2))
-    rows = [torch.stack([d, -b, b * y - d * x], -1), torch.stack([-c, a, c * x - a * y], -1)]
-    return torch.stack(rows, -2) / (a * d - b * c)[..., None, None]
+    """The inverse map: (B, 2, 3)."""
+    return geometry.closed_form_inverse(matrix_B23)
 
 
 def sample(features_BCHW: Tensor, maps_BR23: Tensor, size: int) -> list[Tensor]:

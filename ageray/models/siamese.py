@@ -29,6 +29,8 @@ class Siamese(AgeNetwork):
     distances of neighbours differ little, and the three digits of bf16 would change their order.
     """
 
+    float32_layers = ("embedding", "gender_embedding")
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.backbone = backbones.make(config.backbone, imagenet=config.weights == "imagenet")

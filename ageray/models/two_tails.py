@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ageray.experiment.model import TwoTails as Config
-from ageray.models.decode import bins, quantiles
+from ageray.models.decode import bins, median
 from ageray.models.mobilenet import MobileNetV1
 from ageray.models.network import BIAS_GAP, AgeNetwork, Batch, PublishedHead
 
@@ -121,7 +121,7 @@ class TwoTails(AgeNetwork):
         young = self.config.young
         published_BK = torch.softmax(published_BK.float(), -1)
         trained_BK = torch.stack([torch.softmax(each.float(), -1) for each in logits]).mean(0)
-        median_B1 = quantiles(published_BK, self.bins, torch.tensor([0.5]).to(published_BK))
+        median_B1 = median(published_BK, self.bins)
         share_B1 = young.share * torch.sigmoid((young.age - median_B1) / young.width)
         return (share_B1 * published_BK + (1 - share_B1) * trained_BK + _LEAST).log()
 

@@ -195,27 +195,50 @@ def _first_stage(
 
 
 def predict_ages(
-    faces: ray.data.Dataset, model: str, pool: ActorPool, batch: int, posterior: bool
+    faces: ray.data.Dataset,
+    model: str,
+    pool: ActorPool,
+    batch: int,
+    posterior: bool,
+    cuda_graphs: bool = True,
 ) -> ray.data.Dataset:
     """Rows of the scores table with their chunks, in any order.
 
     model: a name that workers can load (`ageray.bundle.model_for_workers`). An actor that restarts
-    loads it again.
+    loads it again. cuda_graphs: see `ageray.predictor.Predictor`.
     """
-    # On a GPU the next batch is prepared during a batch. On CPUs the two would compete for cores.
-    concurrent = 2 if pool.gpus else 1
+    # On a GPU two batches are under way: while one is computed, another thread copies the next into
+    # pinned memory, and makes rows of the last. On CPUs the two would compete for cores.
+    on_gpu = bool(pool.gpus)
+    compute = ActorPoolStrategy(
+        size=pool.actors,
+        max_concurrent_calls_per_actor=2 if on_gpu else 1,
+        enable_true_multi_threading=on_gpu,
+    )
+    model_arguments = {
+        "model": model,
+        "threads": pool.threads,
+        "posterior": posterior,
+        "cuda_graphs": cuda_graphs,
+    }
     return faces.map_batches(
         AgeFaces,
         batch_size=batch,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=pool.actors, max_concurrent_calls_per_actor=concurrent),
-        fn_constructor_kwargs={"model": model, "threads": pool.threads, "posterior": posterior},
+        compute=compute,
+        fn_constructor_kwargs=model_arguments,
         **pool.options(),
     )
 
 
 def age_photos(
-    photos: ray.data.Dataset, model: str, pool: ActorPool, batch: int, posterior: bool, detect: Detect
+    photos: ray.data.Dataset,
+    model: str,
+    pool: ActorPool,
+    batch: int,
+    posterior: bool,
+    detect: Detect,
+    cuda_graphs: bool = True,
 ) -> ray.data.Dataset:
     """As `predict_ages`, of decoded photos, whose faces the actors find.
 
@@ -235,6 +258,7 @@ def age_photos(
             "posterior": posterior,
             "batch": batch,
             "run": uuid.uuid4().hex[:12],
+            "cuda_graphs": cuda_graphs,
         },
         **pool.options(),
     )

@@ -360,10 +360,12 @@ def _ray_engine(task: Task, scale: Scale) -> _Engine:
         model = bundle.model_for_workers(task.model)
         if detecting:
             pixels = pipeline.decode_photos(photos, size, align, task.detect, task.search)
-            rows = pipeline.age_photos(pixels, model, actors, batch, task.posterior, task.detect)
+            rows = pipeline.age_photos(
+                pixels, model, actors, batch, task.posterior, task.detect, scale.cuda_graphs
+            )
         else:
             faces = pipeline.detect_faces(photos, size, align, task.detect, task.search)
-            rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior)
+            rows = pipeline.predict_ages(faces, model, actors, batch, task.posterior, scale.cuda_graphs)
         yield from pipeline.results(rows, checkpoint.files, by_tasks=not checkpoint.chunks_again)
 
     return _Engine(actors._asdict(), describe(actors, batch, size, detecting), results, pipeline.write_parts)

@@ -56,11 +56,12 @@ class AgePhotos:
         run: str | None = None,
         precision: str = "auto",
         device: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         """cutters: threads that cut canvases, 0 for all cores. batch: faces of a forward pass, at
         most. run: as for `Attempts`. Other arguments: as of `AgeFaces`."""
         cv2.setNumThreads(1)
-        self._ages = AgeFaces(model, threads, posterior, precision, device)
+        self._ages = AgeFaces(model, threads, posterior, precision, device, cuda_graphs)
         self._align = self._ages.align
         self._detector = BatchYuNet(detect, self._ages.device)
         self._cutters = ThreadPoolExecutor(cutters or usable_cpus())

@@ -32,10 +32,11 @@ class AgeFaces:
         posterior: bool = False,
         precision: str = "auto",
         device: str = "auto",
+        cuda_graphs: bool = True,
     ) -> None:
         loaded = bundle.load(model)
         self._model = model
-        self._predictor = Predictor(loaded, device, threads, precision)
+        self._predictor = Predictor(loaded, device, threads, precision, cuda_graphs)
         self._side = canvas_side(loaded.experiment.align)
         self._schema = scores_schema(posterior)
 

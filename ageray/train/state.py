@@ -7,9 +7,10 @@ bit on one worker.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +40,31 @@ class BatchLoss(nn.Module):
         super().__init__()
         self._config, self._criterion, self._bins_K = config, criterion, bins_K
         self._ungathered = network.whole_batch | {"bins"}
-        self.network = torch.compile(network) if config.train.compile else network
+        self.network: nn.Module = network
+        self._compute: Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]] = self._loss
+        self._replays = False
+        if config.train.compile and distributed.rank_and_world()[1] > 1:
+            # the network alone, since the loss talks to the other workers
+            self.network = cast(nn.Module, torch.compile(network))
+        elif config.train.compile:
+            # Gradients of several pieces are added up in memory that a CUDA graph would write to.
+            self._replays = bins_K.is_cuda and config.train.accumulate == 1
+            mode = "reduce-overhead" if self._replays else None
+            self._compute = torch.compile(self._loss, mode=mode, dynamic=False)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """batch: `face` and what else the network takes; `age` (B,), and `age_std`, `gender`,
         `weight` (B,) and `teacher` (B, K) where there are any.
         """
+        if not self._replays:
+            return self._compute(batch)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        loss, terms = self._compute(batch)
+        values = torch.stack(list(terms.values())).unbind()  # the next step writes to the graph's
+        return loss.clone(), dict(zip(terms, values, strict=True))
+
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `forward`. With `train.compile` and one worker it is one graph."""
         with autocast(self._config, self._bins_K.device):
             outputs = self.network(batch)
         own = {**outputs, "bins": self._bins_K}

@@ -200,6 +200,7 @@ def test_laws_of_maps(seed: int) -> None:
         geometry.scale_of(together), geometry.scale_of(first) * geometry.scale_of(second)
     )
     torch.testing.assert_close(geometry.closed_form_inverse(first), geometry.invert(first))
+    torch.testing.assert_close(geometry.closed_form_determinant(first), geometry.determinant(first))
 
 
 def test_scale_is_by_area() -> None:

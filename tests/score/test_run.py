@@ -508,6 +508,23 @@ def test_model_actor_that_dies_starts_again(
     assert len(set(rows.column("image").to_pylist())) == 9
 
 
+class _Options:
+    """A dataset that only notes how its rows are to be mapped."""
+
+    def map_batches(self, _: object, **options: Any) -> dict[str, Any]:
+        return options
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_an_actor_on_a_gpu_has_two_batches_under_way(gpus: int) -> None:
+    faces: Any = _Options()
+    options: Any = pipeline.predict_ages(faces, "zoo:default", ActorPool(1, 1, gpus, 1), 4, False, False)
+    compute = options["compute"]
+    assert compute.max_concurrent_calls_per_actor == 1 + gpus
+    assert compute.enable_true_multi_threading == bool(gpus)
+    assert options["fn_constructor_kwargs"]["cuda_graphs"] is False
+
+
 @pytest.mark.timeout(120)  # without a limit of its own Ray Data goes on for ever
 @pytest.mark.parametrize("stage", ["detect_faces", "predict_ages"])
 def test_a_stage_whose_process_always_dies_ends(
