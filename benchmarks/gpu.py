@@ -104,7 +104,8 @@ def _training(options: argparse.Namespace, precision: str, *more: str) -> tuple[
     from compute import ready
 
     batch = 4 if options.small else 64
-    words = ["model.weights=none", f"train.batch_size={batch}", f"train.precision={precision}", *more]
+    words = ["model.weights=none", "train.sizes=[]"]  # one size, as the other recipes
+    words += [f"train.batch_size={batch}", f"train.precision={precision}", *more]
     if options.small:
         words.append("align.size=64")
     return ready(config.load([f"recipe:{options.recipe}"], words))
