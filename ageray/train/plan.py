@@ -27,6 +27,10 @@ from ageray.storage.lease import Lease, is_lease
 from ageray.train import sampler, wise_ft
 from ageray.train.files import RunFiles
 
+_MIXED, _FEWEST = 0.75, 32
+"""Spread of the ages within a shuffle's window over that of all ages, from which they are mixed;
+and the fewest faces of a window in which a spread is measured."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -95,6 +99,9 @@ def make(experiment: Experiment, fresh: bool = False) -> Plan:
     storage.write_text(files.config, config.dump(experiment))
     splits.save(files.split, parts)
     split.notes.extend(notes(experiment, _training(faces, parts), len(parts["val"])))
+    if not experiment.train.shuffle_all:
+        names = [each.name for each in sets]
+        split.notes.extend(notes_on_order(streams["train"], names, experiment.train.shuffle))
     card = facts(experiment, faces, split) | _facts_of_sets(sets, splits_of_sets)
     return Plan(files.folder, card["faces"], steps, card, streams, sets)
 
@@ -125,6 +132,27 @@ def notes(experiment: Experiment, training: pa.Table, val: int) -> list[str]:
             )
     if not val:
         lines.append("no face validates: the last epoch's weights are taken, and ages are not calibrated")
+    return lines
+
+
+def notes_on_order(faces: RowIndex, names: Sequence[str], window: int) -> list[str]:
+    """Which sets lie in the shards in an order that a shuffle within `window` faces does not mix.
+
+    A network that sees the young first and the old last unlearns the young, though its loss falls.
+    `ageray prepare` writes shards in random order; others may have sorted theirs by name, and with
+    it by age. faces: of all sets, in the order of their shards.
+    """
+    lines = []
+    for name, age_N in zip(names, np.split(faces.age, faces.starts[1:]), strict=True):
+        if len(age_N) < 2 * _FEWEST:
+            continue
+        windows = np.array_split(age_N, max(1, len(age_N) // max(window, _FEWEST)))
+        spread = float(np.mean([part.var(ddof=1) for part in windows])) ** 0.5
+        if spread < _MIXED * float(age_N.std()):
+            lines.append(
+                f"{name}: its faces lie in an order of ages that train.shuffle={window} does not mix; set "
+                "train.shuffle_all=true, or prepare the shards again"
+            )
     return lines
 
 

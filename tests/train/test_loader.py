@@ -12,6 +12,7 @@ import torch
 
 from ageray import config
 from ageray.data.labelled_faces import labelled_faces
+from ageray.data.row_index import RowIndex
 from ageray.experiment import Experiment
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train import loader, plan, sampler
@@ -91,6 +92,20 @@ def test_copies_of_a_rare_face_are_spread_over_the_epoch(
     counts = np.unique(rows, return_counts=True)[1]
     assert counts.max() >= 3
     assert len(rows) == planned.steps[0] * BATCH
+
+
+def test_a_plan_tells_that_a_set_is_sorted_by_age() -> None:
+    generator = np.random.default_rng(4)
+    mixed, small = generator.uniform(0, 90, 600), generator.uniform(0, 90, 20)
+    ages = np.concatenate([mixed, np.sort(mixed), np.sort(small)]).astype(np.float32)
+    keys = [f"face-{number}" for number in range(len(ages))]
+    faces = RowIndex.of(keys, ages, None, (0, 600, 1200))
+    names = ["mixed", "sorted", "small"]
+    for window in (1, 32, 200):
+        [note] = plan.notes_on_order(faces, names, window)
+        assert note.startswith("sorted: its faces lie in an order of ages that train.shuffle=")
+        assert "set train.shuffle_all=true" in note
+    assert plan.notes_on_order(faces, names, 600) == []  # the buffer holds the whole set
 
 
 def test_a_plan_tells_what_the_faces_lack(shards: Path, tmp_path: Path) -> None:
