@@ -33,6 +33,10 @@ _TILTED = 60
 """Degrees by which a head may be tilted before its photo counts as turned."""
 _SMALLEST_CROP = 2.0
 """Side in photo pixels. A smaller crop comes from coincident points or an empty box."""
+_FARTHEST = 1e15
+"""Greatest coordinate of a crop, and of points that suggest a box. The square of one of 1e19 is
+infinite in float32."""
+_FAR = "landmarks or box lie far beyond the photo: no face to align"
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,9 @@ def _or_of_points(box: NDArray[np.float32], points: NDArray[np.float32]) -> NDAr
     """The boxes (N, 4); for a face without one, such as FG-NET's with its own points, the box that
     its points suggest."""
     missing = ~np.isfinite(box).all(-1) & np.isfinite(points).all((1, 2))
-    missing &= np.ptp(points, axis=1).min(-1) > 0  # points on a line fix no box
+    missing &= (np.abs(points) < _FARTHEST).all((1, 2))
+    with np.errstate(all="ignore"):  # unknown points and far ones
+        missing &= np.ptp(points, axis=1).min(-1) > 0  # points on a line fix no box
     if missing.any():
         box = box.copy()
         box[missing] = geometry.box_of_points(torch.from_numpy(points[missing])).numpy()
@@ -183,8 +189,10 @@ def _crops(points: NDArray[np.float32], box: NDArray[np.float32], align: Align) 
         corners, spans = _similar_corners(points, align)
     else:
         corners, spans = _mapped_corners(_turn(points, turns), _turn_boxes(box, turns), align)
-    fine = np.isfinite(spans) & (spans * align.size >= _SMALLEST_CROP)
+    fine = np.isfinite(spans) & (spans >= _SMALLEST_CROP / align.size)
     problems[(problems == "") & ~fine] = "landmarks or box coincide: no face to align"
+    far = ~(np.abs(corners) < _FARTHEST).all((1, 2))
+    problems[(problems == "") & far] = _FAR
     corners[problems != ""] = np.nan
     return _Crops(_turn(corners, -turns), spans, turns, problems)
 
@@ -220,7 +228,7 @@ def _similar_corners(
         factor_N1 = (p.conj() * q).sum(1, keepdims=True) / (abs(p) ** 2).sum(1, keepdims=True)
         spans = 1 / abs(factor_N1[:, 0])
         corners = (_square(align.size) - target_5.mean()) / factor_N1 + middle_N1
-    return corners.view(np.float64).reshape(-1, 4, 2).astype(np.float32), spans.astype(np.float32)
+        return corners.view(np.float64).reshape(-1, 4, 2).astype(np.float32), spans.astype(np.float32)
 
 
 @cache
@@ -247,7 +255,8 @@ def _turns(points: NDArray[np.float32], align: Align) -> NDArray[np.int64]:
     turns = np.zeros(len(points), np.int64)
     if align.mode not in ("eyes", "box"):
         return turns
-    down = points[:, 3:].mean(1) - points[:, :2].mean(1)
+    with np.errstate(all="ignore"):  # sums of huge numbers overflow
+        down = points[:, 3:].mean(1) - points[:, :2].mean(1)
     angles = np.degrees(np.arctan2(down[:, 0], down[:, 1]))
     lying = np.abs(angles) > _TILTED  # not where the angle is NaN
     turns[lying] = -np.rint(angles[lying] / 90).astype(np.int64) % 4
@@ -297,7 +306,7 @@ def _cut(
     scale = next(draft for draft in _DRAFTS if shrink // draft * draft * (side - 4) >= extent)
     photo = _decoded_at(data, decoded, scale)
     if shrink > max(photo.width, photo.height):
-        raise ImageError("landmarks or box lie far beyond the photo: no face to align")
+        raise ImageError(_FAR)
     block = max(1, shrink // photo.scale)  # a photo of very many pixels comes smaller than asked for
     centre = photo.shrink(corners.mean(0))
     first = np.round((centre + 0.5) / block - side / 2).astype(int)

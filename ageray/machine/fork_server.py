@@ -54,6 +54,8 @@ def serve(descriptor: int, modules: Sequence[str]) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             try:
                 _work(Connection(descriptors[0]))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # nobody waits for the answer any more; errors of a task do not come here
             except BaseException:
                 traceback.print_exc()
             finally:

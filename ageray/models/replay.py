@@ -149,10 +149,12 @@ class Replay:
     def __call__(self, columns: Columns) -> NDArray[np.float32]:
         """The function of a batch: arrays (B, ...) by name, B at least 1, to (B, W).
 
-        Raises what the function raises. An error while recording is logged once; all batches are
-        then computed without graphs.
+        Raises ValueError if the arrays differ in B, and what the function raises. An error while
+        recording is logged once; all batches are then computed without graphs.
         """
         count = len(next(iter(columns.values())))
+        if any(len(values) != count for values in columns.values()):
+            raise ValueError("the arrays of a batch differ in length")  # rows would be filled up
         layout = _Layout.of(columns, recorded_size(count))
         host = self._host()
         buffer = host.fill(columns, layout)

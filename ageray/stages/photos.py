@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ageray.experiment import Detect
+from ageray.faces.canvases import canvas_side
 from ageray.faces.detect import Face, Picture
 from ageray.faces.detect_batch import BatchYuNet
 from ageray.faces.images import Photo
@@ -27,7 +28,10 @@ from ageray.stages.detect import Item, carry, error_row, in_order, rows_of_faces
 from ageray.stages.predict import AgeFaces
 
 _PHOTOS_AT_ONCE = 64
-"""Photos that are searched together. The canvases of twice as many are in memory."""
+"""Photos that are searched together."""
+_CANVAS_BYTES = 256 * 2**20
+"""Of canvases that are cut for one table. Those of two tables are in memory, or of two photos if
+these have more: 64 photos of crowds would have 8 GB."""
 
 Rows = list[dict[str, Any]]
 
@@ -66,6 +70,7 @@ class AgePhotos:
         self._detector = BatchYuNet(detect, self._ages.device)
         self._cutters = ThreadPoolExecutor(cutters or usable_cpus())
         self._batch, self._run = batch, run
+        self._most = max(1, _CANVAS_BYTES // (3 * canvas_side(self._align) ** 2))
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Rows of DECODED_SCHEMA to rows of the scores table, in their order. Further columns are
@@ -78,32 +83,43 @@ class AgePhotos:
         with attempts:
             before: tuple[pa.Table, list[Future[Rows] | None]] | None = None
             for start in range(0, rows.num_rows, _PHOTOS_AT_ONCE):
-                part = rows.slice(start, _PHOTOS_AT_ONCE)
-                futures = self._cut(part, start, attempts)
-                if before is not None:
-                    yield from self._aged(*before)
-                before = part, futures
+                for following in self._cut(rows.slice(start, _PHOTOS_AT_ONCE), start, attempts):
+                    if before is not None:
+                        yield from self._aged(*before)
+                    before = following
             if before is not None:
                 yield from self._aged(*before)
         if not rows.num_rows:
             yield from self._aged(rows, [])
 
-    def _cut(self, part: pa.Table, start: int, attempts: Attempts) -> list[Future[Rows] | None]:
-        """Finds the faces of photos, and begins to cut their canvases: what will be the rows of
-        each; None for a row that is done."""
-        futures: list[Future[Rows] | None] = [None] * part.num_rows
+    def _cut(
+        self, part: pa.Table, start: int, attempts: Attempts
+    ) -> Iterator[tuple[pa.Table, list[Future[Rows] | None]]]:
+        """Finds the faces of photos, and begins to cut their canvases. Gives a few photos after the
+        other: their rows, and what will be the rows of each; None for a row that is done."""
         photos = _photos(part)
         found = self._detector.detect([each.picture for each in photos])
+        futures: list[Future[Rows] | None] = []
+        first = count = 0
         for each, faces in zip(photos, found, strict=True):
-            if not attempts.again:
-                future = self._cutters.submit(self._rows, each, faces)
-            elif attempts.reach(start + each.number):
-                future = self._cutters.submit(self._rows, each, faces)
-                future.result()
-            else:
-                future = self._cutters.submit(_given_up, each.item)
-            futures[each.number] = future
-        return futures
+            futures += [None] * (each.number - first - len(futures))
+            if count and count + len(faces) > self._most:
+                yield part.slice(first, len(futures)), futures
+                first, count, futures = each.number, 0, []
+            futures.append(self._begun(each, faces, start + each.number, attempts))
+            count += len(faces)
+        futures += [None] * (part.num_rows - first - len(futures))
+        yield part.slice(first), futures
+
+    def _begun(self, each: _Sought, faces: list[Face], number: int, attempts: Attempts) -> Future[Rows]:
+        """Begins to cut the canvases of a photo: what will be its rows."""
+        if not attempts.again:
+            return self._cutters.submit(self._rows, each, faces)
+        if not attempts.reach(number):
+            return self._cutters.submit(_given_up, each.item)
+        future = self._cutters.submit(self._rows, each, faces)
+        future.result()
+        return future
 
     def _rows(self, each: _Sought, faces: list[Face]) -> Rows:
         ordered = in_order(each.item, faces, each.picture.photo)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -269,6 +270,24 @@ def test_an_absurd_box_gives_a_canvas_or_an_image_error(size: float) -> None:
     except ImageError:
         return
     assert canvases.pixels.shape[1] == canvas_side(align)
+
+
+@pytest.mark.parametrize("mode", ["similarity", "eyes", "box"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e15, 1e25, 1e36, 3e36])
+def test_absurd_points_give_an_image_error(mode: Literal["similarity", "eyes", "box"], scale: float) -> None:
+    """float32 goes up to 3e38: not an OverflowError, and no warning of numpy's."""
+    align = Align(mode=mode, size=32)
+    face_52 = face(align, 1, (50, 50))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for point in range(5):
+            points = face_52.copy()
+            points[point] *= scale
+            for absurd in (face_52 * np.float32(scale), points, -points):
+                if scale < 1 < np.abs(absurd).max() or (mode == "eyes" and np.abs(absurd[:2]).max() < 1000):
+                    continue  # the points that it reads are sound
+                with pytest.raises(ImageError, match="far beyond|coincide|no box"):
+                    face_canvases(encode(texture(60, 50)), absurd[None], None, align)
 
 
 # --- what is missing ------------------------------------------------------------------------------

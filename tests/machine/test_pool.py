@@ -116,3 +116,16 @@ def test_closing_does_not_wait_for_a_task(tmp_path: Path) -> None:
     assert time.monotonic() - started < 60
     workers = [int(file.name) for file in tmp_path.iterdir()]
     wait_until(lambda: not any(map(psutil.pid_exists, workers)))
+
+
+def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As after a signal, if a worker is ready before it is killed."""
+    with Pool(["tests.machine.work"]) as pool:
+        outcomes = pool.run(partial(work.sleeper, str(tmp_path)), [1, 0], 2)
+        assert next(outcomes).task == 0
+        outcomes.close()  # type: ignore[attr-defined]
+        workers = [int(file.name) for file in tmp_path.iterdir()]
+        wait_until(lambda: not any(map(psutil.pid_exists, workers)))
+    assert capfd.readouterr().err == ""

@@ -58,6 +58,13 @@ def test_sizes() -> None:
             assert recorded_size(count) < 1.5 * count
 
 
+def test_arrays_of_different_lengths_are_refused() -> None:
+    """The rows that are missing are not made up from the first one."""
+    batch = columns(5) | {"points": columns(3)["points"]}
+    with pytest.raises(ValueError, match="differ in length"):
+        Replay(sums, CPU)(batch)
+
+
 def test_batches_of_any_size_give_what_the_function_gives() -> None:
     replay = Replay(sums, CPU)
     for seed, count in enumerate((9, 9, 9, 30, 12, 1, 30, 31, 1, 17, 9, 2)):

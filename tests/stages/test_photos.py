@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from PIL import Image
 
@@ -143,6 +144,20 @@ def test_a_batch_of_faces_is_not_exceeded(model: str, monkeypatch: pytest.Monkey
     sizes = [table.num_rows for table in actor(decoded(photos))]
     assert max(sizes) == 2
     assert sum(sizes) == find_faces(photos, ALIGN, DETECT, "auto", None).num_rows
+
+
+def test_crowds_do_not_fill_memory(actor: AgePhotos, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With room for the canvas of one face, each photo with faces is a table for itself."""
+    photos = table_of(rows_of_all_kinds())
+    expected = pa.concat_tables(actor(decoded(photos)))
+    monkeypatch.setattr(stage, "_CANVAS_BYTES", 1)
+    narrow = AgePhotos(model, DETECT, cutters=1, threads=1, device="cpu")
+    tables = list(narrow(decoded(photos)))
+    table = pa.concat_tables(tables)
+    for name in ("key", "error", "lot", "siblings"):
+        assert table.column(name).equals(expected.column(name)), name
+    several = [set(each.filter(pc.is_valid(each["detection"]))["image"].to_pylist()) for each in tables]
+    assert [len(photos) for photos in several if photos] == [1] * len(set().union(*several))
 
 
 def test_canvases_are_cut_while_the_next_photos_are_searched(
