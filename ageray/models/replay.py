@@ -129,11 +129,11 @@ class Replay:
     """
 
     def __init__(
-        self, function: Callable[[dict[str, Tensor]], Tensor], device: torch.device, limit: int = 8
+        self, function: Callable[[dict[str, Tensor]], Tensor], device: torch.device, limit: int = 12
     ) -> None:
         """function: tensors (S, ...) on the device by name to float32 (S, W), every row by itself,
         without waiting for the device. limit: recordings that are kept; the one that was used
-        longest ago makes room."""
+        longest ago makes room. Batches of up to 256 have 11 sizes."""
         self._function, self._device, self._limit = function, device, limit
         self._lock = threading.Lock()
         self._recordings: OrderedDict[_Layout, _Recording] = OrderedDict()
