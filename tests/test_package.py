@@ -58,7 +58,8 @@ def test_it_is_small_and_complete(wheel: Path) -> None:
         for file in (ROOT / "configs").rglob("*.yaml"):
             assert archive.read(f"ageray/{file.relative_to(ROOT)}") == file.read_bytes()
     assert shipped == {str(file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("*.*")}
-    assert "ageray/zoo/default/2/model.safetensors" in names
+    for version in (1, 2, 3):
+        assert f"ageray/zoo/default/{version}/model.safetensors" in names
     assert {name.split("/")[0] for name in names} == {"ageray", f"ageray-{ageray.__version__}.dist-info"}
 
 
