@@ -537,7 +537,10 @@ def mistake(settings: Path, runs: Path, *words: str) -> str:
             ["align.placement=actors", "train.sizes=[32, 64]"],
             "align.placement=actors: aligns at one size, not at train.sizes; set align.placement=worker",
         ),
-        (["train.sizes=[64, 24]"], "train.sizes.1=24: model 'baseline' needs faces of at least 32 pixels"),
+        (
+            ["train.sizes=[64, 24]"],
+            "train.sizes.1=24: model 'residual_cnn' needs faces of at least 32 pixels",
+        ),
     ],
 )
 def test_mistakes_that_are_found_before_anything_is_written(
