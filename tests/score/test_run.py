@@ -623,7 +623,7 @@ def test_a_face_that_cannot_be_aligned_costs_the_others_nothing(
     whole = np.array([[40, 40], [60, 40], [50, 52], [42, 64], [58, 64]], np.float32)
     box = np.array([20, 10, 80, 90], np.float32)
     seen = [Face(box, whole, 0.9), Face(box, np.zeros((5, 2), np.float32), 0.8), Face(box, whole + 3, 0.7)]
-    monkeypatch.setattr(detect, "_detect", lambda *_: seen)
+    monkeypatch.setattr(detect, "in_order", lambda *_: seen)
     rows = find(listed(photos / "nobody.png")).to_pylist()
     assert [row["face"] for row in rows] == [0, 1, 2]
     assert [row["error"] is None for row in rows] == [True, False, True]
