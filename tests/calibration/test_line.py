@@ -187,3 +187,8 @@ def test_the_margin_is_the_conformal_quantile_of_40_faces() -> None:
     true = np.linspace(50, 89, 40, dtype=np.float32)
     reach = np.arange(1, 41, dtype=np.float32)
     assert fit(true, true, true - reach, true + reach).margin == pytest.approx(-4, abs=1e-3)
+
+
+def test_a_card_says_whether_a_line_corrects_the_ages() -> None:
+    assert Calibration().to_card()["method"].startswith("ages as decoded; ")
+    assert Calibration(0.98, 0.7).to_card()["method"].startswith("line by least absolute deviations; ")
