@@ -30,6 +30,7 @@ _ADDED: dict[tuple[str, ...], Any] = {
     ("loss", "neighborhood", "reduction"): "mean",
     ("model", "auxiliary"): False,
     ("model", "members", "*", "model", "auxiliary"): False,
+    ("model", "decode", "levels"): [],
     ("model", "decode", "views"): [{"zoom": 1.0, "size": 0}],
     ("model", "hidden"): 0,
     ("model", "weights_head"): True,
@@ -45,6 +46,7 @@ _ADDED: dict[tuple[str, ...], Any] = {
     ("train", "stages", "*", "optimizer", "rho"): 0.9,
     ("train", "stages", "*", "steps"): None,
     ("train", "teacher"): None,
+    ("train", "teacher_faces"): "augmented",
     ("train", "thinned_ages"): [20, 60],
     ("train", "wise_ft"): [],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -54,6 +55,15 @@ class View(Strict):
     once, to this side."""
 
 
+class Level(Strict):
+    """Where in the posterior the age of a face is read."""
+
+    age: Annotated[float, Field(ge=0, le=150)]
+    """Median of the posterior in years."""
+    share: Annotated[float, Field(gt=0, lt=1)]
+    """Share of the posterior that lies below the age. 0.5 is the median."""
+
+
 class Decode(Strict):
     """From the network's outputs to a posterior over age bins and an age in years."""
 
@@ -61,6 +71,12 @@ class Decode(Strict):
     """`expectation` is sum of p_k y_k (DEX; DHAA and neighborhood papers), `median` the age where
     half of the posterior lies below, `gallery` the mean age of the nearest training faces (siamese
     paper); its posterior is the histogram of their ages."""
+    levels: tuple[Level, ...] = ()
+    """With `median`: another share of the posterior than half below the age, by the median. Between
+    two levels the share is interpolated; before the first and after the last it stays. Networks
+    take children for older and the old for younger than they are, as far as their ages are
+    uncertain; `[{age: 20, share: 0.45}, {age: 30, share: 0.5}, {age: 50, share: 0.5}, {age: 60,
+    share: 0.55}]` takes a part of that bias back. Empty is the median."""
     flip: bool = True
     """Average the posterior of the face and of its mirror image (DHAA, section 4.2)."""
     views: Annotated[tuple[View, ...], Field(min_length=1, max_length=8)] = (View(),)
@@ -69,6 +85,15 @@ class Decode(Strict):
     views."""
     gallery: Gallery = Gallery()
     """Settings of `gallery`."""
+
+    @model_validator(mode="after")
+    def _levels_ascend(self) -> Self:
+        ages = [level.age for level in self.levels]
+        if any(after <= before for before, after in pairwise(ages)):
+            raise ValueError(f"the ages of levels must ascend; got {ages}")
+        if self.levels and self.method != "median":
+            raise ValueError(f"levels are of method median, not of {self.method}; leave them out")
+        return self
 
 
 class NearestFaces(Decode):
@@ -90,8 +115,8 @@ class ModelBase(Strict):
     the data, such as [-15, 120], lets a Gaussian-shaped target keep its mean at both ends, which
     takes the expectation's bias from infants and the very old."""
     weights: str = "none"
-    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), `zoo:NAME` (a
-    model that ships) or a path or url of a safetensors file.
+    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), a model
+    (`zoo:NAME`, a bundle, a run folder), or a path or url of a safetensors file.
     """
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the classifier; share of activations set to 0."""

@@ -176,7 +176,12 @@ class Train(Strict):
     teacher: str | None = None
     """The teacher of `loss.distillation`. `start` is the network itself before training, so that it
     does not unlearn its published ages. Anything else is a model (`zoo:NAME`, a bundle or a run
-    folder) with the same `model.ages`. The teacher sees the same augmented faces."""
+    folder) with the same `model.ages` and `align`."""
+    teacher_faces: Literal["augmented", "aligned"] = "augmented"
+    """What the teacher sees. `augmented`: the faces of each step, in one view. `aligned`: each
+    training face once, before the first step, as the teacher scores it, with all of its views. A
+    slow ensemble then costs one pass over the faces, and the network learns to give for every
+    change of a face what the teacher gives for the face itself."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay per step of an exponential moving average of the weights, which is then validated and
     saved. 0 is off.

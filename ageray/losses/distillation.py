@@ -22,7 +22,7 @@ def distillation(
     true age y: the teacher is listened to on faces that are known to be young. logits: (B, K).
     teacher: (B, K), of sum 1. age: (B,) years. width: years.
     """
-    each_B = soft_cross_entropy(log_posterior(logits), teacher)
+    each_B = soft_cross_entropy(log_posterior(logits), teacher.float())
     if below is not None:
         each_B = each_B * torch.sigmoid((below - age) / width)
     return each_B.mean()

@@ -77,11 +77,11 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
 def load_start(network: AgeNetwork, weights: str) -> None:
     """Loads a safetensors file: a whole model of our own, or published weights of the backbone.
 
-    weights: its path or url, or `zoo:NAME` for a model that ships.
+    weights: its path or url, or a model: `zoo:NAME`, a bundle or a run folder.
     Raises UserError if the file cannot be read or belongs to another network.
     """
     try:
-        state = load_safetensors(storage.read_bytes(zoo.weights_file(weights)))
+        state = load_safetensors(storage.read_bytes(_weights_file(weights)))
     except UserError as error:
         raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
     except Exception as error:  # safetensors raises many types
@@ -98,3 +98,12 @@ def load_start(network: AgeNetwork, weights: str) -> None:
         reason = " ".join(str(error).split())[:200]
         model = getattr(network.get_backbone(), "name", "this network")
         raise UserError(f"model.weights={weights}: not weights of {model} ({reason}); {REMEDY}") from None
+
+
+def _weights_file(weights: str) -> str:
+    """The file that `model.weights` names; of a bundle or a run folder, its tensors."""
+    file = zoo.weights_file(weights)
+    for name in ("model.safetensors", "bundle/model.safetensors"):
+        if storage.exists(storage.join(file, name)):
+            return storage.join(file, name)
+    return file

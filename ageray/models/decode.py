@@ -5,10 +5,13 @@ Shape letters: B faces, K bins, Q quantiles.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-from ageray.experiment.model import ModelBase
+from ageray.experiment.model import Level, ModelBase
 from ageray.faces.constants import constant
 
 
@@ -39,14 +42,28 @@ def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
     """Age in years (B,), not rounded.
 
     `config.decode.method` chooses the posterior's expectation (DEX), median or mode. A gallery's
-    posterior is the histogram of the neighbours' ages; its expectation is taken.
+    posterior is the histogram of the neighbours' ages; its expectation is taken. With
+    `config.decode.levels` the median is replaced by the quantile whose level belongs to it: the
+    best guess where a year too many costs more, or less, than a year too few.
     """
     bins_K = constant(_years, *config.ages, like=posterior_BK)
     if config.decode.method in ("expectation", "gallery"):
         return posterior_BK @ bins_K
     if config.decode.method == "argmax":
         return bins_K[posterior_BK.argmax(-1)]
-    return median(posterior_BK, bins_K).squeeze(-1)
+    age_B1 = median(posterior_BK, bins_K)
+    if config.decode.levels:
+        age_B1 = quantiles(posterior_BK, bins_K, _level(age_B1, config.decode.levels))
+    return age_B1.squeeze(-1)
+
+
+def _level(median_B1: Tensor, levels: Sequence[Level]) -> Tensor:
+    """The share of the posterior below the age, interpolated at each median: (B, 1)."""
+    level_B1 = torch.full_like(median_B1, levels[0].share)
+    for before, after in pairwise(levels):
+        part_B1 = ((median_B1 - before.age) / (after.age - before.age)).clamp(0, 1)
+        level_B1 = level_B1 + part_B1 * (after.share - before.share)
+    return level_B1
 
 
 def median(posterior_BK: Tensor, bins_K: Tensor) -> Tensor:
@@ -59,7 +76,8 @@ def _half() -> Tensor:
 
 
 def quantiles(posterior_BK: Tensor, bins_K: Tensor, levels_Q: Tensor) -> Tensor:
-    """Ages below which the given shares of the posterior lie: (B, Q).
+    """Ages below which the given shares of the posterior lie: (B, Q). levels_Q: the same for all
+    faces, or (B, Q).
 
     A bin's probability is spread evenly over its year. Bin y reaches from y - 0.5 to y + 0.5.
     """

@@ -15,6 +15,7 @@ _FOLDERS = ("tensorboard", RAY, bundle.IN_RUN, f"{bundle.IN_RUN}.unfinished")
 _NAMES = (
     *("config.yaml", "split.parquet", "log.jsonl", "best.safetensors", "best.safetensors.sha256"),
     *("state.pt", "state.before.pt", "curves.png", "trace.json", "audit.json"),
+    *("teacher.safetensors", "teacher.safetensors.sha256"),
 )
 
 
@@ -69,6 +70,11 @@ class RunFiles:
     def events(self) -> str:
         """TensorBoard's events."""
         return storage.join(self.folder, "tensorboard/events.out.tfevents.0")
+
+    @property
+    def teacher(self) -> str:
+        """The teacher's posteriors (`train.teacher_faces: aligned`)."""
+        return storage.join(self.folder, "teacher.safetensors")
 
     @property
     def trace(self) -> str:

@@ -9,7 +9,7 @@ Shape letters: N faces of an epoch, S steps, B faces of this worker in a step, P
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +31,13 @@ from ageray.faces.augment import upcoming_maps
 from ageray.faces.canvases import canvas_side, to_tensors
 from ageray.machine.cpus import usable_cpus
 from ageray.machine.memory import available_bytes
-from ageray.train import sampler
+from ageray.train import sampler, teacher
 from ageray.train.batches import LABEL_BYTES, CachedBatches, CanvasCache, Prefetcher
 from ageray.train.feature_store import FeatureStore
 from ageray.train.plan import Plan
 from ageray.train.sampler import OrderedBatches
 from ageray.train.state import Columns, State
+from ageray.train.teacher import Teacher
 
 _PREFETCH = 3  # batches
 ALIGNER_CPUS = 0.25  # of an aligning actor: little, so that actors leave the CPUs to decoding tasks
@@ -66,6 +67,8 @@ class Streams:
     rows: dict[str, ray.data.Dataset]
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     features: FeatureStore | None = None
+    taught: NDArray[np.float16] | None = None
+    """The teacher's posterior (N, K) of each training face, see `ask`."""
     caches: dict[str, CanvasCache] = field(default_factory=dict)
     """By name of the part; see `_cache`."""
     rooms: dict[torch.device, float] = field(default_factory=dict)
@@ -88,6 +91,14 @@ class Streams:
             store.add(part, state, batches)
         self.features = store
 
+    def ask(self, found: Teacher, report: Callable[[int], None]) -> NDArray[np.float16]:
+        """The teacher's posteriors of all training faces, of which every batch then has its own as
+        `teacher` (B, K). report: see `teacher.posteriors`."""
+        faces = self.plan.faces["train"]
+        batches = self._numbered(self.plan.folders(), faces, self._share_rows("train", None))
+        self.taught = teacher.posteriors(found, batches, len(faces), self.device, report)
+        return self.taught
+
     def training(self, state: State) -> TrainingBatches:
         """This epoch's training batches of the stage, from the first step that is not done yet."""
         config, faces = self.experiment.train, self.plan.faces[f"stage-{state.stage}"]
@@ -105,11 +116,13 @@ class Streams:
         rows_SB = sampler.share(rows_N, config.batch_size, *rank_and_world(), first=first)
         if state.epoch_steps is not None:
             rows_SB = rows_SB[: state.epoch_steps - first]
-        more: dict[str, NDArray[np.float32]] = {}
+        more: dict[str, NDArray[Any]] = {}
         if config.balance == "weights":
             more["weight"] = sampler.weights(faces.age, config.balance_power).astype(np.float32)
         if faces.age_std is not None:
             more["age_std"] = faces.age_std
+        if self.taught is not None:
+            more["teacher"] = self.taught
         if self.features is not None:
             in_memory = OrderedBatches([self.features.blocks("train")], rows_SB, more)
             return TrainingBatches(in_memory, Prefetcher(in_memory, _PREFETCH, state.device))

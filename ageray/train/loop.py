@@ -47,6 +47,7 @@ _COLUMNS = (
     "age_std",
     "gender",
     "weight",
+    "teacher",
 )
 
 

@@ -339,6 +339,11 @@ def _streams(
     for index, stage in enumerate(experiment.train.stages):
         if stage.shards is None:
             streams[f"stage-{index}"] = streams["train"]
+        elif experiment.train.teacher is not None and experiment.train.teacher_faces == "aligned":
+            raise UserError(
+                f"train.stages.{index}.shards={stage.shards}: the teacher of train.teacher_faces=aligned "
+                "sees the faces of data alone; set train.teacher_faces=augmented, or leave these shards out"
+            )
         else:
             streams[f"stage-{index}"] = _row_index([labelled_faces(stage.shards)], stage.shards)
     return streams

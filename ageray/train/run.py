@@ -33,8 +33,8 @@ def train(experiment: Experiment, plan: Plan, show: Show) -> None:
     """Trains on the connected cluster until the run folder has a bundle; continues an interrupted
     run.
 
-    show: receives progress (`kind` "step"), epoch records (`kind` "epoch") and notes as they come.
-    If a worker or node is lost, training continues from the last checkpoint, at most
+    show: receives progress (`kind` "step" and "teacher"), epoch records (`kind` "epoch") and notes
+    as they come. If a worker or node is lost, training continues from the last checkpoint, at most
     `scale.max_failures` times. Raises UserError if the cluster can never fit the workers, or
     storage fails; the last checkpoint is whole then.
     """

@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ageray import bundle, distributed
-from ageray.errors import UserError
+from ageray import distributed
 from ageray.experiment import Experiment
 from ageray.losses.criterion import FIELDS, Criterion
 from ageray.models.build import build
 from ageray.models.decode import bins
 from ageray.models.network import AgeNetwork
+from ageray.train import teacher
 from ageray.train.optim import frozen_parameters, make_optimizer, make_schedule
 
 Columns = dict[str, Any]
@@ -115,7 +115,8 @@ class State:
 
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
     on where there are several workers. ema_network: the moving average of the weights, None without
-    `train.ema`. teacher: see `make_teacher`. epoch, step: the numbers of finished epochs and steps
+    `train.ema`. teacher: of `train.teacher`, where each
+    step asks it. epoch, step: the numbers of finished epochs and steps
     over all stages. best: the least figure by `train.select`, in years. epoch_steps: the steps of
     the epoch under way. total_epochs: of all stages.
     """
@@ -229,37 +230,14 @@ def new_state(config: Experiment, device: torch.device) -> State:
         torch.Generator().manual_seed(config.train.seed),
         torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16"),
         ema_network,
-        make_teacher(config, device),
+        _step_teacher(config, device),
     )
 
 
-def make_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
-    """The network that `train.teacher` names, in eval mode and without gradients; None without one.
-
-    Raises UserError if the loss has no use for it or misses it, or if it has other age bins or
-    another alignment.
-    """
-    name, term = config.train.teacher, config.loss.distillation
-    if name is None and term is None:
+def _step_teacher(config: Experiment, device: torch.device) -> AgeNetwork | None:
+    """The teacher that sees the faces of every step; None without one, or where each face is shown
+    to it once (`train.teacher_faces: aligned`)."""
+    if config.train.teacher_faces == "aligned":
         return None
-    if name is None:
-        raise UserError("loss.distillation: has no teacher; set train.teacher, to start or to a model")
-    if term is None:
-        raise UserError(
-            f"train.teacher={name}: no loss listens to it; set loss.distillation, or take the teacher away"
-        )
-    if name == "start":
-        teacher = build(config.model, seed=config.train.seed)
-    else:
-        loaded = bundle.load(name)
-        own, other = list(config.model.ages), list(loaded.experiment.model.ages)
-        if other != own:
-            raise UserError(
-                f"train.teacher={name}: has model.ages={other}, this model {own}; they must be the same"
-            )
-        if loaded.experiment.align != config.align:
-            raise UserError(
-                f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
-            )
-        teacher = loaded.network()
-    return teacher.to(device).eval().requires_grad_(False)
+    found = teacher.load(config, device)
+    return found.network if found else None

@@ -24,7 +24,7 @@ from ageray.errors import DamagedError, StoreError, UserError
 from ageray.experiment import Experiment
 from ageray.models.gallery import Gallery
 from ageray.predictor import Predictor
-from ageray.train import checkpoint, curves, epochs, feature_store, profiling, wise_ft
+from ageray.train import checkpoint, curves, epochs, feature_store, profiling, teacher, wise_ft
 from ageray.train.checkpoint import AsyncCheckpointer
 from ageray.train.loader import Streams, no_face, threads
 from ageray.train.loop import init_network, train_one_epoch
@@ -83,6 +83,7 @@ class Worker:
             length = epochs.length(self.state.config.train.stages[stage], self.plan.steps[stage])
             self.state.load_state_dict(saved, length.steps)
         self._compute_features()
+        self._ask_teacher()
         for _ in epochs.remaining(self.state, self.plan.steps):
             self._epoch()
         self.checkpointer.wait()
@@ -103,6 +104,35 @@ class Worker:
         self._note(
             f"the body is frozen: its features of {faces:,} faces were computed once, in {seconds:.0f} s"
         )
+
+    def _ask_teacher(self) -> None:
+        """Shows every training face to the teacher, once a run (`train.teacher_faces: aligned`)."""
+        state = self.state
+        if state.config.train.teacher_faces != "aligned":
+            return
+        found = teacher.load(state.config, state.device)
+        if found is None:
+            return
+        count = len(self.plan.faces["train"])
+        own = teacher.read(self.files.teacher, count) if self.rank == 0 else None
+        kept = distributed.all_gather_object(own)[0]
+        if kept is not None:
+            self.streams.taught = kept
+            return
+        started = last_report = time.perf_counter()
+
+        def report(shown: int) -> None:
+            nonlocal last_report
+            now = time.perf_counter()
+            if self.rank == 0 and now - last_report > _REPORT_SECONDS:
+                last_report, images = now, shown * self.world
+                record = {"kind": "teacher", "images": min(images, count), "total": count}
+                self.queue.put(record | {"images_s": images / (now - started)})
+
+        answers = self.streams.ask(found, report)
+        if self.rank == 0:
+            teacher.write(self.files.teacher, answers)
+        self._note(f"the teacher saw {count:,} faces once, in {time.perf_counter() - started:.0f} s")
 
     def _note(self, text: str) -> None:
         """Shows a line to the user, once."""

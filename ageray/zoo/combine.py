@@ -1,7 +1,12 @@
-"""Makes one bundle from several: an ensemble, or the mean of the weights of several trainings.
+"""Makes one bundle from several: an ensemble, or the mean of the weights of several trainings. Or
+another bundle of the same weights, with other views of a face.
 
     python -m ageray.zoo.combine ensemble FOLDER MODEL MODEL ... [--decode median] [--weight 2 1]
     python -m ageray.zoo.combine soup     FOLDER MODEL MODEL ... [--weight 2 1]
+    python -m ageray.zoo.combine views    FOLDER MODEL KEY=VALUE ...
+
+KEY is align.size, train.precision or below model.decode: model.decode.flip=true
+'model.decode.views=[{size: 128}, {size: 160}]'.
 
 FOLDER is the bundle to write; MODEL is `zoo:NAME`, a bundle or a run folder. The result has no
 calibration: calibrate it on validation faces, like a trained model.
@@ -16,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ageray import bundle, storage
+from ageray import bundle, config, storage
 from ageray.bundle import Bundle
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
@@ -24,6 +29,7 @@ from ageray.experiment.model import Decode, Ensemble, Member
 from ageray.models.average import soup as mean_weights
 from ageray.models.build import build
 
+_OF_VIEWS = ("align.size", "train.precision", "model.decode")
 _FRAMING = ("mode", "coverage", "eyes_scale", "fill")
 """The settings of `align` that members of an ensemble share. Each member has its own size and
 standardize."""
@@ -85,6 +91,26 @@ def soup(folder: str, models: Sequence[str], weights: Sequence[float] | None = N
             )
     state = mean_weights([source.network().state_dict() for source in sources], shares)
     _write(folder, first, state, _card("soup", sources, shares))
+
+
+def views(folder: str, model: str, overrides: Sequence[str]) -> None:
+    """Writes a bundle to `folder` with the weights of `model`, which scores faces in another way.
+
+    overrides: `KEY=VALUE` of `model.decode`, `align.size` or `train.precision`. Raises UserError
+    for another key or a value that does not fit, and for a model that takes ages from a gallery.
+    """
+    source = bundle.load(model)
+    if source.faces is not None:
+        raise UserError(f"{model}: takes ages from a gallery, which fits one way of scoring; train one anew")
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key not in _OF_VIEWS and not key.startswith("model.decode."):
+            raise UserError(
+                f"{word}: changes more than how a face is scored; give align.size, train.precision or "
+                "keys below model.decode"
+            )
+    experiment = config.load([], overrides, source.experiment)
+    _write(folder, experiment, source.network().state_dict(), _card("views", [source], [1.0]))
 
 
 def _sources(models: Sequence[str], weights: Sequence[float] | None) -> tuple[list[Bundle], list[float]]:
@@ -162,12 +188,15 @@ def main(words: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("kind", choices=["ensemble", "soup"])
+    parser.add_argument("kind", choices=["ensemble", "soup", "views"])
     parser.add_argument("folder", metavar="FOLDER")
-    parser.add_argument("models", nargs="+", metavar="MODEL")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="of views: one, then KEY=VALUE")
     parser.add_argument("--weight", nargs="+", type=float, help="share of each model (default: the same)")
     parser.add_argument("--decode", choices=["expectation", "median", "argmax"], help="of an ensemble")
     args = parser.parse_args(words)
+    if args.kind == "views":
+        views(args.folder, args.models[0], args.models[1:])
+        return
     if args.kind == "soup":
         soup(args.folder, args.models, args.weight)
         return

@@ -79,6 +79,13 @@ def test_an_epoch_without_validation_faces_is_shown() -> None:
     assert "nan" in printed(epoch(1, best=True, val_mae=float("nan"), val_bias=float("nan")))
 
 
+def test_the_faces_that_a_teacher_saw_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", -1.0)
+    record = {"kind": "teacher", "images": 500, "total": 2000, "images_s": 50.0}
+    assert printed(record) == "teacher  face 500/2000  50 images/s  0:00:30 left\n"
+    assert "teacher" in printed(record, terminal=True)
+
+
 def test_on_a_terminal_a_live_line_tells_rate_and_time_left() -> None:
     output = printed(step(50), terminal=True)
     # 2 epochs of 12 and 50 steps of 100 are done: 950 steps at a tenth of a second

@@ -58,6 +58,34 @@ def test_expectation_argmax_and_median_equal_naive_loops(ages: tuple[int, int]) 
         assert median == pytest.approx(naive_quantile(row, ages[0], 0.5), abs=1e-3)
 
 
+def test_levels_read_the_age_at_another_share_of_the_posterior() -> None:
+    levels = [{"age": 20, "share": 0.3}, {"age": 30, "share": 0.5}, {"age": 50, "share": 0.5}]
+    levels.append({"age": 60, "share": 0.8})
+    settings = Baseline.model_validate({"decode": {"method": "median", "levels": levels}})
+    posterior = torch.softmax(-((torch.arange(101) - torch.linspace(5, 90, 60)[:, None]) ** 2) / 50, -1)
+    medians = decode(posterior, config("median")).tolist()
+    shares = np.interp(medians, [20, 30, 50, 60], [0.3, 0.5, 0.5, 0.8]).tolist()
+    assert {0.3, 0.5, 0.8} < set(shares)
+    expected = []
+    for row, share in zip(posterior.double().tolist(), shares, strict=True):
+        expected.append(naive_quantile(row, 0, share))
+    assert decode(posterior, settings).tolist() == pytest.approx(expected, abs=2e-3)
+    (only,) = decode(posterior[:1], settings.model_copy(update={"decode": constant_level(0.25)})).tolist()
+    assert only == pytest.approx(naive_quantile(posterior[0].double().tolist(), 0, 0.25), abs=2e-3)
+
+
+def constant_level(share: float) -> Decode:
+    return Decode.model_validate({"method": "median", "levels": [{"age": 40, "share": share}]})
+
+
+def test_mistakes_with_levels() -> None:
+    with pytest.raises(ValueError, match="levels are of method median, not of expectation"):
+        Decode.model_validate({"levels": [{"age": 40, "share": 0.4}]})
+    twice = [{"age": 40, "share": 0.4}, {"age": 40, "share": 0.5}]
+    with pytest.raises(ValueError, match="the ages of levels must ascend; got"):
+        Decode.model_validate({"method": "median", "levels": twice})
+
+
 def test_quantiles_equal_a_naive_loop() -> None:
     posterior = posteriors(40, (-15, 120))
     quantile_ages = quantiles(posterior, bins(config(ages=(-15, 120))), LEVELS)

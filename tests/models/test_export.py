@@ -25,8 +25,9 @@ def experiment_of(model: dict[str, Any], **align: Any) -> Experiment:
     return Experiment.model_validate({"model": model, "align": {"size": 48} | align})
 
 
+LEVELS = [{"age": 0, "share": 0.3}, {"age": 80, "share": 0.7}]
 MODELS = {
-    "median": experiment_of(MOBILE | {"decode": {"method": "median"}}, standardize=True),
+    "median": experiment_of(MOBILE | {"decode": {"method": "median", "levels": LEVELS}}, standardize=True),
     "ensemble": experiment_of({"name": "ensemble", "ages": [-5, 80], "members": MEMBERS}),
     "edgeface_s": experiment_of({"name": "baseline", "backbone": "edgeface_s"}),
     "mobilefacenet": experiment_of({"name": "baseline", "backbone": "mobilefacenet"}),

@@ -79,6 +79,46 @@ def test_a_soup_of_bundles_has_the_mean_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-3, rtol=1e-3)
 
 
+def test_the_same_weights_can_look_at_a_face_in_another_way(tmp_path: Path) -> None:
+    model = make(tmp_path / "a", 1, {"terms": "Not for sale."})
+    words = ["model.decode.flip=false", "model.decode.views=[{size: 32}]", "align.size=64"]
+    combine.main(["views", str(tmp_path / "b"), model, *words])
+    first, other = bundle.load(model), bundle.load(str(tmp_path / "b"))
+    assert other.experiment.align.size == 64
+    assert [view.size for view in other.experiment.model.decode.views] == [32]
+    assert other.experiment.model_copy(
+        update={"align": first.experiment.align, "model": first.experiment.model}
+    ) == (first.experiment)
+    weights = first.network().state_dict()
+    for name, tensor in other.network().state_dict().items():
+        assert torch.equal(tensor, weights[name])
+    assert other.card["terms"] == "Not for sale."
+    assert other.card["made_of"][0]["identity"] == first.identity
+    assert np.abs(posterior(model) - posterior(str(tmp_path / "b"))).max() > 1e-4
+
+
+def test_a_training_starts_from_a_bundle_or_a_run(tmp_path: Path) -> None:
+    model = make(tmp_path / "run" / "bundle", 1)
+    settings = bundle.load(model).experiment.model
+    expected = bundle.load(model).network().state_dict()
+    for weights in (model, str(tmp_path / "run"), str(tmp_path / "run" / "bundle" / "model.safetensors")):
+        started = build(settings.model_copy(update={"weights": weights}), seed=5).state_dict()
+        for name, tensor in expected.items():
+            assert torch.equal(started[name], tensor)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"model\.weights=.*empty"):
+        build(settings.model_copy(update={"weights": str(tmp_path / "empty")}))
+
+
+def test_views_change_nothing_else(tmp_path: Path) -> None:
+    model = make(tmp_path / "a", 1)
+    with pytest.raises(UserError, match=r"train\.seed=3: changes more than how a face is scored"):
+        combine.views(str(tmp_path / "b"), model, ["train.seed=3"])
+    with pytest.raises(UserError, match=r"model\.decode\.flip: 'maybe' is not allowed"):
+        combine.views(str(tmp_path / "b"), model, ["model.decode.flip=maybe"])
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("kind", ["crop", "ages", "one", "weights", "nested", "there"])
 def test_what_cannot_be_combined(kind: str, tmp_path: Path) -> None:
     first, second = make(tmp_path / "a", 1), make(tmp_path / "b", 2)

@@ -27,9 +27,11 @@ class EpochTable(TerminalProgress):
         self._has_header = False
 
     def show(self, record: dict[str, Any]) -> None:
-        """A record of kind `step`, `epoch` or `note`."""
+        """A record of kind `step`, `teacher`, `epoch` or `note`."""
         if record["kind"] == "step":
             self._step(record)
+        elif record["kind"] == "teacher":
+            self._teacher(record)
         elif record["kind"] == "note":
             self.print(f"note: {record['text']}")
         else:
@@ -45,6 +47,12 @@ class EpochTable(TerminalProgress):
         self.move(
             description=epoch, completed=record["step"], total=record["steps"], rate=rate, left=time_left
         )
+
+    def _teacher(self, record: dict[str, Any]) -> None:
+        done, total, rate = record["images"], record["total"], record["images_s"]
+        time_left = clock((total - done) / max(rate, 1e-9))
+        self.print_line(f"teacher  face {done}/{total}  {rate:.0f} images/s  {time_left} left")
+        self.move(description="teacher", completed=done, total=total, rate=rate, left=time_left)
 
     def _epoch(self, record: dict[str, Any]) -> None:
         if not self._has_header:
