@@ -53,7 +53,7 @@ def main() -> None:
     card = dict(loaded.card)
     for name in ("calibration", "features", "figures"):
         card.pop(name, None)
-    cache = Path(given.cache or f"{out}.cache") / card["sha256"][:12]
+    cache = Path(given.cache or f"{out}.cache") / loaded.identity
     distance = _distance(Predictor(loaded, threads=given.threads), given, cache / "features.npy")
     card = bundle.add_distance(str(out), card, distance)
     bundle.write_card(str(out), card)

@@ -160,6 +160,37 @@ def test_a_card_from_shards(shards: Path, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert before.identity != loaded.identity
 
 
+@pytest.mark.parametrize(("bias", "young"), [(0.0, 0.0), (2.4, 0.05)])
+def test_levels_are_the_least_change_that_keeps_biases_within_the_limits(
+    bias: float,
+    young: float,
+    shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Posteriors of 4 years deviation, those of children `bias` years too high: their quantile of
+    0.45 is half a year lower than the median."""
+    model = str(shards / "model")
+    loaded = bundle.load(model)
+    first, last = loaded.experiment.model.ages
+    true = np.repeat(np.arange(60.0), 5)
+    centre = true + bias * (true < 10)
+    posterior = np.exp(-((np.arange(first, last + 1) - centre[:, None]) ** 2) / 32)
+    posterior /= posterior.sum(1, keepdims=True)
+    folder = tmp_path / loaded.identity
+    folder.mkdir()
+    others = ("key", "subject", "gender", "group", "decoded", "measures", "distance", "shown")
+    np.savez(folder / "drawn.npz", true=true, posterior=posterior, **dict.fromkeys(others, np.zeros(1)))
+    words = [model, "drawn=unread", "--cache", str(tmp_path), "--threads", "1"]
+    run("levels", words, monkeypatch)
+    *_, chosen = capsys.readouterr().out.splitlines()
+    assert chosen == (
+        f"model.decode.levels=[{{age: 15, share: {0.5 - young}}}, {{age: 25, share: 0.5}}, "
+        "{age: 45, share: 0.5}, {age: 60, share: 0.5}]"
+    )
+
+
 @pytest.mark.parametrize("word", ["shards", "=shards", "a=b@c", "a=b@c#", "a="])
 def test_a_set_that_is_none(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
