@@ -23,6 +23,7 @@ FACTS = ("name", "what", "terms", "networks", "sets", "protocol")
 
 _WRONG = 3.0  # years; a decade with at least this bias gets a sentence
 _FEWEST = 20  # a decade or group needs this many faces for a sentence
+_FEWEST_AT_AN_AGE = 5
 _RULES: tuple[tuple[float, float], ...] = ((18, 18), (18, 25), (25, 25))
 _THRESHOLDS = (0.5, 0.9, 0.95, 0.99)
 
@@ -135,6 +136,14 @@ def set_figures(
         if rows is not None:
             figures[f"by_{name}"] = _parts(name, rows)
             figures[f"worst_{name}_over_best"] = _ratio(rows, name)
+            labels = predicted.gender if name == "gender" else predicted.group
+            assert labels is not None
+            even = mae_at_same_ages(predicted.true, predicted.age, labels)
+            for part in figures[f"by_{name}"]:
+                part["mae_same_ages"] = _round(even.get(part[name]))
+            if even:
+                ratio = max(even.values()) / max(min(even.values()), 1e-9)
+                figures[f"worst_{name}_over_best_same_ages"] = _round(ratio)
     figures["age_checks"] = _age_checks(estimates)
     if predicted.subject is not None:
         people = one_age_each(
@@ -145,6 +154,34 @@ def set_figures(
             for name, value in people.items():
                 figures["people"][name] = _round(value)
     return figures
+
+
+def mae_at_same_ages(true: ArrayLike, age: ArrayLike, labels: Sequence[str | None]) -> dict[str, float]:
+    """The MAE in years of each large group, as if all groups had the ages of the whole set (direct
+    standardisation): errors grow with age, so groups with other ages cannot be compared otherwise.
+
+    A decade counts if every large group has _FEWEST_AT_AN_AGE faces in it. Empty without two groups
+    or such a decade.
+    """
+    true_N = np.asarray(true, np.float64)
+    error_N, decade_N = np.abs(np.asarray(age, np.float64) - true_N), true_N // 10
+    label_N = np.array([label or "unknown" for label in labels])
+    names = []
+    for name in np.unique(label_N):
+        if name != "unknown" and (label_N == name).sum() >= _FEWEST:
+            names.append(name)
+    total, sums = 0.0, dict.fromkeys(names, 0.0)
+    for decade in np.unique(decade_N):
+        parts = {name: error_N[(label_N == name) & (decade_N == decade)] for name in names}
+        if min(map(len, parts.values()), default=0) < _FEWEST_AT_AN_AGE:
+            continue
+        share = float((decade_N == decade).mean())
+        total += share
+        for name, errors in parts.items():
+            sums[name] += share * float(errors.mean())
+    if len(names) < 2 or total == 0:
+        return {}
+    return {str(name): value / total for name, value in sums.items()}
 
 
 def _age_checks(estimates: dict[str, Any]) -> list[dict[str, Any]]:
@@ -208,9 +245,11 @@ def where_wrong(name: str, figures: dict[str, Any]) -> list[str]:
     ratio = figures.get("worst_group_over_best")
     if ratio is not None and ratio > 1.25:
         worst = max(_large_parts(figures["by_group"], "group"), key=lambda row: float(row["mae"]))
-        sentences.append(
-            f"{name}: {worst['group']} faces have {ratio:.2f} times the error of the best group."
-        )
+        sentence = f"{name}: {worst['group']} faces have {ratio:.2f} times the error of the best group"
+        even = figures.get("worst_group_over_best_same_ages")
+        if even is not None:
+            sentence += f"; at the same ages the worst group has {even:.2f} times"
+        sentences.append(f"{sentence}.")
     return sentences
 
 

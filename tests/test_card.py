@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from ageray import bundle
-from ageray.card import Predicted, build_card
+from ageray.card import Predicted, build_card, mae_at_same_ages
 from ageray.errors import UserError
 from ageray.experiment import Align, Experiment
 from ageray.models.build import build
@@ -80,6 +81,41 @@ def test_age_checks_of_a_set() -> None:
     assert sure["false_adult"] == pytest.approx((over[minor, 0] >= 0.9).mean(), abs=1e-3)
     assert set(sure["false_adult_by_group"]) == {"A", "B"}
     assert (25, "estimate of 25 or more") in by_rule
+
+
+def test_groups_are_compared_at_the_same_ages() -> None:
+    """Errors of a tenth of the age in both groups, of which one is young: a ratio of 1 at the same
+    ages."""
+    true = np.array([*np.repeat(np.arange(5.0, 65, 10), 30), *np.repeat(np.arange(5.0, 65, 10), 10)])
+    young = (np.arange(240) < 180) == (true < 30)
+    label = ["young" if each else "old" for each in young]
+    figures = build_card(
+        {},
+        FACTS,
+        [
+            replace(
+                predicted(),
+                name="drawn",
+                true=true,
+                age=true * 1.1,
+                low=true - 9,
+                high=true + 9,
+                over=np.zeros((240, 2)),
+                gender=None,
+                group=label,
+                subject=None,
+                refused=None,
+            )
+        ],
+        resamples=50,
+    )["figures"]["drawn"]
+    assert figures["worst_group_over_best"] > 1.5
+    assert figures["worst_group_over_best_same_ages"] == pytest.approx(1, abs=1e-3)
+    assert [row["mae_same_ages"] for row in figures["by_group"]] == pytest.approx(
+        [np.mean(true) / 10] * 2, abs=1e-3
+    )
+    assert mae_at_same_ages(true, true, ["one"] * 240) == {}
+    assert mae_at_same_ages(true, true, ["young" if each < 30 else "old" for each in true]) == {}
 
 
 def test_the_card_says_where_it_is_wrong() -> None:
