@@ -52,6 +52,7 @@ RECIPES = {
     "cluster_cnn": Scaled(100, ["model.init_faces=16"]),
     "frozen": Scaled(1),
     "finetune": Scaled(3),
+    "distill": Scaled(3, ["train.teacher=start", "train.teacher_faces=augmented", "train.sizes=[48,56]"]),
     "dhaa": Scaled(50, ["align.size=64", "model.width=0.25"]),
     "neighborhood": Scaled(3, ["model.width=0.25"]),
     "deep_embedding": Scaled(60, ["model.backbone=resnet18"]),
