@@ -15,13 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from kornia.enhance import jpeg_codec_differentiable
-from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ageray.experiment import Augment
-from ageray.faces import geometry
+from ageray.faces import compression, geometry
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -162,7 +160,7 @@ def _draw(augment: Augment, draws: Draws, size: int) -> _Numbers:
     rows, side = {}, size
     rows["blur"], some = draws.subset(augment.blur)
     if some.total:
-        floats["sigma"] = some.uniform(0.3, 2.0) * (size / 128)
+        floats["taps"] = _gaussian_taps(some.uniform(0.3, 2.0) * (size / 128), size)
     rows["downscale"], some = draws.subset(augment.downscale)
     if some.total:
         # All faces take one size, because different sizes would need a resampling for each face.
@@ -173,7 +171,7 @@ def _draw(augment: Augment, draws: Draws, size: int) -> _Numbers:
         floats["noise"] = some.normal(3, size, size) * deviation
     rows["jpeg"], some = draws.subset(augment.jpeg)
     if some.total:
-        floats["quality"] = some.uniform(20, 90)
+        floats["table"] = compression.tables(some.uniform(20, 90))
     rows["erase"], some = draws.subset(augment.erase)
     if some.total:
         area, aspect = some.uniform(0.02, 0.15), some.uniform(-0.7, 0.7).exp()
@@ -210,13 +208,21 @@ def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
     return face_B3SS.clamp(0, 255)
 
 
+def _gaussian_taps(sigma_n: Tensor, size: int) -> Tensor:
+    """The blur of a line for each of three channels, for faces of `size` pixels: (3 n, taps)."""
+    radius = math.ceil(2.5 * 2.0 * size / 128)
+    place = torch.arange(-radius, radius + 1)
+    taps = (-((place / sigma_n[:, None]) ** 2) / 2).exp()
+    return (taps / taps.sum(1, keepdim=True)).repeat_interleave(3, 0)
+
+
 def _blur(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    size = face_B3SS.shape[-1]
-    kernel = 2 * math.ceil(2.5 * 2.0 * size / 128) + 1
-    # Kornia looks at the deviations. It would wait for a device that holds them.
-    sigma = drawn.floats["sigma"].view(-1, 1).expand(-1, 2)
-    blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma)
-    return blurred
+    """As Kornia's `gaussian_blur2d`, which makes its taps on the device in many kernels."""
+    taps = numbers.floats["taps"]
+    channels, radius = len(taps), taps.shape[1] // 2
+    padded = F.pad(face_B3SS, (radius, radius, radius, radius), mode="reflect").flatten(0, 1)[None]
+    rows = F.conv2d(padded, taps[:, None, None, :], groups=channels)
+    return F.conv2d(rows, taps[:, None, :, None], groups=channels).view(face_B3SS.shape)
 
 
 def _downscale(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
@@ -231,12 +237,7 @@ def _noise(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
 
 
 def _jpeg(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    height = face_B3SS.shape[-1]
-    margin = -height % 16
-    padded = F.pad(face_B3SS, (0, margin, 0, margin), mode="replicate") / 255
-    # Kornia looks at the qualities, too.
-    coded: Tensor = jpeg_codec_differentiable(padded, drawn.floats["quality"])
-    return coded[..., :height, :height] * 255
+    return compression.compressed(face_B3SS, numbers.floats["table"])
 
 
 def _erase(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
