@@ -2,8 +2,9 @@
 of the aligned pixels.
 
 All random numbers come from one CPU generator in a fixed order, so a run is the same on every
-device. They are drawn for the whole batch. A worker's faces may be a part of it (`Draws`), so that
-N workers change their faces as one worker would.
+device. For the noise that is a key for each face, from which the device makes the numbers of the
+pixels (`ageray.faces.noise`). They are drawn for the whole batch. A worker's faces may be a part of
+it (`Draws`), so that N workers change their faces as one worker would.
 
 Shape letters: B faces of this worker, S side of the aligned face.
 """
@@ -19,7 +20,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ageray.experiment import Augment
-from ageray.faces import compression, geometry
+from ageray.faces import compression, geometry, noise
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -42,9 +43,9 @@ class Draws:
         numbers = torch.rand(self.total * math.prod(shape), generator=self.generator) * (high - low) + low
         return numbers.view(self.total, *shape)[self.rows]
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers: (B, *shape)."""
-        return torch.randn((self.total, *shape), generator=self.generator)[self.rows]
+    def key(self) -> Tensor:
+        """A number for each face from which its device makes others: (B,) int64."""
+        return torch.randint(-(2**63), 2**63 - 1, (self.total,), generator=self.generator)[self.rows]
 
     def shared(self, low: float, high: float) -> float:
         """One number for all faces."""
@@ -101,7 +102,7 @@ def upcoming_maps(
     """The maps that `geometric_map` will give in the next `steps` training steps: (steps, B, 2, 3).
 
     `photometric` draws random numbers between two of them, so these are drawn as well. The state of
-    `generator` does not change. Most of the time goes into the random numbers of `augment.noise`.
+    `generator` does not change.
     """
     copy, no_faces = Generator(), torch.empty(0, 3, size, size)
     copy.set_state(generator.get_state())
@@ -116,19 +117,20 @@ def upcoming_maps(
 class _Numbers:
     """The random numbers of a batch, on the CPU.
 
-    floats: by name, (B, ...) for all faces or (n, ...) for the n faces of a change. rows: by the
-    name of the change, the n faces (n,) that it is for. side: to which `downscale` shrinks.
+    floats: by name, (B, ...) for all faces or (n, ...) for the n faces of a change. integers: by
+    the name of the change, the n faces (n,) that it is for; also the noise's `key` (n,). side: to
+    which `downscale` shrinks.
     """
 
     floats: dict[str, Tensor]
-    rows: dict[str, Tensor]
+    integers: dict[str, Tensor]
     side: int
 
     def to(self, device: torch.device) -> _Numbers:
-        """On the device, with one copy of all floats and one of all rows."""
+        """On the device, with one copy of all floats and one of all integers."""
         if device.type == "cpu":
             return self
-        return _Numbers(_together(self.floats, device), _together(self.rows, device), self.side)
+        return _Numbers(_together(self.floats, device), _together(self.integers, device), self.side)
 
 
 def _together(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -157,28 +159,27 @@ def _draw(augment: Augment, draws: Draws, size: int) -> _Numbers:
     floats["cast"] = 1 + draws.uniform(-augment.tint, augment.tint, 3)
     spread = -math.log(1 - augment.gamma)
     floats["exponent"] = draws.uniform(-spread, spread).exp()
-    rows, side = {}, size
-    rows["blur"], some = draws.subset(augment.blur)
+    integers, side = {}, size
+    integers["blur"], some = draws.subset(augment.blur)
     if some.total:
         floats["taps"] = _gaussian_taps(some.uniform(0.3, 2.0) * (size / 128), size)
-    rows["downscale"], some = draws.subset(augment.downscale)
+    integers["downscale"], some = draws.subset(augment.downscale)
     if some.total:
         # All faces take one size, because different sizes would need a resampling for each face.
         side = max(8, round(size * some.shared(0.3, 0.8)))
-    rows["noise"], some = draws.subset(augment.noise)
+    integers["noise"], some = draws.subset(augment.noise)
     if some.total:
-        deviation = some.uniform(0, 8, 1, 1, 1)
-        floats["noise"] = some.normal(3, size, size) * deviation
-    rows["jpeg"], some = draws.subset(augment.jpeg)
+        floats["deviation"], integers["key"] = some.uniform(0, 8, 1, 1, 1), some.key()
+    integers["jpeg"], some = draws.subset(augment.jpeg)
     if some.total:
         floats["table"] = compression.tables(some.uniform(20, 90))
-    rows["erase"], some = draws.subset(augment.erase)
+    integers["erase"], some = draws.subset(augment.erase)
     if some.total:
         area, aspect = some.uniform(0.02, 0.15), some.uniform(-0.7, 0.7).exp()
         floats["half"] = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], -1) * size / 2
         floats["centre"] = some.uniform(0, 1, 2) * size
         floats["level"] = some.uniform(0, 1) * 255
-    return _Numbers(floats, rows, side)
+    return _Numbers(floats, integers, side)
 
 
 def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
@@ -201,8 +202,8 @@ def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
     if augment.gamma:
         face_B3SS = (face_B3SS / 255).pow(each["exponent"]) * 255
     for name, change in _CHANGES.items():
-        if len(drawn.rows[name]):
-            rows = numbers.rows[name]
+        if len(drawn.integers[name]):
+            rows = numbers.integers[name]
             changed = change(face_B3SS[rows], numbers, drawn)
             face_B3SS = face_B3SS.index_copy(0, rows, changed.to(face_B3SS.dtype))
     return face_B3SS.clamp(0, 255)
@@ -233,7 +234,8 @@ def _downscale(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
 
 
 def _noise(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    return face_B3SS + numbers.floats["noise"]
+    normal = noise.normal(numbers.integers["key"], face_B3SS[0].numel()).view(face_B3SS.shape)
+    return torch.addcmul(face_B3SS, normal, numbers.floats["deviation"])
 
 
 def _jpeg(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:

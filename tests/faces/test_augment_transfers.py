@@ -47,7 +47,7 @@ def test_changes_wait_for_nothing_and_send_their_numbers_together() -> None:
     assert changed.shape == faces.shape
     # One for the floats and one for the rows; Kornia's blur and JPEG sent two more.
     assert sum(census.copies.values()) == 2, census.copies
-    assert census.operations <= 71, census.operations  # of them JPEG 36; Kornia's had 366
+    assert census.operations <= 91, census.operations  # of them JPEG 36, noise 23
 
 
 def test_colours_alone_are_two_copies() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ageray.experiment import Experiment
+from ageray.faces import noise
 from ageray.models.dhaa import RecurrentFusion
 from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import State, new_state
@@ -92,6 +93,13 @@ def test_an_lstm_does_not_break_a_graph() -> None:
     whole = torch.compile(fusion, backend="eager", fullgraph=True)
     z_BTD = torch.randn(5, 3, 32)
     torch.testing.assert_close(whole(z_BTD), fusion(z_BTD), rtol=0, atol=1e-6)
+
+
+def test_noise_does_not_break_a_graph() -> None:
+    torch._dynamo.reset()
+    whole = torch.compile(noise.normal, backend="eager", fullgraph=True)
+    key = torch.tensor([3, -4])
+    torch.testing.assert_close(whole(key, 9), noise.normal(key, 9))
 
 
 def test_losses_outlive_the_memory_of_a_graph() -> None:

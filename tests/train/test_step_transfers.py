@@ -80,7 +80,7 @@ for name in ("blur", "downscale", "jpeg", "noise"):
 # The columns, the random map, and the random numbers of `photometric` (2).
 @pytest.mark.parametrize(
     ("recipe", "words", "operations", "copies"),
-    [("baseline", [], 485, 9), ("default", CHANGED, 504, 9)],
+    [("baseline", [], 485, 9), ("default", CHANGED, 524, 9)],
 )
 @pytest.mark.usefixtures("no_autocast")
 def test_a_training_step_waits_for_nothing(
