@@ -32,6 +32,7 @@ REAL_FACES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
 _LONGEST = (
     "cluster/test_submit.py",
     "score/test_run.py",
+    "score/test_pipeline.py",
     "train/test_run.py",
     "serve/test_app.py",
     "train/test_gallery_run.py",

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,41 @@ def test_levels_are_the_least_change_that_keeps_biases_within_the_limits(
         f"model.decode.levels=[{{age: 15, share: {0.5 - young}}}, {{age: 25, share: 0.5}}, "
         "{age: 45, share: 0.5}, {age: 60, share: 0.5}]"
     )
+
+
+@pytest.mark.parametrize("line", ["fit", "none"])
+def test_a_card_with_and_without_a_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded ages that are 0.9 of the true ones, and 3 years too high."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import card as command  # type: ignore[import-not-found]
+    from hard_faces import Raw, Source
+
+    experiment = Experiment.model_validate({"model": {"name": "baseline", "ages": [0, 100]}})
+    rng, raws = np.random.default_rng(0), {}
+    for kind in ("calibrate", *command._TAUGHT):
+        true = rng.uniform(5, 80, 300)
+        decoded = 0.9 * true + 3 + rng.normal(0, 2, 300)
+        posterior = np.exp(-((np.arange(101.0) - decoded[:, None]) ** 2) / 32)
+        posterior /= posterior.sum(1, keepdims=True)
+        ages = np.stack([decoded, decoded - 6, decoded + 6], -1)
+        label = np.full(300, "")
+        measures = rng.normal(size=(300, len(command.MEASURES)))
+        raws[kind, "drawn"] = Raw(
+            label, true, label, label, label, ages, posterior, measures, rng.random(300), np.array(300)
+        )
+    words = ["model", "--facts", "facts.yaml", "--out", "out", "--line", line]
+    for role in ("training", "calibrate", "test"):
+        words += [f"--{role}", "drawn=shards"]
+    given = command._parser().parse_args(words)
+    assert given.calibrate == [Source.parse("drawn=shards")]
+    predictor = SimpleNamespace(bundle=SimpleNamespace(experiment=experiment))
+    calibration = command._fit(raws, given, predictor)
+    if line == "none":
+        assert (calibration.scale, calibration.shift) == (1, 0)
+    else:
+        assert calibration.scale == pytest.approx(1 / 0.9, abs=0.03)
+        assert calibration.shift == pytest.approx(-3 / 0.9, abs=1)
+    assert calibration.intervals is not None
 
 
 @pytest.mark.parametrize("word", ["shards", "=shards", "a=b@c", "a=b@c#", "a="])

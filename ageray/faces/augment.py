@@ -2,8 +2,9 @@
 of the aligned pixels.
 
 All random numbers come from one CPU generator in a fixed order, so a run is the same on every
-device. They are drawn for the whole batch. A worker's faces may be a part of it (`Draws`), so that
-N workers change their faces as one worker would.
+device. For the noise that is a key for each face, from which the device makes the numbers of the
+pixels (`ageray.faces.noise`). They are drawn for the whole batch. A worker's faces may be a part of
+it (`Draws`), so that N workers change their faces as one worker would.
 
 Shape letters: B faces of this worker, S side of the aligned face.
 """
@@ -15,13 +16,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from kornia.enhance import jpeg_codec_differentiable
-from kornia.filters import gaussian_blur2d
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from ageray.experiment import Augment
-from ageray.faces import geometry
+from ageray.faces import compression, geometry, noise
 
 _LUMA = (0.299, 0.587, 0.114)
 
@@ -44,9 +43,9 @@ class Draws:
         numbers = torch.rand(self.total * math.prod(shape), generator=self.generator) * (high - low) + low
         return numbers.view(self.total, *shape)[self.rows]
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers: (B, *shape)."""
-        return torch.randn((self.total, *shape), generator=self.generator)[self.rows]
+    def key(self) -> Tensor:
+        """A number for each face from which its device makes others: (B,) int64."""
+        return torch.randint(-(2**63), 2**63 - 1, (self.total,), generator=self.generator)[self.rows]
 
     def shared(self, low: float, high: float) -> float:
         """One number for all faces."""
@@ -103,7 +102,7 @@ def upcoming_maps(
     """The maps that `geometric_map` will give in the next `steps` training steps: (steps, B, 2, 3).
 
     `photometric` draws random numbers between two of them, so these are drawn as well. The state of
-    `generator` does not change. Most of the time goes into the random numbers of `augment.noise`.
+    `generator` does not change.
     """
     copy, no_faces = Generator(), torch.empty(0, 3, size, size)
     copy.set_state(generator.get_state())
@@ -118,19 +117,20 @@ def upcoming_maps(
 class _Numbers:
     """The random numbers of a batch, on the CPU.
 
-    floats: by name, (B, ...) for all faces or (n, ...) for the n faces of a change. rows: by the
-    name of the change, the n faces (n,) that it is for. side: to which `downscale` shrinks.
+    floats: by name, (B, ...) for all faces or (n, ...) for the n faces of a change. integers: by
+    the name of the change, the n faces (n,) that it is for; also the noise's `key` (n,). side: to
+    which `downscale` shrinks.
     """
 
     floats: dict[str, Tensor]
-    rows: dict[str, Tensor]
+    integers: dict[str, Tensor]
     side: int
 
     def to(self, device: torch.device) -> _Numbers:
-        """On the device, with one copy of all floats and one of all rows."""
+        """On the device, with one copy of all floats and one of all integers."""
         if device.type == "cpu":
             return self
-        return _Numbers(_together(self.floats, device), _together(self.rows, device), self.side)
+        return _Numbers(_together(self.floats, device), _together(self.integers, device), self.side)
 
 
 def _together(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -159,28 +159,27 @@ def _draw(augment: Augment, draws: Draws, size: int) -> _Numbers:
     floats["cast"] = 1 + draws.uniform(-augment.tint, augment.tint, 3)
     spread = -math.log(1 - augment.gamma)
     floats["exponent"] = draws.uniform(-spread, spread).exp()
-    rows, side = {}, size
-    rows["blur"], some = draws.subset(augment.blur)
+    integers, side = {}, size
+    integers["blur"], some = draws.subset(augment.blur)
     if some.total:
-        floats["sigma"] = some.uniform(0.3, 2.0) * (size / 128)
-    rows["downscale"], some = draws.subset(augment.downscale)
+        floats["taps"] = _gaussian_taps(some.uniform(0.3, 2.0) * (size / 128), size)
+    integers["downscale"], some = draws.subset(augment.downscale)
     if some.total:
         # All faces take one size, because different sizes would need a resampling for each face.
         side = max(8, round(size * some.shared(0.3, 0.8)))
-    rows["noise"], some = draws.subset(augment.noise)
+    integers["noise"], some = draws.subset(augment.noise)
     if some.total:
-        deviation = some.uniform(0, 8, 1, 1, 1)
-        floats["noise"] = some.normal(3, size, size) * deviation
-    rows["jpeg"], some = draws.subset(augment.jpeg)
+        floats["deviation"], integers["key"] = some.uniform(0, 8, 1, 1, 1), some.key()
+    integers["jpeg"], some = draws.subset(augment.jpeg)
     if some.total:
-        floats["quality"] = some.uniform(20, 90)
-    rows["erase"], some = draws.subset(augment.erase)
+        floats["table"] = compression.tables(some.uniform(20, 90))
+    integers["erase"], some = draws.subset(augment.erase)
     if some.total:
         area, aspect = some.uniform(0.02, 0.15), some.uniform(-0.7, 0.7).exp()
         floats["half"] = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], -1) * size / 2
         floats["centre"] = some.uniform(0, 1, 2) * size
         floats["level"] = some.uniform(0, 1) * 255
-    return _Numbers(floats, rows, side)
+    return _Numbers(floats, integers, side)
 
 
 def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
@@ -203,20 +202,28 @@ def _changed(face_B3SS: Tensor, augment: Augment, draws: Draws) -> Tensor:
     if augment.gamma:
         face_B3SS = (face_B3SS / 255).pow(each["exponent"]) * 255
     for name, change in _CHANGES.items():
-        if len(drawn.rows[name]):
-            rows = numbers.rows[name]
+        if len(drawn.integers[name]):
+            rows = numbers.integers[name]
             changed = change(face_B3SS[rows], numbers, drawn)
             face_B3SS = face_B3SS.index_copy(0, rows, changed.to(face_B3SS.dtype))
     return face_B3SS.clamp(0, 255)
 
 
+def _gaussian_taps(sigma_n: Tensor, size: int) -> Tensor:
+    """The blur of a line for each of three channels, for faces of `size` pixels: (3 n, taps)."""
+    radius = math.ceil(2.5 * 2.0 * size / 128)
+    place = torch.arange(-radius, radius + 1)
+    taps = (-((place / sigma_n[:, None]) ** 2) / 2).exp()
+    return (taps / taps.sum(1, keepdim=True)).repeat_interleave(3, 0)
+
+
 def _blur(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    size = face_B3SS.shape[-1]
-    kernel = 2 * math.ceil(2.5 * 2.0 * size / 128) + 1
-    # Kornia looks at the deviations. It would wait for a device that holds them.
-    sigma = drawn.floats["sigma"].view(-1, 1).expand(-1, 2)
-    blurred: Tensor = gaussian_blur2d(face_B3SS, kernel, sigma)
-    return blurred
+    """As Kornia's `gaussian_blur2d`, which makes its taps on the device in many kernels."""
+    taps = numbers.floats["taps"]
+    channels, radius = len(taps), taps.shape[1] // 2
+    padded = F.pad(face_B3SS, (radius, radius, radius, radius), mode="reflect").flatten(0, 1)[None]
+    rows = F.conv2d(padded, taps[:, None, None, :], groups=channels)
+    return F.conv2d(rows, taps[:, None, :, None], groups=channels).view(face_B3SS.shape)
 
 
 def _downscale(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
@@ -227,16 +234,12 @@ def _downscale(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
 
 
 def _noise(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    return face_B3SS + numbers.floats["noise"]
+    normal = noise.normal(numbers.integers["key"], face_B3SS[0].numel()).view(face_B3SS.shape)
+    return torch.addcmul(face_B3SS, normal, numbers.floats["deviation"])
 
 
 def _jpeg(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:
-    height = face_B3SS.shape[-1]
-    margin = -height % 16
-    padded = F.pad(face_B3SS, (0, margin, 0, margin), mode="replicate") / 255
-    # Kornia looks at the qualities, too.
-    coded: Tensor = jpeg_codec_differentiable(padded, drawn.floats["quality"])
-    return coded[..., :height, :height] * 255
+    return compression.compressed(face_B3SS, numbers.floats["table"])
 
 
 def _erase(face_B3SS: Tensor, numbers: _Numbers, drawn: _Numbers) -> Tensor:

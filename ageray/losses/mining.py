@@ -1,7 +1,7 @@
 """Which pairs and triplets of a batch count.
 
 Each function returns index tensors that a loss consumes, as in pytorch-metric-learning. None of
-them waits for the device.
+them waits for the device, and none breaks a graph of torch.compile.
 
 Shape letters: B faces, P unordered pairs, K triplets, R positions in an order by distance, S pairs
 of positions.
@@ -42,9 +42,7 @@ def hardest_triplets(
     depth = min(top_k, len(group_B))
     farthest = distance_BB.masked_fill(~same_BB | itself_BB, -torch.inf).topk(depth)
     nearest = (-distance_BB).masked_fill(same_BB, -torch.inf).topk(depth)
-    i_S, j_S = _candidate_positions(depth, top_k)
-    i_S = i_S.to(group_B.device, non_blocking=True)
-    j_S = j_S.to(group_B.device, non_blocking=True)
+    i_S, j_S = _candidate_positions(depth, top_k, group_B.device)
     gap_BS = farthest.values[:, i_S] + nearest.values[:, j_S]
     hardest = gap_BS.flatten().topk(min(top_k, gap_BS.numel()))
     anchor_K, column_K = hardest.indices // len(i_S), hardest.indices % len(i_S)
@@ -54,8 +52,14 @@ def hardest_triplets(
     return anchor_K, positive_K, negative_K, hardest.values != -torch.inf
 
 
-def _candidate_positions(depth: int, top_k: int) -> tuple[Tensor, Tensor]:
-    """The pairs (i - 1, j - 1) with i j <= top_k and i, j <= depth: (S,) each."""
-    position_R = torch.arange(1, depth + 1)
-    i_S, j_S = (position_R[:, None] * position_R[None, :] <= top_k).nonzero().unbind(1)
-    return i_S, j_S
+def _candidate_positions(depth: int, top_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The pairs (i - 1, j - 1) with i j <= top_k and i, j <= depth: (S,) each, row by row.
+
+    Their number S comes from the two numbers, not from a tensor, so that no graph breaks here.
+    """
+    count = sum(min(depth, top_k // i) for i in range(1, depth + 1))
+    lengths_R = (top_k // torch.arange(1, depth + 1, device=device)).clamp(max=depth)
+    ends_R = lengths_R.cumsum(0)
+    place_S = torch.arange(count, device=device)
+    i_S = torch.searchsorted(ends_R, place_S, right=True)
+    return i_S, place_S - (ends_R - lengths_R)[i_S]

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kornia.filters import gaussian_blur2d
 from PIL import Image
 from torch import Generator, Tensor
 
 from ageray.experiment import Augment
 from ageray.faces import geometry
-from ageray.faces.augment import geometric_map, photometric
+from ageray.faces.augment import Draws, geometric_map, photometric
 from ageray.synthetic import faces as synthetic_faces
 
 SIZE = 64
@@ -263,6 +264,22 @@ def test_blur_is_as_wide_as_it_says() -> None:
         sigma = ((line * x**2).sum(1) / line.sum(1)).sqrt() * 128 / size
         assert 1.7 < float(sigma.max()) < 2.05
         assert float(sigma.min()) < 0.6
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_blur_is_that_of_kornia(size: int) -> None:
+    before, generator = faces(5, size), seeded()
+    after = photometric(before, only(blur=1), generator)
+    drawn = Draws.of(5, seeded())
+    for _ in range(4):  # saturation, gray, contrast, brightness
+        drawn.uniform(0, 1)
+    drawn.uniform(0, 1, 3)  # tint
+    drawn.uniform(0, 1)  # gamma
+    some = drawn.subset(1)[1]
+    sigma = some.uniform(0.3, 2.0) * (size / 128)
+    taps = 2 * math.ceil(5 * size / 128) + 1
+    expected = gaussian_blur2d(before, taps, sigma[:, None].expand(-1, 2))
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-3)
 
 
 def test_noise_is_centred_and_bounded() -> None:

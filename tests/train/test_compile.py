@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ageray.experiment import Experiment
+from ageray.faces import noise
+from ageray.losses.triplet import triplet
 from ageray.models.dhaa import RecurrentFusion
 from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import State, new_state
@@ -23,16 +25,29 @@ def with_compile(experiment: Experiment, compiled: bool) -> Experiment:
     return experiment.model_copy(update={"train": train})
 
 
+def of_fixed_sizes(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+    """The graph as it is; AssertionError if a size or number in it depends on a tensor's values."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("example_value")
+        sizes = value.shape if isinstance(value, Tensor) else [value]
+        assert not any(isinstance(size, torch.SymInt | torch.SymFloat) for size in sizes), node
+    return graph
+
+
 @pytest.fixture
 def whole_graphs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """torch.compile without a compiler, which raises an error where a graph would break; the
-    options of each call."""
+    options of each call.
+
+    `fullgraph` itself takes sizes and numbers that depend on values into the graph, which break it
+    without that option.
+    """
     options: list[dict[str, Any]] = []
     compile_ = torch.compile
 
     def whole(function: Any, **given: Any) -> Any:
         options.append(given)
-        return compile_(function, backend="eager", fullgraph=True, dynamic=given["dynamic"])
+        return compile_(function, backend=of_fixed_sizes, fullgraph=True, dynamic=given["dynamic"])
 
     monkeypatch.setattr(torch, "compile", whole)
     torch._dynamo.reset()
@@ -48,6 +63,7 @@ def whole_graphs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         "cluster_cnn",
         "neighborhood",
         "siamese",
+        pytest.param("deep_embedding", marks=pytest.mark.slow),
         pytest.param("dhaa", marks=pytest.mark.slow),
     ],
 )
@@ -92,6 +108,24 @@ def test_an_lstm_does_not_break_a_graph() -> None:
     whole = torch.compile(fusion, backend="eager", fullgraph=True)
     z_BTD = torch.randn(5, 3, 32)
     torch.testing.assert_close(whole(z_BTD), fusion(z_BTD), rtol=0, atol=1e-6)
+
+
+def test_mined_triplets_do_not_break_a_graph() -> None:
+    """Of a batch with more candidates than faces, and of one with fewer."""
+    torch._dynamo.reset()
+    whole = torch.compile(triplet, backend=of_fixed_sizes, fullgraph=True, dynamic=False)
+    torch.manual_seed(0)
+    embedding_BD, age_B = torch.randn(12, 4), torch.tensor([20.0, 31.0, 47.0]).repeat(4)
+    for top_k in (64, 5):
+        expected = triplet(embedding_BD, age_B, top_k=top_k)
+        torch.testing.assert_close(whole(embedding_BD, age_B, top_k=top_k), expected)
+
+
+def test_noise_does_not_break_a_graph() -> None:
+    torch._dynamo.reset()
+    whole = torch.compile(noise.normal, backend=of_fixed_sizes, fullgraph=True)
+    key = torch.tensor([3, -4])
+    torch.testing.assert_close(whole(key, 9), noise.normal(key, 9))
 
 
 def test_losses_outlive_the_memory_of_a_graph() -> None:

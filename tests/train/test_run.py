@@ -1,15 +1,13 @@
-"""Training end to end on a real Ray: the files of a run, restarts after a crash, and mistakes."""
+"""Training end to end on a real Ray: files of a run, restarts after a crash, frozen backbones."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,132 +15,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from ageray import bundle, cluster, config, metrics
-from ageray.commands import cli
 from ageray.commands import train as job
 from ageray.data import protocols, splits
 from ageray.data.labelled_faces import labelled_faces
 from ageray.data.stream import decode_rows
 from ageray.errors import UserError
-from ageray.experiment import Experiment
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 from ageray.predictor import Predictor
-from ageray.synthetic import faces
 from ageray.train import plan
-from ageray.train import run as train_run
 from tests.train.in_process import in_process
-
-BROKEN = 12  # rows whose picture cannot be decoded
-Record = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """192 drawn faces of 64 people in two shards, and twelve rows without an image."""
-    folder = tmp_path_factory.mktemp("shards") / "drawn"
-    first, _ = faces.write_faces_table(folder, 192, subjects=64, size=80, shards=2)
-    table = pq.read_table(first)
-    spoilt = table.slice(0, BROKEN).to_pylist()
-    rows = [
-        row | {"key": f"broken-{k}", "subject": None, "image": b"no picture"} for k, row in enumerate(spoilt)
-    ]
-    pq.write_table(pa.concat_tables([table, pa.Table.from_pylist(rows, schema=table.schema)]), first)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def settings(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small experiment in two stages, with everything on that a resumed run must carry over."""
-    folder = tmp_path_factory.mktemp("settings")
-    warm = folder / "warm"
-    faces.write_faces_table(warm, 64, seed=9, size=80)
-    stages = [
-        {"name": "warm", "epochs": 1, "shards": str(warm), "optimizer": {"lr": 1e-3, "body_lr": 1e-4}},
-        {"name": "main", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}},
-    ]
-    augment = {"tint": 0.1, "gamma": 0.3, "gray": 0.2, "blur": 0.3, "noise": 0.3, "erase": 0.3}
-    train = {
-        "batch_size": 16,
-        "shuffle": 32,
-        "precision": "float32",
-        "ema": 0.8,
-        "stages": stages,
-        "augment": augment,
-        "sync_batchnorm": True,
-    }
-    content = {
-        "model": {"name": "residual_cnn", "width": 0.25, "ages": [-15, 120]},
-        "loss": {"neighborhood": {"normalize": True}},
-        "align": {"size": 48},
-        "train": train,
-        "data": {"name": "drawn", "shards": str(shards)},
-        "protocol": {"val": 0.2, "test": 0.2},
-        "scale": {
-            "gpu": False,
-            "threads": 1,
-            "progress": False,
-            "decode_batch": 16,
-            "object_store_mib": 256,
-            "checkpoint_steps": 3,
-        },
-    }
-    file = folder / "small.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
-
-
-class Run:
-    """A finished run: its settings, plan and folder, and the records that it showed."""
-
-    def __init__(
-        self, file: Path, runs: Path, *words: str, watch: Callable[[Path], None] | None = None
-    ) -> None:
-        self.experiment: Experiment = config.load([str(file)], [f"scale.runs={runs}", *words])
-        self.plan = plan.make(self.experiment)
-        self.folder, self.shown, self.started_with = Path(self.plan.folder), list[Record](), list[bytes]()
-        watcher = threading.Thread(target=watch, args=(self.folder,)) if watch else None
-        if watcher:
-            watcher.start()
-        train_run.train(self.experiment, self.plan, self._show)
-        if watcher:
-            watcher.join()
-
-    def _show(self, record: Record) -> None:
-        with suppress(OSError):  # a process that ended while it was looked at: the next record finds them
-            self.started_with = self.started_with or [
-                Path(f"/proc/{pid}/environ").read_bytes() for pid in trainers(os.getpid())
-            ]
-        self.shown.append(record)
-
-    @property
-    def log(self) -> list[Record]:
-        return [json.loads(line) for line in (self.folder / "log.jsonl").read_text().splitlines()]
+from tests.train.small import Run, descendants, labelled, last_state, trainers
 
 
 @pytest.fixture(scope="module")
 def run(settings: Path, ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(settings, tmp_path_factory.mktemp("runs"))
-
-
-def last_state(folder: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)
-    return state
-
-
-def labelled(shards: Path) -> list[Record]:
-    return [
-        row
-        for file in sorted(shards.glob("*.parquet"))
-        for row in pq.read_table(file, columns=["key", "subject", "age"]).to_pylist()
-    ]
 
 
 # --- what a run leaves behind -------------------------------------------------------------------
@@ -329,15 +223,6 @@ def test_fresh_repeats_a_finished_run(
     assert card["sha256"] == json.loads((run.folder / "bundle" / "card.json").read_text())["sha256"]
 
 
-def descendants(pid: int) -> list[int]:
-    """A process's children and theirs."""
-    processes: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            processes += [child, *descendants(child)]
-    return processes
-
-
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -354,13 +239,6 @@ def checkpoints(folder: Path, count: int, over: Callable[[], bool]) -> None:
         with suppress(FileNotFoundError):
             seen.add((folder / "state.pt").stat().st_mtime_ns)
         time.sleep(0.005)
-
-
-def trainers(pid: int, word: bytes = b"RayTrainWorker") -> list[int]:
-    """Training workers, or processes with another word in their names, among a process's
-    descendants.
-    """
-    return [child for child in descendants(pid) if word in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 @pytest.mark.slow
@@ -484,251 +362,6 @@ def test_storage_that_fails_stops_the_run_and_leaves_the_last_checkpoint(
         Run(settings, tmp_path / "runs", watch=spoil)
     assert "\n" not in str(caught.value)
     assert last_state(tmp_path / "away")["progress"]["step"] >= 3
-
-
-# --- mistakes -----------------------------------------------------------------------------------
-
-
-def mistake(settings: Path, runs: Path, *words: str) -> str:
-    with pytest.raises(UserError) as caught:
-        job.main([str(settings), f"scale.runs={runs}", *words])
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["data.shards=null"],
-            "data.shards is not set; name the folder that ageray prepare wrote, "
-            "e.g. data.shards=shards/utkface",
-        ),
-        (
-            ["data.shards=PLACE/nowhere"],
-            "data.shards=PLACE/nowhere: there is no such folder; write it with ageray prepare",
-        ),
-        (
-            ["data.shards=PLACE/empty"],
-            "data.shards=PLACE/empty: holds no face shards (.parquet); write them with ageray prepare",
-        ),
-        (
-            ["train.batch_size=200"],
-            "train.batch_size=200: PLACE/warm has only 64 training faces; lower it or add faces",
-        ),
-        (
-            ["train.stages.0.shards=PLACE/empty"],
-            "PLACE/empty: holds no face shards (.parquet); write them with ageray prepare",
-        ),
-        (["loss.neighborhood=null"], "loss: no term is configured; name at least one of "),
-        (
-            ["scale.workers=3"],
-            "train.batch_size=16: cannot be cut into equal parts for 3 workers; "
-            "choose a multiple of 3, or other scale.workers",
-        ),
-        (["scale.workers=[4, 2]"], "scale.workers=[4, 2]: give the least number first"),
-        (
-            ["scale.workers=8", "train.accumulate=4"],
-            "for 8 workers in 4 pieces each (train.accumulate); choose a multiple of 32",
-        ),
-        (["protocol.val=0.99", "protocol.test=0"], "has only 3 training faces; lower it or add faces"),
-        (["model.weights=PLACE/none.safetensors"], "PLACE/none.safetensors: not found"),
-        (
-            ["align.placement=actors", "train.sizes=[32, 64]"],
-            "align.placement=actors: aligns at one size, not at train.sizes; set align.placement=worker",
-        ),
-        (
-            ["train.sizes=[64, 24]"],
-            "train.sizes.1=24: model 'residual_cnn' needs faces of at least 32 pixels",
-        ),
-    ],
-)
-def test_mistakes_that_are_found_before_anything_is_written(
-    words: list[str], message: str, settings: Path, tmp_path: Path
-) -> None:
-    (settings.parent / "empty").mkdir(exist_ok=True)
-    place = str(settings.parent)
-    report = mistake(settings, tmp_path / "runs", *[word.replace("PLACE", place) for word in words])
-    assert message.replace("PLACE", place) in report
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_misspelt_loss(settings: Path, tmp_path: Path) -> None:
-    assert "neighborhood" in mistake(settings, tmp_path, "loss.neighbourhood.sigma=3")
-
-
-@pytest.mark.parametrize("content", ["another table", "no Parquet"])
-def test_shards_that_are_none(content: str, settings: Path, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    if content == "another table":
-        pq.write_table(pa.table({"photo": ["a.jpg"], "age": [3.0]}), tmp_path / "other" / "part.parquet")
-    else:
-        (tmp_path / "other" / "part.parquet").write_bytes(b"nonsense")
-    assert str(tmp_path / "other") in mistake(
-        settings, tmp_path / "runs", f"data.shards={tmp_path / 'other'}"
-    )
-
-
-def test_a_gpu_where_there_is_none(settings: Path, tmp_path: Path, ray_local: None) -> None:
-    assert mistake(settings, tmp_path, "scale.gpu=true").startswith(
-        "scale.gpu=true: the cluster has 0 GPUs for 1 workers; set scale.gpu=false"
-    )
-    for words in (
-        ["scale.workers=16"],
-        ["scale.workers=[8, 16]", "train.batch_size=720720"],
-        ["scale.cpus_per_worker=9"],
-    ):
-        with pytest.raises(
-            UserError,
-            match=r"^scale.workers=\d+: the cluster has room for [03] workers of [19] CPUs each beside",
-        ):
-            train_run._scaling(config.load([str(settings)], words))
-    assert not [thread.name for thread in threading.enumerate() if "(_listen)" in thread.name]
-
-
-@pytest.mark.slow
-def test_a_loss_that_cannot_be_finite(settings: Path, tmp_path: Path, ray_local: None) -> None:
-    """A learning rate that throws the weights out stops the run with term and step; it is no
-    mistake of a setting's form.
-    """
-    words = [str(settings), f"scale.runs={tmp_path}", "train.stages=[{optimizer: {name: sgd, lr: 1e30}}]"]
-    with pytest.raises(Exception, match=r"step \d+: loss term loss, neighborhood is not finite") as caught:
-        job.main(words)
-    assert cli.mistake_behind(caught.value) is None
-    assert not list(tmp_path.glob("*/bundle"))
-
-
-def test_faces_of_which_none_can_be_used(settings: Path, tmp_path: Path, ray_local: None) -> None:
-    """Shards without the landmarks that the alignment needs: said, instead of a bundle of untrained
-    weights.
-    """
-    faces.write_faces_table(tmp_path / "bare", 60, size=80, landmarks=False)
-    with pytest.raises(Exception, match="landmarks") as caught, in_process():
-        job.main(
-            [
-                str(settings),
-                f"scale.runs={tmp_path}",
-                f"data.shards={tmp_path / 'bare'}",
-                "train.stages=[{epochs: 1}]",
-            ]
-        )
-    error = cli.mistake_behind(caught.value)
-    assert error is not None
-    assert str(error).startswith(f"data.shards={tmp_path / 'bare'}: ")
-    assert not list(tmp_path.glob("*/bundle"))
-
-
-def test_the_log_of_a_run_without_validation_faces_is_json() -> None:
-    line = plan.to_lines([{"epoch": 1, "val_mae": float("nan"), "loss": 4.5, "best": True}])
-    assert json.loads(line, parse_constant=pytest.fail) == {
-        "epoch": 1,
-        "val_mae": None,
-        "loss": 4.5,
-        "best": True,
-    }
-
-
-def test_training_ages_outside_the_bins_are_counted(settings: Path, tmp_path: Path, shards: Path) -> None:
-    experiment = config.load([str(settings)], ["model.ages=[10, 50]", f"scale.runs={tmp_path}"])
-    run = plan.make(experiment)
-    ages = {row["key"]: row["age"] for row in labelled(shards)}
-    training = [ages[key] for key in splits.load(str(Path(run.folder) / "split.parquet"))["train"]]
-    assert run.facts["outside_bins"] == sum(age < 10 or age > 50 for age in training) > 0
-
-
-# --- several sets ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def two_sets(settings: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small experiment on the drawn faces and 64 others, which come twice and whose labels are
-    uncertain."""
-    folder = tmp_path_factory.mktemp("two-sets")
-    faces.write_faces_table(folder / "more", 64, seed=3, size=80)
-    content = yaml.safe_load(settings.read_text())
-    content.pop("protocol")
-    content["train"]["stages"] = [{"name": "main", "epochs": 1, "optimizer": {"lr": 1e-3}}]
-    content["train"] |= {"select": "decades", "balance": "resample", "balance_power": 0.25}
-    content["loss"] = {"dldl_v2": {"label_std": True}}
-    content["data"] = {
-        "name": "both",
-        "sets": [
-            {"name": "drawn", "shards": str(shards), "protocol": {"val": 0.2, "test": 0.2}},
-            {
-                "name": "more",
-                "shards": str(folder / "more"),
-                "weight": 2,
-                "age_std": 2,
-                "protocol": {"name": "random", "val": 0.25, "test": 0},
-            },
-        ],
-    }
-    file = folder / "two.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
-
-
-def test_a_plan_of_several_sets(two_sets: Path, tmp_path: Path, shards: Path) -> None:
-    experiment = config.load([str(two_sets)], [f"scale.runs={tmp_path}"])
-    made = plan.make(experiment)
-    train, val = made.faces["train"], made.faces["val"]
-    assert len(train) - train.starts[1] == 48
-    assert len(val) - val.starts[1] == 16
-    assert train.age_std is not None
-    assert set(train.age_std[: train.starts[1]]) == {0.0}
-    assert set(train.age_std[train.starts[1] :]) == {2.0}
-    assert made.steps == [(train.starts[1] + 2 * 48) // 16]
-    alone = plan.make(
-        config.load(
-            [str(two_sets)],
-            [
-                f"scale.runs={tmp_path}",
-                "data.sets=[]",
-                f"data.shards={shards}",
-                "protocol.val=0.2",
-                "protocol.test=0.2",
-            ],
-        )
-    )
-    # a set's split is the one that it has alone
-    assert np.array_equal(alone.faces["train"].key_hash, train.key_hash[: train.starts[1]])
-    assert [each["name"] for each in made.facts["sets"]] == ["drawn", "more"]
-
-
-def test_a_run_on_several_sets(two_sets: Path, ray_local: None, tmp_path: Path) -> None:
-    with in_process():
-        run = Run(two_sets, tmp_path)
-    (record,) = run.log
-    assert record["images"] == run.plan.steps[0] * 16
-    assert record["best"]
-    assert 0 < record["val_decades"] < 60
-    card = json.loads((run.folder / "bundle" / "card.json").read_text())
-    assert card["validation"]["images"] == sum(run.plan.faces["val"].starts[1:]) + 16 - len(
-        [key for key in splits.load(str(run.folder / "split.parquet"))["val"] if key.startswith("broken")]
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["data.sets.1.name=drawn"], "the name 'drawn' is there twice"),
-        (["data.shards=elsewhere"], "shards=elsewhere and sets exclude each other"),
-        (["align.placement=actors"], "works with data.shards, not with data.sets"),
-        (
-            ["data.sets.1.protocol.name=all"],
-            "data.sets, 'more': protocol.name=all: leaves no face to train on",
-        ),
-    ],
-)
-def test_mistakes_with_several_sets(two_sets: Path, tmp_path: Path, words: list[str], message: str) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        plan.make(config.load([str(two_sets)], [f"scale.runs={tmp_path}", *words]))
-
-
-def test_a_key_of_two_sets_is_refused(two_sets: Path, tmp_path: Path, shards: Path) -> None:
-    words = [f"scale.runs={tmp_path}", f"data.sets.1.shards={shards}"]
-    with pytest.raises(UserError, match=r"data\.sets: key 'drawn-0-\d+' is in 'drawn' and in 'more'"):
-        plan.make(config.load([str(two_sets)], words))
 
 
 # --- a frozen backbone ----------------------------------------------------------------------------

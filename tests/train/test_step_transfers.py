@@ -71,17 +71,24 @@ def columns(side: int) -> dict[str, Any]:
     }
 
 
-# The columns, the random map, the random numbers of colours (2), and what the recipe adds:
-# Kornia's blur and JPEG.
+CHANGED = ["train.sizes=[]"]
+"""Every random change is part of the step, of a batch of any size."""
+for name in ("blur", "downscale", "jpeg", "noise"):
+    CHANGED.append(f"train.augment.{name}=0.6")
+
+
+# The columns, the random map, and the random numbers of `photometric` (2).
 @pytest.mark.parametrize(
-    ("recipe", "operations", "copies"),
-    [("baseline", 485, 9), ("default", 463, 10)],
+    ("recipe", "words", "operations", "copies"),
+    [("baseline", [], 485, 9), ("default", CHANGED, 524, 9)],
 )
 @pytest.mark.usefixtures("no_autocast")
-def test_a_training_step_waits_for_nothing(recipe: str, operations: int, copies: int) -> None:
+def test_a_training_step_waits_for_nothing(
+    recipe: str, words: list[str], operations: int, copies: int
+) -> None:
     experiment = config.load(
         [f"recipe:{recipe}"],
-        ["model.weights=none", f"train.batch_size={FACES}", "train.precision=float32"],
+        ["model.weights=none", f"train.batch_size={FACES}", "train.precision=float32", *words],
     )
     state = new_state(experiment, META)
     state.start_stage(0, 10)
@@ -89,7 +96,7 @@ def test_a_training_step_waits_for_nothing(recipe: str, operations: int, copies:
         with Census() as census:
             loop._train_step(state, columns(canvas_side(experiment.align)))
     assert sum(census.copies.values()) <= copies, census.copies
-    assert census.operations <= operations
+    assert census.operations <= operations, census.operations
 
 
 @pytest.mark.usefixtures("no_autocast")
