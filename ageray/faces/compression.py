@@ -73,9 +73,11 @@ def compressed(face_B3SS: Tensor, table_B288: Tensor) -> Tensor:
     count, _, size, _ = face_B3SS.shape
     mix, unmix, zero, middle = (constant(part, like=face_B3SS) for part in (_mix, _unmix, _zero, _middle))
     plane_B3N = torch.baddbmm(zero, mix.expand(count, 3, 3), face_B3SS.flatten(2))
-    luma_B1SS, chroma_B2SS = plane_B3N.view(face_B3SS.shape).split((1, 2), 1)
-    luma_B1SS = _coded(luma_B1SS, table_B288[:, :1], constant(luma_matrices, size, like=face_B3SS))
-    chroma_B2SS = _coded(chroma_B2SS, table_B288[:, 1:], constant(chroma_matrices, size, like=face_B3SS))
+    plane_B3SS = plane_B3N.view(face_B3SS.shape)
+    luma_B1SS = _coded(plane_B3SS[:, :1], table_B288[:, :1], constant(luma_matrices, size, like=face_B3SS))
+    chroma_B2SS = _coded(
+        plane_B3SS[:, 1:], table_B288[:, 1:], constant(chroma_matrices, size, like=face_B3SS)
+    )
     plane_B3SS = torch.cat([luma_B1SS, chroma_B2SS], 1)
     decoded_B3N = torch.baddbmm(middle, unmix.expand(count, 3, 3), plane_B3SS.flatten(2))
     return decoded_B3N.view(face_B3SS.shape).clamp(0, 255)
@@ -90,7 +92,8 @@ def _coded(plane_BCSS: Tensor, table_B188: Tensor, matrices_2HS: Tensor) -> Tens
     number = blocks / step
     whole = number.round()
     blocks = (whole + (number - whole) ** 3) * step
-    return from_HS.T @ blocks.flatten(4, 5).flatten(2, 3) @ from_HS
+    decoded_BCSS: Tensor = from_HS.T @ blocks.flatten(4, 5).flatten(2, 3) @ from_HS
+    return decoded_BCSS
 
 
 def _mix() -> Tensor:
@@ -145,4 +148,4 @@ def _block_cosines(length: int) -> Tensor:
     place = torch.arange(8, dtype=torch.float64)
     block = ((2 * place + 1) * place[:, None] * (math.pi / 16)).cos() / 2
     block[0] /= math.sqrt(2)
-    return torch.block_diag(*[block] * (length // 8))
+    return torch.kron(torch.eye(length // 8, dtype=torch.float64), block)

@@ -29,7 +29,8 @@ def normal(key_F: Tensor, count: int) -> Tensor:
     uniform_FN = (bits_FN & (2**_UNIFORM_BITS - 1)) + 0.5  # in units of 2^-24; never 0
     radius_FN = torch.rsub(uniform_FN.log(), 2 * _UNIFORM_BITS * math.log(2), alpha=2).sqrt()
     angle_FN = (bits_FN >> (64 - _UNIFORM_BITS)) * (math.pi / 2 ** (_UNIFORM_BITS - 1))
-    return torch.view_as_real(torch.polar(radius_FN, angle_FN)).flatten(1)[:, :count]
+    pairs_FN2: Tensor = torch.view_as_real(torch.polar(radius_FN, angle_FN))
+    return pairs_FN2.flatten(1)[:, :count]
 
 
 def random_bits(key_F: Tensor, count: int) -> Tensor:
@@ -37,7 +38,8 @@ def random_bits(key_F: Tensor, count: int) -> Tensor:
     bits_FN = key_F[:, None] + constant(_steps, count, like=key_F)
     bits_FN = (bits_FN ^ _shifted(bits_FN, 30)) * _FIRST
     bits_FN = (bits_FN ^ _shifted(bits_FN, 27)) * _SECOND
-    return bits_FN ^ _shifted(bits_FN, 31)
+    result_FN: Tensor = bits_FN ^ _shifted(bits_FN, 31)
+    return result_FN
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
