@@ -44,7 +44,8 @@ def random_bits(key_F: Tensor, count: int) -> Tensor:
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
     """Right, with zeros from the left; torch repeats the sign."""
-    return (bits >> places) & (2 ** (64 - places) - 1)
+    shifted: Tensor = (bits >> places) & (2 ** (64 - places) - 1)
+    return shifted
 
 
 def _steps(count: int) -> Tensor:
