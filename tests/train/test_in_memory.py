@@ -11,8 +11,9 @@ import torch
 
 from ageray import metrics
 from ageray.experiment import Align, Augment, Experiment
-from ageray.faces.canvases import face_canvases
+from ageray.faces.canvases import face_canvases, to_tensors
 from ageray.models.build import build
+from ageray.models.inference import posterior
 from ageray.synthetic import faces as synthetic_faces
 from ageray.train.in_memory import frozen
 from ageray.train.in_memory import train as in_memory_train
@@ -89,6 +90,31 @@ def test_a_fold_gives_the_same_whatever_ran_before_it() -> None:
     assert not np.array_equal(
         first.predicted, run(experiment(**parts, train={"ema": 0.5, "seed": 1})).predicted
     )
+
+
+def test_each_face_learns_what_the_teacher_says_of_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = list[Columns]()
+    original = in_memory_train.train_one_epoch
+
+    def train_one_epoch(state: Any, columns: Any) -> Any:
+        shown = list(columns)
+        batches.extend(shown)
+        return original(state, shown)
+
+    monkeypatch.setattr(in_memory_train, "train_one_epoch", train_one_epoch)
+    settings = experiment(
+        stage={"epochs": 2},
+        train={"teacher": "start", "teacher_faces": "aligned"},
+        loss={"neighborhood": {"normalize": True}, "distillation": {}},
+    )
+    result = run(settings)
+    assert result.log[-1]["loss.distillation"] > 0
+    assert len(batches) == 2 * (len(fold(faces()).train) // 8)
+    network = build(settings.model, seed=settings.train.seed).eval().requires_grad_(False)
+    for batch in batches:
+        pixels = to_tensors({name: batch[name] for name in ("canvas", "points", "box")}, CPU)
+        expected = posterior(network, pixels, settings, autocast=False)
+        np.testing.assert_allclose(batch["teacher"], expected.numpy(), atol=1e-3)
 
 
 def test_it_learns_from_its_training_faces_alone() -> None:

@@ -27,7 +27,7 @@ from ageray.faces.canvases import to_tensors
 from ageray.models.decode import decode, quantiles
 from ageray.models.gallery import Gallery
 from ageray.models.inference import predict
-from ageray.train import epochs, sampler, wise_ft
+from ageray.train import epochs, sampler, teacher, wise_ft
 from ageray.train.in_memory import frozen
 from ageray.train.loop import init_network, train_one_epoch
 from ageray.train.state import Columns, State, new_state
@@ -106,11 +106,12 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
     size, settings = state.config.train.batch_size, state.config.model.decode
     assert len(fold.train) >= size
     best: dict[str, torch.Tensor] = {}
+    taught = _taught(state, faces, fold.train)
     for _ in epochs.remaining(state, [_steps(state, faces, fold)] * len(state.config.train.stages)):
         started = time.perf_counter()
         if state.step == 0:
-            init_network(state, _shuffled(state, faces, fold.train))
-        result = train_one_epoch(state, _shuffled(state, faces, fold.train))
+            init_network(state, _shuffled(state, taught, fold.train))
+        result = train_one_epoch(state, _shuffled(state, taught, fold.train))
         gallery = None
         if len(fold.val):
             gallery = _gallery(state, faces, fold.train, settings.gallery.validation_faces)
@@ -123,6 +124,20 @@ def epochs_of(state: State, faces: Columns, fold: Fold) -> Iterator[dict[str, An
     if state.config.train.wise_ft and len(fold.val):
         start = _start_weights(state, faces)
         wise_ft.choose(state, start, lambda: validate(state, _batches(faces, fold.val, size)))
+
+
+def _taught(state: State, faces: Columns, rows: Rows) -> Columns:
+    """The faces; with `train.teacher_faces: aligned` also `teacher` (N, K), its posteriors of these
+    rows."""
+    if state.config.train.teacher_faces != "aligned":
+        return faces
+    found = teacher.load(state.config, state.device)
+    if found is None:
+        return faces
+    count = len(faces["age"])
+    numbered = faces | {"row": np.arange(count), "error": np.full(count, "")}
+    batches = _batches(numbered, rows, state.config.train.batch_size)
+    return faces | {"teacher": teacher.posteriors(found, batches, count, state.device)}
 
 
 def _steps(state: State, faces: Columns, fold: Fold) -> int:
