@@ -25,6 +25,8 @@ from ageray.models.network import AgeNetwork
 
 _COLUMNS = ("canvas", "points", "box")
 _NAME = "posterior"
+_CLASSIFIERS = frozenset({"logits", "ordinal_logits", "number"})
+"""The tensors of a training network of which, in eval mode, a posterior is made."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Teacher:
 def load(config: Experiment, device: torch.device) -> Teacher | None:
     """The teacher that `train.teacher` names, on `device`; None without one.
 
-    Raises UserError if the loss has no use for it or misses it, or if it has other age bins or
-    another alignment.
+    Of a model with a gallery and a classifier, the classifier teaches. Raises UserError if the loss
+    has no use for it or misses it, if it has other age bins or another alignment, or no classifier.
     """
     name, term = config.train.teacher, config.loss.distillation
     if name is None and term is None:
@@ -66,6 +68,15 @@ def load(config: Experiment, device: torch.device) -> Teacher | None:
                 f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
             )
         network = loaded.network()
+    if not network.outputs & _CLASSIFIERS:
+        raise UserError(
+            f"train.teacher={name}: model '{experiment.model.name}' gives no posterior; name a model "
+            "with a classifier"
+        )
+    if experiment.model.decode.method == "gallery":
+        decode = experiment.model.decode.model_copy(update={"method": "expectation"})
+        model = experiment.model.model_copy(update={"decode": decode})
+        experiment = experiment.model_copy(update={"model": model})
     return Teacher(network.to(device).eval().requires_grad_(False), experiment)
 
 

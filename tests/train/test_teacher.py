@@ -17,6 +17,7 @@ from ageray.data.stream import decode_rows
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.models.build import build
+from ageray.models.gallery import Gallery, compact
 from ageray.predictor import Predictor
 from ageray.synthetic import faces
 from ageray.train import loop, plan, run, teacher, worker
@@ -125,6 +126,29 @@ def test_a_teacher_must_see_the_crop_and_the_ages_of_its_student(folder: Path) -
         teacher.load(experiment(folder, "align.size=56"), CPU)
     with pytest.raises(UserError, match=r"has model\.ages=\[-15, 120\], this model \[0, 90\]"):
         teacher.load(experiment(folder, "model.ages=[0,90]"), CPU)
+
+
+def test_a_teacher_needs_a_classifier(folder: Path) -> None:
+    model = {"name": "siamese", "backbone": "mobilenet_v1", "gender_features": 0, "ages": [-15, 120]}
+    settings = Experiment.model_validate({"model": model, "align": {"size": 48}})
+    nearest = Gallery.of([{"embedding": compact(torch.eye(70)[:3]), "age": torch.tensor([1.0, 2, 3])}])
+    bundle.save(str(folder / "siamese"), build(settings.model), settings, {"name": "siamese"}, nearest)
+    with pytest.raises(
+        UserError, match=r"model 'siamese' gives no posterior; name a model with a classifier"
+    ):
+        teacher.load(experiment(folder, teacher=str(folder / "siamese")), CPU)
+
+
+def test_of_a_model_with_a_gallery_the_classifier_teaches(folder: Path) -> None:
+    settings = experiment(folder, "model.decode.method=gallery", teacher="start")
+    found = teacher.load(settings, CPU)
+    assert found is not None
+    cut = decode_rows(
+        pq.read_table(next((folder / "shards").glob("*.parquet"))), settings.align.model_dump(mode="json")
+    )
+    cut |= {"row": np.arange(len(cut["age"]))}
+    answers = teacher.posteriors(found, [cut], len(cut["age"]), CPU)
+    np.testing.assert_allclose(answers.sum(1, dtype=np.float32), 1, atol=5e-3)
 
 
 def test_a_stage_with_other_faces_cannot_be_taught_by_answers(folder: Path) -> None:
