@@ -92,7 +92,7 @@ class Decode(Strict):
         if any(after <= before for before, after in pairwise(ages)):
             raise ValueError(f"the ages of levels must ascend; got {ages}")
         if self.levels and self.method != "median":
-            raise ValueError(f"levels are of method median, not of {self.method}; leave them out")
+            raise ValueError(f"levels are of method median, not of {self.method}; set levels to []")
         return self
 
 

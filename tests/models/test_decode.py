@@ -79,7 +79,7 @@ def constant_level(share: float) -> Decode:
 
 
 def test_mistakes_with_levels() -> None:
-    with pytest.raises(ValueError, match="levels are of method median, not of expectation"):
+    with pytest.raises(ValueError, match="levels are of method median, not of expectation; set levels to"):
         Decode.model_validate({"levels": [{"age": 40, "share": 0.4}]})
     twice = [{"age": 40, "share": 0.4}, {"age": 40, "share": 0.5}]
     with pytest.raises(ValueError, match="the ages of levels must ascend; got"):
