@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from ageray import config, storage
 from ageray.data import protocols, splits
@@ -24,7 +25,7 @@ from ageray.losses.criterion import Criterion
 from ageray.models.build import build
 from ageray.models.network import AgeNetwork
 from ageray.storage.lease import Lease, is_lease
-from ageray.train import sampler, wise_ft
+from ageray.train import sampler, teacher, wise_ft
 from ageray.train.files import RunFiles
 
 _MIXED, _FEWEST = 0.75, 32
@@ -306,11 +307,13 @@ def check_train(experiment: Experiment) -> None:
 def check_model(experiment: Experiment) -> AgeNetwork:
     """The network at its start.
 
-    Raises UserError for missing weights, a loss that it cannot feed, or faces too small for it.
+    Raises UserError for missing weights, a loss that it cannot feed, a teacher that does not fit, or
+    faces too small for it.
     """
     wise_ft.check(experiment)
     network = build(experiment.model, seed=experiment.train.seed)
     Criterion(experiment.loss, network.outputs, experiment.model.name)
+    teacher.load(experiment, torch.device("cpu"))
     sizes = {"align.size": experiment.align.size}
     for place, view in enumerate(experiment.model.decode.views):
         if view.size:

@@ -128,6 +128,15 @@ def test_a_teacher_must_see_the_crop_and_the_ages_of_its_student(folder: Path) -
         teacher.load(experiment(folder, "model.ages=[0,90]"), CPU)
 
 
+def test_a_teacher_that_does_not_fit_is_found_before_a_training_starts(folder: Path) -> None:
+    plan.check_model(experiment(folder))
+    with pytest.raises(UserError, match=r"no-such-model: not a model"):
+        plan.check_model(experiment(folder, teacher=str(folder / "no-such-model")))
+    for teacher_faces in ("aligned", "augmented"):
+        with pytest.raises(UserError, match=r"train\.teacher=.*: its align differs from this model's"):
+            plan.check_model(experiment(folder, "align.size=56", teacher_faces=teacher_faces))
+
+
 def test_a_teacher_needs_a_classifier(folder: Path) -> None:
     model = {"name": "siamese", "backbone": "mobilenet_v1", "gender_features": 0, "ages": [-15, 120]}
     settings = Experiment.model_validate({"model": model, "align": {"size": 48}})
