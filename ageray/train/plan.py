@@ -307,8 +307,8 @@ def check_train(experiment: Experiment) -> None:
 def check_model(experiment: Experiment) -> AgeNetwork:
     """The network at its start.
 
-    Raises UserError for missing weights, a loss that it cannot feed, a teacher that does not fit, or
-    faces too small for it.
+    Raises UserError for missing weights, a loss that it cannot feed, a teacher that does not fit,
+    or faces too small for it.
     """
     wise_ft.check(experiment)
     network = build(experiment.model, seed=experiment.train.seed)
