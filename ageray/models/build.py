@@ -103,6 +103,8 @@ def load_start(network: AgeNetwork, weights: str) -> None:
 def _weights_file(weights: str) -> str:
     """The file that `model.weights` names; of a bundle or a run folder, its tensors."""
     file = zoo.weights_file(weights)
+    if file.endswith(".safetensors"):  # who may read this key alone may not ask for those below it
+        return file
     for name in ("model.safetensors", "bundle/model.safetensors"):
         if storage.exists(storage.join(file, name)):
             return storage.join(file, name)

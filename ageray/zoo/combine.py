@@ -110,6 +110,8 @@ def views(folder: str, model: str, overrides: Sequence[str]) -> None:
                 "keys below model.decode"
             )
     experiment = config.load([], overrides, source.experiment)
+    if experiment.model.decode.method == "gallery":
+        raise UserError(f"model.decode.method=gallery: {model} has no gallery; name another method")
     _write(folder, experiment, source.network().state_dict(), _card("views", [source], [1.0]))
 
 
@@ -195,6 +197,10 @@ def main(words: Sequence[str]) -> None:
     parser.add_argument("--decode", choices=["expectation", "median", "argmax"], help="of an ensemble")
     args = parser.parse_args(words)
     if args.kind == "views":
+        if args.weight or args.decode:
+            raise UserError(
+                "views: takes neither --weight nor --decode; give model.decode.method=median, say"
+            )
         views(args.folder, args.models[0], args.models[1:])
         return
     if args.kind == "soup":

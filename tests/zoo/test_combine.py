@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ageray import bundle
+from ageray import bundle, storage
 from ageray.errors import UserError
 from ageray.experiment import Experiment
 from ageray.experiment.model import Decode
@@ -110,12 +110,26 @@ def test_a_training_starts_from_a_bundle_or_a_run(tmp_path: Path) -> None:
         build(settings.model_copy(update={"weights": str(tmp_path / "empty")}))
 
 
+def test_a_file_of_weights_is_read_without_looking_for_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(tmp_path / "a", 1)
+    settings, looked = bundle.load(model).experiment.model, list[str]()
+    monkeypatch.setattr(storage, "exists", looked.append)
+    build(settings.model_copy(update={"weights": f"{model}/model.safetensors"}))
+    assert not looked
+
+
 def test_views_change_nothing_else(tmp_path: Path) -> None:
     model = make(tmp_path / "a", 1)
     with pytest.raises(UserError, match=r"train\.seed=3: changes more than how a face is scored"):
         combine.views(str(tmp_path / "b"), model, ["train.seed=3"])
     with pytest.raises(UserError, match=r"model\.decode\.flip: 'maybe' is not allowed"):
         combine.views(str(tmp_path / "b"), model, ["model.decode.flip=maybe"])
+    with pytest.raises(UserError, match=r"model\.decode\.method=gallery: .* has no gallery"):
+        combine.views(str(tmp_path / "b"), model, ["model.decode.method=gallery"])
+    with pytest.raises(UserError, match=r"views: takes neither --weight nor --decode"):
+        combine.main(["views", str(tmp_path / "b"), model, "--decode", "median"])
     assert not (tmp_path / "b").exists()
 
 
