@@ -15,6 +15,7 @@ from ageray.faces.canvases import face_canvases, to_tensors
 from ageray.models.build import build
 from ageray.models.inference import posterior
 from ageray.synthetic import faces as synthetic_faces
+from ageray.train import loop
 from ageray.train.in_memory import frozen
 from ageray.train.in_memory import train as in_memory_train
 from ageray.train.in_memory.train import Fold, Result
@@ -94,7 +95,7 @@ def test_a_fold_gives_the_same_whatever_ran_before_it() -> None:
 
 def test_each_face_learns_what_the_teacher_says_of_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     batches = list[Columns]()
-    original = in_memory_train.train_one_epoch
+    original = loop.train_one_epoch
 
     def train_one_epoch(state: Any, columns: Any) -> Any:
         shown = list(columns)
