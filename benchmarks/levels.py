@@ -15,6 +15,7 @@ and the setting.
 from __future__ import annotations
 
 import argparse
+import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from ageray.predictor import Predictor
 
 _STEPS = (0.0, 0.025, 0.05, 0.075, 0.1, 0.125, 0.15)
 _RAMPS = (15, 25, 45, 60)  # years: both tails of the usual range of a photo collection
-_LEAST_FACES = 20  # of a decade whose bias counts
+_LEAST_FACES = 30  # of a decade that counts: the bias of fewer is uncertain by years
 _RESAMPLES = 1000
 
 Floats = NDArray[np.float64]
@@ -86,7 +87,8 @@ def main() -> None:
     predictor = Predictor(loaded, threads=given.threads)
     raws: dict[str, Raw] = {}
     for source in given.sets:
-        file = Path(given.cache or "levels.cache") / loaded.identity / f"{source.name}.npz"
+        faces = zlib.crc32(f"{source.shards}@{source.split}#{source.part}".encode())
+        file = Path(given.cache or "levels.cache") / loaded.identity / f"{source.name}-{faces:08x}.npz"
         if not file.exists():
             hard_faces.predict(predictor, source.rows()).save(file)
         raws[source.name] = Raw.load(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,7 +219,8 @@ def test_levels_are_the_least_change_that_keeps_biases_within_the_limits(
     folder = tmp_path / loaded.identity
     folder.mkdir()
     others = ("key", "subject", "gender", "group", "decoded", "measures", "distance", "shown")
-    np.savez(folder / "drawn.npz", true=true, posterior=posterior, **dict.fromkeys(others, np.zeros(1)))
+    file = f"drawn-{zlib.crc32(b'unread@#'):08x}.npz"
+    np.savez(folder / file, true=true, posterior=posterior, **dict.fromkeys(others, np.zeros(1)))
     words = [model, "drawn=unread", "--cache", str(tmp_path), "--threads", "1"]
     run("levels", words, monkeypatch)
     *_, chosen = capsys.readouterr().out.splitlines()

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 
 from ageray import experiment, storage
+from ageray.config import loads as settings_of
 from ageray.config import zoo
 from ageray.errors import UserError
 from ageray.models import cluster_cnn
@@ -70,24 +71,29 @@ def build(config: experiment.Model, seed: int | None = None, pretrained: bool = 
                 f"model.weights=imagenet: cannot be downloaded here ({error}); {REMEDY}"
             ) from None
     if config.weights not in ("none", "imagenet"):
-        load_start(network, config.weights)
+        load_start(network, config.weights, config.ages)
     return network.to(memory_format=torch.channels_last)
 
 
-def load_start(network: AgeNetwork, weights: str) -> None:
+def load_start(network: AgeNetwork, weights: str, ages: tuple[int, int] | None = None) -> None:
     """Loads a safetensors file: a whole model of our own, or published weights of the backbone.
 
-    weights: its path or url, or a model: `zoo:NAME`, a bundle or a run folder.
+    weights: its path or url, or a model: `zoo:NAME`, a bundle or a run folder. ages: the network's
+    first and last bin; a model whose age layer is taken over must have the same.
     Raises UserError if the file cannot be read or belongs to another network.
     """
+    file = ""
     try:
-        state = load_safetensors(storage.read_bytes(_weights_file(weights)))
+        file = _weights_file(weights)
+        state = load_safetensors(storage.read_bytes(file))
     except UserError as error:
         raise UserError(f"model.weights={str(error).removeprefix('model.weights=')}") from None
     except Exception as error:  # safetensors raises many types
         raise UserError(f"model.weights={weights}: not a safetensors file ({error}); {REMEDY}") from None
     try:
         if state.keys() == network.state_dict().keys():
+            if file != weights and ages is not None:
+                _check_ages(file, weights, ages)
             tensors = {}
             for name, tensor in state.items():
                 tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
@@ -98,6 +104,19 @@ def load_start(network: AgeNetwork, weights: str) -> None:
         reason = " ".join(str(error).split())[:200]
         model = getattr(network.get_backbone(), "name", "this network")
         raise UserError(f"model.weights={weights}: not weights of {model} ({reason}); {REMEDY}") from None
+
+
+def _check_ages(file: str, weights: str, ages: tuple[int, int]) -> None:
+    """Raises UserError if the bundle with this file has other bins: as many of them would fit, and
+    every age would be wrong by their distance."""
+    settings = storage.join(file.rpartition("/")[0], "config.yaml")
+    if storage.exists(settings):
+        other = settings_of(storage.read_text(settings), settings).model.ages
+        if other != ages:
+            raise UserError(
+                f"model.weights={weights}: has model.ages={list(other)}, this model {list(ages)}; set "
+                f"model.ages={list(other)}"
+            )
 
 
 def _weights_file(weights: str) -> str:

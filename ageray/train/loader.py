@@ -93,9 +93,10 @@ class Streams:
 
     def ask(self, found: Teacher, report: Callable[[int], None]) -> NDArray[np.float16]:
         """The teacher's posteriors of all training faces, of which every batch then has its own as
-        `teacher` (B, K). report: see `teacher.posteriors`."""
+        `teacher` (B, K). Decoded faces stay in memory where they fit, for the first epoch. report:
+        see `teacher.posteriors`."""
         faces = self.plan.faces["train"]
-        batches = self._numbered(self.plan.folders(), faces, self._share_rows("train", None))
+        batches = self._cached("train", self._share_rows("train", None))
         self.taught = teacher.posteriors(found, batches, len(faces), self.device, report)
         return self.taught
 

@@ -63,7 +63,8 @@ def load(config: Experiment, device: torch.device) -> Teacher | None:
             raise UserError(
                 f"train.teacher={name}: has model.ages={other}, this model {own}; they must be the same"
             )
-        if experiment.align != config.align:
+        placement = config.align.placement  # where faces are aligned does not change them
+        if experiment.align.model_copy(update={"placement": placement}) != config.align:
             raise UserError(
                 f"train.teacher={name}: its align differs from this model's; the same faces must fit both"
             )

@@ -41,7 +41,8 @@ def ensemble(
     """Writes the bundle of an ensemble of `models` to `folder`.
 
     A face is aligned once, at the largest of the members' sizes, and resized for the others. The
-    ensemble's ages span those of all members. decode: None takes the first member's. weights: each
+    ensemble's ages span those of all members. decode: None takes the first member's, without its
+    levels. weights: each
     member's share of the mean; None gives all the same. Raises UserError if a model cannot be a
     member.
     """
@@ -61,7 +62,8 @@ def ensemble(
         name="ensemble",
         members=tuple(members),
         ages=(youngest, oldest),
-        decode=decode or first.model.decode,
+        # levels were chosen for one member's posteriors
+        decode=decode or first.model.decode.model_copy(update={"levels": ()}),
     )
     experiment = first.model_copy(update={"model": model, "align": align})
     _write(folder, experiment, state, _card("ensemble", sources, shares))
@@ -109,6 +111,8 @@ def views(folder: str, model: str, overrides: Sequence[str]) -> None:
                 f"{word}: changes more than how a face is scored; give align.size, train.precision or "
                 "keys below model.decode"
             )
+        if key == "align.size" and isinstance(source.experiment.model, Ensemble):
+            raise UserError(f"{word}: the members of an ensemble were made for their sizes; leave it out")
     experiment = config.load([], overrides, source.experiment)
     if experiment.model.decode.method == "gallery":
         raise UserError(f"model.decode.method=gallery: {model} has no gallery; name another method")

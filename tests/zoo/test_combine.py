@@ -105,6 +105,10 @@ def test_a_training_starts_from_a_bundle_or_a_run(tmp_path: Path) -> None:
         started = build(settings.model_copy(update={"weights": weights}), seed=5).state_dict()
         for name, tensor in expected.items():
             assert torch.equal(started[name], tensor)
+    first, last = settings.ages
+    moved = settings.model_copy(update={"weights": model, "ages": (first + 5, last + 5)})
+    with pytest.raises(UserError, match=r"has model\.ages=\[0, 60\], this model \[5, 65\]; set model\.ages"):
+        build(moved)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"model\.weights=.*empty"):
         build(settings.model_copy(update={"weights": str(tmp_path / "empty")}))
