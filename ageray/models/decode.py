@@ -59,11 +59,19 @@ def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
 
 def _level(median_B1: Tensor, levels: Sequence[Level]) -> Tensor:
     """The share of the posterior below the age, interpolated at each median: (B, 1)."""
-    level_B1 = torch.full_like(median_B1, levels[0].share)
-    for before, after in pairwise(levels):
-        part_B1 = ((median_B1 - before.age) / (after.age - before.age)).clamp(0, 1)
-        level_B1 = level_B1 + part_B1 * (after.share - before.share)
-    return level_B1
+    points = tuple((level.age, level.share) for level in levels)
+    start_R, slope_R, rise_R = constant(_ramps, points, like=median_B1)
+    rises_BR = ((median_B1 - start_R) * slope_R).clamp(0, 1) * rise_R
+    return rises_BR.sum(-1, keepdim=True) + levels[0].share
+
+
+def _ramps(points: tuple[tuple[float, float], ...]) -> Tensor:
+    """Start in years, slope a year and rise of the share of each ramp between levels: (3, R)."""
+    rows = []
+    for (age, share), (next_age, next_share) in pairwise(points):
+        if next_share != share:
+            rows.append((age, 1 / (next_age - age), next_share - share))
+    return torch.tensor(rows).reshape(-1, 3).T
 
 
 def median(posterior_BK: Tensor, bins_K: Tensor) -> Tensor:
