@@ -60,7 +60,7 @@ def decode(posterior_BK: Tensor, config: ModelBase) -> Tensor:
 def _level(median_B1: Tensor, levels: Sequence[Level]) -> Tensor:
     """The share of the posterior below the age, interpolated at each median: (B, 1)."""
     points = tuple((level.age, level.share) for level in levels)
-    start_R, slope_R, rise_R = constant(_ramps, points, like=median_B1)
+    start_R, slope_R, rise_R = constant(_ramps, points, like=median_B1).unbind(0)
     rises_BR = ((median_B1 - start_R) * slope_R).clamp(0, 1) * rise_R
     return rises_BR.sum(-1, keepdim=True) + levels[0].share
 
