@@ -52,7 +52,8 @@ def errors(raw: Raw, ages: tuple[int, int], young: float, old: float) -> Floats:
     config = argparse.Namespace(
         ages=ages, decode=Decode.model_validate({"method": "median", "levels": levels(young, old)})
     )
-    decoded = decode(torch.from_numpy(np.asarray(raw.posterior, np.float32)), config)  # type: ignore[arg-type]
+    posterior = torch.from_numpy(np.asarray(raw.posterior, np.float32))
+    decoded = decode(posterior, config)  # type: ignore[arg-type]  # it reads these two alone
     return decoded.clamp_min(0).double().numpy() - np.asarray(raw.true, np.float64)
 
 

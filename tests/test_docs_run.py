@@ -79,6 +79,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(root / "photos" / "photo-00000.jpg", root / name)
     faces.write_faces_table(root / "shards" / "utkface", 64, subjects=32)
     [shard] = faces.write_faces_table(root / "shards" / "mine", 64, seed=1, subjects=32)
+    faces.write_faces_table(root / "shards" / "lfw", 64, seed=2, subjects=32)
+    faces.write_faces_table(root / "shards" / "clap2016", 64, seed=3, subjects=32)
+    parts = ["key,part"]
+    for number, key in enumerate(pq.read_table(root / "shards" / "clap2016").column("key").to_pylist()):
+        parts.append(f"{key},{'train' if number % 4 else 'val'}")
+    (root / "clap2016.csv").write_text("\n".join(parts) + "\n")
     for name in ("fgnet", "fgnet-detect"):
         shutil.copytree(root / "shards" / "mine", root / "shards" / name)
     for name in ("cacd", "morph", "imdb_wiki"):  # with their groups
@@ -101,6 +107,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copytree(ZOO / "fast" / "1", root / name)
     shutil.copytree(ZOO / "default" / "1", root / "OTHER")
+    shutil.copytree(ZOO / "default" / "3", root / "TEACHER")
     shutil.copy(ZOO / "default" / "2" / "model.safetensors", root / "FILE")
     save_file(MobileNetV1().state_dict(), root / "FACES")
     layers = GoogLeNet().state_dict()
