@@ -115,8 +115,8 @@ class State:
 
     batch_loss: network and criterion as one module, in DistributedDataParallel from `start_stage`
     on where there are several workers. ema_network: the moving average of the weights, None without
-    `train.ema`. teacher: of `train.teacher`, where each
-    step asks it. epoch, step: the numbers of finished epochs and steps
+    `train.ema`. teacher: of `train.teacher`, where each step asks it. epoch, step: the numbers of
+    finished epochs and steps
     over all stages. best: the least figure by `train.select`, in years. epoch_steps: the steps of
     the epoch under way. total_epochs: of all stages.
     """

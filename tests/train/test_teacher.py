@@ -122,6 +122,7 @@ def test_answers_that_are_damaged_or_of_other_faces_are_asked_for_again(tmp_path
 
 def test_a_teacher_must_see_the_crop_and_the_ages_of_its_student(folder: Path) -> None:
     assert teacher.load(experiment(folder), CPU) is not None
+    assert teacher.load(experiment(folder, "align.placement=actors"), CPU) is not None  # the same crop
     with pytest.raises(UserError, match=r"train\.teacher=.*: its align differs from this model's"):
         teacher.load(experiment(folder, "align.size=56"), CPU)
     with pytest.raises(UserError, match=r"has model\.ages=\[-15, 120\], this model \[0, 90\]"):

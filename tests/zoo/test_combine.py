@@ -124,6 +124,17 @@ def test_a_file_of_weights_is_read_without_looking_for_a_folder(
     assert not looked
 
 
+def test_an_ensemble_has_no_levels_of_a_member_and_keeps_its_size(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a", 1), make(tmp_path / "b", 3)
+    levels = "model.decode.levels=[{age: 20, share: 0.4}]"
+    combine.views(str(tmp_path / "levels"), first, ["model.decode.method=median", levels])
+    combine.ensemble(str(tmp_path / "both"), [str(tmp_path / "levels"), second])
+    decode = bundle.load(str(tmp_path / "both")).experiment.model.decode
+    assert (decode.method, decode.levels) == ("median", ())
+    with pytest.raises(UserError, match=r"align\.size=96: the members of an ensemble were made for their"):
+        combine.views(str(tmp_path / "wide"), str(tmp_path / "both"), ["align.size=96"])
+
+
 def test_views_change_nothing_else(tmp_path: Path) -> None:
     model = make(tmp_path / "a", 1)
     with pytest.raises(UserError, match=r"train\.seed=3: changes more than how a face is scored"):
